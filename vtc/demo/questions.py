@@ -1,0 +1,147 @@
+"""Questions that have exactly one right answer in a scene, seven types, and their vocabulary.
+
+| type | example | answers |
+|---|---|---|
+| color | What color is the ring? | six colours |
+| shape | What shape is the red object? | five shapes |
+| exist | Is there a red circle? | yes, no |
+| position | Where is the red circle? | top left, top right, bottom left, bottom right |
+| count | How many circles are there? How many red objects are there? | 0 to 4 |
+| ocr | What number is written? | 00 to 99 |
+| relation | Is the red circle left of the blue square? | yes, no |
+"""
+
+from collections import Counter
+from itertools import permutations
+from typing import NamedTuple
+
+from vtc.demo.scenes import COLORS, SHAPES, SIZE, Item, Scene
+
+TYPES = ("color", "shape", "exist", "position", "count", "ocr", "relation")
+YES_NO = ("no", "yes")
+CORNERS = ("top left", "top right", "bottom left", "bottom right")
+DIRECTIONS = ("left of", "right of", "above", "below")
+MIDLINE_MARGIN = 6  # pixels that a centre must be away from both midlines to have a corner
+RELATION_MARGIN = 10  # pixels by which two centres must differ along the axis that is asked about
+MAX_COUNT = 4
+ANSWERS = {
+    "color": COLORS,
+    "shape": SHAPES,
+    "exist": YES_NO,
+    "position": CORNERS,
+    "count": tuple(str(n) for n in range(MAX_COUNT + 1)),
+    "ocr": tuple(f"{n:02d}" for n in range(100)),
+    "relation": YES_NO,
+}
+PLURALS = {"circle": "circles", "square": "squares", "triangle": "triangles", "cross": "crosses", "ring": "rings"}
+
+
+class Question(NamedTuple):
+    """A question as a person would write it, its only right answer, and its type (one of TYPES)."""
+
+    text: str
+    answer: str
+    type: str
+
+
+def _name(item: Item) -> str:
+    return f"{COLORS[item.color]} {SHAPES[item.shape]}"
+
+
+def _unique(scene: Scene) -> list[Item]:
+    """The items whose colour and shape together name them and nothing else."""
+    seen = Counter((item.color, item.shape) for item in scene.items)
+    return [item for item in scene.items if seen[item.color, item.shape] == 1]
+
+
+def _color(scene: Scene) -> list[tuple[str, str]]:
+    seen = Counter(item.shape for item in scene.items)
+    return [(f"What color is the {SHAPES[i.shape]}?", COLORS[i.color]) for i in scene.items if seen[i.shape] == 1]
+
+
+def _shape(scene: Scene) -> list[tuple[str, str]]:
+    seen = Counter(item.color for item in scene.items)
+    return [
+        (f"What shape is the {COLORS[i.color]} object?", SHAPES[i.shape]) for i in scene.items if seen[i.color] == 1
+    ]
+
+
+def _exist(scene: Scene) -> list[tuple[str, str]]:
+    pairs = {(item.color, item.shape) for item in scene.items}
+    colors, shapes = {c for c, _ in pairs}, {s for _, s in pairs}
+    found = []
+    for c, color in enumerate(COLORS):
+        for s, shape in enumerate(SHAPES):
+            # Hard negatives, a present colour with a present shape, stand three times so that they are asked more often.
+            copies = 3 if (c in colors and s in shapes) else 1
+            found += [(f"Is there a {color} {shape}?", YES_NO[(c, s) in pairs])] * copies
+    return found
+
+
+def _position(scene: Scene) -> list[tuple[str, str]]:
+    found = []
+    for item in _unique(scene):
+        x, y = 2 * item.x + 1 - SIZE, 2 * item.y + 1 - SIZE
+        if min(abs(x), abs(y)) >= 2 * MIDLINE_MARGIN:
+            found.append((f"Where is the {_name(item)}?", CORNERS[2 * (y > 0) + (x > 0)]))
+    return found
+
+
+def _count(scene: Scene) -> list[tuple[str, str]]:
+    shapes, colors = Counter(i.shape for i in scene.items), Counter(i.color for i in scene.items)
+    found = [(f"How many {PLURALS[name]} are there?", shapes[s]) for s, name in enumerate(SHAPES)]
+    found += [(f"How many {name} objects are there?", colors[c]) for c, name in enumerate(COLORS)]
+    return [(text, str(number)) for text, number in found if number <= MAX_COUNT]
+
+
+def _ocr(scene: Scene) -> list[tuple[str, str]]:
+    return [("What number is written?", "{}{}".format(*scene.number))]
+
+
+def _relation(scene: Scene) -> list[tuple[str, str]]:
+    found = []
+    for a, b in permutations(_unique(scene), 2):
+        for axis, names in ((a.x - b.x, DIRECTIONS[:2]), (a.y - b.y, DIRECTIONS[2:])):
+            if abs(axis) >= RELATION_MARGIN:
+                found += [
+                    (f"Is the {_name(a)} {name} the {_name(b)}?", YES_NO[(axis < 0) == (name == names[0])])
+                    for name in names
+                ]
+    return found
+
+
+_MAKERS = dict(zip(TYPES, (_color, _shape, _exist, _position, _count, _ocr, _relation), strict=True))
+
+
+def candidates(scene: Scene, type: str) -> list[Question]:
+    """Every unambiguous question of one type about a scene, in a fixed order; may be empty.
+
+    Raises KeyError for a type that is not in TYPES.
+    """
+    return [Question(text, answer, type) for text, answer in _MAKERS[type](scene)]
+
+
+def ask(scene: Scene, type: str, rng, tries: int = 4) -> Question | None:
+    """One question of a type with the answer drawn first, so that answers come out balanced; None if there is none.
+
+    Up to `tries` answers are drawn until the scene has a question with one of them; then any question is taken.
+    `rng` is a numpy Generator.
+    """
+    found = candidates(scene, type)
+    if not found:
+        return None
+    for _ in range(tries):
+        wanted = ANSWERS[type][int(rng.integers(len(ANSWERS[type])))]
+        fitting = [question for question in found if question.answer == wanted]
+        if fitting:
+            return fitting[int(rng.integers(len(fitting)))]
+    return found[int(rng.integers(len(found)))]
+
+
+def vocabulary() -> list[str]:
+    """The lower-case words of all questions and answers, sorted, without digits and punctuation."""
+    text = "what color is the shape object there a an where how many are objects number written there"
+    words = set(text.split()) | set(COLORS) | set(SHAPES) | set(PLURALS.values()) | set(YES_NO)
+    for phrase in CORNERS + DIRECTIONS:
+        words |= set(phrase.split())
+    return sorted(words)
