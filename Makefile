@@ -1,0 +1,92 @@
+# `make help` lists the targets. Every target makes the environment that it needs, once.
+
+PYTHON ?= python3
+JOBS ?= 2
+PYTEST_ARGS ?=
+TORCH := $(shell sed -n 's/^torch==//p' constraints.txt)
+
+DEMO_STRATEGIES := none,random,uniform,pool,hiprune,vtc_cls
+DEMO_BUDGETS := 0.5,0.25,0.11
+DEMO_OUTPUT ?= results/demo
+
+# What runs on the oldest transformers when time is short.
+REDUCED := $(wildcard tests/test_contract*.py tests/test_engine*.py tests/test_golden*.py)
+
+# Tests need no network and no display, and two workers share two cores.
+TEST_ENV := HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false MPLBACKEND=Agg OMP_NUM_THREADS=1
+PYTEST = -m pytest -n $(JOBS) $(PYTEST_ARGS)
+
+.PHONY: help demo test test-matrix test-oldest test-oldest-reduced lint format wheel-check clean distclean
+.DELETE_ON_ERROR:
+
+help: ## this list
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' Makefile | awk -F'|' '{ printf "%-27s %s\n", $$1, $$2 }'
+
+demo: .venv/.ready ## compare strategies on the bundled model; picks up where it stopped
+	.venv/bin/vtc eval --model demo --strategy $(DEMO_STRATEGIES) --keep $(DEMO_BUDGETS) \
+		--tasks demo --limit 200 --output $(DEMO_OUTPUT)
+
+test: .venv/.ready ## all tests, newest supported transformers
+	@$(TEST_ENV) .venv/bin/python $(PYTEST)
+
+test-oldest: .venv-oldest/.ready ## all tests, oldest supported transformers
+	@$(TEST_ENV) .venv-oldest/bin/python $(PYTEST)
+
+test-oldest-reduced: .venv-oldest/.ready ## contract, engine and golden tests, oldest supported transformers
+	@test -n "$(REDUCED)" || { echo "no file matches the reduced selection"; exit 1; }
+	@$(TEST_ENV) .venv-oldest/bin/python $(PYTEST) -m "not slow" $(REDUCED)
+
+test-matrix: test test-oldest ## all tests on both ends of the supported range
+
+lint: .venv/.ready ## ruff
+	@.venv/bin/python -m ruff check .
+
+format: .venv/.ready ## let ruff repair what it can
+	@.venv/bin/python -m ruff check --fix .
+	@.venv/bin/python -m ruff format .
+
+# A stale build/ would put deleted files back into the wheel, so it goes first and last.
+wheel-check: .venv/.ready .venv-wheel/.torch ## build the wheel, install it elsewhere, use it outside the checkout
+	@set -eu; rm -rf build *.egg-info; tmp=$$(mktemp -d); trap 'rm -rf "$$tmp" build *.egg-info' EXIT; \
+	.venv/bin/python -m build --wheel --outdir "$$tmp/dist" . > "$$tmp/log" 2>&1 || { cat "$$tmp/log"; exit 1; }; \
+	.venv-wheel/bin/python -m pip uninstall -q -y vtc-vlm 2> /dev/null; \
+	.venv-wheel/bin/python -m pip install -q -c constraints.txt "$$tmp"/dist/*.whl; \
+	mkdir "$$tmp/outside"; cp tests/wheel/check_wheel.py "$$tmp/outside/"; \
+	(cd "$$tmp/outside"; env -u PYTHONPATH HF_HUB_OFFLINE=1 "$(CURDIR)/.venv-wheel/bin/python" check_wheel.py "$(CURDIR)")
+
+clean: ## remove build products and caches
+	rm -rf build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
+	find vtc patches eval configs tests -name __pycache__ -type d -prune -exec rm -rf {} + 2> /dev/null || true
+
+distclean: clean ## remove the environments and the results too
+	rm -rf .venv .venv-oldest .venv-wheel results
+
+# --- environments -----------------------------------------------------------------------------------------------------
+# torch comes first, alone and without options: pip then takes the build that this machine is set up for.
+
+define venv
+@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2> /dev/null || { \
+	echo "vtc needs Python 3.11 or newer, and $(PYTHON) is not: try make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 1; }
+@$(1)/bin/python -m pip --version > /dev/null 2>&1 || $(PYTHON) -m venv --clear $(1)
+@$(1)/bin/python -m pip install -q --upgrade pip > /dev/null 2>&1 || true
+@echo "$(1): installing torch $(TORCH)"
+@$(1)/bin/python -m pip install -q "torch==$(TORCH)"
+endef
+
+define project
+@echo "$(1): installing vtc with $(2)"
+@$(1)/bin/python -m pip install -q -c $(2) -e ".[dev]"
+@touch $(1)/.ready
+endef
+
+.venv/.ready: pyproject.toml constraints.txt
+	$(call venv,.venv)
+	$(call project,.venv,constraints.txt)
+
+.venv-oldest/.ready: pyproject.toml constraints-oldest.txt
+	$(call venv,.venv-oldest)
+	$(call project,.venv-oldest,constraints-oldest.txt)
+
+.venv-wheel/.torch: constraints.txt
+	$(call venv,.venv-wheel)
+	@touch $@
