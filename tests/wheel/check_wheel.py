@@ -37,10 +37,10 @@ def check_configs() -> None:
     """The YAML files are package data."""
     import yaml
 
-    text = files("vtc.configs").joinpath("strategies", "hiprune.yaml").read_text(encoding="utf-8")
+    text = (files("vtc.configs") / "strategies" / "hiprune.yaml").read_text(encoding="utf-8")
     assert isinstance(yaml.safe_load(text), dict)
     for folder in ("strategies", "eval", "sweeps"):
-        names = [entry.name for entry in files("vtc.configs").joinpath(folder).iterdir()]
+        names = [entry.name for entry in (files("vtc.configs") / folder).iterdir()]
         assert any(name.endswith(".yaml") for name in names), f"no YAML in vtc.configs/{folder}: {names}"
 
 
