@@ -50,7 +50,7 @@ wheel-check: .venv/.ready .venv-wheel/.torch ## build the wheel, install it else
 	@set -eu; rm -rf build *.egg-info; tmp=$$(mktemp -d); trap 'rm -rf "$$tmp" build *.egg-info' EXIT; \
 	.venv/bin/python -m build --wheel --outdir "$$tmp/dist" . > "$$tmp/log" 2>&1 || { cat "$$tmp/log"; exit 1; }; \
 	.venv-wheel/bin/python -m pip uninstall -q -y vtc-vlm 2> /dev/null; \
-	.venv-wheel/bin/python -m pip install -q -c constraints.txt "$$tmp"/dist/*.whl; \
+	.venv-wheel/bin/python -m pip install -qq -c constraints.txt "$$tmp"/dist/*.whl; \
 	mkdir "$$tmp/outside"; cp tests/wheel/check_wheel.py "$$tmp/outside/"; \
 	(cd "$$tmp/outside"; env -u PYTHONPATH HF_HUB_OFFLINE=1 "$(CURDIR)/.venv-wheel/bin/python" check_wheel.py "$(CURDIR)")
 
@@ -70,12 +70,12 @@ define venv
 @$(1)/bin/python -m pip --version > /dev/null 2>&1 || $(PYTHON) -m venv --clear $(1)
 @$(1)/bin/python -m pip install -q --upgrade pip > /dev/null 2>&1 || true
 @echo "$(1): installing torch $(TORCH)"
-@$(1)/bin/python -m pip install -q "torch==$(TORCH)"
+@$(1)/bin/python -m pip install -qq "torch==$(TORCH)"
 endef
 
 define project
 @echo "$(1): installing vtc with $(2)"
-@$(1)/bin/python -m pip install -q -c $(2) -e ".[dev]"
+@$(1)/bin/python -m pip install -qq -c $(2) -e ".[dev]"
 @touch $(1)/.ready
 endef
 
