@@ -1,0 +1,116 @@
+"""The contract of a model family: where its sites are, what its encoder is, how its images lie in the prompt."""
+
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from vtc.errors import UnsupportedError
+from vtc.flops import LanguageShape
+from vtc.hooks import Patchwork
+from vtc.kernels.attention_reduce import attention_columns, attention_rows
+from vtc.layout import ImageLayout
+from vtc.patches._observe import observe
+from vtc.signals import AttentionColumns, Encoder, Signal
+
+
+class Family(ABC):
+    """One loaded model of a family. Constructing it only looks: a missing site raises UnsupportedError.
+
+    model: the ...ForConditionalGeneration. inner: the model with vision and language parts. language_model: the
+    decoder, whose inputs are the boundary where tokens are dropped. mrope: positions have 3 axes.
+    """
+
+    name: ClassVar[str]
+    model_types: ClassVar[tuple[str, ...]]
+    may_have_cls: ClassVar[bool] = False
+    mrope: ClassVar[bool] = False
+    attention_path: ClassVar[str]
+    tower_path: ClassVar[str]
+
+    def __init__(self, model: nn.Module):
+        self.model = model
+        self.inner = self._site("model")
+        self.language_model = self._site("model.language_model")
+        self.tower = self._site(self.tower_path)
+        pattern = re.compile(self.attention_path)
+        found = {int(m[1]): module for name, module in self.tower.named_modules() if (m := pattern.fullmatch(name))}
+        self.attention = [found[i] for i in sorted(found)]
+        if not self.attention or any(not hasattr(module, "config") for module in self.attention):
+            raise UnsupportedError(
+                f"{type(model).__name__} has no attention modules with a config at {self.tower_path}.({self.attention_path}) "
+                f"under this transformers; possible: a stock {' or '.join(self.model_types)} model"
+            )
+        self.image_token_id: int = model.config.image_token_id
+        self.encoder: Encoder = self.describe_encoder()
+
+    def _site(self, path: str) -> nn.Module:
+        try:
+            return self.model.get_submodule(path)
+        except AttributeError:
+            raise UnsupportedError(
+                f"{type(self.model).__name__} has no module {path!r}; possible: a stock "
+                f"{' or '.join(self.model_types)} ...ForConditionalGeneration"
+            ) from None
+
+    @abstractmethod
+    def describe_encoder(self) -> Encoder:
+        """What strategies may know of the encoder; raises UnsupportedError for a tower that is not understood."""
+
+    @abstractmethod
+    def image_layouts(self, arguments: dict) -> list[ImageLayout]:
+        """The layout of each image, in prompt order, from the arguments of the model's `get_image_features`."""
+
+    @abstractmethod
+    def tile_scores(self, captured: list[Tensor], images: list[ImageLayout], arguments: dict) -> list[list[Tensor]]:
+        """Sorts what `reduce` gave for one signal, in call order, to images and tiles: a tensor [n] for each tile."""
+
+    @classmethod
+    @abstractmethod
+    def tiny(cls, **overrides) -> nn.Module:
+        """A model of the family's real classes with small random weights, for tests."""
+
+    @classmethod
+    @abstractmethod
+    def tiny_inputs(cls, model: nn.Module, images: tuple[int, ...] = (1, 2, 1), seed: int = 0, **kwargs) -> dict:
+        """Inputs for `tiny()`: one prompt per entry of `images` with that many images, padded to one length."""
+
+    def observe(self, patchwork: Patchwork, layer: int, record: Callable) -> None:
+        """Has `record` called with the q and k of each attention call of an encoder layer (0-based)."""
+        observe(patchwork, self.attention[layer], record)
+
+    def reduce(self, signal: Signal, query: Tensor, key: Tensor, scale: float | None, cu_seqlens) -> Tensor:
+        """One signal from the q [B, H, N, D] and k of one attention call -> [B, N] float32, [CLS] column removed.
+
+        With `cu_seqlens` (flash attention over packed images) each segment attends within itself.
+        """
+        if isinstance(signal, AttentionColumns):
+            scores = attention_columns(query, key, scale=scale, reduce_queries=signal.reduce_queries, cu_seqlens=cu_seqlens)
+        elif self.encoder.has_cls:
+            scores = attention_rows(query[:, :, :1], key, scale=scale)[:, 0]
+        elif cu_seqlens is None:
+            scores = attention_rows(query.mean(2, keepdim=True), key, scale=scale)[:, 0]
+        else:
+            sizes = (cu_seqlens[1:] - cu_seqlens[:-1]).tolist()
+            parts = zip(query.split(sizes, 2), key.split(sizes, 2), strict=True)
+            scores = torch.cat([attention_rows(q.mean(2, keepdim=True), k, scale=scale)[:, 0] for q, k in parts], 1)
+        return scores[:, 1:] if self.encoder.has_cls else scores
+
+    def language_shape(self) -> LanguageShape:
+        """The decoder's sizes for FLOPs and KV bytes."""
+        config = self.model.config.get_text_config()
+        heads = config.num_attention_heads
+        gated = any(name.endswith("gate_proj") for name, _ in self.language_model.layers[0].named_modules())
+        return LanguageShape(
+            layers=config.num_hidden_layers,
+            hidden=config.hidden_size,
+            heads=heads,
+            kv_heads=getattr(config, "num_key_value_heads", None) or heads,
+            head_dim=getattr(config, "head_dim", None) or config.hidden_size // heads,
+            mlp=config.intermediate_size,
+            gated=gated,
+            bytes=next(self.language_model.parameters()).element_size(),
+        )

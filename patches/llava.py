@@ -1,0 +1,86 @@
+"""LLaVA-1.5: one crop per image, CLIP or SigLIP tower, any text model that `LlavaForConditionalGeneration` takes."""
+
+import torch
+from torch import Tensor, nn
+from transformers import (
+    CLIPVisionConfig,
+    LlamaConfig,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+    SiglipVisionConfig,
+)
+
+from vtc.errors import UnsupportedError
+from vtc.layout import ImageLayout, raster
+from vtc.patches import FAMILIES
+from vtc.patches._family import Family
+from vtc.patches._tiny import BOS, EOS, IMAGE_TOKEN, PAD, TEXT, finish, prompts
+from vtc.signals import Encoder
+
+CLS_TOWERS = {"clip_vision_model": True, "siglip_vision_model": False}
+
+
+@FAMILIES.register("llava")
+class Llava(Family):
+    """LLaVA-1.5 (`llava`). [CLS] exists with a CLIP tower only; grid image_size / patch_size, rows in raster order."""
+
+    name = "llava"
+    model_types = ("llava",)
+    may_have_cls = True
+    tower_path = "model.vision_tower"
+    attention_path = r"(?:vision_model\.)?encoder\.layers\.(\d+)\.self_attn"
+
+    def describe_encoder(self) -> Encoder:
+        """Depth, [CLS] and tokens per image of the tower."""
+        vision, strategy = self.tower.config, self.model.config.vision_feature_select_strategy
+        if vision.model_type not in CLS_TOWERS:
+            raise UnsupportedError(
+                f"vision tower {vision.model_type!r} is not supported by {self.name}; possible: {', '.join(CLS_TOWERS)}"
+            )
+        has_cls = CLS_TOWERS[vision.model_type]
+        if strategy != ("default" if has_cls else "full"):
+            raise UnsupportedError(
+                f"vision_feature_select_strategy={strategy!r} with a {vision.model_type} tower does not give a full grid "
+                f"of patches; possible: {'default' if has_cls else 'full'}"
+            )
+        depth = len(self.attention)
+        return Encoder(self.name, depth, has_cls, tuple(range(depth)), self.tokens_per_image(vision))
+
+    def tokens_per_image(self, vision) -> int | None:
+        """Visual tokens of an image where the family fixes them."""
+        return (vision.image_size // vision.patch_size) ** 2
+
+    def image_layouts(self, arguments: dict) -> list[ImageLayout]:
+        """One full raster per image, from the size of the pixels [images, 3, H, W]."""
+        pixels, patch = arguments["pixel_values"], self.tower.config.patch_size
+        rows, columns = pixels.shape[-2] // patch, pixels.shape[-1] // patch
+        return [raster(i, rows, columns) for i in range(pixels.shape[0])]
+
+    def tile_scores(self, captured: list[Tensor], images: list[ImageLayout], arguments: dict) -> list[list[Tensor]]:
+        """captured: [crops, N] per call; a tile takes its patches of its crop."""
+        scores = torch.cat(captured)
+        return [[scores[t.crop][t.patches.to(scores.device)] for t in image.tiles] for image in images]
+
+    @classmethod
+    def tiny(cls, tower: str = "clip", text: object = None, **overrides) -> nn.Module:
+        """4 encoder layers on an 8 x 8 grid. tower: "clip" or "siglip"; text: a text config (default Llama, GQA)."""
+        sizes = dict(hidden_size=32, intermediate_size=48, num_hidden_layers=4, num_attention_heads=2, image_size=32,
+                     patch_size=4)
+        vision = CLIPVisionConfig(**sizes) if tower == "clip" else SiglipVisionConfig(**sizes)
+        torch.manual_seed(0)
+        config = LlavaConfig(
+            vision_config=vision,
+            text_config=text or LlamaConfig(**TEXT, bos_token_id=BOS, eos_token_id=EOS, pad_token_id=PAD),
+            image_token_id=IMAGE_TOKEN,
+            image_seq_length=64,
+            vision_feature_select_strategy="default" if tower == "clip" else "full",
+            **overrides,
+        )
+        return finish(LlavaForConditionalGeneration(config))
+
+    @classmethod
+    def tiny_inputs(cls, model: nn.Module, images: tuple[int, ...] = (1, 2, 1), seed: int = 0, **kwargs) -> dict:
+        """Random pixels [images, 3, 32, 32] and prompts."""
+        pixels = torch.randn(sum(images), 3, 32, 32, generator=torch.Generator().manual_seed(seed))
+        inputs = prompts([[64] * n for n in images], seed, **kwargs)
+        return {**inputs, "pixel_values": pixels} if sum(images) else inputs

@@ -1,0 +1,104 @@
+"""LLaVA-NeXT: a base crop and tiles per image, unpadded, with a newline token at the end of each row of tiles."""
+
+from functools import lru_cache
+
+import torch
+from torch import nn
+from transformers import CLIPVisionConfig, LlamaConfig, LlavaNextConfig, LlavaNextForConditionalGeneration
+from transformers.models.llava_next.modeling_llava_next import (
+    get_anyres_image_grid_shape,
+    image_size_to_num_patches,
+    unpad_image,
+)
+
+from vtc.layout import ImageLayout, Tile
+from vtc.patches import FAMILIES
+from vtc.patches._tiny import BOS, EOS, IMAGE_TOKEN, PAD, TEXT, finish, prompts
+from vtc.patches.llava import Llava
+
+
+@lru_cache(maxsize=256)
+def anyres_tiles(size: tuple[int, int], tiles: tuple[int, int], side: int, unpad: bool = True, newline: bool = True):
+    """Tokens and tiles of one image: base crop first, then the tiles' tokens in raster order of the stitched canvas.
+
+    size: (height, width) of the picture in pixels. tiles: (rows, columns) of tiles. side: patches along a crop.
+    unpad: leave out the rows or columns of padding as the model does; newline: a token ends each canvas row.
+    Returns (tokens, tuple of Tile with crops numbered from 0); newline tokens belong to no tile.
+    """
+    every = torch.arange(side * side)
+    found = [Tile(0, every, every, (side, side))]
+    rows, columns = tiles
+    canvas = torch.arange(rows * side * columns * side).view(1, rows * side, columns * side)
+    canvas = (unpad_image(canvas, size) if unpad else canvas)[0]
+    height, width = canvas.shape
+    places = torch.arange(height)[:, None] * (width + newline) + torch.arange(width) + side * side
+    y, x = canvas // (columns * side), canvas % (columns * side)
+    tile, patch = y // side * columns + x // side, y % side * side + x % side
+    for t in range(rows * columns):
+        mine = tile == t
+        shape = int(mine.any(1).sum()), int(mine.any(0).sum())
+        found.append(Tile(1 + t, places[mine], patch[mine], shape))
+    return side * side + height * (width + newline), tuple(found)
+
+
+@FAMILIES.register("llava_next")
+class LlavaNext(Llava):
+    """LLaVA-NeXT / 1.6 (`llava_next`), anyres. Newline tokens mark rows of the full canvas; once tokens are dropped
+    those rows no longer exist, so newlines are dropped with them (as the official HiPrune code does)."""
+
+    name = "llava_next"
+    model_types = ("llava_next",)
+
+    def tokens_per_image(self, vision) -> None:
+        """Depends on the picture's size."""
+        return None
+
+    def image_layouts(self, arguments: dict) -> list[ImageLayout]:
+        """Base and tiles of each image from `image_sizes` [images, 2] (height, width in pixels)."""
+        config, vision = self.model.config, self.tower.config
+        side, layouts, crops = vision.image_size // vision.patch_size, [], 0
+        for size in torch.as_tensor(arguments["image_sizes"]).tolist():
+            count = image_size_to_num_patches(size, config.image_grid_pinpoints, vision.image_size)
+            if count > 1:
+                shape = get_anyres_image_grid_shape(size, config.image_grid_pinpoints, vision.image_size)
+                tokens, tiles = anyres_tiles(tuple(size), tuple(shape), side)
+            else:
+                every = torch.arange(side * side)
+                tokens, tiles = side * side + 1, (Tile(0, every, every, (side, side)),)
+            tiles = tuple(Tile(crops + t.crop, t.offsets, t.patches, t.grid) for t in tiles)
+            layouts.append(ImageLayout(tokens, tiles))
+            crops += count
+        return layouts
+
+    @classmethod
+    def tiny(cls, **overrides) -> nn.Module:
+        """4 encoder layers, 6 x 6 patches a crop, 2 x 2 and 1 x 2 tilings."""
+        vision = CLIPVisionConfig(hidden_size=32, intermediate_size=48, num_hidden_layers=4, num_attention_heads=2,
+                                  image_size=24, patch_size=4)
+        torch.manual_seed(0)
+        config = LlavaNextConfig(
+            vision_config=vision,
+            text_config=LlamaConfig(**TEXT, bos_token_id=BOS, eos_token_id=EOS, pad_token_id=PAD),
+            image_token_id=IMAGE_TOKEN,
+            image_grid_pinpoints=[[24, 48], [48, 24], [48, 48]],
+            image_seq_length=36,
+            vision_feature_select_strategy="default",
+            **overrides,
+        )
+        return finish(LlavaNextForConditionalGeneration(config))
+
+    @classmethod
+    def tiny_inputs(cls, model: nn.Module, images: tuple[int, ...] = (1, 2, 1), seed: int = 0, **kwargs) -> dict:
+        """Random crops [images, tiles, 3, 24, 24] of pictures of four different sizes."""
+        generator = torch.Generator().manual_seed(seed)
+        sizes = [[(40, 44), (24, 48), (50, 20), (48, 33)][i % 4] for i in range(sum(images))]
+        counts = [image_size_to_num_patches(list(s), model.config.image_grid_pinpoints, 24) for s in sizes]
+        shapes = [get_anyres_image_grid_shape(list(s), model.config.image_grid_pinpoints, 24) for s in sizes]
+        tokens = iter([anyres_tiles(s, tuple(g), 6)[0] for s, g in zip(sizes, shapes, strict=True)])
+        inputs = prompts([[next(tokens) for _ in range(n)] for n in images], seed, **kwargs)
+        if not sizes:
+            return inputs
+        pixels = torch.zeros(len(sizes), max(counts), 3, 24, 24)
+        for i, count in enumerate(counts):
+            pixels[i, :count] = torch.randn(count, 3, 24, 24, generator=generator)
+        return {**inputs, "pixel_values": pixels, "image_sizes": torch.tensor(sizes)}

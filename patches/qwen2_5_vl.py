@@ -1,0 +1,60 @@
+"""Qwen2.5-VL: as Qwen2-VL, but the encoder works in window order and most of its layers attend within windows."""
+
+from functools import lru_cache
+
+import torch
+from torch import Tensor, nn
+from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
+
+from vtc.patches import FAMILIES
+from vtc.patches.qwen2_vl import Qwen2VL
+from vtc.signals import Encoder
+
+
+@lru_cache(maxsize=256)
+def window_index(rows: int, columns: int, window: int) -> Tensor:
+    """Raster indices [rows * columns] of merged tokens in window order: windows of window x window tokens, row-major,
+    cut off at the right and lower border."""
+    raster = torch.arange(rows * columns).view(rows, columns)
+    blocks = [
+        raster[y : y + window, x : x + window].flatten()
+        for y in range(0, rows, window)
+        for x in range(0, columns, window)
+    ]
+    return torch.cat(blocks)
+
+
+@FAMILIES.register("qwen2_5_vl")
+class Qwen2_5VL(Qwen2VL):
+    """Qwen2.5-VL (`qwen2_5_vl`). Layers in `fullatt_block_indexes` are global, the others windowed; scores of a
+    windowed layer are of attention inside each window."""
+
+    name = "qwen2_5_vl"
+    model_types = ("qwen2_5_vl",)
+
+    def describe_encoder(self) -> Encoder:
+        """Global layers from the config."""
+        return Encoder(self.name, len(self.attention), False, tuple(sorted(self.tower.config.fullatt_block_indexes)))
+
+    def token_order(self, arguments: dict) -> Tensor:
+        """Inverse of the window order, image after image."""
+        vision, parts, start = self.tower.config, [], 0
+        window = vision.window_size // vision.spatial_merge_size // vision.patch_size
+        merge = vision.spatial_merge_size
+        for frames, height, width in torch.as_tensor(arguments["image_grid_thw"]).tolist():
+            for _ in range(frames):
+                rows, columns = height // merge, width // merge
+                parts.append(window_index(rows, columns, window).argsort() + start)
+                start += rows * columns
+        return torch.cat(parts)
+
+    @staticmethod
+    def vision_sizes() -> dict:
+        """Sizes of the tiny encoder: windows of 4 x 4 tokens, layers 1 and 3 global."""
+        return dict(depth=4, hidden_size=32, intermediate_size=48, num_heads=2, out_hidden_size=64, patch_size=4,
+                    temporal_patch_size=2, window_size=32, fullatt_block_indexes=[1, 3])
+
+    @classmethod
+    def tiny(cls, **overrides) -> nn.Module:
+        """4 encoder layers of 2 heads, 3 decoder layers with GQA."""
+        return cls.build(Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration, **overrides)

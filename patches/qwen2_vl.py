@@ -1,0 +1,97 @@
+"""Qwen2-VL: dynamic resolution, 2 x 2 patch merge, M-RoPE; images packed into one sequence of the encoder."""
+
+import inspect
+
+import torch
+from torch import Tensor, nn
+from transformers import Qwen2VLConfig, Qwen2VLForConditionalGeneration
+
+from vtc.layout import ImageLayout, raster
+from vtc.patches import FAMILIES
+from vtc.patches._family import Family
+from vtc.patches._tiny import BOS, EOS, IMAGE_TOKEN, PAD, TEXT, finish, prompts
+from vtc.signals import Encoder
+
+START, END, VIDEO = 121, 122, 123
+ROPE = {"type": "mrope", "rope_type": "default", "mrope_section": [2, 3, 3], "rope_theta": 10000.0}
+
+
+@FAMILIES.register("qwen2_vl")
+class Qwen2VL(Family):
+    """Qwen2-VL (`qwen2_vl`). No [CLS]; a visual token is a block of spatial_merge_size^2 patches, which the encoder
+    keeps next to each other; a token's score is the mean of its patches' scores."""
+
+    name = "qwen2_vl"
+    model_types = ("qwen2_vl",)
+    mrope = True
+    tower_path = "model.visual"
+    attention_path = r"blocks\.(\d+)\.attn"
+
+    def describe_encoder(self) -> Encoder:
+        """Every layer is global."""
+        depth = len(self.attention)
+        return Encoder(self.name, depth, False, tuple(range(depth)))
+
+    def grids(self, arguments: dict) -> list[tuple[int, int]]:
+        """(rows, columns) of merged tokens of each image; frames of a moving image lie below each other."""
+        merge = self.tower.config.spatial_merge_size
+        return [(t * h // merge, w // merge) for t, h, w in torch.as_tensor(arguments["image_grid_thw"]).tolist()]
+
+    def image_layouts(self, arguments: dict) -> list[ImageLayout]:
+        """One full raster of merged tokens per image, from `image_grid_thw` [images, 3] (patches)."""
+        return [raster(i, *grid) for i, grid in enumerate(self.grids(arguments))]
+
+    def token_order(self, arguments: dict) -> Tensor | None:
+        """Places of the raster's tokens in the encoder's sequence; None when it is the raster itself."""
+        return None
+
+    def tile_scores(self, captured: list[Tensor], images: list[ImageLayout], arguments: dict) -> list[list[Tensor]]:
+        """captured: [1, patches] per call, together all patches; mean over each merge block, then raster order."""
+        merge = self.tower.config.spatial_merge_size**2
+        scores = merged_scores(torch.cat([c.flatten() for c in captured]), merge, self.token_order(arguments))
+        return [[part] for part in scores.split([image.tokens for image in images])]
+
+    @staticmethod
+    def vision_sizes() -> dict:
+        """Sizes of the tiny encoder."""
+        return dict(depth=4, embed_dim=32, hidden_size=64, num_heads=2, mlp_ratio=2, patch_size=4, temporal_patch_size=2)
+
+    @classmethod
+    def tiny(cls, **overrides) -> nn.Module:
+        """4 encoder layers of 2 heads, 3 decoder layers with GQA."""
+        return cls.build(Qwen2VLConfig, Qwen2VLForConditionalGeneration, **overrides)
+
+    @classmethod
+    def build(cls, config_class: type, model_class: type, **overrides) -> nn.Module:
+        """The tiny model of these classes."""
+        torch.manual_seed(0)
+        text = dict(TEXT, rope_parameters=dict(ROPE), bos_token_id=BOS, eos_token_id=EOS, pad_token_id=PAD)
+        config = config_class(
+            vision_config=cls.vision_sizes(), text_config=text, image_token_id=IMAGE_TOKEN, video_token_id=VIDEO,
+            vision_start_token_id=START, vision_end_token_id=END, **overrides,
+        )  # fmt: skip
+        return finish(model_class(config))
+
+    @classmethod
+    def tiny_inputs(cls, model: nn.Module, images: tuple[int, ...] = (1, 2, 1), seed: int = 0, **kwargs) -> dict:
+        """Random patches of images of four different grids, with `mm_token_type_ids` where transformers takes it."""
+        generator = torch.Generator().manual_seed(seed)
+        grids = [[(1, 12, 16), (1, 8, 12), (1, 20, 8), (1, 10, 10)][i % 4] for i in range(sum(images))]
+        tokens = iter([h * w // 4 for _, h, w in grids])
+        inputs = prompts([[next(tokens) for _ in range(n)] for n in images], seed, image=([START], [END]), **kwargs)
+        if not grids:
+            return inputs
+        inputs["pixel_values"] = torch.randn(sum(h * w for _, h, w in grids), 3 * 2 * 4 * 4, generator=generator)
+        inputs["image_grid_thw"] = torch.tensor(grids)
+        if "mm_token_type_ids" in inspect.signature(model.forward).parameters:
+            inputs["mm_token_type_ids"] = (inputs["input_ids"] == IMAGE_TOKEN).int()
+        return inputs
+
+
+def merged_scores(scores: Tensor, block: int, order: Tensor | None) -> Tensor:
+    """Scores of patches [block * n], in the encoder's order, as scores of merged tokens [n] in raster order.
+
+    block: patches merged into a token (next to each other). order [n]: the place of each raster token, or None.
+    """
+    merged = scores.view(-1, block).mean(1)
+    return merged if order is None else merged[order.to(merged.device)]

@@ -1,0 +1,39 @@
+"""vtc: training-free visual-token selection for stock Hugging Face vision-language models.
+
+    vtc.patch(model, "hiprune", keep=0.25)   # the model's own generate() now runs on a quarter of the visual tokens
+    print(vtc.report(model))                 # proof: tokens, KV cache, FLOPs of the last call
+    vtc.unpatch(model)
+"""
+
+from pathlib import Path as _Path
+
+# In a checkout patches/, eval/ and configs/ lie beside vtc/; in an installed wheel they lie inside it.
+_root = _Path(__file__).resolve().parent.parent
+if (_root / "patches" / "__init__.py").is_file() and not (_root / "vtc" / "patches").exists():
+    __path__.append(str(_root))
+
+from vtc.errors import ConfigError, PatchError, UnsupportedError, VtcError  # noqa: E402
+
+__version__ = "0.1.0"
+__all__ = [
+    "ConfigError", "PatchError", "UnsupportedError", "VtcError",
+    "families", "load_strategy", "patch", "patched", "report", "strategies", "unpatch",
+]  # fmt: skip
+
+_LAZY = {
+    "patch": "vtc.patching", "unpatch": "vtc.patching", "patched": "vtc.patching", "report": "vtc.patching",
+    "families": "vtc.catalog", "load_strategy": "vtc.catalog",
+}  # fmt: skip
+
+
+def __getattr__(name: str):
+    # Lazy, so that `import vtc` costs nothing and `vtc list` needs no model code.
+    if name in _LAZY:
+        import importlib
+
+        return getattr(importlib.import_module(_LAZY[name]), name)
+    if name == "strategies":
+        import vtc.strategies
+
+        return vtc.strategies
+    raise AttributeError(f"module 'vtc' has no attribute {name!r}")

@@ -1,0 +1,108 @@
+"""How many visual tokens may stay: the grammar of `keep`, and the counts that follow from shapes alone."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+
+from vtc.errors import ConfigError
+
+SCOPES = ("per_image", "per_request", "per_tile")
+ROUNDINGS = ("ceil", "round", "floor")
+
+
+def parse_keep(value: object) -> float | int:
+    """`keep` from Python, YAML or text: a float in (0, 1] is a fraction kept, an int >= 1 a number of tokens.
+
+    1.0 and 1 are told apart by type (from text: "1.0" and "1"). Raises ConfigError for anything else.
+    """
+    possible = "a fraction in (0, 1] such as 0.25, or a number of tokens >= 1 such as 192"
+    if isinstance(value, str):
+        try:
+            value = int(value)
+        except ValueError:
+            try:
+                value = float(value)
+            except ValueError:
+                raise ConfigError(f"keep={value!r} is not a number; possible: {possible}") from None
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise ConfigError(f"keep={value!r} has type {type(value).__name__}; possible: {possible}")
+    if isinstance(value, float) and not 0.0 < value <= 1.0 or isinstance(value, int) and value < 1:
+        raise ConfigError(f"keep={value!r} is out of range; possible: {possible}")
+    return value
+
+
+def keep_from_prune_ratio(ratio: object) -> float:
+    """`prune_ratio` (fraction removed, in [0, 1)) as the fraction kept; raises ConfigError when out of range."""
+    if isinstance(ratio, bool) or not isinstance(ratio, (int, float)) or not 0 <= ratio < 1:
+        raise ConfigError(f"prune_ratio={ratio!r} is out of range; possible: a fraction removed in [0, 1)")
+    return float(1 - Fraction(str(ratio)))
+
+
+@dataclass(frozen=True)
+class Budget:
+    """The budget of one stage.
+
+    keep: float in (0, 1] = fraction of the visual tokens kept; int >= 1 = tokens kept.
+    scope: what a number of tokens is counted over.
+        per_image: each image keeps `keep`, its tiles compete with each other.
+        per_request: all images of one prompt share `keep`, each in proportion to its tokens.
+        per_tile: each image keeps `keep`, divided evenly (rounded down) over its tiles, which do not compete.
+    rounding: of fraction x tokens; "ceil" unless the strategy's paper rounds otherwise.
+    """
+
+    keep: float | int
+    scope: str = "per_image"
+    rounding: str = "ceil"
+
+    def __post_init__(self):
+        parse_keep(self.keep)
+        for name, value, possible in (("scope", self.scope, SCOPES), ("rounding", self.rounding, ROUNDINGS)):
+            if value not in possible:
+                raise ConfigError(f"{name}={value!r} is unknown; possible: {', '.join(possible)}")
+
+    @property
+    def keeps_all(self) -> bool:
+        """True for keep=1.0: the model is then left entirely alone."""
+        return isinstance(self.keep, float) and self.keep == 1.0
+
+    def count(self, tokens: int) -> int:
+        """Tokens kept out of `tokens`; at least 1, never more than there are."""
+        if isinstance(self.keep, int):
+            return min(self.keep, tokens)
+        if self.rounding == "ceil":
+            kept = math.ceil(tokens * Fraction(str(self.keep)))
+        elif self.rounding == "round":
+            kept = round(tokens * self.keep)
+        else:
+            kept = math.floor(tokens * Fraction(str(self.keep)))
+        return min(max(1, kept), tokens)
+
+    def quotas(self, request: Sequence[Sequence[int]]) -> list[list[int]]:
+        """Tokens kept in each unit of one request.
+
+        request: per image of one prompt, the tokens of each of its tiles (one entry when the image is one tile).
+        Returns the same nesting; with scope per_image and per_request there is one entry per image.
+        """
+        totals = [sum(tiles) for tiles in request]
+        if self.scope == "per_tile":
+            return [[self._tile_count(n, len(tiles)) for n in tiles] for tiles in request]
+        if self.scope == "per_request" and isinstance(self.keep, int):
+            return [[n] for n in _share(min(self.keep, sum(totals)), totals)]
+        return [[self.count(n)] for n in totals]
+
+    def _tile_count(self, tokens: int, tiles: int) -> int:
+        if isinstance(self.keep, int):
+            return min(max(1, self.keep // tiles), tokens)
+        return self.count(tokens)
+
+
+def _share(total: int, sizes: Sequence[int]) -> list[int]:
+    """Largest-remainder split of `total` in proportion to `sizes`; each part is at least 1 and at most its size."""
+    exact = [Fraction(total * size, sum(sizes)) for size in sizes]
+    parts = [max(1, math.floor(x)) for x in exact]
+    by_remainder = sorted(range(len(sizes)), key=lambda i: (-(exact[i] - math.floor(exact[i])), i))
+    for i in by_remainder:
+        if sum(parts) < total and parts[i] < sizes[i]:
+            parts[i] += 1
+    return parts

@@ -1,0 +1,39 @@
+"""What vtc can do, read from the registries: strategies, families, and the table of both."""
+
+from vtc.config import StrategyConfig, resolve, shipped
+
+
+def strategies() -> list[str]:
+    """Names of the strategies that come with vtc."""
+    return list(shipped())
+
+
+def families() -> list[str]:
+    """Names of the supported model families."""
+    from vtc.patches import FAMILIES
+
+    return FAMILIES.names()
+
+
+def load_strategy(strategy, family: str | None = None, **overrides) -> StrategyConfig:
+    """A strategy (name, YAML file or mapping) resolved for a family, with overrides; see `vtc.config.resolve`."""
+    if family is not None:
+        from vtc.patches import FAMILIES
+
+        FAMILIES[family]
+    return resolve(strategy, family, **overrides)
+
+
+def support_table() -> str:
+    """Methods x families as a Markdown table: "yes", or "yes*" where a [CLS] method uses the mean query."""
+    from vtc.patches import FAMILIES
+
+    names = FAMILIES.names()
+    lines = ["| strategy | " + " | ".join(names) + " |", "|---" * (len(names) + 1) + "|"]
+    for strategy in strategies():
+        cells = []
+        for name in names:
+            stage = resolve(strategy, name).stage
+            cells.append("yes*" if stage.needs_cls and not FAMILIES[name].may_have_cls else "yes")
+        lines.append(f"| `{strategy}` | " + " | ".join(cells) + " |")
+    return "\n".join(lines)

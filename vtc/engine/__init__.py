@@ -1,0 +1,1 @@
+"""The engine: takes what a family saw and a strategy chose, and applies it to every tensor with a token axis."""

@@ -1,0 +1,39 @@
+"""What a prompt costs a language model: prefill FLOPs and KV-cache bytes from shapes alone."""
+
+from dataclasses import dataclass
+
+FORMULA = (
+    "per layer and prompt of n tokens, a multiply-add counts 2: 2n[2d*h*e + 2d*g*e] (q, o; k, v) + 4n^2*h*e (scores and "
+    "values, causal half not deducted) + 2n*m*d*(3 if the MLP is gated else 2); embedding and LM head not counted"
+)
+
+
+@dataclass(frozen=True)
+class LanguageShape:
+    """The sizes that matter. layers; hidden d; heads h; kv_heads g; head_dim e; mlp m; gated: three MLP matrices
+    instead of two; bytes: of one cached number."""
+
+    layers: int
+    hidden: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    mlp: int
+    gated: bool
+    bytes: int
+
+    def layer_flops(self, tokens: int) -> int:
+        """FLOPs of one decoder layer over a prompt of `tokens` tokens; see FORMULA."""
+        query, key = self.heads * self.head_dim, self.kv_heads * self.head_dim
+        projections = 2 * tokens * self.hidden * (2 * query + 2 * key)
+        attention = 4 * tokens * tokens * query
+        mlp = 2 * tokens * self.hidden * self.mlp * (3 if self.gated else 2)
+        return projections + attention + mlp
+
+    def prefill_flops(self, lengths: list[int]) -> int:
+        """FLOPs of the prefill of one prompt whose layer l sees lengths[l] tokens."""
+        return sum(self.layer_flops(n) for n in lengths)
+
+    def kv_bytes(self, lengths: list[int]) -> int:
+        """Bytes of keys and values cached for one prompt whose layer l holds lengths[l] tokens."""
+        return sum(2 * n * self.kv_heads * self.head_dim * self.bytes for n in lengths)

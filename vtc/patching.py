@@ -1,0 +1,108 @@
+"""The public way in: patch, unpatch, patched, report."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+from torch import nn
+
+from vtc.config import read, resolve
+from vtc.engine.patch import Patch
+from vtc.errors import ConfigError, UnsupportedError
+from vtc.registry import unknown
+from vtc.account import Report
+
+_ATTRIBUTE = "_vtc_patch"
+
+
+def find_family(model: nn.Module):
+    """The model's family, looked over but not touched. Raises UnsupportedError for a model that is not supported."""
+    from vtc.patches import FAMILIES
+
+    kind = getattr(getattr(model, "config", None), "model_type", None)
+    by_type = {t: FAMILIES[name] for name in FAMILIES for t in FAMILIES[name].model_types}
+    if not isinstance(model, nn.Module) or kind is None:
+        raise UnsupportedError(f"{type(model).__name__} is no transformers model; possible: a loaded "
+                               f"...ForConditionalGeneration of {', '.join(by_type)}")
+    if hasattr(model, "get_base_model") or hasattr(model, "_orig_mod"):
+        raise UnsupportedError(f"{type(model).__name__} wraps a model; possible: patch the wrapped model itself")
+    if kind not in by_type:
+        raise UnsupportedError(unknown("family", kind, sorted(by_type)))
+    return by_type[kind](model)
+
+
+def patch(
+    model: nn.Module, strategy: str | Path | Mapping = "hiprune", keep: float | int | str | None = None, *,
+    prune_ratio: float | None = None, scope: str | None = None, positions: str | None = None,
+    processor: object = None, **knobs,
+) -> nn.Module:
+    """Makes the model drop visual tokens by a strategy; returns the same model. Patching again replaces the strategy.
+
+    model: a stock ...ForConditionalGeneration of a supported family. strategy: a shipped name, a YAML file, or a
+    mapping. keep: float in (0, 1] = fraction of the visual tokens kept, int >= 1 = tokens kept; prune_ratio: fraction
+    removed instead. scope, positions, knobs: override the YAML (see `vtc show`). processor: for strategies that read
+    the prompt's text; none of the present ones does.
+    Raises ConfigError or UnsupportedError in one line, before the model is touched.
+    """
+    given = dict(keep=keep, prune_ratio=prune_ratio, scope=scope, positions=positions)
+    overrides = {**{k: v for k, v in given.items() if v is not None}, **knobs}
+    read(strategy)
+    family = find_family(model)
+    config = resolve(strategy, family.name, **overrides)
+    tokens = family.encoder.tokens
+    if tokens is not None and isinstance(config.budget.keep, int) and config.budget.keep > tokens:
+        raise ConfigError(f"keep={config.budget.keep} is more than the {tokens} visual tokens of an image of this model; "
+                          f"possible: 1 to {tokens}, or a fraction")
+    if config.stage.site != "projector":
+        raise UnsupportedError(f"site {config.stage.site!r} is not supported; possible: projector")
+    new = Patch(family, config)
+    unpatch(model)
+    try:
+        new.put_on()
+    except BaseException:
+        new.take_off()
+        raise
+    setattr(model, _ATTRIBUTE, new)
+    return model
+
+
+def unpatch(model: nn.Module) -> nn.Module:
+    """Restores the model exactly: no hook, attribute or config is left. Does nothing on an unpatched model."""
+    present = vars(model).get(_ATTRIBUTE)
+    if present is not None:
+        present.take_off()
+        delattr(model, _ATTRIBUTE)
+    return model
+
+
+@contextmanager
+def patched(model: nn.Module, strategy: str | Path | Mapping = "hiprune", keep: float | int | str | None = None,
+            **options) -> Iterator[nn.Module]:
+    """`patch` for the length of a with-block; whatever happens inside, the model is restored.
+
+    A patch that was on the model before is put back afterwards.
+    """
+    before = vars(model).get(_ATTRIBUTE)
+    patch(model, strategy, keep, **options)
+    try:
+        yield model
+    finally:
+        unpatch(model)
+        if before is not None:
+            before.put_on()
+            setattr(model, _ATTRIBUTE, before)
+
+
+def report(model: nn.Module) -> Report:
+    """What the last call with images did: of this thread if it made one, else of any.
+
+    Raises ConfigError when the model is not patched, keeps everything, or has not seen an image since it was patched.
+    """
+    present = vars(model).get(_ATTRIBUTE)
+    if present is None:
+        raise ConfigError("this model is not patched; possible: vtc.patch(model, STRATEGY) first")
+    found = present.thread.report or present.last_report
+    if found is None:
+        why = "keep=1.0 leaves the model alone" if present.strategy.budget.keeps_all else "no image was seen since patching"
+        raise ConfigError(f"there is nothing to report: {why}; possible: run a prompt with an image and keep below 1.0")
+    return found

@@ -1,0 +1,61 @@
+"""Names to objects: a registry that refuses duplicates, scans one folder lazily and proposes near names."""
+
+import difflib
+import importlib
+import pkgutil
+from collections.abc import Callable, Iterator
+from typing import Generic, TypeVar
+
+from vtc.errors import ConfigError
+
+T = TypeVar("T")
+
+
+def unknown(kind: str, name: object, known: list[str]) -> str:
+    """One line for an unknown `name`: near names first, then everything that exists."""
+    near = difflib.get_close_matches(str(name), known, n=3, cutoff=0.5)
+    hint = f"did you mean {' or '.join(repr(n) for n in near)}? " if near else ""
+    return f"unknown {kind} {name!r}: {hint}possible: {', '.join(known)}"
+
+
+class Registry(Generic[T]):
+    """Maps names to objects of one kind; the modules of `package` register themselves when first asked for."""
+
+    def __init__(self, kind: str, package: str):
+        self.kind, self.package = kind, package
+        self._items: dict[str, T] = {}
+        self._scanned = False
+
+    def register(self, name: str) -> Callable[[T], T]:
+        """Decorator that files an object under `name`; raises ConfigError when the name is taken."""
+
+        def add(item: T) -> T:
+            if name in self._items:
+                raise ConfigError(f"{self.kind} {name!r} is already registered by {self._items[name]!r}")
+            self._items[name] = item
+            return item
+
+        return add
+
+    def _scan(self) -> None:
+        if self._scanned:
+            return
+        self._scanned = True
+        package = importlib.import_module(self.package)
+        for module in pkgutil.iter_modules(package.__path__):
+            if not module.name.startswith("_"):
+                importlib.import_module(f"{self.package}.{module.name}")
+
+    def names(self) -> list[str]:
+        """All registered names, sorted."""
+        self._scan()
+        return sorted(self._items)
+
+    def __getitem__(self, name: str) -> T:
+        self._scan()
+        if name not in self._items:
+            raise ConfigError(unknown(self.kind, name, self.names()))
+        return self._items[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.names())

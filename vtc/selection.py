@@ -1,0 +1,62 @@
+"""A Selection: which tokens stay and what flows into them; decided once, applied to any tensor with a token axis."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from vtc.errors import PatchError
+
+
+@dataclass(frozen=True)
+class Merge:
+    """A sparse many-to-one map of all tokens onto the kept ones.
+
+    target [B, N]: the slot 0..K-1 that a token flows into, -1 for a token that is dropped.
+    weight [B, N] float32: its share; the new feature of a slot is the weighted sum of what flows into it.
+    """
+
+    target: Tensor
+    weight: Tensor
+
+
+@dataclass(frozen=True)
+class Selection:
+    """The outcome of a stage for B units of N tokens each.
+
+    keep [B, K]: original indices, ascending. valid [B, K] bool: False marks filler at the end of a row when units
+    keep different counts (adaptive methods); None means that every entry counts. merge: see Merge; None = pruning.
+    """
+
+    keep: Tensor
+    valid: Tensor | None = None
+    merge: Merge | None = None
+
+    def check(self, tokens: int) -> "Selection":
+        """Raises PatchError when the indices have a wrong shape or type; values are checked by the contract tests,
+        because reading them here would cost a device synchronisation per forward."""
+        if self.keep.ndim != 2 or self.keep.dtype != torch.long:
+            raise PatchError(f"keep must be a LongTensor [B, K], got {self.keep.dtype} {tuple(self.keep.shape)}")
+        if not 0 < self.keep.shape[1] <= tokens:
+            raise PatchError(f"a stage kept {self.keep.shape[1]} of {tokens} tokens; possible: 1 to {tokens}")
+        return self
+
+    def row(self, b: int) -> Tensor:
+        """The kept indices [K_b] of unit b, filler removed."""
+        return self.keep[b] if self.valid is None else self.keep[b][self.valid[b]]
+
+    def apply(self, x: Tensor) -> Tensor:
+        """Gathers the kept entries of x [B, N, ...] -> [B, K, ...] (positions, masks, provenance, features)."""
+        index = self.keep.to(x.device).reshape(*self.keep.shape, *[1] * (x.ndim - 2))
+        return x.gather(1, index.expand(-1, -1, *x.shape[2:]))
+
+    def apply_features(self, x: Tensor) -> Tensor:
+        """Features x [B, N, D] -> [B, K, D]: gathered, or summed by the merge weights in float32."""
+        if self.merge is None:
+            return self.apply(x)
+        target = self.merge.target.to(x.device)
+        weight = torch.where(target < 0, 0.0, self.merge.weight.to(x.device, torch.float32))
+        out = torch.zeros(x.shape[0], self.keep.shape[1], x.shape[2], dtype=torch.promote_types(x.dtype, torch.float32),
+                          device=x.device)
+        index = target.clamp(min=0).unsqueeze(-1).expand(-1, -1, x.shape[2])
+        return out.scatter_add_(1, index, x.to(out.dtype) * weight.unsqueeze(-1).to(out.dtype)).to(x.dtype)

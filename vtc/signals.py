@@ -1,0 +1,91 @@
+"""What a stage may ask to see (signals), what it is told about the encoder, and the Context it computes from."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+from vtc.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class AttentionColumns:
+    """The attention that each visual token receives in encoder layer `layer`, from all queries (a [CLS] query
+    included), averaged over heads; over queries it is averaged ("mean") or summed ("sum"). -> [B, N] float32."""
+
+    layer: int
+    reduce_queries: str = "mean"
+
+
+@dataclass(frozen=True)
+class ClsAttention:
+    """Softmax attention of the [CLS] query to each visual token in encoder layer `layer`, head mean, not renormalised
+    after the [CLS] key is dropped. On an encoder without [CLS] the query is the mean of all queries of the image
+    (per head, after RoPE). -> [B, N] float32."""
+
+    layer: int
+
+
+@dataclass(frozen=True)
+class Features:
+    """The projected visual features, as the language model would receive them. -> [B, N, D]."""
+
+
+Signal = AttentionColumns | ClsAttention | Features
+
+
+@dataclass(frozen=True)
+class Encoder:
+    """What a strategy may know of the vision encoder before it runs.
+
+    depth: attention layers. has_cls: a [CLS] token exists. global_layers: layers whose attention spans the whole
+    image (all of them, but for encoders with windowed layers). tokens: visual tokens of an image where the family
+    fixes it, else None.
+    """
+
+    family: str
+    depth: int
+    has_cls: bool
+    global_layers: tuple[int, ...]
+    tokens: int | None = None
+
+    def layer(self, value: int | float, knob: str) -> int:
+        """A layer knob as a 0-based index: int = index (negative counts from the end), float in (0, 1] = relative
+        depth (0.375 of 24 layers is the 9th, index 8). Raises ConfigError beyond the depth."""
+        if isinstance(value, float):
+            if not 0.0 < value <= 1.0:
+                raise ConfigError(f"{knob}={value!r} is no relative depth; possible: a float in (0, 1]")
+            return max(0, round(self.depth * value) - 1)
+        if not -self.depth <= value < self.depth:
+            raise ConfigError(
+                f"{knob}={value} is beyond the {self.depth} layers of this {self.family} encoder; "
+                f"possible: {-self.depth} to {self.depth - 1}"
+            )
+        return value % self.depth
+
+
+@dataclass(frozen=True)
+class Context:
+    """What a stage sees of B units (images or tiles) with the same N tokens, the same grid and the same budget.
+
+    count: tokens to keep in each. grid: (rows, columns) when the tokens are a full raster, else None.
+    ordinals: B indices of each unit within its own prompt (for seeding that does not depend on the batch).
+    signals: what the stage asked for, by signal.
+    """
+
+    tokens: int
+    count: int
+    grid: tuple[int, int] | None
+    ordinals: tuple[int, ...]
+    device: object
+    signals: Mapping[Signal, Tensor] = field(default_factory=dict)
+
+    def __getitem__(self, signal: Signal) -> Tensor:
+        return self.signals[signal]
+
+    @property
+    def columns(self) -> int:
+        """Columns of the grid; raises ConfigError when the tokens are no raster (several tiles competing)."""
+        if self.grid is None:
+            raise ConfigError("this method needs a token grid, and several tiles compete here; possible: scope=per_tile")
+        return self.grid[1]

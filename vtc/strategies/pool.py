@@ -1,0 +1,38 @@
+"""Average pooling to the budget: every token flows into the nearest point of a strided grid."""
+
+from dataclasses import dataclass
+
+import torch
+
+from vtc.kernels.grid import strided_grid
+from vtc.selection import Merge, Selection
+from vtc.signals import Context, Encoder
+from vtc.strategies import METHODS
+from vtc.strategies.base import Stage
+
+
+@METHODS.register("pool")
+@dataclass(frozen=True)
+class Pool(Stage):
+    """Averages the tokens around each point of a strided grid of exactly `count` tokens.
+
+    Each token belongs to the nearest kept point (squared grid distance, ties to the lower index); the pooled token
+    has the position of that point. A baseline of ours; no paper, no knobs.
+    """
+
+    merges = True
+
+    def select(self, context: Context, encoder: Encoder) -> Selection:
+        """The strided grid, with a merge whose weights sum to 1 in every slot."""
+        rows, columns = context.grid or (1, context.tokens)
+        keep = torch.tensor(strided_grid(rows, columns, context.count), device=context.device)
+        point = torch.arange(context.tokens, device=context.device)
+        down = (point // columns).unsqueeze(1) - (keep // columns)
+        across = (point % columns).unsqueeze(1) - (keep % columns)
+        distance = down.square() + across.square()
+        slots = torch.arange(context.count, device=context.device)
+        target = (distance * context.count + slots).argmin(1)
+        weight = 1.0 / torch.bincount(target, minlength=context.count)[target].float()
+        units = len(context.ordinals)
+        merge = Merge(target.expand(units, -1), weight.expand(units, -1))
+        return Selection(keep.expand(units, -1).contiguous(), merge=merge)

@@ -1,0 +1,23 @@
+"""A strided grid: tokens kept at even distances, blind to the picture."""
+
+from dataclasses import dataclass
+
+import torch
+
+from vtc.kernels.grid import strided_grid
+from vtc.selection import Selection
+from vtc.signals import Context, Encoder
+from vtc.strategies import METHODS
+from vtc.strategies.base import Stage
+
+
+@METHODS.register("uniform")
+@dataclass(frozen=True)
+class Uniform(Stage):
+    """Keeps a strided grid of exactly `count` tokens. A baseline of ours; no paper, no knobs."""
+
+    def select(self, context: Context, encoder: Encoder) -> Selection:
+        """The same indices for every unit of this grid."""
+        rows, columns = context.grid or (1, context.tokens)
+        keep = torch.tensor(strided_grid(rows, columns, context.count), device=context.device)
+        return Selection(keep.expand(len(context.ordinals), -1).contiguous())
