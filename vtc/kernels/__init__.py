@@ -1,0 +1,1 @@
+"""Tensor operations that strategies and patches share; they know no model, no strategy and no configuration."""
