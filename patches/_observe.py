@@ -5,6 +5,7 @@ built from the model's own config, so they do not change; no other layer is touc
 """
 
 import sys
+import threading
 from collections.abc import Callable
 
 from torch import Tensor, nn
@@ -20,18 +21,21 @@ class ObservedConfig:
     (so a later change of backend is followed), but for the name of the attention function."""
 
     def __init__(self, config: object, record: Callable):
-        self.__dict__.update(_original=config, _record=record)
+        self.__dict__.update(_original=config, _record=record, _backend=threading.local())
 
     @property
     def _attn_implementation(self) -> str:
-        # The original name stays inside, because modules look for "flash" in it.
+        # The backend itself reads this name too (flash attention loads its kernel by it) and must see its own. For
+        # everybody else the original name stays inside ours, because modules look for "flash" in it.
+        if getattr(self._backend, "running", False):
+            return self._original._attn_implementation
         name = _PREFIX + str(self._original._attn_implementation)
         if name not in ALL_ATTENTION_FUNCTIONS:
             ALL_ATTENTION_FUNCTIONS.register(name, _observed_attention)
         return name
 
     def __getattr__(self, name: str):
-        if name in ("_original", "_record"):
+        if name in ("_original", "_record", "_backend"):
             raise AttributeError(name)
         return getattr(self._original, name)
 
@@ -44,7 +48,11 @@ def _observed_attention(module: nn.Module, query: Tensor, key: Tensor, value: Te
     config._record(query, key, kwargs.get("scaling"), kwargs.get("cu_seq_lens_q"))
     eager = sys.modules[type(module).__module__].eager_attention_forward
     backend = ALL_ATTENTION_FUNCTIONS.get(config._original._attn_implementation, eager)
-    return backend(module, query, key, value, *args, **kwargs)
+    config._backend.running = True
+    try:
+        return backend(module, query, key, value, *args, **kwargs)
+    finally:
+        config._backend.running = False
 
 
 def observe(patchwork: Patchwork, module: nn.Module, record: Callable) -> None:

@@ -50,7 +50,8 @@ def patch(
     family = find_family(model)
     config = resolve(strategy, family.name, **overrides)
     tokens = family.encoder.tokens
-    if tokens is not None and isinstance(config.budget.keep, int) and config.budget.keep > tokens:
+    fixed = tokens is not None and config.budget.scope != "per_request"
+    if fixed and isinstance(config.budget.keep, int) and config.budget.keep > tokens:
         raise ConfigError(f"keep={config.budget.keep} is more than the {tokens} visual tokens of an image of this model; "
                           f"possible: 1 to {tokens}, or a fraction")
     if config.stage.site != "projector":

@@ -98,8 +98,7 @@ class Patch:
 
     def _enter(self, module: nn.Module, args: tuple, kwargs: dict):
         """Inner model, before: opens the call, finds the image placeholders, completes decode positions."""
-        given = inspect.signature(module.forward).bind(*args, **kwargs).arguments
-        given.update(given.pop("kwargs", {}))
+        given = _named(module, args, kwargs)
         if given.get("pixel_values_videos") is not None or (given.get("mm_encoder_outputs") or {}).get("video") is not None:
             raise UnsupportedError(f"vtc prunes images; video input to {self.family.name} is not supported yet")
         call = self.thread.call = Call()
@@ -210,8 +209,7 @@ class Patch:
     def _take_labels(self, module: nn.Module, args: tuple, kwargs: dict):
         """Outer model, before: labels are kept back, since the logits will be shorter than they are."""
         self.thread.labels = None
-        given = inspect.signature(module.forward).bind(*args, **kwargs).arguments
-        given.update(given.pop("kwargs", {}))
+        given = _named(module, args, kwargs)
         if given.get("pixel_values") is None and not given.get("mm_encoder_outputs"):
             return None
         if isinstance(given.get("logits_to_keep"), torch.Tensor):
@@ -234,6 +232,15 @@ class Patch:
         if isinstance(output, tuple):
             return (loss, *output)
         return type(output)(**{**dict(output.items()), "loss": loss})
+
+
+def _named(module: nn.Module, args: tuple, kwargs: dict) -> dict:
+    """The arguments of a forward by name. Callers inside transformers name all of them, which costs nothing here."""
+    if not args:
+        return dict(kwargs)
+    given = inspect.signature(module.forward).bind(*args, **kwargs).arguments
+    given.update(given.pop("kwargs", {}))
+    return given
 
 
 def cut_labels(labels: torch.Tensor, pruned: PrunedPrompt) -> torch.Tensor:
