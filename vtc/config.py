@@ -12,7 +12,7 @@ import yaml
 
 from vtc.budget import ROUNDINGS, SCOPES, Budget, keep_from_prune_ratio, parse_keep
 from vtc.errors import ConfigError
-from vtc.registry import unknown
+from vtc.registry import module_names, unknown
 from vtc.strategies import METHODS
 from vtc.strategies.base import Stage
 
@@ -68,7 +68,10 @@ def read(strategy: str | Path | Mapping) -> tuple[str, dict]:
     elif path.suffix in (".yaml", ".yml"):
         if not path.is_file():
             raise ConfigError(f"strategy file {str(path)!r} does not exist; possible: a file, or {', '.join(shipped())}")
-        name, text = path.stem, path.read_text(encoding="utf-8", errors="replace")
+        try:
+            name, text = path.stem, path.read_text(encoding="utf-8", errors="replace")
+        except OSError as error:
+            raise ConfigError(f"strategy file {str(path)!r} cannot be read: {error.strerror}") from None
     else:
         raise ConfigError(unknown("strategy", str(strategy), [*shipped(), "FILE.yaml"]))
     try:
@@ -93,6 +96,7 @@ def resolve(strategy: str | Path | Mapping, family: str | None = None, **overrid
     families = raw.get("families") or {}
     if not isinstance(families, dict):
         raise ConfigError(f"strategy {name!r}: families={families!r}; possible: a mapping of family to overrides")
+    _known_keys(families, module_names("vtc.patches"), f"the families of {name!r}")
     stage = _stage_data(name, merged)
     for section in (families.get(family) or {}, overrides):
         _overlay(merged, stage, section, name)

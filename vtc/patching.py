@@ -56,15 +56,21 @@ def patch(
                           f"possible: 1 to {tokens}, or a fraction")
     if config.stage.site != "projector":
         raise UnsupportedError(f"site {config.stage.site!r} is not supported; possible: projector")
-    new = Patch(family, config)
+    new, before = Patch(family, config), vars(model).get(_ATTRIBUTE)
     unpatch(model)
     try:
-        new.put_on()
+        _put_on(model, new)
     except BaseException:
         new.take_off()
+        if before is not None:
+            _put_on(model, before)
         raise
-    setattr(model, _ATTRIBUTE, new)
     return model
+
+
+def _put_on(model: nn.Module, new: Patch) -> None:
+    new.put_on()
+    setattr(model, _ATTRIBUTE, new)
 
 
 def unpatch(model: nn.Module) -> nn.Module:
@@ -90,8 +96,7 @@ def patched(model: nn.Module, strategy: str | Path | Mapping = "hiprune", keep: 
     finally:
         unpatch(model)
         if before is not None:
-            before.put_on()
-            setattr(model, _ATTRIBUTE, before)
+            _put_on(model, before)
 
 
 def report(model: nn.Module) -> Report:

@@ -18,6 +18,12 @@ def unknown(kind: str, name: object, known: list[str]) -> str:
     return f"unknown {kind} {name!r}: {hint}possible: {', '.join(known)}"
 
 
+def module_names(package: str) -> list[str]:
+    """The public modules of a package, by file name and without importing them."""
+    path = importlib.import_module(package).__path__
+    return sorted(module.name for module in pkgutil.iter_modules(path) if not module.name.startswith("_"))
+
+
 class Registry(Generic[T]):
     """Maps names to objects of one kind; the modules of `package` register themselves when first asked for."""
 
@@ -41,10 +47,8 @@ class Registry(Generic[T]):
         if self._scanned:
             return
         self._scanned = True
-        package = importlib.import_module(self.package)
-        for module in pkgutil.iter_modules(package.__path__):
-            if not module.name.startswith("_"):
-                importlib.import_module(f"{self.package}.{module.name}")
+        for module in module_names(self.package):
+            importlib.import_module(f"{self.package}.{module}")
 
     def names(self) -> list[str]:
         """All registered names, sorted."""
@@ -53,7 +57,7 @@ class Registry(Generic[T]):
 
     def __getitem__(self, name: str) -> T:
         self._scan()
-        if name not in self._items:
+        if not isinstance(name, str) or name not in self._items:
             raise ConfigError(unknown(self.kind, name, self.names()))
         return self._items[name]
 

@@ -59,6 +59,9 @@ class Patch:
         """Removes every hook and attribute."""
         self.patchwork.undo()
 
+    def __reduce_ex__(self, protocol: int):
+        raise UnsupportedError("a patched model cannot be copied or pickled; possible: vtc.unpatch(model) first")
+
     def _record(self, layer: int, query, key, scale, cu_seqlens) -> None:
         run = self.thread.recording
         if run is None:
