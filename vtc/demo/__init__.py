@@ -8,15 +8,16 @@ from pathlib import Path
 MODEL_DIR = Path(__file__).parent / "model"
 
 
-def load(**from_pretrained_kwargs):
-    """Load the shipped checkpoint from disk, never from the network, as `(model, processor)`, the model in eval mode.
+def load(folder=MODEL_DIR, **from_pretrained_kwargs):
+    """Load the shipped checkpoint, or one in another `folder`, as `(model, processor)`, the model in eval mode.
 
-    Keyword arguments (`dtype`, `attn_implementation`, `device_map`, ...) go to `from_pretrained`; the default dtype is
-    float32. The model is a `LlavaForConditionalGeneration`, the processor a `LlavaProcessor`.
+    Never uses the network. Keyword arguments (`dtype`, `attn_implementation`, ...) go to
+    `from_pretrained`; the default dtype is float32. The model is a `LlavaForConditionalGeneration`, the processor a
+    `LlavaProcessor`.
     Raises OSError when the weights are missing, as in an install without package data.
     """
     from transformers import AutoProcessor, LlavaForConditionalGeneration
 
     from_pretrained_kwargs.setdefault("local_files_only", True)
-    model = LlavaForConditionalGeneration.from_pretrained(MODEL_DIR, **from_pretrained_kwargs)
-    return model.eval(), AutoProcessor.from_pretrained(MODEL_DIR, local_files_only=True)
+    model = LlavaForConditionalGeneration.from_pretrained(folder, **from_pretrained_kwargs)
+    return model.eval(), AutoProcessor.from_pretrained(folder, local_files_only=True)

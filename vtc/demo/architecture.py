@@ -137,7 +137,7 @@ def build_config() -> LlavaConfig:
 
 
 def vision_core(model: LlavaForConditionalGeneration) -> torch.nn.Module:
-    """The module that holds `embeddings`, `pre_layrnorm`, `encoder` and `post_layernorm`, whatever the version's nesting."""
+    """The module with `embeddings`, `pre_layrnorm`, `encoder` and `post_layernorm`, whatever the version's nesting."""
     tower = model.model.vision_tower
     return getattr(tower, "vision_model", tower)
 
@@ -171,7 +171,7 @@ def build_model(seed: int = 0) -> LlavaForConditionalGeneration:
 
 
 def export(model: LlavaForConditionalGeneration, folder: str | Path) -> None:
-    """Write model (weights float16, loading as float32), tokenizer, processor and greedy generation settings to `folder`.
+    """Write weights (float16, loading as float32), tokenizer, processor and greedy generation settings to `folder`.
 
     The folder loads with `AutoProcessor` and `LlavaForConditionalGeneration` from transformers 5.0 on, offline.
     """

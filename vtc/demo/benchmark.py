@@ -1,7 +1,8 @@
 """The generated benchmark: three disjoint splits of (image, question, answer) and the base rates to compare with.
 
-Sample i of a split is a pure function of (split, i): type `TYPES[i % 7]`, its own scene, an answer drawn before the scene.
-So any prefix is balanced over types to within one sample and about balanced over answers. Tune on `tune`, publish `test`.
+Sample i of a split is a pure function of (split, i): type `TYPES[i % 7]`, a scene of its own, an answer drawn before
+the scene. So any prefix is balanced over types to within one sample and about balanced over answers. Tune on `tune`,
+publish figures on `test`.
 """
 
 import hashlib

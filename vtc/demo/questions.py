@@ -72,7 +72,7 @@ def _exist(scene: Scene) -> list[tuple[str, str]]:
     found = []
     for c, color in enumerate(COLORS):
         for s, shape in enumerate(SHAPES):
-            # Hard negatives, a present colour with a present shape, stand three times so that they are asked more often.
+            # Hard negatives, a present colour with a present shape, stand three times: they are asked more often.
             copies = 3 if (c in colors and s in shapes) else 1
             found += [(f"Is there a {color} {shape}?", YES_NO[(c, s) in pairs])] * copies
     return found

@@ -1,7 +1,7 @@
 """Procedural scenes: where things are (`scene`), what they look like (`draw`), what each patch holds (`patch_labels`).
 
-A scene is a pure function of (split, index). Layout and pixels use integer arithmetic and `Generator.integers` only, with
-own shapes and own digit glyphs, so that images are the same bytes whatever font, Pillow or maths library is installed.
+A scene is a pure function of (split, index). Layout and pixels use integer arithmetic and `Generator.integers` only,
+with own shapes and own digit glyphs, so that images are the same bytes whatever font, Pillow or maths library there is.
 Example: `draw(scene("test", 0))` is a uint8 array [112, 112, 3].
 """
 
@@ -203,8 +203,8 @@ def draw(scene: Scene) -> np.ndarray:
 def patch_labels(scene: Scene) -> np.ndarray:
     """What each of the 196 patches holds, int16 [196, 6], -1 where a column does not apply.
 
-    Columns: kind (0 background, 1-5 shape, 6 digit), colour, digit (value, plus 10 in the units place), holds the centre of
-    an object or digit (0 or 1), and the pixels from the patch centre to that centre, in x and in y.
+    Columns: kind (0 background, 1-5 shape, 6 digit), colour, digit (value, plus 10 in the units place), holds the
+    centre of an object or digit (0 or 1), and the pixels from the patch centre to that centre, in x and in y.
     A patch belongs to what covers most of it, at least 6 of its 64 pixels. Clutter is background.
     """
     covers, facts = [], []
