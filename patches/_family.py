@@ -41,8 +41,9 @@ class Family(ABC):
         self.attention = [found[i] for i in sorted(found)]
         if not self.attention or any(not hasattr(module, "config") for module in self.attention):
             raise UnsupportedError(
-                f"{type(model).__name__} has no attention modules with a config at {self.tower_path}.({self.attention_path}) "
-                f"under this transformers; possible: a stock {' or '.join(self.model_types)} model"
+                f"{type(model).__name__} has no attention modules with a config at "
+                f"{self.tower_path}.({self.attention_path}) under this transformers; "
+                f"possible: a stock {' or '.join(self.model_types)} model"
             )
         self.image_token_id: int = model.config.image_token_id
         self.encoder: Encoder = self.describe_encoder()
@@ -88,7 +89,9 @@ class Family(ABC):
         With `cu_seqlens` (flash attention over packed images) each segment attends within itself.
         """
         if isinstance(signal, AttentionColumns):
-            scores = attention_columns(query, key, scale=scale, reduce_queries=signal.reduce_queries, cu_seqlens=cu_seqlens)
+            scores = attention_columns(
+                query, key, scale=scale, reduce_queries=signal.reduce_queries, cu_seqlens=cu_seqlens
+            )
         elif self.encoder.has_cls:
             scores = attention_rows(query[:, :, :1], key, scale=scale)[:, 0]
         elif cu_seqlens is None:

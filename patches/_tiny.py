@@ -3,10 +3,10 @@
 import torch
 from torch import nn
 
-TEXT = dict(
-    vocab_size=128, hidden_size=64, intermediate_size=112, num_hidden_layers=3, num_attention_heads=4,
-    num_key_value_heads=2, max_position_embeddings=4096,
-)  # fmt: skip
+TEXT = {
+    "vocab_size": 128, "hidden_size": 64, "intermediate_size": 112, "num_hidden_layers": 3, "num_attention_heads": 4,
+    "num_key_value_heads": 2, "max_position_embeddings": 4096,
+}  # fmt: skip
 IMAGE_TOKEN, PAD, BOS, EOS = 120, 0, 1, 2
 
 
@@ -17,7 +17,9 @@ def finish(model: nn.Module) -> nn.Module:
     return model.eval()
 
 
-def prompts(tokens_per_image: list[list[int]], seed: int, padding: str = "left", image: list[int] | None = None) -> dict:
+def prompts(
+    tokens_per_image: list[list[int]], seed: int, padding: str = "left", image: list[int] | None = None
+) -> dict:
     """input_ids and attention_mask [B, L]: text, then each image followed by text; `image` wraps the placeholders.
 
     tokens_per_image: per prompt, the number of placeholder tokens of each of its images.

@@ -40,8 +40,8 @@ class Llava(Family):
         has_cls = CLS_TOWERS[vision.model_type]
         if strategy != ("default" if has_cls else "full"):
             raise UnsupportedError(
-                f"vision_feature_select_strategy={strategy!r} with a {vision.model_type} tower does not give a full grid "
-                f"of patches; possible: {'default' if has_cls else 'full'}"
+                f"vision_feature_select_strategy={strategy!r} with a {vision.model_type} tower does not give a full "
+                f"grid of patches; possible: {'default' if has_cls else 'full'}"
             )
         depth = len(self.attention)
         return Encoder(self.name, depth, has_cls, tuple(range(depth)), self.tokens_per_image(vision))
@@ -64,8 +64,14 @@ class Llava(Family):
     @classmethod
     def tiny(cls, tower: str = "clip", text: object = None, **overrides) -> nn.Module:
         """4 encoder layers on an 8 x 8 grid. tower: "clip" or "siglip"; text: a text config (default Llama, GQA)."""
-        sizes = dict(hidden_size=32, intermediate_size=48, num_hidden_layers=4, num_attention_heads=2, image_size=32,
-                     patch_size=4)
+        sizes = {
+            "hidden_size": 32,
+            "intermediate_size": 48,
+            "num_hidden_layers": 4,
+            "num_attention_heads": 2,
+            "image_size": 32,
+            "patch_size": 4,
+        }
         vision = CLIPVisionConfig(**sizes) if tower == "clip" else SiglipVisionConfig(**sizes)
         torch.manual_seed(0)
         config = LlavaConfig(

@@ -73,8 +73,14 @@ class LlavaNext(Llava):
     @classmethod
     def tiny(cls, **overrides) -> nn.Module:
         """4 encoder layers, 6 x 6 patches a crop, 2 x 2 and 1 x 2 tilings."""
-        vision = CLIPVisionConfig(hidden_size=32, intermediate_size=48, num_hidden_layers=4, num_attention_heads=2,
-                                  image_size=24, patch_size=4)
+        vision = CLIPVisionConfig(
+            hidden_size=32,
+            intermediate_size=48,
+            num_hidden_layers=4,
+            num_attention_heads=2,
+            image_size=24,
+            patch_size=4,
+        )
         torch.manual_seed(0)
         config = LlavaNextConfig(
             vision_config=vision,

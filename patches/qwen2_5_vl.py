@@ -51,8 +51,17 @@ class Qwen2_5VL(Qwen2VL):
     @staticmethod
     def vision_sizes() -> dict:
         """Sizes of the tiny encoder: windows of 4 x 4 tokens, layers 1 and 3 global."""
-        return dict(depth=4, hidden_size=32, intermediate_size=48, num_heads=2, out_hidden_size=64, patch_size=4,
-                    temporal_patch_size=2, window_size=32, fullatt_block_indexes=[1, 3])
+        return {
+            "depth": 4,
+            "hidden_size": 32,
+            "intermediate_size": 48,
+            "num_heads": 2,
+            "out_hidden_size": 64,
+            "patch_size": 4,
+            "temporal_patch_size": 2,
+            "window_size": 32,
+            "fullatt_block_indexes": [1, 3],
+        }
 
     @classmethod
     def tiny(cls, **overrides) -> nn.Module:

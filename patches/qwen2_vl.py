@@ -54,7 +54,15 @@ class Qwen2VL(Family):
     @staticmethod
     def vision_sizes() -> dict:
         """Sizes of the tiny encoder."""
-        return dict(depth=4, embed_dim=32, hidden_size=64, num_heads=2, mlp_ratio=2, patch_size=4, temporal_patch_size=2)
+        return {
+            "depth": 4,
+            "embed_dim": 32,
+            "hidden_size": 64,
+            "num_heads": 2,
+            "mlp_ratio": 2,
+            "patch_size": 4,
+            "temporal_patch_size": 2,
+        }
 
     @classmethod
     def tiny(cls, **overrides) -> nn.Module:

@@ -17,8 +17,11 @@ class Largest(TorchDispatchMode):
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         out = func(*args, **(kwargs or {}))
-        given = {t.untyped_storage().data_ptr() for t in torch.utils._pytree.tree_leaves((args, kwargs))
-                 if isinstance(t, torch.Tensor)}
+        given = {
+            t.untyped_storage().data_ptr()
+            for t in torch.utils._pytree.tree_leaves((args, kwargs))
+            if isinstance(t, torch.Tensor)
+        }
         for t in torch.utils._pytree.tree_leaves(out):
             if isinstance(t, torch.Tensor) and t.untyped_storage().data_ptr() not in given:
                 self.numel = max(self.numel, t.untyped_storage().nbytes() // t.element_size())
@@ -50,7 +53,8 @@ def test_observed_layer_makes_no_full_attention_matrix(name, strategy):
     with torch.no_grad(), Largest() as largest:
         output = model.model.get_image_features(**pictures, return_dict=True)
     seen = output._vtc_run.signals
-    assert seen and all(len(tile) == len(output.pooler_output[0]) for tiles in seen.values() for tile in tiles[0])
+    assert seen
+    assert all(len(tile) == len(output.pooler_output[0]) for tiles in seen.values() for tile in tiles[0])
     assert largest.numel < 2**25 < heads * patches * patches, largest.numel
 
 

@@ -1,8 +1,8 @@
 """vtc: training-free visual-token selection for stock Hugging Face vision-language models.
 
-    vtc.patch(model, "hiprune", keep=0.25)   # the model's own generate() now runs on a quarter of the visual tokens
-    print(vtc.report(model))                 # proof: tokens, KV cache, FLOPs of the last call
-    vtc.unpatch(model)
+vtc.patch(model, "hiprune", keep=0.25)   # the model's own generate() now runs on a quarter of the visual tokens
+print(vtc.report(model))                 # proof: tokens, KV cache, FLOPs of the last call
+vtc.unpatch(model)
 """
 
 from pathlib import Path as _Path

@@ -58,8 +58,10 @@ class Report:
     @property
     def prefill_flops(self) -> tuple[int, int]:
         """Language-model prefill FLOPs (before, after), summed over prompts; see `vtc.flops.FORMULA`."""
-        return (self._cost(self.prompts_before, self.shape.prefill_flops),
-                self._cost(self.prompts_after, self.shape.prefill_flops))
+        return (
+            self._cost(self.prompts_before, self.shape.prefill_flops),
+            self._cost(self.prompts_after, self.shape.prefill_flops),
+        )
 
     @property
     def kv_bytes(self) -> tuple[int, int]:
@@ -77,8 +79,14 @@ class Report:
             "notes": self.notes,
             "tokens": {"before": self.tokens_before, "after": self.tokens_after},
             "images": [
-                {"prompt": i.prompt, "image": i.image, "before": i.before, "after": i.after,
-                 "stages": [{"stage": s, "before": b, "after": a} for s, b, a in i.stages], "kept": i.kept.tolist()}
+                {
+                    "prompt": i.prompt,
+                    "image": i.image,
+                    "before": i.before,
+                    "after": i.after,
+                    "stages": [{"stage": s, "before": b, "after": a} for s, b, a in i.stages],
+                    "kept": i.kept.tolist(),
+                }
                 for i in self.images
             ],
             "prompts": {"before": self.prompts_before, "after": self.prompts_after},

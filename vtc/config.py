@@ -48,8 +48,9 @@ class StrategyConfig:
 def shipped() -> dict[str, Path]:
     """The strategies that come with vtc: name -> YAML file."""
     folder = files("vtc.configs") / "strategies"
-    return {f.name[: -len(".yaml")]: f for f in sorted(folder.iterdir(), key=lambda f: f.name)
-            if f.name.endswith(".yaml")}
+    return {
+        f.name[: -len(".yaml")]: f for f in sorted(folder.iterdir(), key=lambda f: f.name) if f.name.endswith(".yaml")
+    }
 
 
 def read(strategy: str | Path | Mapping) -> tuple[str, dict]:
@@ -60,14 +61,17 @@ def read(strategy: str | Path | Mapping) -> tuple[str, dict]:
     if isinstance(strategy, Mapping):
         return "inline", dict(strategy)
     if not isinstance(strategy, (str, Path)):
-        raise ConfigError(f"strategy={strategy!r} has type {type(strategy).__name__}; "
-                          "possible: a name, a YAML file, or a mapping")
+        raise ConfigError(
+            f"strategy={strategy!r} has type {type(strategy).__name__}; possible: a name, a YAML file, or a mapping"
+        )
     path = Path(strategy)
     if str(strategy) in shipped():
         name, text = str(strategy), shipped()[str(strategy)].read_text(encoding="utf-8")
     elif path.suffix in (".yaml", ".yml"):
         if not path.is_file():
-            raise ConfigError(f"strategy file {str(path)!r} does not exist; possible: a file, or {', '.join(shipped())}")
+            raise ConfigError(
+                f"strategy file {str(path)!r} does not exist; possible: a file, or {', '.join(shipped())}"
+            )
         try:
             name, text = path.stem, path.read_text(encoding="utf-8", errors="replace")
         except OSError as error:
@@ -112,8 +116,10 @@ def _known_keys(data: Mapping, possible: typing.Iterable[str], where: str) -> No
 def _stage_data(name: str, merged: dict) -> dict:
     stages = merged.get("stages")
     if not isinstance(stages, list) or len(stages) != 1 or not isinstance(stages[0], dict) or "method" not in stages[0]:
-        raise ConfigError(f"strategy {name!r}: stages={stages!r}; possible: a list of one mapping with 'method' "
-                          f"(one of {', '.join(METHODS)}) and its knobs")
+        raise ConfigError(
+            f"strategy {name!r}: stages={stages!r}; possible: a list of one mapping with 'method' "
+            f"(one of {', '.join(METHODS)}) and its knobs"
+        )
     return dict(stages[0])
 
 
@@ -141,7 +147,9 @@ def _build(name: str, merged: dict, stage: dict) -> StrategyConfig:
     if "prune_ratio" in merged:
         merged["keep"] = keep_from_prune_ratio(merged["prune_ratio"])
     for key, default, possible in (
-        ("scope", "per_image", SCOPES), ("rounding", "ceil", ROUNDINGS), ("positions", "compact", POSITIONS)
+        ("scope", "per_image", SCOPES),
+        ("rounding", "ceil", ROUNDINGS),
+        ("positions", "compact", POSITIONS),
     ):
         if merged.setdefault(key, default) not in possible:
             raise ConfigError(f"{key}={merged[key]!r} is unknown; possible: {', '.join(possible)}")

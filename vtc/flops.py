@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 FORMULA = (
-    "per layer and prompt of n tokens, a multiply-add counts 2: 2n[2d*h*e + 2d*g*e] (q, o; k, v) + 4n^2*h*e (scores and "
+    "per layer and prompt of n tokens, a multiply-add counts 2: 2n[2d*h*e + 2d*g*e] (q, o; k, v) + 4n^2*h*e (scores, "
     "values, causal half not deducted) + 2n*m*d*(3 if the MLP is gated else 2); embedding and LM head not counted"
 )
 

@@ -6,11 +6,11 @@ from pathlib import Path
 
 from torch import nn
 
+from vtc.account import Report
 from vtc.config import read, resolve
 from vtc.engine.patch import Patch
 from vtc.errors import ConfigError, UnsupportedError
 from vtc.registry import unknown
-from vtc.account import Report
 
 _ATTRIBUTE = "_vtc_patch"
 
@@ -22,8 +22,10 @@ def find_family(model: nn.Module):
     kind = getattr(getattr(model, "config", None), "model_type", None)
     by_type = {t: FAMILIES[name] for name in FAMILIES for t in FAMILIES[name].model_types}
     if not isinstance(model, nn.Module) or kind is None:
-        raise UnsupportedError(f"{type(model).__name__} is no transformers model; possible: a loaded "
-                               f"...ForConditionalGeneration of {', '.join(by_type)}")
+        raise UnsupportedError(
+            f"{type(model).__name__} is no transformers model; possible: a loaded "
+            f"...ForConditionalGeneration of {', '.join(by_type)}"
+        )
     if hasattr(model, "get_base_model") or hasattr(model, "_orig_mod"):
         raise UnsupportedError(f"{type(model).__name__} wraps a model; possible: patch the wrapped model itself")
     if kind not in by_type:
@@ -32,9 +34,15 @@ def find_family(model: nn.Module):
 
 
 def patch(
-    model: nn.Module, strategy: str | Path | Mapping = "hiprune", keep: float | int | str | None = None, *,
-    prune_ratio: float | None = None, scope: str | None = None, positions: str | None = None,
-    processor: object = None, **knobs,
+    model: nn.Module,
+    strategy: str | Path | Mapping = "hiprune",
+    keep: float | int | str | None = None,
+    *,
+    prune_ratio: float | None = None,
+    scope: str | None = None,
+    positions: str | None = None,
+    processor: object = None,
+    **knobs,
 ) -> nn.Module:
     """Makes the model drop visual tokens by a strategy; returns the same model. Patching again replaces the strategy.
 
@@ -44,7 +52,7 @@ def patch(
     the prompt's text; none of the present ones does.
     Raises ConfigError or UnsupportedError in one line, before the model is touched.
     """
-    given = dict(keep=keep, prune_ratio=prune_ratio, scope=scope, positions=positions)
+    given = {"keep": keep, "prune_ratio": prune_ratio, "scope": scope, "positions": positions}
     overrides = {**{k: v for k, v in given.items() if v is not None}, **knobs}
     read(strategy)
     family = find_family(model)
@@ -52,8 +60,10 @@ def patch(
     tokens = family.encoder.tokens
     fixed = tokens is not None and config.budget.scope != "per_request"
     if fixed and isinstance(config.budget.keep, int) and config.budget.keep > tokens:
-        raise ConfigError(f"keep={config.budget.keep} is more than the {tokens} visual tokens of an image of this model; "
-                          f"possible: 1 to {tokens}, or a fraction")
+        raise ConfigError(
+            f"keep={config.budget.keep} is more than the {tokens} visual tokens of an image of this model; "
+            f"possible: 1 to {tokens}, or a fraction"
+        )
     if config.stage.site != "projector":
         raise UnsupportedError(f"site {config.stage.site!r} is not supported; possible: projector")
     new, before = Patch(family, config), vars(model).get(_ATTRIBUTE)
@@ -83,8 +93,9 @@ def unpatch(model: nn.Module) -> nn.Module:
 
 
 @contextmanager
-def patched(model: nn.Module, strategy: str | Path | Mapping = "hiprune", keep: float | int | str | None = None,
-            **options) -> Iterator[nn.Module]:
+def patched(
+    model: nn.Module, strategy: str | Path | Mapping = "hiprune", keep: float | int | str | None = None, **options
+) -> Iterator[nn.Module]:
     """`patch` for the length of a with-block; whatever happens inside, the model is restored.
 
     A patch that was on the model before is put back afterwards.
@@ -109,6 +120,10 @@ def report(model: nn.Module) -> Report:
         raise ConfigError("this model is not patched; possible: vtc.patch(model, STRATEGY) first")
     found = present.thread.report or present.last_report
     if found is None:
-        why = "keep=1.0 leaves the model alone" if present.strategy.budget.keeps_all else "no image was seen since patching"
+        why = (
+            "keep=1.0 leaves the model alone"
+            if present.strategy.budget.keeps_all
+            else "no image was seen since patching"
+        )
         raise ConfigError(f"there is nothing to report: {why}; possible: run a prompt with an image and keep below 1.0")
     return found

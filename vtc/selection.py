@@ -56,7 +56,12 @@ class Selection:
             return self.apply(x)
         target = self.merge.target.to(x.device)
         weight = torch.where(target < 0, 0.0, self.merge.weight.to(x.device, torch.float32))
-        out = torch.zeros(x.shape[0], self.keep.shape[1], x.shape[2], dtype=torch.promote_types(x.dtype, torch.float32),
-                          device=x.device)
+        out = torch.zeros(
+            x.shape[0],
+            self.keep.shape[1],
+            x.shape[2],
+            dtype=torch.promote_types(x.dtype, torch.float32),
+            device=x.device,
+        )
         index = target.clamp(min=0).unsqueeze(-1).expand(-1, -1, x.shape[2])
         return out.scatter_add_(1, index, x.to(out.dtype) * weight.unsqueeze(-1).to(out.dtype)).to(x.dtype)

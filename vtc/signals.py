@@ -87,5 +87,7 @@ class Context:
     def columns(self) -> int:
         """Columns of the grid; raises ConfigError when the tokens are no raster (several tiles competing)."""
         if self.grid is None:
-            raise ConfigError("this method needs a token grid, and several tiles compete here; possible: scope=per_tile")
+            raise ConfigError(
+                "this method needs a token grid, and several tiles compete here; possible: scope=per_tile"
+            )
         return self.grid[1]

@@ -23,13 +23,16 @@ def step(kwargs: dict, prompt: PrunedPrompt, mrope: bool) -> None:
     embeds, mask = kwargs["inputs_embeds"], kwargs.get("attention_mask")
     tokens = embeds.shape[1]
     if embeds.shape[0] != prompt.index.shape[0]:
-        raise PatchError(f"a batch of {embeds.shape[0]} continues a pruned cache of {prompt.index.shape[0]} prompts; "
-                         "possible: the same prompts in the same order")
+        raise PatchError(
+            f"a batch of {embeds.shape[0]} continues a pruned cache of {prompt.index.shape[0]} prompts; "
+            "possible: the same prompts in the same order"
+        )
     flat = mask is not None and not isinstance(mask, dict) and mask.ndim == 2
     if flat and mask.shape[1] != prompt.seen + tokens or not flat and tokens > 1:
         raise PatchError(
-            f"{tokens} tokens do not follow on the {prompt.seen} that this pruned cache has seen (multi-turn reuse of the "
-            "cache, assisted generation); possible: a fresh cache for each generate(), or new tokens only with a 2-D mask"
+            f"{tokens} tokens do not follow on the {prompt.seen} that this pruned cache has seen (multi-turn reuse of "
+            "the cache, assisted generation); possible: a fresh cache for each generate(), or only new tokens with a "
+            "2-D mask"
         )
     if kwargs.get("position_ids") is None:
         kwargs["position_ids"] = unpruned_positions(prompt, tokens, mrope)

@@ -16,7 +16,9 @@ def padding_mask(mask: object, length: int) -> Tensor | None:
     if isinstance(mask, dict):
         return next((padding_mask(m, length) for m in mask.values() if m is not None), None)
     if not isinstance(mask, Tensor) or mask.ndim not in (2, 4):
-        raise UnsupportedError(f"attention mask of type {type(mask).__name__} is not supported; possible: None, 2-D or 4-D")
+        raise UnsupportedError(
+            f"attention mask of type {type(mask).__name__} is not supported; possible: None, 2-D or 4-D"
+        )
     if mask.ndim == 4:
         mask = mask[:, 0, -1]
         return (mask if mask.dtype == torch.bool else mask >= 0)[:, :length]
@@ -76,6 +78,8 @@ def _columns(mask: Tensor, index: Tensor, valid: Tensor | None, static: bool, pr
 def _by_layer_type(masks: dict, cut) -> dict:
     for name, mask in masks.items():
         if "sliding" in name and mask is not None:
-            raise UnsupportedError(f"ready-made {name} masks (static cache with sliding layers) are not supported; "
-                                   "possible: a dynamic cache")
+            raise UnsupportedError(
+                f"ready-made {name} masks (static cache with sliding layers) are not supported; "
+                "possible: a dynamic cache"
+            )
     return {name: cut(mask) for name, mask in masks.items()}

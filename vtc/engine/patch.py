@@ -7,6 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
+from vtc.account import ImageReport, Report
 from vtc.config import StrategyConfig
 from vtc.engine import clock, decode, prefill
 from vtc.engine.masks import padding_mask
@@ -15,7 +16,6 @@ from vtc.engine.state import Caches, Call, PrunedPrompt, ThreadState
 from vtc.errors import PatchError, UnsupportedError
 from vtc.hooks import Patchwork
 from vtc.layout import VisionRun
-from vtc.account import ImageReport, Report
 from vtc.signals import ClsAttention, Features, Signal
 
 _RUN = "_vtc_run"
@@ -91,7 +91,9 @@ class Patch:
             run.captured = {}
             expected, found = [i.tokens for i in run.images], [len(f) for f in output.pooler_output]
             if expected != found:
-                raise PatchError(f"the {self.family.name} encoder gave {found} tokens per image, {expected} were expected")
+                raise PatchError(
+                    f"the {self.family.name} encoder gave {found} tokens per image, {expected} were expected"
+                )
             setattr(output, _RUN, run)
             if self.thread.call is not None:
                 self.thread.call.run = run
@@ -102,15 +104,20 @@ class Patch:
     def _enter(self, module: nn.Module, args: tuple, kwargs: dict):
         """Inner model, before: opens the call, finds the image placeholders, completes decode positions."""
         given = _named(module, args, kwargs)
-        if given.get("pixel_values_videos") is not None or (given.get("mm_encoder_outputs") or {}).get("video") is not None:
+        if (
+            given.get("pixel_values_videos") is not None
+            or (given.get("mm_encoder_outputs") or {}).get("video") is not None
+        ):
             raise UnsupportedError(f"vtc prunes images; video input to {self.family.name} is not supported yet")
         call = self.thread.call = Call()
         images = (given.get("mm_encoder_outputs") or {}).get("image")
         if images is not None:
             call.run = getattr(images, _RUN, None)
             if call.run is None:
-                raise UnsupportedError("precomputed image features without vtc's signals (chunked prefill, features from "
-                                       "before the patch) are not supported; possible: pass pixel_values")
+                raise UnsupportedError(
+                    "precomputed image features without vtc's signals (chunked prefill, features from "
+                    "before the patch) are not supported; possible: pass pixel_values"
+                )
         ids, embeds = given.get("input_ids"), given.get("inputs_embeds")
         if images is not None or given.get("pixel_values") is not None:
             call.is_image = self._placeholders(ids, embeds)
@@ -142,10 +149,14 @@ class Patch:
         if cache is not None:
             self.caches.put(cache, None)
             if int(cache.get_seq_length()):
-                raise UnsupportedError("images after a cached prefix (a second turn on the same cache, chunked prefill) are "
-                                       "not supported; possible: a fresh cache with the whole conversation")
+                raise UnsupportedError(
+                    "images after a cached prefix (a second turn on the same cache, chunked prefill) are "
+                    "not supported; possible: a fresh cache with the whole conversation"
+                )
         if kwargs.get("cu_seq_lens_q") is not None:
-            raise UnsupportedError("packed (padding-free) language-model inputs are not supported; possible: a padded batch")
+            raise UnsupportedError(
+                "packed (padding-free) language-model inputs are not supported; possible: a padded batch"
+            )
         with torch.no_grad():
             start = clock.now()
             real = padding_mask(kwargs.get("attention_mask"), kwargs["inputs_embeds"].shape[1])
@@ -171,14 +182,22 @@ class Patch:
         before, after = sum(map(len, features)), sum(len(k.offsets) for k in kept)
         asked = sum(self.strategy.budget.count(len(f)) for f in features)
         if before == after and asked < before:
-            raise PatchError(f"the patch saw {before} visual tokens and dropped none although keep={self.strategy.budget.keep}")
+            raise PatchError(
+                f"the patch saw {before} visual tokens and dropped none although keep={self.strategy.budget.keep}"
+            )
 
     def _report(self, requests, features, kept, before, after, run: VisionRun, seconds: float) -> None:
         dump = self.strategy.dump()
         stage = dump["stages"][0]["method"]
         images = [
-            ImageReport(b, j, len(features[i]), len(kept[i].offsets), [(stage, len(features[i]), len(kept[i].offsets))],
-                        kept[i].offsets)
+            ImageReport(
+                b,
+                j,
+                len(features[i]),
+                len(kept[i].offsets),
+                [(stage, len(features[i]), len(kept[i].offsets))],
+                kept[i].offsets,
+            )
             for b, mine in enumerate(requests)
             for j, i in enumerate(mine)
         ]
@@ -216,7 +235,9 @@ class Patch:
         if given.get("pixel_values") is None and not given.get("mm_encoder_outputs"):
             return None
         if isinstance(given.get("logits_to_keep"), torch.Tensor):
-            raise UnsupportedError("logits_to_keep as a tensor of places is not supported; possible: a number of last tokens")
+            raise UnsupportedError(
+                "logits_to_keep as a tensor of places is not supported; possible: a number of last tokens"
+            )
         if given.get("labels") is None:
             return None
         self.thread.labels = given.pop("labels")

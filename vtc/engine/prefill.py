@@ -21,7 +21,9 @@ def image_runs(is_image: Tensor, totals: list[int]) -> tuple[list[list[int]], li
     rows = [row.nonzero().flatten() for row in is_image]
     count, available = sum(len(r) for r in rows), sum(totals)
     if not available or count % available:
-        raise PatchError(f"the prompts hold {count} image tokens, the encoder gave {available}; possible: equal numbers")
+        raise PatchError(
+            f"the prompts hold {count} image tokens, the encoder gave {available}; possible: equal numbers"
+        )
     copies = count // available
     requests, source, places, cursor = [], [], [], 0
     for b, row in enumerate(rows):
@@ -99,7 +101,9 @@ def apply(kwargs: dict, packing: Packing, positions: str, mrope: bool, places, k
 
 def _merged(embeds: Tensor, places, kept: list[list[Kept]]) -> Tensor:
     """Embeddings with merged features written over the kept visual tokens; the input itself where nothing merges."""
-    changed = [(b, w, k) for b in range(len(kept)) for w, k in zip(places[b], kept[b], strict=True) if k.features is not None]
+    changed = [
+        (b, w, k) for b in range(len(kept)) for w, k in zip(places[b], kept[b], strict=True) if k.features is not None
+    ]
     if not changed:
         return embeds
     embeds = embeds.clone()

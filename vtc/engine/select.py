@@ -59,7 +59,11 @@ def units_of(strategy: StrategyConfig, requests: list[list[int]], layouts: list[
 
 
 def run_stage(
-    strategy: StrategyConfig, encoder: Encoder, requests: list[list[int]], source: list[int], run: VisionRun,
+    strategy: StrategyConfig,
+    encoder: Encoder,
+    requests: list[list[int]],
+    source: list[int],
+    run: VisionRun,
     features: list[Tensor],
 ) -> list[Kept]:
     """What stays of each image of the prompts.

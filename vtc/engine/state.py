@@ -86,7 +86,7 @@ class Caches:
             return None
         if length != prompt.seen - prompt.dropped:
             raise PatchError(
-                f"the pruned cache holds {length} tokens where {prompt.seen - prompt.dropped} were expected: it was cropped "
-                "or filled elsewhere (assisted generation, prompt lookup); possible: generate without these"
+                f"the pruned cache holds {length} tokens where {prompt.seen - prompt.dropped} were expected: it was "
+                "cropped or filled elsewhere (assisted generation, prompt lookup); possible: generate without these"
             )
         return prompt

@@ -38,7 +38,9 @@ class VtcCls(Stage):
         """One [CLS] row per counted layer."""
         start, end = encoder.layer(self.start_layer, "start_layer"), encoder.layer(self.end_layer, "end_layer")
         if start > end:
-            raise ConfigError(f"start_layer={self.start_layer} lies after end_layer={self.end_layer} of {encoder.depth}")
+            raise ConfigError(
+                f"start_layer={self.start_layer} lies after end_layer={self.end_layer} of {encoder.depth}"
+            )
         counted = [layer for layer in encoder.global_layers if layer <= end][-(end - start + 1) :]
         if not counted:
             raise ConfigError(
