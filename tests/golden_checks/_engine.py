@@ -1,0 +1,28 @@
+"""What the checks share: one image through the engine's own quotas, stage and joining, without any model."""
+
+import torch
+from torch import Tensor
+
+from vtc.config import StrategyConfig
+from vtc.engine.select import run_stage
+from vtc.layout import ImageLayout, VisionRun
+from vtc.signals import Encoder, Signal
+
+
+def kept_offsets(
+    strategy: StrategyConfig, encoder: Encoder, layout: ImageLayout, scores: dict[Signal, list[Tensor]]
+) -> Tensor:
+    """Places in the image's run of tokens that a strategy keeps, ascending.
+
+    scores: for each signal that the strategy asks for, a tensor [patches] per crop.
+    """
+    assert set(strategy.stage.needs(encoder)) == set(scores)
+    signals = {signal: [[crops[t.crop][t.patches] for t in layout.tiles]] for signal, crops in scores.items()}
+    run = VisionRun(images=[layout], signals=signals)
+    (kept,) = run_stage(strategy, encoder, [[0]], [0], run, [torch.zeros(layout.tokens, 1)])
+    return kept.offsets
+
+
+def assert_scores(actual: Tensor, expected: Tensor) -> None:
+    """Equal within a relative 1e-4."""
+    torch.testing.assert_close(actual, expected.to(actual.dtype), rtol=1e-4, atol=0)

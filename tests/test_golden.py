@@ -1,0 +1,140 @@
+"""Parity with the authors' code: every golden file of every folder in VTC_GOLDEN_DIR (see tests/golden/README.md).
+
+Without the variable these are tests/golden and, where it exists, ../shared/golden. What a file of a method holds and
+how it is compared stands in tests/golden_checks/<method>.py; a method without such a file is skipped.
+"""
+
+import importlib
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+ROOT = Path(__file__).resolve().parent.parent
+CHECKS = {path.stem for path in (ROOT / "tests" / "golden_checks").glob("[!_]*.py")}
+ELSEWHERE = dict.fromkeys(("metrics", "realdata"), "belongs to evaluation")
+TEXT = (".md", ".txt")
+
+
+@dataclass(frozen=True)
+class Case:
+    """One file to check, or why there is none: `skip` is harmless, `fail` is not."""
+
+    name: str
+    method: str = ""
+    file: Path | None = None
+    skip: str | None = None
+    fail: str | None = None
+
+
+def roots() -> list[Path]:
+    """The folders of golden vectors."""
+    named = [Path(part) for part in os.environ.get("VTC_GOLDEN_DIR", "").split(os.pathsep) if part]
+    default = [ROOT / "tests" / "golden", ROOT.parent / "shared" / "golden"]
+    found = named or [path for path in default if path.is_dir()]
+    return list({path.resolve(): None for path in found})
+
+
+def is_data(path: Path) -> bool:
+    """Whether a file has to be checked: everything but documentation and hidden files."""
+    return (
+        not path.is_dir() and path.suffix not in TEXT and path.name[0] != "." and path.name not in ("LICENSE", "NOTICE")
+    )
+
+
+def cases_of(root: Path) -> list[Case]:
+    """A case for each file of each method in a folder of golden vectors."""
+    label = "/".join(root.parts[-2:])
+    if not root.is_dir():
+        return [Case(label, fail=f"{root} is not a folder")]
+    cases = [Case(f"{label}/{p.name}", fail="lies in no method's folder") for p in sorted(root.iterdir()) if is_data(p)]
+    folders = [p for p in sorted(root.iterdir()) if p.is_dir() and p.name[0] not in "._"]
+    if not folders:
+        cases.append(Case(label, fail=f"{root} holds no folder of a method"))
+    for folder in folders:
+        method, name = folder.name, f"{label}/{folder.name}"
+        if method not in CHECKS:
+            cases.append(Case(name, skip=f"{method}: {ELSEWHERE.get(method, 'no parity check yet')}"))
+            continue
+        files = [p for p in sorted(folder.rglob("*")) if is_data(p)]
+        cases += [Case(f"{name}/{p.relative_to(folder).with_suffix('')}", method, p) for p in files]
+        if not files:
+            cases.append(Case(name, method, fail=f"{folder} holds no vectors"))
+    return cases
+
+
+def read(file: Path) -> tuple[dict[str, torch.Tensor], dict]:
+    """Tensors and parameters of a file; parameters are JSON values where they are JSON, else text."""
+    with safe_open(file, framework="pt") as opened:
+        tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
+        params = {key: json_or_text(value) for key, value in (opened.metadata() or {}).items()}
+    together = params.pop("params", {})
+    return tensors, {**params, **together}
+
+
+def json_or_text(value: str) -> object:
+    try:
+        return json.loads(value)
+    except ValueError:
+        return value
+
+
+def check(case: Case) -> None:
+    """Skips, fails or compares."""
+    if case.skip:
+        pytest.skip(case.skip)
+    if case.fail:
+        pytest.fail(case.fail)
+    try:
+        tensors, params = read(case.file)
+    except Exception as error:  # whatever a broken file raises
+        pytest.fail(f"{case.file} cannot be read: {error}")
+    importlib.import_module(f"tests.golden_checks.{case.method}").check(tensors, params)
+
+
+CASES = [case for root in roots() for case in cases_of(root)]
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_golden(case):
+    check(case)
+
+
+OWN = [case for case in cases_of(ROOT / "tests" / "golden") if case.file]
+
+
+@pytest.mark.parametrize("case", OWN, ids=lambda case: case.name)
+def test_a_wrong_answer_is_noticed(case, tmp_path):
+    tensors, params = read(case.file)
+    answers = sorted(name for name in tensors if name.startswith("keep"))
+    if not answers:
+        pytest.skip(f"{case.name} has no kept indices to change")
+    answer = tensors[answers[0]]
+    wrong = tmp_path / "wrong.safetensors"
+    changed = {answers[0]: answer.logical_not() if answer.dtype == torch.bool else answer + 1}
+    save_file({**tensors, **changed}, wrong, {"params": json.dumps(params)})
+    with pytest.raises(AssertionError):
+        check(Case("wrong", case.method, wrong))
+
+
+def test_nothing_is_passed_over(tmp_path):
+    assert cases_of(tmp_path / "absent")[0].fail
+    assert cases_of(tmp_path)[0].fail
+    for folder in ("hiprune", "vtc_cls", "metrics", "unheard_of"):
+        (tmp_path / folder).mkdir()
+    (tmp_path / "loose.safetensors").touch()
+    (tmp_path / "vtc_cls" / "broken.safetensors").write_bytes(b"\x08")
+    (tmp_path / "vtc_cls" / "README.md").touch()
+    by_name = {case.name.removeprefix("/".join(tmp_path.parts[-2:]) + "/"): case for case in cases_of(tmp_path)}
+    assert set(by_name) == {"loose.safetensors", "hiprune", "vtc_cls/broken", "metrics", "unheard_of"}
+    for name in ("loose.safetensors", "hiprune", "vtc_cls/broken"):
+        with pytest.raises(pytest.fail.Exception):
+            check(by_name[name])
+    for name in ("metrics", "unheard_of"):
+        with pytest.raises(pytest.skip.Exception, match=name):
+            check(by_name[name])
