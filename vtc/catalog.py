@@ -1,11 +1,7 @@
-"""What vtc can do, read from the registries: strategies, families, and the table of both."""
+"""What vtc can do, read from the registries: families, strategies resolved for them, and the table of both."""
 
-from vtc.config import StrategyConfig, resolve, shipped
-
-
-def strategies() -> list[str]:
-    """Names of the strategies that come with vtc."""
-    return list(shipped())
+from vtc.config import StrategyConfig, resolve
+from vtc.strategies import shipped
 
 
 def families() -> list[str]:
@@ -30,7 +26,7 @@ def support_table() -> str:
 
     names = FAMILIES.names()
     lines = ["| strategy | " + " | ".join(names) + " |", "|---" * (len(names) + 1) + "|"]
-    for strategy in strategies():
+    for strategy in shipped():
         cells = []
         for name in names:
             stage = resolve(strategy, name).stage

@@ -5,7 +5,6 @@ import types
 import typing
 from collections.abc import Mapping
 from dataclasses import dataclass
-from importlib.resources import files
 from pathlib import Path
 
 import yaml
@@ -13,7 +12,7 @@ import yaml
 from vtc.budget import ROUNDINGS, SCOPES, Budget, keep_from_prune_ratio, parse_keep
 from vtc.errors import ConfigError
 from vtc.registry import module_names, unknown
-from vtc.strategies import METHODS
+from vtc.strategies import METHODS, shipped
 from vtc.strategies.base import Stage
 
 POSITIONS = ("keep", "compact")
@@ -43,14 +42,6 @@ class StrategyConfig:
             "positions": self.positions,
             "stages": [{"method": method, **dataclasses.asdict(self.stage)}],
         }
-
-
-def shipped() -> dict[str, Path]:
-    """The strategies that come with vtc: name -> YAML file."""
-    folder = files("vtc.configs") / "strategies"
-    return {
-        f.name[: -len(".yaml")]: f for f in sorted(folder.iterdir(), key=lambda f: f.name) if f.name.endswith(".yaml")
-    }
 
 
 def read(strategy: str | Path | Mapping) -> tuple[str, dict]:
