@@ -53,7 +53,10 @@ PARTS = {
     "core": Part(r"vtc/(?!cli|__main__)\w+\.py", never=("vtc.eval", "vtc.cli"), not_on_import=("transformers",)),
     "cli": Part(r"vtc/(cli\w*|__main__)\.py", not_on_import=("transformers", "vtc.eval", "vtc.demo")),
     "demo": Part(r"vtc/demo/.*", never=("vtc.eval", "vtc.cli")),
-    "eval": Part(r"eval/.*", may=("=vtc", "vtc.eval", "vtc.demo", "vtc.errors")),
+    "eval": Part(
+        r"eval/.*",
+        may=("=vtc", "vtc.eval", "vtc.demo", "vtc.errors", "vtc.registry", "vtc.patching", "vtc.engine.clock"),
+    ),
 }
 
 
