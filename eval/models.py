@@ -1,0 +1,199 @@
+"""A model with its processor, loaded once for all runs, and what is needed to ask it a batch of questions."""
+
+import contextlib
+import hashlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from vtc.errors import ConfigError, UnsupportedError
+from vtc.patching import find_family
+
+FULL_HASH = 64 * 2**20  # bytes up to which a file is hashed whole; of larger ones the two ends and the size
+PROCESSOR_ARGS = ("min_pixels", "max_pixels", "use_fast")
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """family: vtc's view of the model, or None with the reason in `unsupported`. identity: what names the model in a
+    run key. record: what a result says of it."""
+
+    model: nn.Module
+    processor: object
+    family: object | None
+    unsupported: UnsupportedError | None
+    identity: dict = field(repr=False)
+    record: dict = field(repr=False)
+
+    @property
+    def image_token_id(self) -> int | None:
+        """The id of the image placeholder in `input_ids`, if the model's config names one."""
+        config = self.model.config
+        return getattr(config, "image_token_id", None) or getattr(config, "image_token_index", None)
+
+    def encode(self, prompts: Sequence[str], images: Sequence[Sequence]) -> dict[str, Tensor]:
+        """Inputs of B prompts on the model's device, padded on the left: `input_ids` [B, L], `pixel_values`, ...
+
+        images: per prompt its PIL pictures, which come before the text in the user's turn.
+        """
+        turns = [
+            [{"role": "user", "content": [*[{"type": "image"}] * len(pictures), {"type": "text", "text": prompt}]}]
+            for prompt, pictures in zip(prompts, images)
+        ]
+        texts = [self.processor.apply_chat_template(turn, add_generation_prompt=True) for turn in turns]
+        bos = self.processor.tokenizer.bos_token
+        special = not (bos and texts[0].startswith(bos))
+        pictures = [[picture.convert("RGB") for picture in mine] for mine in images]
+        given = {"images": pictures} if any(pictures) else {}
+        inputs = self.processor(text=texts, **given, padding=True, add_special_tokens=special, return_tensors="pt")
+        return dict(inputs.to(self.model.device, dtype=self.model.dtype))
+
+    def answer(self, inputs: dict[str, Tensor], max_new_tokens: int) -> Tensor:
+        """Greedy stock generate() -> the new token ids [B, new]."""
+        out = self.model.generate(
+            **inputs,
+            max_new_tokens=max_new_tokens,
+            do_sample=False,
+            num_beams=1,
+            temperature=None,
+            top_p=None,
+            top_k=None,
+        )
+        return out[:, inputs["input_ids"].shape[1] :]
+
+    def visual_tokens(self, inputs: dict[str, Tensor]) -> list[int | None]:
+        """Image placeholders of each prompt; None where the config does not name them."""
+        ids = inputs["input_ids"]
+        return [None] * len(ids) if self.image_token_id is None else (ids == self.image_token_id).sum(1).tolist()
+
+    def new_tokens(self, answers: Tensor) -> list[int]:
+        """Tokens of each answer [B, new], its end token included, padding not."""
+        end = self.model.generation_config.eos_token_id
+        ends = torch.tensor([] if end is None else end, dtype=torch.long, device=answers.device).flatten()
+        stopped = torch.isin(answers, ends)
+        first = torch.where(stopped.any(1), stopped.int().argmax(1) + 1, answers.shape[1])
+        return first.tolist()
+
+
+def load(name: str, args: dict, device: str | None) -> Loaded:
+    """The model `demo`, of a local directory, or of a hub id; `args` go to from_pretrained.
+
+    Code from a hub repository runs only with `trust_remote_code=True` in `args`. Raises ConfigError in one line when
+    it is not there or cannot be loaded.
+    """
+    from transformers import AutoModelForImageTextToText, AutoProcessor
+
+    path = _path(name)
+    args = {"trust_remote_code": False, **args}
+    shared = {key: args[key] for key in ("revision", "trust_remote_code", "cache_dir", "token") if key in args}
+    shared |= {"local_files_only": True} if isinstance(path, Path) else {}
+    for_processor = {key: args.pop(key) for key in PROCESSOR_ARGS if key in args}
+    device = _device(device)
+    try:
+        with _quiet():
+            processor = AutoProcessor.from_pretrained(path, **shared, **for_processor)
+            model = AutoModelForImageTextToText.from_pretrained(path, **{**shared, **args})
+            if "device_map" not in args:
+                model = model.to(device)
+    except (OSError, ValueError, TypeError, ImportError, RuntimeError, KeyError, AttributeError) as error:
+        reason = " ".join(str(error).split())[:300] or type(error).__name__
+        raise ConfigError(f"model {name!r} cannot be loaded: {reason}") from None
+    _prepare(name, processor)
+    family, unsupported = None, None
+    try:
+        family = find_family(model)
+    except UnsupportedError as error:
+        unsupported = error
+    model.eval()
+    explicit = {key: value for key, value in {**args, **for_processor}.items() if key != "token"}
+    identity = {
+        "digest": _digest(path) if isinstance(path, Path) else f"{name}@{getattr(model.config, '_commit_hash', None)}",
+        "args": {key: str(value) for key, value in sorted(explicit.items())},
+        "dtype": str(model.dtype).removeprefix("torch."),
+        "attention": getattr(model.config, "_attn_implementation", None),
+        "device": model.device.type,
+    }
+    record = {
+        "id": name if not isinstance(path, Path) or name == "demo" else path.resolve().name,
+        "type": model.config.model_type,
+        "family": None if family is None else family.name,
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "generation_config": {k: v for k, v in model.generation_config.to_diff_dict().items() if _plain(v)},
+        **identity,
+    }
+    return Loaded(model, processor, family, unsupported, identity, record)
+
+
+def _path(name: str) -> Path | str:
+    """A local directory as a Path, a hub id as text."""
+    if name == "demo":
+        from vtc.demo import MODEL_DIR
+
+        return MODEL_DIR
+    path = Path(name).expanduser()
+    if path.is_dir():
+        if not (path / "config.json").is_file():
+            raise ConfigError(f"model folder {name!r} has no config.json; possible: one made by save_pretrained")
+        return path
+    if name.count("/") != 1 or name[0] in "/.~" or name.endswith("/"):
+        raise ConfigError(f"model {name!r} does not exist; possible: demo, a local directory, or a hub id OWNER/NAME")
+    return name
+
+
+def _device(name: str | None) -> torch.device:
+    try:
+        device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise ConfigError(f"--device {name!r} cannot be used: {reason}") from None
+    return device
+
+
+def _prepare(name: str, processor: object) -> None:
+    tokenizer = getattr(processor, "tokenizer", None)
+    if tokenizer is None or not hasattr(processor, "apply_chat_template"):
+        kind = type(processor).__name__
+        raise ConfigError(f"model {name!r} comes with a {kind}; possible: a processor of text and images")
+    if not (getattr(processor, "chat_template", None) or getattr(tokenizer, "chat_template", None)):
+        raise ConfigError(f"model {name!r} has no chat template; possible: an instruction-tuned model's folder")
+    tokenizer.padding_side = "left"
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+
+
+def _digest(folder: Path) -> str:
+    """sha256 over the names and contents of config, tokenizer, processor and weights."""
+    digest = hashlib.sha256()
+    for file in sorted(folder.iterdir()):
+        if not file.is_file() or file.suffix not in (".json", ".jinja", ".txt", ".model", ".safetensors", ".bin"):
+            continue
+        size = file.stat().st_size
+        with file.open("rb") as stream:
+            data = stream.read(FULL_HASH if size <= FULL_HASH else 2**20)
+            if size > FULL_HASH:
+                stream.seek(-(2**20), 2)
+                data += stream.read()
+        digest.update(f"{file.name}:{size}:{hashlib.sha256(data).hexdigest()}\n".encode())
+    return digest.hexdigest()[:16]
+
+
+def _plain(value: object) -> bool:
+    return isinstance(value, str | int | float | bool | list)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Without transformers' progress bars."""
+    from transformers.utils import logging
+
+    was = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if was:
+            logging.enable_progress_bar()

@@ -1,0 +1,116 @@
+"""What `vtc eval` was asked to do: options of the command line over those of a suite, checked before work starts."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from importlib.resources import files
+from pathlib import Path
+
+import yaml
+
+from vtc.errors import ConfigError
+from vtc.registry import unknown
+
+
+@dataclass(frozen=True)
+class Settings:
+    """One grid of runs: strategies x keeps x tasks on one model.
+
+    keeps: as text, None for each strategy's own budget. overrides: knobs and budget options for every strategy.
+    batch_size, max_new_tokens, device, split, limit: None for the default of model or task.
+    """
+
+    output: Path
+    model: str = "demo"
+    model_args: dict = field(default_factory=dict)
+    strategies: tuple[str, ...] = ("none",)
+    keeps: tuple[str | None, ...] = (None,)
+    overrides: dict = field(default_factory=dict)
+    tasks: tuple[str, ...] = ("demo",)
+    split: str | None = None
+    limit: int | None = None
+    batch_size: int | None = None
+    max_new_tokens: int | None = None
+    seed: int = 0
+    device: str | None = None
+    overwrite: bool = False
+
+    def __post_init__(self):
+        for name in ("limit", "batch_size", "max_new_tokens"):
+            value = getattr(self, name)
+            if value is not None and (type(value) is not int or value < 1):
+                raise ConfigError(f"--{name.replace('_', '-')} {value!r} is out of range; possible: a number >= 1")
+        if type(self.seed) is not int or self.seed < 0:
+            raise ConfigError(f"--seed {self.seed!r} is out of range; possible: a number >= 0")
+        for name in ("strategies", "keeps", "tasks"):
+            twice = {v for v in getattr(self, name) if getattr(self, name).count(v) > 1}
+            if twice:
+                raise ConfigError(f"{', '.join(sorted(map(repr, twice)))} stands twice; possible: each of {name} once")
+
+
+_LISTS = {"strategy": "strategies", "keep": "keeps", "tasks": "tasks"}
+_PLAIN = ("model", "split", "limit", "batch_size", "max_new_tokens", "seed", "device", "overwrite")
+
+
+def settings_from(suite: str | None, options: Mapping) -> Settings:
+    """Settings from the command line's options (None: not given), which win over those of the suite file.
+
+    Raises ConfigError in one line for an unknown suite or option, and when there is no model or no output folder.
+    """
+    given = {key: value for key, value in options.items() if value is not None and value != {}}
+    merged = {**(_suite(suite, list(options)) if suite else {}), **given}
+    for needed in ("model", "strategy", "output"):
+        if needed not in merged:
+            raise ConfigError(f"--{needed} is missing; see `vtc eval --help`")
+    values = {key: merged[key] for key in _PLAIN if key in merged}
+    values |= {field_: split_list(key, merged[key]) for key, field_ in _LISTS.items() if key in merged}
+    overrides = merged.get("set", {})
+    if "keep" in overrides:
+        raise ConfigError("--set keep=... is not possible here; possible: --keep")
+    model_args = parse_model_args(merged.get("model_args", {}))
+    return Settings(output=Path(merged["output"]), overrides=overrides, model_args=model_args, **values)
+
+
+def _suite(name: str, possible: list[str]) -> dict:
+    folder = files("vtc.configs") / "eval"
+    shipped = {f.name[: -len(".yaml")]: f for f in folder.iterdir() if f.name.endswith(".yaml")}
+    file = shipped.get(name, Path(name))
+    if not file.is_file():
+        raise ConfigError(unknown("suite", name, [*sorted(shipped), "FILE.yaml"]))
+    try:
+        raw = yaml.safe_load(file.read_text(encoding="utf-8", errors="replace"))
+    except yaml.YAMLError as error:
+        raise ConfigError(f"suite {name!r} is not valid (safe) YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(raw, dict):
+        raise ConfigError(f"suite {name!r} holds {type(raw).__name__}; possible: a mapping of {', '.join(possible)}")
+    for key in raw:
+        if key not in possible:
+            raise ConfigError(unknown(f"option in suite {name!r}", key, possible))
+    return raw
+
+
+def split_list(name: str, value: object) -> tuple[str, ...]:
+    """Comma-separated text, or a YAML list, as texts; raises ConfigError for an empty entry."""
+    parts = value if isinstance(value, list) else str(value).split(",")
+    parts = tuple(str(part).strip() for part in parts)
+    if not all(parts):
+        raise ConfigError(f"--{name} {value!r} has an empty entry; possible: values with commas between, such as a,b")
+    return parts
+
+
+def parse_model_args(value: str | Mapping) -> dict:
+    """`dtype=float16,attn_implementation=sdpa` as keyword arguments, the values read as (safe) YAML.
+
+    Raises ConfigError for text that is no KEY=VALUE list.
+    """
+    if isinstance(value, Mapping):
+        return dict(value)
+    found = {}
+    for part in value.split(","):
+        key, sign, text = part.partition("=")
+        if not sign or not key.strip().isidentifier():
+            raise ConfigError(f"--model_args {part!r} is no argument; possible: KEY=VALUE, such as dtype=float16")
+        try:
+            found[key.strip()] = yaml.safe_load(text)
+        except yaml.YAMLError:
+            raise ConfigError(f"--model_args {part!r}: the value is not valid (safe) YAML") from None
+    return found

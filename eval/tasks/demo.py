@@ -1,0 +1,47 @@
+"""The bundled benchmark: questions about generated scenes of coloured shapes, seven kinds, one right answer each.
+
+A row:
+
+    {"id": "test-00000", "image": <112 x 112 RGB>, "question": "What color is the cross?", "answer": "green",
+     "type": "color"}
+
+An answer is right if it equals the reference after trimming, lower-casing and dropping a final full stop. The figure
+to compare is `macro`, the mean over the seven kinds. Samples are generated, not read: any number of them exists, and
+the same number is always the same sample. Tune on `tune`, publish on `test`; `train` is what the demo model saw.
+"""
+
+from collections.abc import Sequence
+
+from vtc.demo import benchmark
+from vtc.errors import ConfigError
+from vtc.eval.tasks import TASKS, Task
+
+ENOUGH = 700  # samples when no limit is given: 100 of each kind
+
+
+@TASKS.register("demo")
+class Demo(Task):
+    """Questions about generated scenes."""
+
+    name = "demo"
+    version = 1
+    splits = ("test", "tune", "train")
+    max_new_tokens = 4
+
+    def docs(self, split: str, limit: int | None) -> Sequence[dict]:
+        """The first samples of a split; raises ConfigError for an unknown split."""
+        if split not in self.splits:
+            raise ConfigError(f"split={split!r} is unknown to task 'demo'; possible: {', '.join(self.splits)}")
+        return list(benchmark.samples(split, ENOUGH if limit is None else limit))
+
+    def group(self, doc: dict) -> str:
+        """color, shape, exist, position, count, ocr or relation."""
+        return doc["type"]
+
+    def prompt(self, doc: dict) -> str:
+        """The bare question; the demo model knows no instructions."""
+        return doc["question"]
+
+    def score(self, doc: dict, text: str) -> dict:
+        """Exact match."""
+        return {"correct": float(benchmark.is_correct(doc["answer"], text))}

@@ -1,0 +1,84 @@
+"""Where the seconds of a generate() call go: vision, selection, prefill, decode."""
+
+from collections.abc import Callable
+from types import TracebackType
+
+from torch import nn
+
+from vtc.engine import clock
+
+PARTS = ("vision", "selection", "prefill", "decode", "total")
+DEFINITIONS = {
+    "vision": "the vision encoder's forward without the time of observing its attention",
+    "selection": "observing attention, selecting tokens and packing the prompt (vtc.report)",
+    "prefill": "the language model's first forward",
+    "decode": "from the end of prefill to the end of generate(): every further step, output head and choice of tokens",
+    "total": "all of generate(); what the parts leave over is projector, embedding and bookkeeping",
+}
+
+
+class Stopwatch:
+    """Hooks on a family's tower and language model, put on by `with` and taken off after it.
+
+    Enter it after the patch is on the model: the patch's own work at the door of the language model then comes before
+    the clock of prefill starts. Without a family only the total is known. Not for several threads.
+    """
+
+    def __init__(self, family: object | None):
+        self.family = family
+        self._handles: list = []
+        self._reset()
+
+    def _reset(self) -> None:
+        self.vision = self.prefill = 0.0
+        self.prefill_end: float | None = None
+
+    def __enter__(self) -> "Stopwatch":
+        if self.family is not None:
+            tower, language = self.family.tower, self.family.language_model
+            self._handles = [
+                tower.register_forward_pre_hook(self._start),
+                tower.register_forward_hook(self._tower_done),
+                language.register_forward_pre_hook(self._start_prefill),
+                language.register_forward_hook(self._prefill_done),
+            ]
+        return self
+
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        while self._handles:
+            self._handles.pop().remove()
+
+    def _start(self, module: nn.Module, args: tuple) -> None:
+        self._begin = clock.now()
+
+    def _tower_done(self, module: nn.Module, args: tuple, output: object) -> None:
+        self.vision += clock.now() - self._begin
+
+    def _start_prefill(self, module: nn.Module, args: tuple) -> None:
+        if self.prefill_end is None:
+            self._begin = clock.now()
+
+    def _prefill_done(self, module: nn.Module, args: tuple, output: object) -> None:
+        if self.prefill_end is None:
+            self.prefill_end = clock.now()
+            self.prefill = self.prefill_end - self._begin
+
+    def measure(self, call: Callable, report: Callable) -> tuple[object, object, dict]:
+        """Runs `call`; returns what it gives, the vtc report that `report` then gives (or None), and seconds per part
+        (None: unknown)."""
+        self._reset()
+        with clock.exact():
+            start = clock.now()
+            output = call()
+            end = clock.now()
+        told = report()
+        seconds = dict.fromkeys(PARTS) | {"total": end - start}
+        if self.prefill_end is not None:
+            observe, select = (told.observe_seconds, told.select_seconds) if told is not None else (0.0, 0.0)
+            seconds |= {
+                "vision": self.vision - observe,
+                "selection": observe + select,
+                "prefill": self.prefill,
+                "decode": end - self.prefill_end,
+            }
+        return output, told, seconds
