@@ -18,6 +18,19 @@ def check_contents() -> None:
     assert len(metadata) == 1, metadata
 
 
+def check_complete(checkout: Path) -> None:
+    """Every Python and YAML file of the checkout's library arrived, and no other did."""
+    homes = {"vtc": "vtc", "patches": "vtc/patches", "eval": "vtc/eval", "configs": "vtc/configs"}
+    wanted = set()
+    for source, home in homes.items():
+        for path in (checkout / source).rglob("*"):
+            if path.suffix in (".py", ".yaml"):
+                wanted.add(f"{home}/{path.relative_to(checkout / source).as_posix()}")
+    shipped = {str(f) for f in distribution("vtc-vlm").files if str(f).startswith("vtc/")}
+    shipped = {name for name in shipped if name.endswith((".py", ".yaml"))}
+    assert shipped == wanted, f"missing: {sorted(wanted - shipped)}; too many: {sorted(shipped - wanted)}"
+
+
 def check_imports(checkout: Path) -> None:
     """Every part is found in the installed package, although its source stands elsewhere."""
     import vtc
@@ -39,9 +52,6 @@ def check_configs() -> None:
 
     text = (files("vtc.configs") / "strategies" / "hiprune.yaml").read_text(encoding="utf-8")
     assert isinstance(yaml.safe_load(text), dict)
-    for folder in ("strategies", "eval", "sweeps"):
-        names = [entry.name for entry in (files("vtc.configs") / folder).iterdir()]
-        assert any(name.endswith(".yaml") for name in names), f"no YAML in vtc.configs/{folder}: {names}"
 
 
 def check_demo() -> None:
@@ -82,8 +92,12 @@ def main() -> None:
     """Run all checks; the first failure ends the run."""
     checkout = Path(sys.argv[1]).resolve()
     assert not Path.cwd().resolve().is_relative_to(checkout), "run this outside the checkout"
-    for check in (check_contents, lambda: check_imports(checkout), check_configs, check_demo, check_commands):
-        check()
+    check_contents()
+    check_complete(checkout)
+    check_imports(checkout)
+    check_configs()
+    check_demo()
+    check_commands()
     print(f"wheel of vtc-vlm {distribution('vtc-vlm').version}: all checks passed")
 
 
