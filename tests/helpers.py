@@ -1,0 +1,152 @@
+"""What the tests share: tiny models of every family, a batch taken apart, spies, and an oracle that knows no engine."""
+
+import functools
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from transformers import MistralConfig, Qwen2Config
+
+import vtc
+from vtc.patches import FAMILIES
+from vtc.patches._tiny import BOS, EOS, IMAGE_TOKEN, PAD, TEXT
+
+SPECIAL = dict(bos_token_id=BOS, eos_token_id=EOS, pad_token_id=PAD)
+VARIANTS = {
+    "llava-siglip": ("llava", lambda: dict(tower="siglip")),
+    "llava-mistral": ("llava", lambda: dict(text=MistralConfig(**TEXT, **SPECIAL))),
+    "llava-qwen2": ("llava", lambda: dict(text=Qwen2Config(**TEXT, **SPECIAL))),
+}
+CASES = [*vtc.families(), *VARIANTS]
+IMAGES = (1, 2, 1)
+STRATEGIES = vtc.strategies()
+
+
+def family_of(case: str) -> str:
+    """The family's name of a case such as "llava-siglip"."""
+    return VARIANTS[case][0] if case in VARIANTS else case
+
+
+def build(case: str, dtype: torch.dtype = torch.float64) -> nn.Module:
+    """A fresh tiny model; the weights are the same every time."""
+    options = VARIANTS[case][1]() if case in VARIANTS else {}
+    return FAMILIES[family_of(case)].tiny(**options).to(dtype)
+
+
+@functools.cache
+def model_of(case: str) -> nn.Module:
+    """The float64 model of a case, shared by all tests of the process: patch it in a with-block only."""
+    return build(case)
+
+
+def inputs_of(case: str, images: tuple[int, ...] = IMAGES, dtype: torch.dtype = torch.float64, **options) -> dict:
+    """A padded batch for `model_of(case)`, floating-point inputs in `dtype`."""
+    inputs = FAMILIES[family_of(case)].tiny_inputs(model_of(case), images, **options)
+    return {k: v.to(dtype) if v.is_floating_point() else v for k, v in inputs.items()}
+
+
+def split(inputs: dict, images: tuple[int, ...] = IMAGES) -> list[dict]:
+    """The prompts of a batch one by one, without padding."""
+    singles, first, patch = [], 0, 0
+    for b, count in enumerate(images):
+        real = inputs["attention_mask"][b].bool()
+        per_token = [k for k in ("input_ids", "attention_mask", "mm_token_type_ids") if k in inputs]
+        one = {k: inputs[k][b : b + 1, real] for k in per_token}
+        mine = slice(first, first + count)
+        if count and "image_grid_thw" in inputs:
+            patches = int(inputs["image_grid_thw"][mine].prod(1).sum())
+            one["image_grid_thw"] = inputs["image_grid_thw"][mine]
+            one["pixel_values"] = inputs["pixel_values"][patch : patch + patches]
+            patch += patches
+        elif count:
+            one.update({k: inputs[k][mine] for k in ("pixel_values", "image_sizes") if k in inputs})
+        singles.append(one)
+        first += count
+    return singles
+
+
+def positions_of(inputs: dict) -> dict:
+    """`position_ids` that count real tokens, as generate() makes them, where the model itself would count padding."""
+    if "image_grid_thw" in inputs or "mm_token_type_ids" in inputs:
+        return {}
+    mask = inputs["attention_mask"]
+    return {"position_ids": (mask.cumsum(-1) - 1).masked_fill(mask == 0, 0)}
+
+
+@torch.no_grad()
+def forward(model: nn.Module, inputs: dict, **options):
+    """A forward pass whose positions do not depend on padding."""
+    return model(**inputs, **positions_of(inputs), **options)
+
+
+@dataclass
+class Written:
+    """What generate() wrote. tokens [B, n]: after the prompt; logits [n, B, V]: of each step, in the model's own type
+    (`output_logits` is always float32); output: the object that generate() returned."""
+
+    tokens: Tensor
+    logits: Tensor
+    output: object
+
+
+def generate(model: nn.Module, inputs: dict, tokens: int = 8, **options) -> Written:
+    """generate(), greedy unless told otherwise, with the logits of each step as the model computed them."""
+    steps: list[Tensor] = []
+    handle = model.lm_head.register_forward_hook(lambda module, args, output: steps.append(output[:, -1]))
+    try:
+        options = {"do_sample": False, "return_dict_in_generate": True, **options}
+        output = model.generate(**inputs, max_new_tokens=tokens, **options)
+    finally:
+        handle.remove()
+    given = inputs["input_ids"].shape[1] if "input_ids" in inputs else 0
+    return Written(output.sequences[:, given:], torch.stack(steps), output)
+
+
+@contextmanager
+def spy(model: nn.Module) -> Iterator[list[dict]]:
+    """Collects the keyword arguments that reach the language model, after the patch's own hooks."""
+    seen: list[dict] = []
+    handle = model.model.language_model.register_forward_pre_hook(
+        lambda module, args, kwargs: seen.append(dict(kwargs)), with_kwargs=True
+    )
+    try:
+        yield seen
+    finally:
+        handle.remove()
+
+
+def kept_of(report, prompt: int) -> list[Tensor]:
+    """The kept places of each image of a prompt, in order."""
+    return [image.kept for image in report.images if image.prompt == prompt]
+
+
+def image_places(ids: Tensor, report, prompt: int) -> list[Tensor]:
+    """Where each image of a prompt [L] lies, from the placeholders and the sizes that the report gives."""
+    places = (ids == IMAGE_TOKEN).nonzero().flatten()
+    return list(places.split([image.before for image in report.images if image.prompt == prompt]))
+
+
+def shape_of(value: object) -> object:
+    """The own attributes of a live object by identity: equal before and after means no trace."""
+    return {name: id(item) for name, item in sorted(vars(value).items(), key=lambda pair: pair[0])}
+
+
+def state(model: nn.Module) -> dict:
+    """Everything that a patch could leave on a model: every module's attributes, hook dictionaries, and its config.
+
+    `rope_deltas` is left out: the stock Qwen models write it in each forward.
+    """
+    found = {}
+    for name, module in model.named_modules():
+        found[name] = shape_of(module)
+        found[name].pop("rope_deltas", None)
+        for key, value in vars(module).items():
+            if isinstance(value, dict):
+                found[name, key] = {k: id(v) for k, v in value.items()}
+    config = model.config
+    found["config"] = (id(config), config.to_json_string(), shape_of(config))
+    found["generation"] = model.generation_config.to_json_string()
+    found["attention"] = config._attn_implementation
+    return found

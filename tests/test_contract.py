@@ -1,0 +1,188 @@
+"""The contract of every strategy on every family: counts, order, determinism, batches, padding, removal, the report."""
+
+import pytest
+import torch
+
+import vtc
+from tests.helpers import (
+    CASES,
+    IMAGES,
+    STRATEGIES,
+    family_of,
+    forward,
+    generate,
+    inputs_of,
+    kept_of,
+    model_of,
+    split,
+    spy,
+    state,
+)
+from vtc.patching import find_family
+
+both = pytest.mark.parametrize("strategy", STRATEGIES)
+cases = pytest.mark.parametrize("case", CASES)
+BUDGETS = [0.3, 7]
+
+
+def layouts(case, inputs):
+    """The layout of each image of a batch."""
+    return find_family(model_of(case)).image_layouts(inputs)
+
+
+def grouped(items, images=IMAGES):
+    """A flat list per image as a list per prompt."""
+    rest = iter(items)
+    return [[next(rest) for _ in range(n)] for n in images]
+
+
+@both
+@cases
+@pytest.mark.parametrize("keep", BUDGETS)
+def test_count_is_the_budgets(strategy, case, keep):
+    """Each image keeps what the budget function says, but hiprune as released, which may stay below it."""
+    model, inputs = model_of(case), inputs_of(case)
+    config = vtc.load_strategy(strategy, family_of(case), keep=keep)
+    sizes = [[[t.tokens for t in layout.tiles] for layout in prompt] for prompt in grouped(layouts(case, inputs))]
+    expected = [sum(counts) for prompt in sizes for counts in config.budget.quotas(prompt)]
+    with vtc.patched(model, strategy, keep=keep):
+        forward(model, inputs)
+        found = [image.after for image in vtc.report(model).images]
+    if getattr(config.stage, "exclude", "exact") == "official":
+        assert all(f <= e for f, e in zip(found, expected, strict=True))
+        with vtc.patched(model, strategy, keep=keep, exclude="exact"):
+            forward(model, inputs)
+            found = [image.after for image in vtc.report(model).images]
+    assert found == expected
+
+
+@both
+@cases
+def test_kept_is_ascending_unique_and_deterministic(strategy, case):
+    """Kept places ascend strictly, lie inside the image, and are the same in a second run."""
+    model, inputs = model_of(case), inputs_of(case)
+    runs = []
+    for _ in range(2):
+        with vtc.patched(model, strategy, keep=0.3):
+            logits = forward(model, inputs).logits
+            runs.append((logits, vtc.report(model).images))
+    (first, images), (second, again) = runs
+    assert torch.equal(first, second)
+    for image, same in zip(images, again, strict=True):
+        assert torch.equal(image.kept, same.kept)
+        assert len(image.kept) == image.after
+        assert bool((image.kept[1:] > image.kept[:-1]).all())
+        assert 0 <= int(image.kept[0]) <= int(image.kept[-1]) < image.before
+
+
+@both
+@cases
+def test_batched_equals_one_by_one(strategy, case):
+    """Each prompt alone, without padding, keeps the same tokens and gives the same last logits as in the batch."""
+    model, inputs = model_of(case), inputs_of(case)
+    with vtc.patched(model, strategy, keep=0.3):
+        logits = forward(model, inputs).logits
+        batch = vtc.report(model)
+        for b, single in enumerate(split(inputs)):
+            alone = forward(model, single).logits
+            for kept, same in zip(kept_of(batch, b), kept_of(vtc.report(model), 0), strict=True):
+                assert torch.equal(kept, same)
+            torch.testing.assert_close(logits[b, -1], alone[0, -1], atol=1e-9, rtol=0)
+
+
+@both
+@cases
+@pytest.mark.parametrize("padding", ["left", "right"])
+def test_padding_is_never_kept(strategy, case, padding):
+    """The packed mask counts exactly the real tokens left, and what stays are the text tokens in their order."""
+    model, inputs = model_of(case), inputs_of(case, padding=padding)
+    table = model.get_input_embeddings().weight
+    with vtc.patched(model, strategy, keep=0.3), spy(model) as seen:
+        forward(model, inputs)
+        report = vtc.report(model)
+    mask, embeds = seen[0]["attention_mask"], seen[0]["inputs_embeds"]
+    real = inputs["attention_mask"].sum(1).tolist()
+    removed = [sum(i.before - i.after for i in report.images if i.prompt == b) for b in range(len(real))]
+    after = [n - r for n, r in zip(real, removed, strict=True)]
+    found = torch.ones(embeds.shape[:2], dtype=torch.bool) if mask is None else mask.bool()
+    assert found.sum(1).tolist() == after == report.prompts_after
+    assert report.prompts_before == real
+    assert embeds.shape[1] == max(after)
+    for b in range(len(real)):
+        text = inputs["input_ids"][b][inputs["attention_mask"][b].bool()]
+        text = text[text != model.config.image_token_id]
+        packed = embeds[b][found[b]]
+        is_text = (packed[:, None] == table[text].unique(dim=0)[None]).all(-1).any(-1)
+        assert torch.equal(packed[is_text], table[text])
+
+
+@both
+@cases
+def test_keep_all_and_removal_leave_no_trace(strategy, case):
+    """keep=1.0 and a removed patch are bit-equal to the stock model, and nothing is left on any module or config."""
+    model, inputs = model_of(case), inputs_of(case)
+    before, stock = state(model), forward(model, inputs).logits
+    with vtc.patched(model, strategy, keep=1.0):
+        assert torch.equal(forward(model, inputs).logits, stock)
+    assert state(model) == before
+    vtc.patch(model, strategy, keep=0.3)
+    assert state(model) != before
+    assert forward(model, inputs).logits.shape[1] < stock.shape[1]
+    generate(model, inputs, 2)
+    assert vtc.unpatch(model) is model
+    assert state(model) == before
+    assert torch.equal(forward(model, inputs).logits, stock)
+
+
+@both
+@cases
+def test_last_patch_alone_counts(strategy, case):
+    """Patching twice is the last patch alone, and one removal is enough."""
+    model, inputs = model_of(case), inputs_of(case)
+    before = state(model)
+    with vtc.patched(model, strategy, keep=0.3):
+        once = forward(model, inputs).logits
+    vtc.patch(model, "random", keep=0.6, seed=5)
+    forward(model, inputs)
+    vtc.patch(model, strategy, keep=0.3)
+    assert torch.equal(forward(model, inputs).logits, once)
+    vtc.unpatch(model)
+    assert state(model) == before
+
+
+@both
+@cases
+def test_cached_decode_equals_recomputation(strategy, case):
+    """Nine greedy steps on the pruned cache give the logits of full forwards over prompt plus text so far, and
+    use_cache=False writes the same tokens."""
+    model, inputs, steps = model_of(case), inputs_of(case), 9
+    with vtc.patched(model, strategy, keep=0.3):
+        cached = generate(model, inputs, steps)
+        plain = generate(model, inputs, steps, use_cache=False)
+        assert torch.equal(cached.tokens, plain.tokens)
+        torch.testing.assert_close(cached.logits, plain.logits, atol=1e-9, rtol=0)
+        for step in range(steps):
+            grown = grow(inputs, cached.tokens[:, :step])
+            again = forward(model, grown).logits[:, -1]
+            torch.testing.assert_close(cached.logits[step], again, atol=1e-9, rtol=0)
+
+
+def grow(inputs, tokens):
+    """The inputs with `tokens` [B, n] after the prompts."""
+    grown = dict(inputs, input_ids=torch.cat([inputs["input_ids"], tokens], 1))
+    grown["attention_mask"] = torch.cat([inputs["attention_mask"], torch.ones_like(tokens)], 1)
+    if "mm_token_type_ids" in inputs:
+        grown["mm_token_type_ids"] = torch.cat([inputs["mm_token_type_ids"], torch.zeros_like(tokens)], 1).int()
+    return grown
+
+
+@both
+@cases
+def test_text_only_prompts_are_untouched(strategy, case):
+    """Prompts without images go through a patched model bit-equal, forward and generate."""
+    model, inputs = model_of(case), inputs_of(case, images=(0, 0))
+    assert "pixel_values" not in inputs
+    stock, written = forward(model, inputs).logits, generate(model, inputs, 4).tokens
+    with vtc.patched(model, strategy, keep=0.3):
+        assert torch.equal(forward(model, inputs).logits, stock)
+        assert torch.equal(generate(model, inputs, 4).tokens, written)

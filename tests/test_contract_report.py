@@ -1,0 +1,98 @@
+"""The report is true, and attention backends agree: counts, cache lengths, FLOPs against what the model really did."""
+
+import pytest
+import torch
+
+import vtc
+from tests.helpers import CASES, STRATEGIES, build, forward, generate, inputs_of, model_of, split, spy
+from tests.helpers_oracle import layouts
+
+both = pytest.mark.parametrize("strategy", STRATEGIES)
+cases = pytest.mark.parametrize("case", CASES)
+
+
+def flops_of(config, tokens):
+    """Prefill FLOPs of one prompt, written out: q, o, k, v projections, scores and values, three MLP matrices."""
+    d, m = config.hidden_size, config.intermediate_size
+    heads, kv = config.num_attention_heads, config.num_key_value_heads
+    e = getattr(config, "head_dim", None) or d // heads
+    layer = 2 * tokens * d * heads * e * 2 + 2 * tokens * d * kv * e * 2
+    layer += 2 * heads * tokens * tokens * e * 2 + 2 * tokens * d * m * 3
+    return layer * config.num_hidden_layers
+
+
+@both
+@cases
+def test_report_is_true(strategy, case):
+    """Every number against an independent measurement: stock prompts, cache tensors, a spy, arithmetic by hand."""
+    model, inputs = model_of(case), inputs_of(case)
+    singles = split(inputs)
+    sizes = [layout.tokens for single in singles for layout in layouts(model, single)]
+    with vtc.patched(model, strategy, keep=0.3), spy(model) as seen:
+        cache = forward(model, inputs, use_cache=True).past_key_values
+        report = vtc.report(model)
+    assert (report.family, report.keep) == (case.partition("-")[0], 0.3)
+    assert report.strategy["stages"][0]["method"] == strategy
+    assert [(i.prompt, i.image) for i in report.images] == [(0, 0), (1, 0), (1, 1), (2, 0)]
+    assert [i.before for i in report.images] == sizes
+    assert [i.after for i in report.images] == [len(i.kept) for i in report.images]
+    assert [i.stages for i in report.images] == [[(strategy, i.before, i.after)] for i in report.images]
+    assert (report.tokens_before, report.tokens_after) == (sum(sizes), sum(i.after for i in report.images))
+    before = [single["input_ids"].shape[1] for single in singles]
+    assert report.prompts_before == before
+    mask = seen[0]["attention_mask"]
+    width = seen[0]["inputs_embeds"].shape[1]
+    after = [width] * 3 if mask is None else mask.sum(1).tolist()
+    assert report.prompts_after == after
+    lengths = [layer.keys.shape[2] for layer in cache.layers]
+    assert report.kv_lengths == lengths == [width] * 3
+    config = model.config.get_text_config()
+    assert report.prefill_flops == tuple(sum(flops_of(config, n) for n in each) for each in (before, after))
+    keys = cache.layers[0].keys
+    per_token = 2 * keys.shape[1] * keys.shape[3] * keys.element_size() * len(cache.layers)
+    assert report.kv_bytes == (per_token * sum(before), per_token * sum(after))
+    data = report.to_dict()
+    assert data["tokens"] == {"before": sum(sizes), "after": report.tokens_after}
+    assert data["kv_bytes"]["saved"] == report.kv_bytes[0] - report.kv_bytes[1]
+    assert [image["kept"] for image in data["images"]] == [i.kept.tolist() for i in report.images]
+    assert f"{width} in all 3 layers" in str(report)
+
+
+def test_report_without_a_cache():
+    """use_cache=False: no cache length is claimed."""
+    model = model_of("llava")
+    with vtc.patched(model, "uniform", keep=0.3):
+        forward(model, inputs_of("llava"), use_cache=False)
+        assert vtc.report(model).kv_lengths == []
+        assert "no cache in use" in str(vtc.report(model))
+
+
+def test_report_stays_after_decode_and_text():
+    """Decode steps and text-only calls do not change the report of the last call with images."""
+    model, inputs = model_of("llava"), inputs_of("llava")
+    with vtc.patched(model, "uniform", keep=0.3):
+        forward(model, inputs, use_cache=True)
+        first = vtc.report(model).to_dict()
+        generate(model, inputs, 5)
+        assert vtc.report(model).kv_lengths == first["kv_lengths"]
+        generate(model, inputs_of("llava", images=(0, 0)), 2)
+        assert vtc.report(model).to_dict()["images"] == first["images"]
+
+
+@both
+@cases
+def test_eager_equals_sdpa(strategy, case):
+    """Both attention backends keep the same tokens and give the same logits, and the backend stays as chosen."""
+    # Not float64: the stock eager attention turns its padding rows into NaN there.
+    model, inputs = build(case, torch.float32), inputs_of(case, dtype=torch.float32)
+    found = {}
+    for backend in ("sdpa", "eager"):
+        model.set_attn_implementation(backend)
+        with vtc.patched(model, strategy, keep=0.3):
+            out = generate(model, inputs, 3)
+            found[backend] = out, [i.kept for i in vtc.report(model).images]
+        assert model.config._attn_implementation == backend
+    (out, kept), (same, again) = found["sdpa"], found["eager"]
+    assert all(torch.equal(a, b) for a, b in zip(kept, again, strict=True))
+    assert torch.equal(out.tokens, same.tokens)
+    torch.testing.assert_close(out.logits, same.logits, atol=1e-5, rtol=0)
