@@ -87,6 +87,7 @@ def load(name: str, args: dict, device: str | None) -> Loaded:
     from transformers import AutoModelForImageTextToText, AutoProcessor
 
     path = _path(name)
+    explicit = {key: str(value) for key, value in sorted(args.items()) if key != "token"}
     args = {"trust_remote_code": False, **args}
     shared = {key: args[key] for key in ("revision", "trust_remote_code", "cache_dir", "token") if key in args}
     shared |= {"local_files_only": True} if isinstance(path, Path) else {}
@@ -108,10 +109,9 @@ def load(name: str, args: dict, device: str | None) -> Loaded:
     except UnsupportedError as error:
         unsupported = error
     model.eval()
-    explicit = {key: value for key, value in {**args, **for_processor}.items() if key != "token"}
     identity = {
         "digest": _digest(path) if isinstance(path, Path) else f"{name}@{getattr(model.config, '_commit_hash', None)}",
-        "args": {key: str(value) for key, value in sorted(explicit.items())},
+        "args": explicit,
         "dtype": str(model.dtype).removeprefix("torch."),
         "attention": getattr(model.config, "_attn_implementation", None),
         "device": model.device.type,

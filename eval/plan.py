@@ -27,7 +27,9 @@ class Run:
 
     def record(self) -> dict:
         """What was done, for run key and result."""
-        resolved = self.config.dump() if self.kind == "vtc" else None
+        resolved = None
+        if self.kind == "vtc":
+            resolved = {key: value for key, value in self.config.dump().items() if key != "description"}
         return {"name": self.label, "kind": self.kind, "keep": self.keep, "resolved": resolved}
 
 

@@ -10,6 +10,8 @@ import yaml
 from vtc.errors import ConfigError
 from vtc.registry import unknown
 
+_NUMBERS = {"limit": 1, "batch_size": 1, "max_new_tokens": 1, "seed": 0}  # the least of each
+
 
 @dataclass(frozen=True)
 class Settings:
@@ -35,12 +37,11 @@ class Settings:
     overwrite: bool = False
 
     def __post_init__(self):
-        for name in ("limit", "batch_size", "max_new_tokens"):
+        for name, least in _NUMBERS.items():
             value = getattr(self, name)
-            if value is not None and (type(value) is not int or value < 1):
-                raise ConfigError(f"--{name.replace('_', '-')} {value!r} is out of range; possible: a number >= 1")
-        if type(self.seed) is not int or self.seed < 0:
-            raise ConfigError(f"--seed {self.seed!r} is out of range; possible: a number >= 0")
+            if value is not None and (type(value) is not int or value < least):
+                option = name.replace("_", "-")
+                raise ConfigError(f"--{option} {value!r} is out of range; possible: a whole number >= {least}")
         for name in ("strategies", "keeps", "tasks"):
             twice = {v for v in getattr(self, name) if getattr(self, name).count(v) > 1}
             if twice:
@@ -62,6 +63,7 @@ def settings_from(suite: str | None, options: Mapping) -> Settings:
         if needed not in merged:
             raise ConfigError(f"--{needed} is missing; see `vtc eval --help`")
     values = {key: merged[key] for key in _PLAIN if key in merged}
+    values |= {key: int(text) for key in _NUMBERS if (text := str(values.get(key, ""))).isdecimal()}
     values |= {field_: split_list(key, merged[key]) for key, field_ in _LISTS.items() if key in merged}
     overrides = merged.get("set", {})
     if "keep" in overrides:

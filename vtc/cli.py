@@ -164,7 +164,7 @@ def validate(
 
 @app.command("eval")
 def eval_(
-    model: Annotated[str | None, typer.Option(help="`demo`, a local directory, or a hub id.")] = None,
+    model: Annotated[str | None, typer.Option(metavar="M", help="`demo`, a local directory, or a hub id.")] = None,
     model_args: Annotated[
         str | None,
         typer.Option(
@@ -193,15 +193,21 @@ def eval_(
     ] = None,
     settings: Annotated[list[str] | None, SETTING] = None,
     tasks: Annotated[str | None, typer.Option(metavar="T,T", help="Benchmarks. Default: demo.")] = None,
-    split: Annotated[str | None, typer.Option(help="Split of the benchmark. Default: the task's own.")] = None,
-    limit: Annotated[int | None, typer.Option(help="Only the first N samples.")] = None,
-    batch_size: Annotated[
-        int | None,
-        typer.Option(help=("Samples per generate() call, padded on the left. Default: 1; 16 for the demo model.")),
+    split: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Split of the benchmark. Default: the task's own.")
     ] = None,
-    max_new_tokens: Annotated[int | None, typer.Option(help="Default: the task's own.")] = None,
-    seed: Annotated[int | None, typer.Option(help="For torch, and for strategies that draw. Default: 0.")] = None,
-    device: Annotated[str | None, typer.Option(help="Default: cuda if there is one, else cpu.")] = None,
+    limit: Annotated[str | None, typer.Option(metavar="N", help="Only the first N samples.")] = None,
+    batch_size: Annotated[
+        str | None,
+        typer.Option(
+            metavar="N", help="Samples per generate() call, padded on the left. Default: 1; 16 for the demo model."
+        ),
+    ] = None,
+    max_new_tokens: Annotated[str | None, typer.Option(metavar="N", help="Default: the task's own.")] = None,
+    seed: Annotated[
+        str | None, typer.Option(metavar="N", help="For torch, and for strategies that draw. Default: 0.")
+    ] = None,
+    device: Annotated[str | None, typer.Option(metavar="NAME", help="Default: cuda if there is one, else cpu.")] = None,
     output: Annotated[Path | None, typer.Option(metavar="DIR", help="Folder of the results (needed).")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Start these runs anew.")] = False,
     suite: Annotated[
@@ -254,7 +260,8 @@ def main(arguments: list[str] | None = None) -> None:
         # typer brings its own copy of click in some versions, so its usage errors are known by their looks.
         if not hasattr(error, "format_message"):
             raise
-        code = _fail(f"{' '.join(error.format_message().split())} Try `vtc --help`, or `vtc COMMAND --help`.")
+        what = " ".join(error.format_message().split()).rstrip(".")
+        code = _fail(f"{what}; see `vtc --help` or `vtc COMMAND --help`")
     sys.exit(code if isinstance(code, int) else 0)
 
 

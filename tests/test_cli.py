@@ -1,0 +1,209 @@
+"""The command line: what it prints, and that wrong input gets one line and exit code 2."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+import vtc
+from vtc.cli import main
+
+ROOT = Path(vtc.__file__).resolve().parent.parent
+
+
+def run(capsys, *arguments: str) -> tuple[int, str, str]:
+    """Exit code, stdout and stderr of `vtc ARGUMENTS`."""
+    with pytest.raises(SystemExit) as stopped:
+        main([str(a) for a in arguments])
+    out, err = capsys.readouterr()
+    return stopped.value.code, out, err
+
+
+def test_list(capsys):
+    """Every strategy with its default budget, and every family, in both forms."""
+    code, out, _ = run(capsys, "list")
+    assert code == 0
+    data = json.loads(run(capsys, "list", "--json")[1])
+    assert [s["name"] for s in data["strategies"]] == vtc.strategies()
+    assert data["families"] == vtc.families(), "a family file must be named after its family"
+    for entry in data["strategies"]:
+        line = next(line for line in out.splitlines() if line.startswith(entry["name"] + " "))
+        assert entry["budget"] in line
+        assert vtc.load_strategy(entry["name"]).description == entry["description"] != ""
+
+
+def test_list_is_light():
+    """`vtc list` loads neither torch nor transformers."""
+    code = """
+import sys, vtc.cli
+try:
+    vtc.cli.main(["list"])
+except SystemExit as stopped:
+    assert stopped.code == 0
+assert not {"torch", "transformers", "matplotlib"} & set(sys.modules)
+"""
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+
+
+def test_module_and_version():
+    """`python -m vtc` is the same command."""
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-m", "vtc", "--version"]
+    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout.strip()) == (0, f"vtc {vtc.__version__}")
+
+
+def test_help_has_examples(capsys):
+    """Each command's help shows how to call it."""
+    for command in ([], ["list"], ["show"], ["validate"], ["eval"]):
+        code, out, _ = run(capsys, *command, "--help")
+        assert code == 0
+        assert re.search(r"Examples:\n\s+vtc ", out), command
+    assert run(capsys)[1].startswith("Usage: vtc")
+
+
+@pytest.mark.parametrize("family", [None, "llava", "qwen2_5_vl"])
+def test_show_round_trip(capsys, tmp_path, family):
+    """What `show` prints is a strategy file that resolves to the same."""
+    arguments = ["show", "hiprune", "--keep", "96", "--set", "alpha=0.2"]
+    code, out, _ = run(capsys, *arguments, *(["--family", family] if family else []))
+    assert code == 0
+    file = tmp_path / "mine.yaml"
+    file.write_text(out)
+    expected = vtc.load_strategy("hiprune", family, keep=96, alpha=0.2)
+    assert yaml.safe_load(out) == expected.dump()
+    assert vtc.load_strategy(file, family).dump() == expected.dump()
+
+
+def test_validate_good(capsys, tmp_path):
+    """Every shipped strategy is valid for every family, by name and as a file."""
+    for name in vtc.strategies():
+        code, out, _ = run(capsys, "validate", name)
+        assert (code, out.splitlines()) == (0, [f"{family}: ok" for family in vtc.families()])
+    assert run(capsys, "validate", "hiprune", "--family", "llava")[1] == "llava: ok\n"
+
+
+@pytest.mark.parametrize(
+    "text, expected",
+    [
+        ("keep: 0.5\nstages: [{method: uniform}]\nkep: 1\n", "did you mean 'keep'"),
+        ("keep: 2.0\nstages: [{method: uniform}]\n", "keep=2.0 is out of range"),
+        ("keep: 0.5\nstages: [{method: hiprun}]\n", "did you mean 'hiprune'"),
+        ("keep: [0.5\n", "not valid"),
+        ("- a\n- b\n", "holds list"),
+        ("keep: !!python/object/apply:os.system ['true']\n", "not valid (safe) YAML"),
+    ],
+    ids=["unknown-key", "range", "unknown-method", "broken", "no-mapping", "unsafe-tag"],
+)
+def test_validate_bad(capsys, tmp_path, text, expected):
+    """One line per family, and exit code 1."""
+    file = tmp_path / "bad.yaml"
+    file.write_text(text)
+    code, out, err = run(capsys, "validate", file)
+    assert code == 1
+    assert len(out.splitlines()) == len(vtc.families())
+    assert all(expected in line and ": error: " in line for line in out.splitlines()), out
+    assert err == ""
+
+
+def test_validate_one_family_bad(capsys, tmp_path):
+    """A section that is wrong for one family fails there only."""
+    file = tmp_path / "half.yaml"
+    file.write_text("keep: 0.5\nstages: [{method: uniform}]\nfamilies:\n  llava: {keep: 0}\n")
+    code, out, _ = run(capsys, "validate", file)
+    assert code == 1
+    assert [line.partition(":")[0] for line in out.splitlines() if "error" in line] == ["llava"]
+
+
+EVAL = ["eval", "--model", "demo", "--strategy", "hiprune", "--keep", "0.5", "--tasks", "demo", "--limit", "2"]
+
+
+def changed(**options: str) -> list[str]:
+    """The arguments of a small evaluation with some options replaced or added."""
+    arguments = dict(zip(EVAL[1::2], EVAL[2::2]))
+    arguments.update({f"--{name}": value for name, value in options.items()})
+    return ["eval", *(part for pair in arguments.items() for part in pair)]
+
+
+BAD = {
+    "no-command": (["lst"], "did you mean 'list'"),
+    "no-option": (["list", "--jsn"], "--jsn"),
+    "show-nothing": (["show"], "strategy"),
+    "show-unknown": (["show", "hiprun"], "did you mean 'hiprune'"),
+    "show-family": (["show", "hiprune", "--family", "llama"], "did you mean 'llava'"),
+    "show-keep": (["show", "hiprune", "--keep", "abc"], "keep='abc' is not a number"),
+    "show-set": (["show", "hiprune", "--set", "alpha"], "possible: KEY=VALUE"),
+    "show-set-key": (["show", "hiprune", "--set", "alpa=1"], "did you mean 'alpha'"),
+    "show-set-type": (["show", "hiprune", "--set", "alpha=x"], "alpha='x' has type str"),
+    "validate-missing": (["validate", "nothing.yaml"], "'nothing.yaml' does not exist"),
+    "validate-family": (["validate", "hiprune", "--family", "llva"], "did you mean 'llava'"),
+    "eval-strategy": (changed(strategy="none,hiprun"), "did you mean 'hiprune'"),
+    "eval-strategy-twice": (changed(strategy="none,none"), "'none' stands twice"),
+    "eval-keep-twice": (changed(keep="0.5,0.50"), "two runs would be called"),
+    "eval-task": (changed(tasks="dmo"), "unknown task 'dmo': did you mean 'demo'"),
+    "eval-model-folder": (changed(model="./nowhere"), "'./nowhere' does not exist"),
+    "eval-keep-0": (changed(keep="0"), "keep=0 is out of range"),
+    "eval-keep-text": (changed(keep="abc"), "keep='abc' is not a number"),
+    "eval-keep-empty": (changed(keep="0.5,"), "empty entry"),
+    "eval-keep-none": (changed(strategy="none", keep="7.5"), "keep=7.5 is out of range"),
+    "eval-set": (changed(set="alpa=0.1"), "did you mean 'alpha'"),
+    "eval-set-keep": (changed(set="keep=0.1"), "possible: --keep"),
+    "eval-split": (changed(split="val"), "split='val' is unknown to task 'demo'; possible: test, tune, train"),
+    "eval-limit": (changed(limit="0"), "--limit 0 is out of range; possible: a whole number >= 1"),
+    "eval-limit-text": (changed(limit="many"), "--limit 'many' is out of range"),
+    "eval-batch": (changed(**{"batch-size": "-1"}), "--batch-size '-1' is out of range"),
+    "eval-device": (changed(device="abacus"), "--device 'abacus' cannot be used"),
+    "eval-model-args": (changed(model_args="dtype"), "--model_args 'dtype'"),
+    "eval-suite": (["eval", "--suite", "dmo", "--output", "x"], "unknown suite 'dmo': did you mean 'demo'"),
+    "eval-nothing": (["eval"], "--model is missing"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_input(capsys, tmp_path, name):
+    """One line on stderr that names the value; exit code 2; nothing on stdout."""
+    arguments, expected = BAD[name]
+    if arguments[0] == "eval" and len(arguments) > 1 and "--output" not in arguments:
+        arguments = [*arguments, "--output", tmp_path / "out"]
+    code, out, err = run(capsys, *arguments)
+    assert code == 2
+    assert out == ""
+    assert len(err.splitlines()) == 1
+    assert err.startswith("vtc: error: ")
+    assert expected.lower() in err.lower()
+
+
+def test_bad_places(capsys, tmp_path):
+    """An output folder that cannot be, a model folder without a model."""
+    (tmp_path / "file").write_text("")
+    (tmp_path / "empty").mkdir()
+    code, _, err = run(capsys, *EVAL, "--output", tmp_path / "file" / "out")
+    assert (code, len(err.splitlines())) == (2, 1)
+    assert "--output" in err
+    code, _, err = run(capsys, *changed(model=str(tmp_path / "empty")), "--output", tmp_path / "out")
+    assert (code, len(err.splitlines())) == (2, 1)
+    assert "no config.json" in err
+
+
+def test_no_output(capsys):
+    """Results need a place."""
+    code, _, err = run(capsys, *EVAL)
+    assert (code, err.strip()) == (2, "vtc: error: --output is missing; see `vtc eval --help`")
+
+
+def test_demo_suite_is_valid():
+    """The shipped suites resolve."""
+    from vtc.eval.plan import plan
+    from vtc.eval.settings import settings_from
+
+    settings = settings_from("demo", {"model": None, "strategy": None, "keep": "0.5", "tasks": None, "limit": None,
+                                      "output": "anywhere"})  # fmt: skip
+    assert settings.limit == 200
+    assert [run.name for run in plan(settings)][:2] == ["none", "random-keep0.5"]
