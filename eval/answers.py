@@ -99,9 +99,13 @@ class Answerer:
     def _failed(self, doc: dict, error: Exception) -> dict:
         reason = " ".join(str(error).split())[:500]
         empty = dict.fromkeys(("text", "score", "correct", "visual_before", "visual_after", "text_in", "tokens_out"))
-        return {**self._names(doc), "question": self.task.prompt(doc), "reference": self.task.reference(doc), **empty,
-                "prefill_flops": [None, None], "seconds": dict.fromkeys(PARTS), "batch": 1,
-                "error": f"{type(error).__name__}: {reason}"}  # fmt: skip
+        known = {"question": None, "reference": None}
+        with contextlib.suppress(Exception):  # whatever raised may be what would be called here
+            known = {"question": self.task.prompt(doc), "reference": self.task.reference(doc)}
+        return {
+            **self._names(doc), **known, **empty, "prefill_flops": [None, None], "seconds": dict.fromkeys(PARTS),
+            "batch": 1, "error": f"{type(error).__name__}: {reason}",
+        }  # fmt: skip
 
     def _report(self):
         """The patch's account of the call; None where there is no patch, or one that keeps everything."""

@@ -83,7 +83,7 @@ def _label_axes(axes, places: list[float], full: tuple | None, runs: list[dict],
     axes.set_xlabel("visual tokens in the language model (mean per sample)")
     axes.set_ylabel("accuracy, mean over kinds of question (%)")
     low, high = axes.get_ylim()
-    axes.set_ylim(max(low, -2.0), min(high, 102.0))
+    axes.set_ylim(*((max(low, -2.0), min(high, 102.0)) if high - low > 1 else (-2.0, 102.0)))
     axes.grid(True, color="0.9", lw=0.8)
     axes.set_axisbelow(True)
     for side in ("top", "right"):
