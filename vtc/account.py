@@ -25,8 +25,7 @@ class Report:
     """What the last patched call with images did.
 
     strategy: the resolved strategy. notes: departures that this model brings (such as the mean query for [CLS]).
-    prompts_before, prompts_after: real tokens of each prompt. kv_lengths: columns of the KV cache per layer after
-    prefill, measured on the cache (empty without one). observe_seconds, select_seconds: time of the attention
+    prompts_before, prompts_after: real tokens of each prompt. cache_lengths: see kv_lengths. observe_seconds, select_seconds: time of the attention
     reductions and of selection with packing (on a GPU: of launching, unless `vtc.engine.clock.exact` is on).
     """
 
@@ -38,9 +37,14 @@ class Report:
     prompts_before: list[int]
     prompts_after: list[int]
     shape: LanguageShape
-    kv_lengths: list[int] = field(default_factory=list)
+    cache_lengths: list = field(default_factory=list, repr=False)
     observe_seconds: float = 0.0
     select_seconds: float = 0.0
+
+    @property
+    def kv_lengths(self) -> list[int]:
+        """Columns of the KV cache per layer after prefill, measured on the cache; empty without one."""
+        return [int(length) for length in self.cache_lengths]
 
     @property
     def tokens_before(self) -> int:
@@ -117,8 +121,7 @@ class Report:
         return "\n".join(lines)
 
     def _kv(self) -> str:
-        if not self.kv_lengths:
+        if not self.cache_lengths:
             return "no cache in use"
-        if len(set(self.kv_lengths)) == 1:
-            return f"{self.kv_lengths[0]} in all {len(self.kv_lengths)} layers"
-        return str(self.kv_lengths)
+        lengths = self.kv_lengths
+        return f"{lengths[0]} in all {len(lengths)} layers" if len(set(lengths)) == 1 else str(lengths)

@@ -98,11 +98,13 @@ class Budget:
 
 
 def _share(total: int, sizes: Sequence[int]) -> list[int]:
-    """Largest-remainder split of `total` in proportion to `sizes`; each part is at least 1 and at most its size."""
+    """Split of `total` in proportion to `sizes` by largest remainders; each part is at least 1, at most its size."""
     exact = [Fraction(total * size, sum(sizes)) for size in sizes]
     parts = [max(1, math.floor(x)) for x in exact]
-    by_remainder = sorted(range(len(sizes)), key=lambda i: (-(exact[i] - math.floor(exact[i])), i))
-    for i in by_remainder:
-        if sum(parts) < total and parts[i] < sizes[i]:
-            parts[i] += 1
+    while sum(parts) > max(total, len(parts)):
+        most = max((i for i, n in enumerate(parts) if n > 1), key=lambda i: (parts[i] - exact[i], i))
+        parts[most] -= 1
+    while sum(parts) < total:
+        least = max((i for i, n in enumerate(parts) if n < sizes[i]), key=lambda i: (exact[i] - parts[i], -i))
+        parts[least] += 1
     return parts

@@ -52,9 +52,7 @@ def read(strategy: str | Path | Mapping) -> tuple[str, dict]:
     if isinstance(strategy, Mapping):
         return "inline", dict(strategy)
     if not isinstance(strategy, (str, Path)):
-        raise ConfigError(
-            f"strategy={strategy!r} has type {type(strategy).__name__}; possible: a name, a YAML file, or a mapping"
-        )
+        raise ConfigError(f"strategy has type {type(strategy).__name__}; possible: a name, a YAML file, or a mapping")
     path = Path(strategy)
     if str(strategy) in shipped():
         name, text = str(strategy), shipped()[str(strategy)].read_text(encoding="utf-8")
@@ -88,13 +86,21 @@ def resolve(strategy: str | Path | Mapping, family: str | None = None, **overrid
     name, raw = read(strategy)
     _known_keys(raw, _TOP, f"strategy {name!r}")
     merged = {key: value for key, value in raw.items() if key != "families"}
-    families = raw.get("families") or {}
+    families = {} if raw.get("families") is None else raw["families"]
     if not isinstance(families, dict):
         raise ConfigError(f"strategy {name!r}: families={families!r}; possible: a mapping of family to overrides")
     _known_keys(families, module_names("vtc.patches"), f"the families of {name!r}")
     stage = _stage_data(name, merged)
-    for section in (families.get(family) or {}, overrides):
-        _overlay(merged, stage, section, name)
+    for section in families.values():
+        # A file is right or wrong as a whole, whichever family it is read for.
+        _resolved(name, merged, stage, [section])
+    return _resolved(name, merged, stage, [families.get(family), overrides])
+
+
+def _resolved(name: str, merged: dict, stage: dict, sections: list) -> StrategyConfig:
+    merged, stage = dict(merged), dict(stage)
+    for section in sections:
+        _overlay(merged, stage, {} if section is None else section, name)
     return _build(name, merged, stage)
 
 

@@ -2,7 +2,10 @@
 
 
 class VtcError(Exception):
-    """Base of every error that vtc raises on purpose."""
+    """Base of every error that vtc raises on purpose; whatever values it quotes, the message stays one line."""
+
+    def __init__(self, message: object):
+        super().__init__(" ".join(str(message).split()))
 
 
 class ConfigError(VtcError, ValueError):

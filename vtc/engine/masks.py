@@ -26,18 +26,14 @@ def padding_mask(mask: object, length: int) -> Tensor | None:
 
 
 def cut_prefill(mask: object, index: Tensor, valid: Tensor | None, static: bool) -> object:
-    """The mask of the kept tokens. index [B, K]: kept places; valid [B, K] bool or None; static: the cache's length
-    is fixed, so a 4-D mask keeps its number of columns."""
-    if isinstance(mask, dict):
-        return _by_layer_type(mask, lambda m: cut_prefill(m, index, valid, static))
-    if mask is None:
+    """The mask of the kept tokens. index [B, K]: kept places; valid [B, K] bool or None; static: see `_ready_made`."""
+    if mask is None or _ready_made(mask, static):
         return None if valid is None else valid.long()
     if mask.ndim == 2:
         return torch.ones_like(index, dtype=mask.dtype) if valid is None else valid.to(mask.dtype)
     rows = index[:, None, :, None].expand(-1, mask.shape[1], -1, mask.shape[3])
     mask = mask.expand(index.shape[0], -1, -1, -1).gather(2, rows)
-    # At prefill no column follows the prompt but the empty slots of a static cache.
-    return _columns(mask, index, valid, static, mask.shape[3])
+    return _columns(mask, index, valid, mask.shape[3])
 
 
 def cut_decode(mask: object, index: Tensor, valid: Tensor | None, prompt: int, cached: int, static: bool) -> object:
@@ -46,40 +42,36 @@ def cut_decode(mask: object, index: Tensor, valid: Tensor | None, prompt: int, c
     prompt: tokens of the unpruned prompt, whose columns come first in `mask`. cached: columns of the pruned cache
     including this step's tokens (needed when the caller passes no mask but rows have filler).
     """
-    if isinstance(mask, dict):
-        return _by_layer_type(mask, lambda m: cut_decode(m, index, valid, prompt, cached, static))
-    if mask is None:
+    if mask is None or _ready_made(mask, static):
         if valid is None:
             return None
         return torch.cat([valid, valid.new_ones(valid.shape[0], cached - valid.shape[1])], 1).long()
     if mask.ndim == 2:
         kept = torch.ones_like(index) if valid is None else valid
         return torch.cat([kept.to(mask), mask[:, prompt:]], 1)
-    return _columns(mask, index, valid, static, prompt)
+    return _columns(mask, index, valid, prompt)
 
 
-def _columns(mask: Tensor, index: Tensor, valid: Tensor | None, static: bool, prompt: int) -> Tensor:
-    """Columns `index`, then everything from `prompt` on; filler masked; padded to the old width for a static cache."""
+def _ready_made(mask: object, static: bool) -> bool:
+    """Whether generate() made this mask for a static cache (4-D, or a dict by layer type). It mixes the cache's pruned
+    length with the unpruned prompt, so it is dropped and the model makes its own; the padding was read from the
+    prompt's mask before. Raises UnsupportedError for a dict without a static cache."""
+    if isinstance(mask, dict) and not static:
+        raise UnsupportedError(
+            f"masks by layer type ({', '.join(mask)}) are supported with a static cache only; possible: a 2-D mask"
+        )
+    return static and (isinstance(mask, dict) or mask.ndim == 4)
+
+
+def _columns(mask: Tensor, index: Tensor, valid: Tensor | None, prompt: int) -> Tensor:
+    """Columns `index` [B, K] of a 4-D mask, then everything from `prompt` on; filler masked."""
     batch, heads, queries, width = mask.shape
     batch = max(batch, index.shape[0])
     rest = torch.arange(prompt, width, device=mask.device)
     columns = torch.cat([index.to(mask.device), rest.expand(index.shape[0], -1)], 1)
     out = mask.expand(batch, -1, -1, -1).gather(3, columns[:, None, None].expand(-1, heads, queries, -1))
-    hidden = False if mask.dtype == torch.bool else torch.finfo(mask.dtype).min
-    if valid is not None:
-        filler = torch.zeros(columns.shape, dtype=torch.bool, device=mask.device)
-        filler[:, : index.shape[1]] = ~valid.to(mask.device)
-        out = out.masked_fill(filler[:, None, None], hidden)
-    if static and out.shape[3] < width:
-        out = torch.nn.functional.pad(out, (0, width - out.shape[3]), value=hidden)
-    return out
-
-
-def _by_layer_type(masks: dict, cut) -> dict:
-    for name, mask in masks.items():
-        if "sliding" in name and mask is not None:
-            raise UnsupportedError(
-                f"ready-made {name} masks (static cache with sliding layers) are not supported; "
-                "possible: a dynamic cache"
-            )
-    return {name: cut(mask) for name, mask in masks.items()}
+    if valid is None:
+        return out
+    filler = torch.zeros(columns.shape, dtype=torch.bool, device=mask.device)
+    filler[:, : index.shape[1]] = ~valid.to(mask.device)
+    return out.masked_fill(filler[:, None, None], False if mask.dtype == torch.bool else torch.finfo(mask.dtype).min)

@@ -12,7 +12,7 @@ from vtc.config import StrategyConfig
 from vtc.engine import clock, decode, prefill
 from vtc.engine.masks import padding_mask
 from vtc.engine.select import Kept, run_stage
-from vtc.engine.state import Caches, Call, PrunedPrompt, ThreadState
+from vtc.engine.state import Call, PrunedPrompt, ThreadState, recall, remember
 from vtc.errors import PatchError, UnsupportedError
 from vtc.hooks import Patchwork
 from vtc.layout import VisionRun
@@ -31,7 +31,7 @@ class Patch:
         self.family, self.strategy = family, strategy
         self.signals: tuple[Signal, ...] = tuple(dict.fromkeys(strategy.stage.needs(family.encoder)))
         self.shape = family.language_shape()
-        self.patchwork, self.caches, self.thread = Patchwork(), Caches(), ThreadState()
+        self.patchwork, self.thread = Patchwork(), ThreadState()
         self.last_report: Report | None = None
         self.notes = []
         if any(isinstance(s, ClsAttention) for s in self.signals) and not family.encoder.has_cls:
@@ -85,6 +85,8 @@ class Patch:
                 output = original(*args, **kwargs)
             finally:
                 self.thread.recording = None
+            if isinstance(output, tuple):
+                return output
             with torch.no_grad():
                 run.images = self.family.image_layouts(arguments)
                 run.signals = {s: self.family.tile_scores(c, run.images, arguments) for s, c in run.captured.items()}
@@ -123,7 +125,7 @@ class Patch:
             call.is_image = self._placeholders(ids, embeds)
             return None
         tokens = (ids if ids is not None else embeds).shape[1]
-        prompt = self.caches.get(given.get("past_key_values"), tokens)
+        prompt = recall(given.get("past_key_values"), tokens)
         if prompt is not None and given.get("position_ids") is None:
             return (), {**given, "position_ids": decode.unpruned_positions(prompt, tokens, self.family.mrope)}
         return None
@@ -142,12 +144,12 @@ class Patch:
         if call is None or kwargs.get("inputs_embeds") is None:
             return None
         if call.run is None:
-            prompt = self.caches.get(cache, kwargs["inputs_embeds"].shape[1])
+            prompt = recall(cache, kwargs["inputs_embeds"].shape[1])
             if prompt is not None:
                 decode.step(kwargs, prompt, self.family.mrope)
             return args, kwargs
         if cache is not None:
-            self.caches.put(cache, None)
+            remember(cache, None)
             if int(cache.get_seq_length()):
                 raise UnsupportedError(
                     "images after a cached prefix (a second turn on the same cache, chunked prefill) are "
@@ -174,7 +176,7 @@ class Patch:
         self._check_dropped(flat, kept)
         call.pruned = prefill.apply(kwargs, packing, self.strategy.positions, self.family.mrope, places, grouped)
         if kwargs.get("past_key_values") is not None:
-            self.caches.put(kwargs["past_key_values"], call.pruned)
+            remember(kwargs["past_key_values"], call.pruned)
         before = [embeds.shape[1]] * len(requests) if real is None else real.sum(1).tolist()
         self._report(requests, flat, kept, before, packing.lengths, run, clock.now() - start)
 
@@ -214,8 +216,8 @@ class Patch:
         self.thread.last_pruned = call.pruned
         cache = getattr(output, "past_key_values", None)
         if cache is not None:
-            self.caches.put(cache, call.pruned)
-            self.thread.report.kv_lengths = [_length(cache, i) for i in range(self.shape.layers)]
+            remember(cache, call.pruned)
+            self.thread.report.cache_lengths = [_length(cache, i) for i in range(self.shape.layers)]
 
     def _leave(self, module: nn.Module, args: tuple, kwargs: dict, output) -> None:
         self.thread.call = None

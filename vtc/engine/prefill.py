@@ -32,7 +32,7 @@ def image_runs(is_image: Tensor, totals: list[int]) -> tuple[list[list[int]], li
         cursor, mine, parts, left = start, [], [], row
         while len(left):
             if cursor >= len(totals) or totals[cursor] > len(left):
-                raise PatchError(f"prompt {b} holds {len(row)} image tokens, which is no whole number of images")
+                raise PatchError(f"prompt {b} holds {len(row)} image tokens, which are not those of the next images")
             parts.append(left[: totals[cursor]])
             left = left[totals[cursor] :]
             mine.append(len(source))

@@ -1,7 +1,6 @@
-"""What must be remembered: of the call in progress (per thread), and of a pruned prompt (per cache object)."""
+"""What must be remembered: of the call in progress (per thread), and of a pruned prompt (on its cache object)."""
 
 import threading
-import weakref
 from dataclasses import dataclass
 
 import torch
@@ -9,6 +8,8 @@ from torch import Tensor
 
 from vtc.errors import PatchError
 from vtc.layout import VisionRun
+
+_NOTE = "_vtc_pruned"
 
 
 @dataclass
@@ -58,35 +59,34 @@ class ThreadState(threading.local):
     report: object = None
 
 
-class Caches:
-    """Pruned prompts by the cache object that holds them, weakly, so that generations do not meet."""
+def remember(cache: object, prompt: PrunedPrompt | None) -> None:
+    """Notes on the cache object what it holds (None: nothing pruned). It lives and is copied with the cache, so
+    generations, models and threads do not meet."""
+    if prompt is None:
+        vars(cache).pop(_NOTE, None)
+    else:
+        setattr(cache, _NOTE, prompt)
 
-    def __init__(self):
-        self._by_cache: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
 
-    def put(self, cache: object, prompt: PrunedPrompt | None) -> None:
-        """Remembers (or, with None, forgets) what `cache` holds."""
-        if prompt is None:
-            self._by_cache.pop(cache, None)
-        else:
-            self._by_cache[cache] = prompt
+def recall(cache: object, new_tokens: int) -> PrunedPrompt | None:
+    """What `cache` holds before `new_tokens` are added; None for an unpruned, empty or reused-and-reset cache.
 
-    def get(self, cache: object, new_tokens: int) -> PrunedPrompt | None:
-        """What `cache` holds before `new_tokens` are added; None for an unpruned, empty or reused-and-reset cache."""
-        prompt = self._by_cache.get(cache) if cache is not None else None
-        if prompt is None:
-            return None
-        length = cache.get_seq_length()
-        # A static cache counts on the device; reading it for single tokens would synchronise every decode step.
-        if isinstance(length, torch.Tensor) and new_tokens == 1:
-            return prompt
-        length = int(length)
-        if length == 0:
-            self.put(cache, None)
-            return None
-        if length != prompt.seen - prompt.dropped:
-            raise PatchError(
-                f"the pruned cache holds {length} tokens where {prompt.seen - prompt.dropped} were expected: it was "
-                "cropped or filled elsewhere (assisted generation, prompt lookup); possible: generate without these"
-            )
+    Raises PatchError when the cache has another length than what was put into it.
+    """
+    prompt = getattr(cache, _NOTE, None)
+    if prompt is None:
+        return None
+    length = cache.get_seq_length()
+    # A static cache counts on the device; reading it for single tokens would synchronise every decode step.
+    if isinstance(length, torch.Tensor) and new_tokens == 1:
         return prompt
+    length = int(length)
+    if length == 0:
+        remember(cache, None)
+        return None
+    if length != prompt.seen - prompt.dropped:
+        raise PatchError(
+            f"the pruned cache holds {length} tokens where {prompt.seen - prompt.dropped} were expected: it was "
+            "cropped or filled elsewhere (assisted generation, prompt lookup); possible: generate without these"
+        )
+    return prompt
