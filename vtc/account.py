@@ -25,8 +25,9 @@ class Report:
     """What the last patched call with images did.
 
     strategy: the resolved strategy. notes: departures that this model brings (such as the mean query for [CLS]).
-    prompts_before, prompts_after: real tokens of each prompt. cache_lengths: see kv_lengths. observe_seconds, select_seconds: time of the attention
-    reductions and of selection with packing (on a GPU: of launching, unless `vtc.engine.clock.exact` is on).
+    prompts_before, prompts_after: real tokens of each prompt. cache_lengths: see kv_lengths. observe_seconds,
+    select_seconds: time of the attention reductions and of selection with packing (on a GPU: of launching, unless
+    `vtc.engine.clock.exact` is on).
     """
 
     family: str
