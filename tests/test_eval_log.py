@@ -1,0 +1,124 @@
+"""Evaluation's sample logs: they survive a kill, refuse another run, and say which sample failed."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+import vtc
+from tests.test_eval import answers, log, settings
+from vtc.cli import main
+from vtc.errors import ConfigError
+from vtc.eval.runner import evaluate
+from vtc.eval.samples import SampleLog
+from vtc.eval.tasks.demo import Demo
+
+ROOT = Path(vtc.__file__).resolve().parent.parent
+
+
+def test_limit_grows(tmp_path):
+    """With a larger limit a run goes on; with a smaller one the figures are of the first samples."""
+    for limit, n in ((4, 4), (6, 6), (5, 5)):
+        evaluate(settings(tmp_path, strategies=("none",), limit=limit))
+        assert json.loads((tmp_path / "runs" / "none.json").read_text())["tasks"]["demo"]["n"] == n
+    assert len(log(tmp_path, "none")) == 6
+
+
+def test_overwrite(tmp_path):
+    """--overwrite starts anew."""
+    evaluate(settings(tmp_path, strategies=("random",), limit=4))
+    evaluate(settings(tmp_path, strategies=("random",), limit=2, seed=3, overwrite=True))
+    result = json.loads((tmp_path / "runs" / "random-keep0.25.json").read_text())
+    assert len(log(tmp_path, "random-keep0.25")) == 2
+    assert result["seeds"] == {"torch": 3, "strategy": 3}
+
+
+def test_kill_and_restart(tmp_path):
+    """SIGKILL in the middle; the restart ends with what an uninterrupted run gives, and repeats no finished sample."""
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    options = ["--model", "demo", "--strategy", "hiprune", "--keep", "0.25", "--limit", "60", "--batch-size", "2"]
+    env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    command = [sys.executable, "-m", "vtc.eval", *options, "--output", str(killed)]
+    process = subprocess.Popen(command, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    path = killed / "samples" / "hiprune-keep0.25.demo.jsonl"
+    until = time.monotonic() + 60
+    while not (path.is_file() and path.read_bytes().count(b"\n") > 6):
+        assert time.monotonic() < until, "the run did not get under way"
+        assert process.poll() is None
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    rescued = path.read_text()
+    finished = rescued.count("\n") - 1
+    assert 6 <= finished < 60
+    path.write_text(rescued + '{"id": "test-000')  # as if it had been cut off while writing
+    again = settings(killed, strategies=("hiprune",), limit=60, batch_size=2)
+    assert evaluate(again) == 0
+    assert evaluate(settings(whole, strategies=("hiprune",), limit=60, batch_size=2)) == 0
+    assert path.read_text().startswith(rescued)
+    assert len(log(killed, "hiprune-keep0.25")) == 60
+    assert answers(killed, "hiprune-keep0.25") == answers(whole, "hiprune-keep0.25")
+    results = [json.loads((d / "runs" / "hiprune-keep0.25.json").read_text()) for d in (whole, killed)]
+    one, other = (result["tasks"]["demo"] for result in results)
+    for figure in ("key", "n", "metrics", "tokens", "prefill_flops"):
+        assert one[figure] == other[figure]
+
+
+@pytest.mark.parametrize("method", ["prompt", "images", "score"])
+def test_failed_sample(tmp_path, monkeypatch, capsys, method):
+    """A sample that raises is recorded as that, its neighbours are answered, exit code 1; a restart tries again."""
+    good, broken = getattr(Demo, method), ["test-00002"]
+
+    def bad(self, doc, *rest):
+        if doc["id"] in broken:
+            raise RuntimeError("no\nway")
+        return good(self, doc, *rest)
+
+    monkeypatch.setattr(Demo, method, bad)
+    arguments = ["eval", "--model", "demo", "--strategy", "hiprune", "--keep", "0.5", "--limit", "5", "--output"]
+    with pytest.raises(SystemExit) as stopped:
+        main([*arguments, str(tmp_path)])
+    assert stopped.value.code == 1
+    assert "1 samples FAILED, the first with RuntimeError: no way" in capsys.readouterr().out
+    rows = {row["id"]: row for row in log(tmp_path, "hiprune-keep0.5")}
+    assert len(rows) == 5
+    assert rows["test-00002"]["error"] == "RuntimeError: no way"
+    assert rows["test-00002"]["text"] is None
+    result = json.loads((tmp_path / "runs" / "hiprune-keep0.5.json").read_text())["tasks"]["demo"]
+    assert (result["n"], result["n_errors"]) == (4, 1)
+    broken.clear()
+    with pytest.raises(SystemExit) as stopped:
+        main([*arguments, str(tmp_path)])
+    assert stopped.value.code == 0
+
+
+def test_log(tmp_path):
+    """Rows come back; a second writer, a foreign file and damage in the middle are refused."""
+    path, identity = tmp_path / "log.jsonl", {"method": {"keep": 0.5}}
+    one = SampleLog(path, identity)
+    one.append([{"id": "a", "error": None}, {"id": "b", "error": "RuntimeError: x"}])
+    with pytest.raises(ConfigError, match="in use by another process"):
+        SampleLog(path, identity)
+    one.close()
+    two = SampleLog(path, identity)
+    assert two.done("a")
+    assert not two.done("b")
+    two.append([{"id": "b", "error": None}])
+    assert two.done("b")
+    two.close()
+    with pytest.raises(ConfigError, match=r"method.keep=0.5 \(now 0.25\)"):
+        SampleLog(path, {"method": {"keep": 0.25}})
+    text = path.read_text()
+    path.write_text(text[: len(text) // 3])
+    SampleLog(path, identity).close()
+    path.write_text(text.replace('{"id": "a"', '{"id: "a"'))
+    with pytest.raises(ConfigError, match="line 2 of .* is damaged"):
+        SampleLog(path, identity)
+    path.write_text('{"some": "json"}\n')
+    with pytest.raises(ConfigError, match="is no sample log"):
+        SampleLog(path, identity)
