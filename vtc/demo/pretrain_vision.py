@@ -113,7 +113,9 @@ def cache_features(model, images: np.ndarray) -> torch.Tensor:
     """Layer -2 features of all patches, without [CLS], bfloat16 [B, 196, D], computed under bfloat16 autocast."""
     tower = Tower(model).eval()
     cached = torch.empty(len(images), TOKENS, HIDDEN, dtype=torch.bfloat16)
+    model.set_attn_implementation("sdpa")
     for start in range(0, len(images), 128):
         with torch.autocast("cpu", torch.bfloat16):
             cached[start : start + 128] = tower.states(pixel_values(images[start : start + 128]))[0][:, 1:]
+    model.set_attn_implementation("eager")
     return cached

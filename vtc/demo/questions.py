@@ -8,7 +8,7 @@
 | position | Where is the red circle? | top left, top right, bottom left, bottom right |
 | count | How many circles are there? How many red objects are there? | 0 to 4 |
 | ocr | What number is written? | 00 to 99 |
-| relation | Is the red circle left of the blue square? | yes, no |
+| relation | Is the red circle left of the blue square? Is the red circle above the number? | yes, no |
 """
 
 from collections import Counter
@@ -99,14 +99,15 @@ def _ocr(scene: Scene) -> list[tuple[str, str]]:
 
 
 def _relation(scene: Scene) -> list[tuple[str, str]]:
+    things = [(f"the {_name(item)}", item.x, item.y) for item in _unique(scene)]
+    # The number, easiest to find, stands three times so that it is asked about in nearly half of the questions.
+    pairs = list(permutations(things, 2))
+    pairs += [(thing, ("the number", *scene.number_center)) for thing in things] * 3
     found = []
-    for a, b in permutations(_unique(scene), 2):
-        for axis, names in ((a.x - b.x, DIRECTIONS[:2]), (a.y - b.y, DIRECTIONS[2:])):
+    for (a, ax, ay), (b, bx, by) in pairs:
+        for axis, names in ((ax - bx, DIRECTIONS[:2]), (ay - by, DIRECTIONS[2:])):
             if abs(axis) >= RELATION_MARGIN:
-                found += [
-                    (f"Is the {_name(a)} {name} the {_name(b)}?", YES_NO[(axis < 0) == (name == names[0])])
-                    for name in names
-                ]
+                found += [(f"Is {a} {name} {b}?", YES_NO[(axis < 0) == (name == names[0])]) for name in names]
     return found
 
 

@@ -56,6 +56,11 @@ class Scene:
     number_y: int
     clutter: tuple[tuple[int, int, int, int], ...]  # left, top, width, height in pixels; no objects
 
+    @property
+    def number_center(self) -> tuple[int, int]:
+        """Middle of the number, (x, y) in pixels."""
+        return self.number_x + _NUMBER_W // 2, self.number_y + _NUMBER_H // 2
+
 
 def _place(rng, taken: list, width: int, height: int, gap: int) -> tuple[int, int, int, int] | None:
     """A free box (left, top, width, height) at least `gap` pixels from the taken ones, or None after 40 tries."""

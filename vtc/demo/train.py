@@ -23,7 +23,7 @@ from vtc.demo.train_language import accuracy, teach
 from vtc.demo.training_data import TOKENS, Part, make_scenes
 
 SCENES = 40_000  # for the tower
-LANGUAGE_SCENES = 16_000  # of these, for the language model
+LANGUAGE_SCENES = 8_000  # of these, for the language model
 CHECK_SCENES = 256  # of the `tune` split, to report on
 
 

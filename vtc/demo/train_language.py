@@ -19,12 +19,12 @@ from vtc.demo.training_data import IGNORE, MIX, TOKENS, Packed, Packer, Part, Sc
 CHECK_BATCH = 32
 # (tokens kept, objects' patches mixed with background, scenes a step, weight, weight in the last quarter of the steps)
 BUDGETS = (
-    (32, True, 20, 0.25, 0.15),
-    (64, True, 20, 0.15, 0.10),
-    (48, False, 20, 0.25, 0.10),
+    (32, True, 20, 0.40, 0.20),
+    (64, True, 20, 0.10, 0.10),
+    (48, False, 20, 0.25, 0.15),
     (72, False, 20, 0.15, 0.10),
-    (120, False, 16, 0.08, 0.15),
-    (TOKENS, False, 12, 0.12, 0.40),
+    (120, False, 16, 0.05, 0.15),
+    (TOKENS, False, 12, 0.10, 0.30),
 )
 
 
