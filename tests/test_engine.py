@@ -1,0 +1,175 @@
+"""Ways of generating on a patched model: sampling, beams, streamers, embeddings, budgets' scopes."""
+
+import pytest
+import torch
+from transformers.generation.streamers import BaseStreamer
+
+import vtc
+from tests.helpers import family_of, forward, generate, inputs_of, model_of, split, spy
+
+families = pytest.mark.parametrize("case", vtc.families())
+renumbered = pytest.mark.parametrize("positions", ["keep", "compact"])
+
+
+class Collector(BaseStreamer):
+    """Remembers what a streamer is given."""
+
+    def __init__(self):
+        self.values, self.ended = [], False
+
+    def put(self, value):
+        """One prompt, or one step."""
+        self.values.append(value.clone())
+
+    def end(self):
+        """The generation is over."""
+        self.ended = True
+
+
+def by_hand(model, inputs, steps, choose):
+    """Prefill and steps with forward() and the cache, as a user's own loop would do it; tokens [B, steps]."""
+    mask = inputs["attention_mask"]
+    out = forward(model, inputs, use_cache=True)
+    tokens = [choose(out.logits[:, -1])]
+    positions = mask.sum(1, keepdim=True)
+    for step in range(steps - 1):
+        mask = torch.cat([mask, mask.new_ones(len(mask), 1)], 1)
+        where = {} if "image_grid_thw" in inputs else {"position_ids": positions + step}
+        with torch.no_grad():
+            out = model(input_ids=tokens[-1], attention_mask=mask, past_key_values=out.past_key_values, **where)
+        tokens.append(choose(out.logits[:, -1]))
+    return torch.cat(tokens, 1)
+
+
+@families
+@renumbered
+def test_sampling_equals_a_manual_loop(case, positions):
+    """With one seed, generate(do_sample=True) and a loop over forward() draw the same tokens."""
+    model, inputs = model_of(case), inputs_of(case)
+
+    def draw(logits):
+        logits = logits.float().clone()
+        logits[:, model.generation_config.suppress_tokens] = -torch.inf
+        return torch.multinomial(logits.softmax(-1), 1)
+
+    with vtc.patched(model, "hiprune", keep=0.3, positions=positions):
+        torch.manual_seed(3)
+        sampled = generate(model, inputs, 8, do_sample=True, top_k=0, top_p=1.0, temperature=1.0).tokens
+        torch.manual_seed(3)
+        looped = by_hand(model, inputs, 8, draw)
+        torch.manual_seed(4)
+        other = generate(model, inputs, 8, do_sample=True, top_k=0, top_p=1.0, temperature=1.0).tokens
+    assert torch.equal(sampled, looped)
+    assert not torch.equal(sampled, other)
+
+
+def beams(model, inputs, **options):
+    """Beam search over three beams."""
+    return generate(model, inputs, 6, num_beams=3, **options).tokens
+
+
+def scores(model, inputs):
+    """The log-likelihoods of what beam search found."""
+    return generate(model, inputs, 6, num_beams=3, output_scores=True).output.sequences_scores
+
+
+@families
+@renumbered
+def test_beam_search_equals_each_prompt_alone(case, positions):
+    """Beams of a batch are the beams of each prompt, also when several are returned."""
+    model, inputs = model_of(case), inputs_of(case)
+    if not torch.allclose(scores(model, inputs), torch.cat([scores(model, one) for one in split(inputs)]), atol=1e-6):
+        pytest.skip("this transformers repeats the images of a prompt one by one: the stock model's beams are mixed up")
+    with vtc.patched(model, "hiprune", keep=0.3, positions=positions):
+        together = beams(model, inputs, num_return_sequences=2)
+        alone = [beams(model, one, num_return_sequences=2) for one in split(inputs)]
+    assert together.shape == (6, 6)
+    assert torch.equal(together, torch.cat(alone))
+
+
+@families
+def test_beam_search_with_one_image_each(case):
+    """As above where every supported transformers can do it."""
+    model, images = model_of(case), (1, 1)
+    inputs = inputs_of(case, images=images)
+    with vtc.patched(model, "hiprune", keep=0.3):
+        together = beams(model, inputs)
+        alone = [beams(model, one) for one in split(inputs, images)]
+    assert torch.equal(together, torch.cat(alone))
+
+
+@families
+def test_return_sequences_of_sampling(case):
+    """num_return_sequences without beams: each copy draws from the same distribution as the prompt itself."""
+    model, inputs = model_of(case), inputs_of(case, images=(1,))
+    with vtc.patched(model, "hiprune", keep=0.3):
+        one = generate(model, inputs, 1)
+        many = generate(model, inputs, 1, do_sample=True, num_return_sequences=4)
+    torch.testing.assert_close(many.logits, one.logits.expand(-1, 4, -1), atol=1e-9, rtol=0)
+
+
+@families
+def test_streamer_sees_the_whole_prompt_and_every_token(case):
+    """The ids given to a streamer and returned by generate() are not shortened."""
+    model, inputs, streamer = model_of(case), inputs_of(case, images=(2,)), Collector()
+    with vtc.patched(model, "uniform", keep=0.3):
+        out = generate(model, inputs, 5, streamer=streamer)
+    assert torch.equal(streamer.values[0], inputs["input_ids"])
+    assert torch.equal(torch.cat(streamer.values[1:])[None], out.tokens)
+    assert torch.equal(out.output.sequences[:, : inputs["input_ids"].shape[1]], inputs["input_ids"])
+    assert streamer.ended
+
+
+@families
+@renumbered
+def test_inputs_embeds(case, positions):
+    """Embeddings with placeholders in place of ids, forward and generate, give what the ids give."""
+    model, inputs = model_of(case), inputs_of(case)
+    embeds = model.get_input_embeddings()(inputs["input_ids"]).detach()
+    bare = {k: v for k, v in inputs.items() if k != "input_ids"}
+    with spy(model) as seen:
+        forward(model, inputs)
+    where = {"position_ids": seen[0]["position_ids"]}
+    with vtc.patched(model, "hiprune", keep=0.3, positions=positions), torch.no_grad():
+        by_ids = model(**inputs, **where).logits
+        assert torch.equal(model(inputs_embeds=embeds, **bare, **where).logits, by_ids)
+        written = generate(model, inputs, 6)
+        same = generate(model, {**bare, "inputs_embeds": embeds}, 6)
+    assert torch.equal(same.tokens, written.tokens)
+
+
+@families
+@renumbered
+def test_forward_of_many_last_tokens(case, positions):
+    """logits_to_keep as a number takes the last columns of the pruned prompt."""
+    model, inputs = model_of(case), inputs_of(case)
+    with vtc.patched(model, "uniform", keep=0.3, positions=positions):
+        every = forward(model, inputs).logits
+        torch.testing.assert_close(forward(model, inputs, logits_to_keep=3).logits, every[:, -3:], atol=1e-12, rtol=0)
+
+
+SCOPES = ["per_image", "per_request", "per_tile"]
+
+
+@families
+@pytest.mark.parametrize("scope", SCOPES)
+@pytest.mark.parametrize("keep", [0.37, 24])
+def test_scopes(case, scope, keep):
+    """Every scope with several images of different sizes: the counts by hand, and generation goes on."""
+    model, inputs = model_of(case), inputs_of(case, images=(3, 1))
+    with vtc.patched(model, "uniform", keep=keep, scope=scope, rounding="ceil"):
+        generate(model, inputs, 3)
+        images = vtc.report(model).images
+    after = [[i.after for i in images if i.prompt == b] for b in (0, 1)]
+    if keep == 24 and scope == "per_request":
+        assert [sum(counts) for counts in after] == [24, 24]
+    elif keep == 24 and scope == "per_image":
+        assert after == [[24, 24, 24], [24]]
+    elif keep == 0.37 and family_of(case) != "llava_next":
+        assert after == [[-(-37 * i.before // 100) for i in images if i.prompt == b] for b in (0, 1)]
+    elif keep == 24 and family_of(case) != "llava_next":
+        assert after == [[24, 24, 24], [24]]
+    else:
+        # Crops of 36 tokens: 24 are shared by 5, 3, 3 and 5 of them, the tiles' without their padding.
+        assert keep != 24 or after == [[20, 24, 24], [20]]
+        assert all(0.37 * (i.before - 12) <= i.after < 0.37 * i.before + 5 for i in images if keep == 0.37)
