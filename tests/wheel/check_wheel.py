@@ -56,10 +56,13 @@ def check_configs() -> None:
 
 def check_demo() -> None:
     """The bundled model answers a question, untouched, patched, and after the patch is gone."""
+    from transformers.utils import logging
+
     import vtc
     import vtc.demo
     from vtc.demo import benchmark
 
+    logging.disable_progress_bar()
     model, processor = vtc.demo.load()
     row = next(iter(benchmark.samples("test", limit=1)))
     turns = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": row["question"]}]}]
