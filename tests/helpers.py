@@ -30,9 +30,17 @@ def family_of(case: str) -> str:
 
 
 def build(case: str, dtype: torch.dtype = torch.float64) -> nn.Module:
-    """A fresh tiny model; the weights are the same every time."""
+    """A fresh tiny model; the weights are the same every time.
+
+    It has run once, because transformers leaves hooks for hidden states on a model when they are first asked for.
+    """
     options = VARIANTS[case][1]() if case in VARIANTS else {}
-    return FAMILIES[family_of(case)].tiny(**options).to(dtype)
+    family = FAMILIES[family_of(case)]
+    model = family.tiny(**options).to(dtype)
+    inputs = family.tiny_inputs(model, (1,))
+    with torch.no_grad():
+        model(**{k: v.to(dtype) if v.is_floating_point() else v for k, v in inputs.items()}, output_hidden_states=True)
+    return model
 
 
 @functools.cache

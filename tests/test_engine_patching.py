@@ -61,12 +61,28 @@ def same(found, expected):
     return torch.equal(found[0], expected[0]) and all(torch.equal(a, b) for a, b in kept)
 
 
+def reentrant(model, inputs, other):
+    """Whether the stock model's forward is right when another forward runs in the middle of it."""
+    expected = forward(model, inputs).logits
+    layer = [m for m in model.model.vision_tower.modules() if type(m).__name__.endswith("EncoderLayer")][-1]
+    handles = []
+
+    def again(module, args, output):
+        handles.pop().remove()
+        forward(model, other)
+
+    handles.append(layer.register_forward_hook(again))
+    return torch.equal(forward(model, inputs).logits, expected)
+
+
 @pytest.mark.parametrize("case", ["llava", "llava_next"])
 def test_two_threads_on_one_model(case):
     """Each thread writes what it writes alone and has its own report. (Stock Qwen models keep `rope_deltas` of the
     last call on the model, so two threads cannot share one.)"""
-    model = model_of(case)
+    model = build(case)
     batches = [inputs_of(case, images=(1, 2), seed=1), inputs_of(case, images=(2, 0, 1), seed=2)]
+    if not reentrant(model, *batches):
+        pytest.skip("this transformers replaces layers' forwards during a call: the stock model mixes calls up")
     with vtc.patched(model, "hiprune", keep=0.3):
         works = [work(model, inputs) for inputs in batches]
         serial = [run() for run in works]
@@ -133,7 +149,7 @@ def places_to_fail(model):
 @pytest.mark.parametrize("place", ["encoder", "decoder", "head"])
 def test_exception_in_the_forward(case, place):
     """A forward that fails half way leaves no state: the next call, with images or without, is right."""
-    model, inputs, text = model_of(case), inputs_of(case), inputs_of(case, images=(0, 0))
+    model, inputs, text = build(case), inputs_of(case), inputs_of(case, images=(0, 0))
     stock = forward(model, text).logits
     with vtc.patched(model, "hiprune", keep=0.3):
         expected = generate(model, inputs, 3)
@@ -177,8 +193,9 @@ def test_accelerate_hooks(case, when):
 
 
 @families
-def test_replaced_forward(case):
-    """A user's wrapper around the forwards, called with keyword arguments or not."""
+@pytest.mark.parametrize("named", [True, False], ids=["wraps", "bare"])
+def test_replaced_forward(case, named):
+    """A user's wrapper around the forwards, with or without functools.wraps, keyword arguments or not."""
     model, inputs = build(case), inputs_of(case)
     labels = inputs["input_ids"]
     with vtc.patched(model, "hiprune", keep=0.3):
@@ -191,7 +208,7 @@ def test_replaced_forward(case):
             calls.append(len(args))
             return original(*args, **options)
 
-        module.forward = functools.wraps(original)(forwarded)
+        module.forward = functools.wraps(original)(forwarded) if named else forwarded
     rest = {k: v for k, v in inputs.items() if k != "input_ids"}
     with vtc.patched(model, "hiprune", keep=0.3):
         found = forward(model, inputs, labels=labels)
@@ -206,7 +223,7 @@ def test_replaced_forward(case):
 @families
 def test_deepcopy_after_removal(case):
     """A copy of an unpatched model is a stock model that can be patched."""
-    model, inputs = model_of(case), inputs_of(case)
+    model, inputs = build(case), inputs_of(case)
     with vtc.patched(model, "hiprune", keep=0.3):
         expected = forward(model, inputs).logits
     other = copy.deepcopy(model)

@@ -1,0 +1,175 @@
+"""What vtc does not support is refused by name in one line, and the model works normally afterwards."""
+
+import copy
+
+import pytest
+import torch
+
+import vtc
+from tests.helpers import build, forward, generate, inputs_of, model_of, state
+from vtc.errors import VtcError
+
+families = pytest.mark.parametrize("case", vtc.families())
+
+
+@pytest.fixture(params=vtc.families())
+def patched(request):
+    """A patched model, one prompt with an image, and a check that all is well after a refusal."""
+    model, inputs = model_of(request.param), inputs_of(request.param, images=(1,))
+    before, stock = state(model), forward(model, inputs).logits
+    with vtc.patched(model, "hiprune", keep=0.3):
+        expected = generate(model, inputs, 4)
+        yield model, inputs
+        assert torch.equal(generate(model, inputs, 4).logits, expected.logits)
+    assert state(model) == before
+    assert torch.equal(forward(model, inputs).logits, stock)
+
+
+def refused(call, *words):
+    """`call` raises one line of VtcError that holds all of `words`."""
+    with pytest.raises(VtcError) as caught:
+        call()
+    message = str(caught.value)
+    assert "\n" not in message
+    assert "possible" in message or "not supported" in message
+    for word in words:
+        assert word in message
+
+
+def continued(inputs, first, *more):
+    """The next turn: all that was written, then new ids, with a mask over everything."""
+    ids = torch.cat([first.output.sequences, *more], 1)
+    turn = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    if "mm_token_type_ids" in inputs:
+        turn["mm_token_type_ids"] = (ids == 120).int()
+    return turn
+
+
+def test_assisted_generation(patched):
+    """An assistant model rolls the cache back."""
+    model, inputs = patched
+    refused(lambda: generate(model, inputs, 8, assistant_model=build(vtc.report(model).family)), "assisted generation")
+
+
+def test_prompt_lookup(patched):
+    """Prompt lookup rolls the cache back as well. A draft that is always right would pass, so the text repeats."""
+    model, inputs = patched
+    text = torch.tensor([[7, 8, 9, 7, 8, 30, 7, 8]])
+    ids = torch.cat([inputs["input_ids"], text], 1)
+    longer = dict(inputs, input_ids=ids, attention_mask=torch.ones_like(ids))
+    if "mm_token_type_ids" in inputs:
+        longer["mm_token_type_ids"] = (ids == 120).int()
+    lookup = dict(prompt_lookup_num_tokens=3, max_matching_ngram_size=1, eos_token_id=2)
+    refused(lambda: generate(model, longer, 12, **lookup), "assisted generation")
+
+
+def test_chunked_prefill(patched):
+    """Prefill in chunks would cut through images. (Transformers itself cannot where images are not encoded first.)"""
+    model, inputs = patched
+    vtc.unpatch(model)
+    try:
+        generate(model, inputs, 2, prefill_chunk_size=16)
+    except (ValueError, RuntimeError) as error:
+        pytest.skip(f"the stock model cannot either: {error}")
+    finally:
+        vtc.patch(model, "hiprune", keep=0.3)
+    refused(lambda: generate(model, inputs, 2, prefill_chunk_size=16), "chunked prefill")
+
+
+@pytest.mark.parametrize("copied", [False, True], ids=["same", "copied"])
+def test_second_turn_on_the_same_cache(patched, copied):
+    """More text after a pruned prompt and what was written: the mask has columns that the cache does not."""
+    model, inputs = patched
+    first = generate(model, inputs, 3)
+    cache = first.output.past_key_values
+    cache = copy.deepcopy(cache) if copied else cache
+    turn = continued(inputs, first, torch.tensor([[5, 6, 7]]))
+    refused(lambda: generate(model, turn, 3, past_key_values=cache), "cache")
+
+
+@pytest.mark.parametrize("copied", [False, True], ids=["same", "copied"])
+def test_second_image_on_the_same_cache(patched, copied):
+    """A second turn with another image on the cache of the first."""
+    model, inputs = patched
+    first = generate(model, inputs, 3)
+    cache = first.output.past_key_values
+    cache = copy.deepcopy(cache) if copied else cache
+    new = {k: v for k, v in inputs.items() if k in ("pixel_values", "image_grid_thw", "image_sizes")}
+    mask = torch.ones(1, first.output.sequences.shape[1] + inputs["input_ids"].shape[1], dtype=torch.long)
+    step = {**new, "input_ids": inputs["input_ids"], "attention_mask": mask}
+    if "mm_token_type_ids" in inputs:
+        step["position_ids"] = torch.arange(mask.shape[1])[-inputs["input_ids"].shape[1] :].expand(3, 1, -1)
+    with torch.no_grad():
+        refused(lambda: model(**step, past_key_values=cache), "cache")
+
+
+def test_cropped_cache(patched):
+    """A cache that the caller cut is out of step."""
+    model, inputs = patched
+    first = generate(model, inputs, 4)
+    cache = first.output.past_key_values
+    for layer in cache.layers:
+        layer.keys, layer.values = layer.keys[:, :, :-1], layer.values[:, :, :-1]
+    mask = torch.ones(1, first.output.sequences.shape[1], dtype=torch.long)
+    with torch.no_grad():
+        refused(lambda: model(input_ids=torch.tensor([[5]]), attention_mask=mask, past_key_values=cache), "cropped")
+
+
+def test_another_batch_on_the_cache(patched):
+    """A pruned cache continued with another number of prompts."""
+    model, inputs = patched
+    with torch.no_grad():
+        cache = forward(model, inputs, use_cache=True).past_key_values
+        ids, mask = torch.tensor([[5], [5]]), torch.ones(2, inputs["input_ids"].shape[1] + 1, dtype=torch.long)
+        where = {"position_ids": torch.full((3, 2, 1) if "mm_token_type_ids" in inputs else (2, 1), 50)}
+        refused(lambda: model(input_ids=ids, attention_mask=mask, past_key_values=cache, **where), "batch of 2")
+
+
+def test_tensor_of_logits_to_keep(patched):
+    """Places in the unpruned prompt mean nothing after pruning."""
+    model, inputs = patched
+    refused(lambda: forward(model, inputs, logits_to_keep=torch.tensor([0, 1])), "logits_to_keep")
+
+
+@pytest.mark.parametrize("case", ["qwen2_vl", "qwen2_5_vl"])
+def test_video(case):
+    """Video inputs, in the forward and through generate()."""
+    model, inputs = build(case), inputs_of(case, images=(1,))
+    video = model.config.video_token_id
+    ids = inputs["input_ids"].masked_fill(inputs["input_ids"] == 120, video)
+    moving = {"input_ids": ids, "attention_mask": inputs["attention_mask"]}
+    moving |= {"pixel_values_videos": inputs["pixel_values"], "video_grid_thw": inputs["image_grid_thw"]}
+    if "mm_token_type_ids" in inputs:
+        moving["mm_token_type_ids"] = (ids == video).int() * 2
+    stock = forward(model, moving).logits
+    with vtc.patched(model, "uniform", keep=0.3):
+        expected = generate(model, inputs, 2)
+        refused(lambda: forward(model, moving), "video")
+        refused(lambda: generate(model, moving, 2), "video")
+        assert torch.equal(generate(model, inputs, 2).logits, expected.logits)
+    assert torch.equal(forward(model, moving).logits, stock)
+
+
+def test_features_from_before_the_patch():
+    """Precomputed image features carry no signals: refused where transformers takes them at all."""
+    model, inputs = model_of("llava"), inputs_of("llava", images=(1,))
+    with torch.no_grad():
+        features = model.model.get_image_features(inputs["pixel_values"], return_dict=True)
+    bare = {k: v for k, v in inputs.items() if k != "pixel_values"}
+    try:
+        forward(model, bare, mm_encoder_outputs={"image": features})
+    except TypeError as error:
+        pytest.skip(f"the stock model does not take them: {error}")
+    with vtc.patched(model, "uniform", keep=0.3):
+        refused(lambda: forward(model, bare, mm_encoder_outputs={"image": features}), "precomputed")
+
+
+@families
+def test_report_of_a_refused_call_is_the_last_good_one(case):
+    """A refusal writes no report."""
+    model, inputs = model_of(case), inputs_of(case, images=(1,))
+    with vtc.patched(model, "uniform", keep=0.3):
+        forward(model, inputs)
+        before = vtc.report(model)
+        refused(lambda: forward(model, inputs, logits_to_keep=torch.tensor([0])))
+        assert vtc.report(model) is before
