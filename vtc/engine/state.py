@@ -77,8 +77,8 @@ def recall(cache: object, new_tokens: int) -> PrunedPrompt | None:
     if prompt is None:
         return None
     length = cache.get_seq_length()
-    # A static cache counts on the device; reading it for single tokens would synchronise every decode step.
-    if isinstance(length, torch.Tensor) and new_tokens == 1:
+    # A static cache counts on the device; reading that on a GPU would make every decode step wait for it.
+    if isinstance(length, torch.Tensor) and length.is_cuda and new_tokens == 1:
         return prompt
     length = int(length)
     if length == 0:
