@@ -87,12 +87,14 @@ def load(name: str, args: dict, device: str | None) -> Loaded:
     from transformers import AutoModelForImageTextToText, AutoProcessor
 
     path = _path(name)
-    explicit = {key: str(value) for key, value in sorted(args.items()) if key != "token"}
+    explicit = {key: str(value) for key, value in sorted(args.items()) if key not in ("token", "cache_dir")}
     args = {"trust_remote_code": False, **args}
     shared = {key: args[key] for key in ("revision", "trust_remote_code", "cache_dir", "token") if key in args}
     shared |= {"local_files_only": True} if isinstance(path, Path) else {}
     for_processor = {key: args.pop(key) for key in PROCESSOR_ARGS if key in args}
     device = _device(device)
+    if isinstance(path, str):
+        _reachable(path, shared)
     try:
         with _quiet():
             processor = AutoProcessor.from_pretrained(path, **shared, **for_processor)
@@ -141,6 +143,20 @@ def _path(name: str) -> Path | str:
     if name.count("/") != 1 or name[0] in "/.~" or name.endswith("/"):
         raise ConfigError(f"model {name!r} does not exist; possible: demo, a local directory, or a hub id OWNER/NAME")
     return name
+
+
+def _reachable(name: str, args: dict) -> None:
+    """One question to the hub, so that a wrong name fails at once instead of after transformers' many retries."""
+    from huggingface_hub import HfApi, try_to_load_from_cache
+
+    revision = args.get("revision")
+    if isinstance(try_to_load_from_cache(name, "config.json", args.get("cache_dir"), revision), str):
+        return
+    try:
+        HfApi().model_info(name, revision=revision, timeout=20, token=args.get("token"))
+    except Exception as error:
+        reason = " ".join(str(error).split())[:200]
+        raise ConfigError(f"model {name!r} is no local directory, and the hub does not give it: {reason}") from None
 
 
 def _device(name: str | None) -> torch.device:

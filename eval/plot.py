@@ -91,7 +91,7 @@ def _label_axes(axes, places: list[float], full: tuple | None, runs: list[dict],
     if runs:
         result = runs[0]["tasks"][task]
         n = result["n"] + result["n_errors"]
-        title = f"{runs[0]['model']['id']} on {task} ({result['split']}), n = {n}; bars: 1 standard error"
+        title = f"model {runs[0]['model']['id']}, task {task} ({result['split']}), n = {n}; bars: 1 standard error"
         axes.set_title(title, fontsize=10)
     if axes.get_legend_handles_labels()[0]:
         axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False, fontsize=9)

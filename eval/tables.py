@@ -8,6 +8,7 @@ from rich.measure import Measurement
 from rich.table import Table
 
 PIPE_WIDTH = 160  # columns when the output is no terminal
+SHORT = {"vision": "vision", "selection": "select", "prefill": "prefill", "decode": "decode"}
 
 
 def print_summary(summary: dict, output: Path, picture: Path, console: Console) -> None:
@@ -24,49 +25,52 @@ def print_summary(summary: dict, output: Path, picture: Path, console: Console) 
 
 
 def _fitting(console: Console, task: str, runs: list[dict], comparison: dict) -> Table:
-    """The table with as many of the optional columns as the width allows."""
-    for groups, split in ((True, True), (True, False), (False, True), (False, False)):
-        table = _table(task, runs, comparison, groups, split, console.options.ascii_only)
+    """The table with as many of the columns as the width allows: first the parts of the time go, then the kinds."""
+    rows = [
+        _cells(run, run["tasks"][task], comparison.get(run["name"], {}), console.options.ascii_only) for run in runs
+    ]
+    kinds = list(runs[0]["tasks"][task]["metrics"]["groups"])
+    parts = list(SHORT.values())
+    for left_out in ([], parts, [*parts, *kinds], [*parts, *kinds, "prefill\nFLOPs %", "ms per\nsample"]):
+        table = _table(task, runs[0], rows, left_out, console.options.ascii_only)
         needed = Measurement.get(console, console.options.update(max_width=10_000), table).maximum
         if needed <= console.width:
             break
     return table
 
 
-def _table(task: str, runs: list[dict], comparison: dict, groups: bool, split: bool, ascii_only: bool) -> Table:
-    first = runs[0]["tasks"][task]
-    batch = runs[0]["generation"]["batch_size"]
-    n = first["n"] + first["n_errors"]
-    title = f"{runs[0]['model']['id']} on {task} ({first['split']}), {n} samples, batch size {batch}"
+def _table(task: str, run: dict, rows: list[dict], left_out: list[str], ascii_only: bool) -> Table:
+    result, batch = run["tasks"][task], run["generation"]["batch_size"]
+    n = result["n"] + result["n_errors"]
+    title = f"model {run['model']['id']}, task {task} ({result['split']}), {n} samples, batch size {batch}"
     table = Table(box=box.ASCII if ascii_only else box.SIMPLE_HEAD, title=title, title_justify="left", pad_edge=False)
-    table.add_column("strategy")
-    names = list(first["metrics"]["groups"]) if groups else []
-    numbers = ["keep", "visual tokens", f"{first['primary']} %", "of none %", *names, "prefill FLOPs %", "ms/sample"]
-    for name in [*numbers, *(["vision", "select", "prefill", "decode"] if split else [])]:
-        table.add_column(name, justify="right", no_wrap=True)
-    for run in runs:
-        table.add_row(*_cells(run, run["tasks"][task], comparison.get(run["name"], {}), names, split, ascii_only))
+    shown = [name for name in rows[0] if name not in left_out]
+    for name in shown:
+        table.add_column(name, justify="left" if name == "strategy" else "right", no_wrap=True)
+    for row in rows:
+        table.add_row(*(row.get(name, "-") for name in shown))
     return table
 
 
-def _cells(run: dict, result: dict, compared: dict, groups: list[str], split: bool, ascii_only: bool) -> list[str]:
+def _cells(run: dict, result: dict, compared: dict, ascii_only: bool) -> dict[str, str]:
+    """All columns of a run, in their order."""
     tokens, metrics, primary = result["tokens"], result["metrics"], result["primary"]
     sign = "+-" if ascii_only else "±"
     value, error = metrics[primary], metrics["macro_stderr" if primary == "macro" else "stderr"]
     mode = run["method"].get("downsample", {}).get("mode")
-    kinds = [metrics["groups"].get(name, {}).get("accuracy") for name in groups]
     seconds = {part: spread["median"] for part, spread in result["seconds"].items()}
-    parts = ["vision", "selection", "prefill", "decode"] if split else []
-    return [
-        run["method"]["name"] + (f" ({mode})" if mode else ""),
-        "" if run["method"]["keep"] is None else str(run["method"]["keep"]),
-        f"{_number(tokens['visual_before'])} -> {_number(tokens['visual_after'])}",
-        "-" if value is None else f"{100 * value:.1f} {sign} {100 * error:.1f}",
-        _percent(compared.get("relative")),
-        *map(_percent, kinds),
-        _percent(result["prefill_flops"]["ratio"]),
-        *["-" if seconds[part] is None else f"{1000 * seconds[part]:.1f}" for part in ["total", *parts]],
-    ]
+    ms = {part: "-" if value is None else f"{1000 * value:.1f}" for part, value in seconds.items()}
+    return {
+        "strategy": run["method"]["name"] + (f" ({mode})" if mode else ""),
+        "keep": "" if run["method"]["keep"] is None else str(run["method"]["keep"]),
+        "visual\ntokens": f"{_number(tokens['visual_before'])} -> {_number(tokens['visual_after'])}",
+        f"accuracy %\n({primary})": "-" if value is None else f"{100 * value:.1f} {sign} {100 * error:.1f}",
+        "% of\nnone": _percent(compared.get("relative")),
+        **{name: _percent(group["accuracy"]) for name, group in metrics["groups"].items()},
+        "prefill\nFLOPs %": _percent(result["prefill_flops"]["ratio"]),
+        "ms per\nsample": ms["total"],
+        **{name: ms[part] for part, name in SHORT.items()},
+    }
 
 
 def _number(value: float | None) -> str:

@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from vtc import VtcError, __version__
+from vtc import ConfigError, VtcError, __version__
 
 app = typer.Typer(
     add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None,
@@ -95,6 +95,14 @@ def _family_names() -> list[str]:
     return sorted(m.name for m in pkgutil.iter_modules(vtc.patches.__path__) if not m.name.startswith("_"))
 
 
+def _known_family(name: str) -> str:
+    from vtc.registry import unknown
+
+    if name not in _family_names():
+        raise ConfigError(unknown("family", name, _family_names()))
+    return name
+
+
 @app.command()
 def show(
     strategy: Annotated[str, typer.Argument(help="A shipped strategy or a YAML file.")],
@@ -114,12 +122,12 @@ def show(
     """
     import yaml
 
-    import vtc
+    from vtc.config import resolve
 
     overrides = _overrides(settings)
     if keep is not None:
         overrides["keep"] = keep
-    dump = vtc.load_strategy(strategy, family, **overrides).dump()
+    dump = resolve(strategy, family and _known_family(family), **overrides).dump()
     typer.echo(yaml.safe_dump(dump, sort_keys=False, allow_unicode=True), nl=False)
 
 
@@ -141,20 +149,16 @@ def validate(
       vtc validate my_strategy.yaml
       vtc validate my_strategy.yaml --family llava
     """
-    import vtc
-    from vtc.config import read
+    from vtc.config import read, resolve
 
     if not Path(file).is_file():
         read(file)
-    families = _family_names() if family is None else [family]
-    failed = 0
-    for name in families:
+    failed = False
+    for name in _family_names() if family is None else [_known_family(family)]:
         try:
-            vtc.load_strategy(file, name)
+            resolve(file, name)
         except VtcError as error:
-            if family is not None and name not in vtc.families():
-                raise
-            failed += 1
+            failed = True
             typer.echo(f"{name}: error: {_one_line(error)}")
         else:
             typer.echo(f"{name}: ok")
