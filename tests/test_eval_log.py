@@ -122,3 +122,21 @@ def test_log(tmp_path):
     path.write_text('{"some": "json"}\n')
     with pytest.raises(ConfigError, match="is no sample log"):
         SampleLog(path, identity)
+
+
+def test_interrupt(tmp_path, monkeypatch, capsys):
+    """Ctrl-C: one line, exit code 130, and the log keeps what is done."""
+    good, seen = Demo.score, []
+
+    def score(self, doc, text):
+        seen.append(doc["id"])
+        if len(seen) == 3:
+            raise KeyboardInterrupt
+        return good(self, doc, text)
+
+    monkeypatch.setattr(Demo, "score", score)
+    with pytest.raises(SystemExit) as stopped:
+        main(["eval", "--model", "demo", "--strategy", "none", "--batch-size", "1", "--output", str(tmp_path)])
+    assert stopped.value.code == 130
+    assert capsys.readouterr().err.splitlines()[-1] == "vtc: interrupted; the same command goes on from here"
+    assert [row["id"] for row in log(tmp_path, "none")] == seen[:2]

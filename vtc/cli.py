@@ -17,6 +17,8 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )  # fmt: skip
 
+INTERRUPTED = 130
+
 SETTING = typer.Option("--set", metavar="KEY=VALUE", help="Override a knob or part of the budget; may be repeated.")
 FAMILY = typer.Option("--family", metavar="NAME", help="Model family, such as llava; `vtc list` names them.")
 
@@ -258,14 +260,15 @@ def main(arguments: list[str] | None = None) -> None:
     except VtcError as error:
         code = _fail(_one_line(error))
     except (KeyboardInterrupt, typer.Abort):
-        print("vtc: interrupted; the same command goes on from here", file=sys.stderr)
-        code = 130
+        code = INTERRUPTED
     except Exception as error:
         # typer brings its own copy of click in some versions, so its usage errors are known by their looks.
         if not hasattr(error, "format_message"):
             raise
         what = " ".join(error.format_message().split()).rstrip(".")
         code = _fail(f"{what}; see `vtc --help` or `vtc COMMAND --help`")
+    if code == INTERRUPTED:  # typer may have caught the interrupt itself
+        print("vtc: interrupted; the same command goes on from here", file=sys.stderr)
     sys.exit(code if isinstance(code, int) else 0)
 
 
