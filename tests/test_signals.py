@@ -1,0 +1,166 @@
+"""Observed scores against the full attention matrices of the same model in eager mode."""
+
+import sys
+from contextlib import contextmanager
+
+import pytest
+import torch
+
+import vtc
+from tests.helpers import build, inputs_of, model_of
+from vtc.patching import find_family
+from vtc.signals import AttentionColumns, ClsAttention
+
+CASES = ["llava", "llava-siglip", "llava_next", "qwen2_vl", "qwen2_5_vl"]
+PICTURES = ("pixel_values", "image_sizes", "image_grid_thw")
+
+
+def pictures_of(inputs):
+    """What get_image_features takes."""
+    return {k: inputs[k] for k in PICTURES if k in inputs}
+
+
+@contextmanager
+def eager_attention(attention):
+    """The queries, keys and softmax weights of each eager call in these modules, by layer, in call order."""
+    source = sys.modules[type(attention[0]).__module__]
+    original, seen = source.eager_attention_forward, {i: [] for i in range(len(attention))}
+
+    def recording(module, query, key, value, *args, **kwargs):
+        output, weights = original(module, query, key, value, *args, **kwargs)
+        place = [i for i, known in enumerate(attention) if known is module]
+        if place:
+            seen[place[0]].append((query, key, weights.double(), kwargs["scaling"]))
+        return output, weights
+
+    source.eager_attention_forward = recording
+    try:
+        yield seen
+    finally:
+        source.eager_attention_forward = original
+
+
+def expected_scores(model, family, pictures, layer, kind):
+    """A signal's values in the encoder's own order, call after call, from the full matrices."""
+    with eager_attention(family.attention) as seen, torch.no_grad():
+        model.model.get_image_features(**pictures)
+    rows = []
+    for query, key, weights, scale in seen[layer]:
+        if kind == "cls" and family.encoder.has_cls:
+            scores = weights[:, :, 0].mean(1)
+        elif kind == "cls":
+            pooled = query.double().mean(2, keepdim=True)
+            scores = (pooled @ key.double().transpose(2, 3) * scale).softmax(-1)[:, :, 0].mean(1)
+        else:
+            scores = weights.mean(1).mean(1) if kind == "mean" else weights.mean(1).sum(1)
+        rows.append(scores[:, 1:] if family.encoder.has_cls else scores)
+    return rows
+
+
+def in_tokens(model, family, pictures, rows):
+    """The values sorted to images and tiles, by means of the model's own window order and the layouts."""
+    layouts = family.image_layouts(pictures)
+    if "image_grid_thw" not in pictures:
+        crops = torch.cat(rows)
+        return [[crops[t.crop][t.patches] for t in layout.tiles] for layout in layouts]
+    merged = torch.cat([r.flatten() for r in rows]).view(-1, 4).mean(1)
+    raster = torch.empty_like(merged)
+    raster[window_order(model, pictures)] = merged
+    return [[part] for part in raster.split([layout.tokens for layout in layouts])]
+
+
+def window_order(model, pictures):
+    """The merged token at each place of the encoder's sequence, found by what enters the first block."""
+    seen = {}
+    visual = model.model.visual
+
+    def enters(module, args, options):
+        seen["entered"] = args[0] if args else options["hidden_states"]
+
+    handles = [
+        visual.patch_embed.register_forward_hook(lambda module, args, out: seen.update(embedded=out)),
+        visual.blocks[0].register_forward_pre_hook(enters, with_kwargs=True),
+    ]
+    with torch.no_grad():
+        model.model.get_image_features(**pictures)
+    for handle in handles:
+        handle.remove()
+    embedded, entered = (seen[k].reshape(-1, 4, seen[k].shape[-1])[:, 0] for k in ("embedded", "entered"))
+    match = (entered[:, None] == embedded[None]).all(-1)
+    assert bool((match.sum(1) == 1).all())
+    return match.int().argmax(1)
+
+
+def observed(model, pictures, **patch):
+    """The signals that the patch attaches to the encoder's output."""
+    with vtc.patched(model, **patch), torch.no_grad():
+        return model.model.get_image_features(**pictures)._vtc_run.signals
+
+
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+@pytest.mark.parametrize("layers", [(0, 3), (2, 1)], ids=["0-3", "2-1"])
+def test_attention_columns(case, reduction, layers):
+    """HiPrune's signal in every layer, windowed ones too: head mean, then mean or sum over queries."""
+    model, pictures = build(case, torch.float32), pictures_of(inputs_of(case, dtype=torch.float32))
+    knobs = dict(object_layer=layers[0], deep_layer=layers[1], query_reduction=reduction)
+    found = observed(model, pictures, strategy="hiprune", keep=0.3, **knobs)
+    assert set(found) == {AttentionColumns(layer, reduction) for layer in layers}
+    model.set_attn_implementation("eager")
+    family = find_family(model)
+    for layer in layers:
+        rows = expected_scores(model, family, pictures, layer, reduction)
+        compare(found[AttentionColumns(layer, reduction)], in_tokens(model, family, pictures, rows))
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_cls_attention(case):
+    """VTC-CLS's signal: the [CLS] row, or the softmax of the mean query where there is none."""
+    model, pictures = build(case, torch.float32), pictures_of(inputs_of(case, dtype=torch.float32))
+    found = observed(model, pictures, strategy="vtc_cls", keep=0.3, start_layer=-3, end_layer=-1)
+    assert set(found) == {ClsAttention(layer) for layer in ((1, 3) if case == "qwen2_5_vl" else (1, 2, 3))}
+    model.set_attn_implementation("eager")
+    family = find_family(model)
+    for signal, values in found.items():
+        rows = expected_scores(model, family, pictures, signal.layer, "cls")
+        compare(values, in_tokens(model, family, pictures, rows))
+
+
+def compare(found, expected):
+    """Equal nesting, equal values."""
+    assert [[len(tile) for tile in image] for image in found] == [[len(tile) for tile in image] for image in expected]
+    for image, same in zip(found, expected, strict=True):
+        for tile, values in zip(image, same, strict=True):
+            torch.testing.assert_close(tile.double(), values.double(), atol=1e-6, rtol=1e-4)
+
+
+@pytest.mark.parametrize("case", ["llava", "llava_next", "llava-siglip"])
+def test_output_attentions_agree(case):
+    """The same columns from the matrices that the tower itself returns with output_attentions=True."""
+    model, inputs = build(case, torch.float32), inputs_of(case, dtype=torch.float32)
+    pictures = pictures_of(inputs)
+    found = observed(model, pictures, strategy="hiprune", keep=0.3, object_layer=1, deep_layer=3)
+    model.set_attn_implementation("eager")
+    family = find_family(model)
+    pixels = inputs["pixel_values"]
+    if pixels.ndim == 5:
+        used = [sum(1 for crop in image if bool(crop.any())) for image in pixels]
+        pixels = torch.cat([image[:n] for image, n in zip(pixels, used, strict=True)])
+    with torch.no_grad():
+        matrices = family.tower(pixels, output_attentions=True).attentions
+    first = 1 if family.encoder.has_cls else 0
+    for layer in (1, 3):
+        columns = matrices[layer].mean(1).mean(1)[:, first:]
+        compare(found[AttentionColumns(layer, "mean")], in_tokens(model, family, pictures, [columns]))
+
+
+@pytest.mark.parametrize("case", ["llava", "qwen2_5_vl"])
+def test_unobserved_layers_are_untouched(case):
+    """Only the layers that a strategy names get another config; the model's own config is the same object."""
+    model = model_of(case)
+    family = find_family(model)
+    configs = [module.config for module in family.attention]
+    with vtc.patched(model, "hiprune", keep=0.3, object_layer=0, deep_layer=2):
+        changed = [module.config is not config for module, config in zip(family.attention, configs, strict=True)]
+    assert changed == [True, False, True, False]
+    assert all(module.config is config for module, config in zip(family.attention, configs, strict=True))
