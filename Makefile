@@ -5,8 +5,6 @@ JOBS ?= 2
 PYTEST_ARGS ?=
 TORCH := $(shell sed -n 's/^torch==//p' constraints.txt)
 
-DEMO_STRATEGIES := none,random,uniform,pool,hiprune,vtc_cls
-DEMO_BUDGETS := 0.5,0.25,0.11
 DEMO_OUTPUT ?= results/demo
 
 # What runs on the oldest transformers when time is short.
@@ -23,8 +21,7 @@ help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' Makefile | awk -F'|' '{ printf "%-27s %s\n", $$1, $$2 }'
 
 demo: .venv/.ready ## compare strategies on the bundled model; picks up where it stopped
-	.venv/bin/vtc eval --model demo --strategy $(DEMO_STRATEGIES) --keep $(DEMO_BUDGETS) \
-		--tasks demo --limit 200 --output $(DEMO_OUTPUT)
+	@HF_HUB_OFFLINE=1 .venv/bin/vtc eval --suite demo --output $(DEMO_OUTPUT)
 
 test: .venv/.ready ## all tests, newest supported transformers
 	@$(TEST_ENV) .venv/bin/python $(PYTEST)

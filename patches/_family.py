@@ -36,13 +36,13 @@ class Family(ABC):
         self.inner = self._site("model")
         self.language_model = self._site("model.language_model")
         self.tower = self._site(self.tower_path)
+        self.check_tower()
         pattern = re.compile(self.attention_path)
         found = {int(m[1]): module for name, module in self.tower.named_modules() if (m := pattern.fullmatch(name))}
         self.attention = [found[i] for i in sorted(found)]
         if not self.attention or any(not hasattr(module, "config") for module in self.attention):
             raise UnsupportedError(
-                f"{type(model).__name__} has no attention modules with a config at "
-                f"{self.tower_path}.({self.attention_path}) under this transformers; "
+                f"{self.tower_path} of {type(model).__name__} has no attention layers that can be observed; "
                 f"possible: a stock {' or '.join(self.model_types)} model"
             )
         self.image_token_id: int = model.config.image_token_id
@@ -56,6 +56,9 @@ class Family(ABC):
                 f"{type(self.model).__name__} has no module {path!r}; possible: a stock "
                 f"{' or '.join(self.model_types)} ...ForConditionalGeneration"
             ) from None
+
+    def check_tower(self) -> None:
+        """Raises UnsupportedError for a vision tower of another kind; called before its layers are looked for."""
 
     @abstractmethod
     def describe_encoder(self) -> Encoder:

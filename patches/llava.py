@@ -30,13 +30,17 @@ class Llava(Family):
     tower_path = "model.vision_tower"
     attention_path = r"(?:vision_model\.)?encoder\.layers\.(\d+)\.self_attn"
 
+    def check_tower(self) -> None:
+        """CLIP or SigLIP."""
+        kind = self.tower.config.model_type
+        if kind not in CLS_TOWERS:
+            raise UnsupportedError(
+                f"vision tower {kind!r} is not supported by {self.name}; possible: {', '.join(CLS_TOWERS)}"
+            )
+
     def describe_encoder(self) -> Encoder:
         """Depth, [CLS] and tokens per image of the tower."""
         vision, strategy = self.tower.config, self.model.config.vision_feature_select_strategy
-        if vision.model_type not in CLS_TOWERS:
-            raise UnsupportedError(
-                f"vision tower {vision.model_type!r} is not supported by {self.name}; possible: {', '.join(CLS_TOWERS)}"
-            )
         has_cls = CLS_TOWERS[vision.model_type]
         if strategy != ("default" if has_cls else "full"):
             raise UnsupportedError(
