@@ -21,13 +21,15 @@ class Family(ABC):
     """One loaded model of a family. Constructing it only looks: a missing site raises UnsupportedError.
 
     model: the ...ForConditionalGeneration. inner: the model with vision and language parts. language_model: the
-    decoder, whose inputs are the boundary where tokens are dropped. mrope: positions have 3 axes.
+    decoder, whose inputs are the boundary where tokens are dropped. mrope: positions have 3 axes. towers: model types
+    of the vision towers that are understood, None where the family has only one.
     """
 
     name: ClassVar[str]
     model_types: ClassVar[tuple[str, ...]]
     may_have_cls: ClassVar[bool] = False
     mrope: ClassVar[bool] = False
+    towers: ClassVar[tuple[str, ...] | None] = None
     attention_path: ClassVar[str]
     tower_path: ClassVar[str]
 
@@ -36,7 +38,11 @@ class Family(ABC):
         self.inner = self._site("model")
         self.language_model = self._site("model.language_model")
         self.tower = self._site(self.tower_path)
-        self.check_tower()
+        kind = getattr(self.tower.config, "model_type", None)
+        if self.towers is not None and kind not in self.towers:
+            raise UnsupportedError(
+                f"vision tower {kind!r} is not supported by {self.name}; possible: {', '.join(self.towers)}"
+            )
         pattern = re.compile(self.attention_path)
         found = {int(m[1]): module for name, module in self.tower.named_modules() if (m := pattern.fullmatch(name))}
         self.attention = [found[i] for i in sorted(found)]
@@ -56,9 +62,6 @@ class Family(ABC):
                 f"{type(self.model).__name__} has no module {path!r}; possible: a stock "
                 f"{' or '.join(self.model_types)} ...ForConditionalGeneration"
             ) from None
-
-    def check_tower(self) -> None:
-        """Raises UnsupportedError for a vision tower of another kind; called before its layers are looked for."""
 
     @abstractmethod
     def describe_encoder(self) -> Encoder:

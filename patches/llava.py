@@ -27,16 +27,9 @@ class Llava(Family):
     name = "llava"
     model_types = ("llava",)
     may_have_cls = True
+    towers = tuple(CLS_TOWERS)
     tower_path = "model.vision_tower"
     attention_path = r"(?:vision_model\.)?encoder\.layers\.(\d+)\.self_attn"
-
-    def check_tower(self) -> None:
-        """CLIP or SigLIP."""
-        kind = self.tower.config.model_type
-        if kind not in CLS_TOWERS:
-            raise UnsupportedError(
-                f"vision tower {kind!r} is not supported by {self.name}; possible: {', '.join(CLS_TOWERS)}"
-            )
 
     def describe_encoder(self) -> Encoder:
         """Depth, [CLS] and tokens per image of the tower."""
