@@ -8,7 +8,7 @@
 | position | Where is the red circle? | top left, top right, bottom left, bottom right |
 | count | How many circles are there? How many red objects are there? | 0 to 4 |
 | ocr | What number is written? | 00 to 99 |
-| relation | Is the red circle left of the blue square? Is the red circle above the number? | yes, no |
+| relation | Where is the red circle seen from the blue square? From the number? | as for position |
 """
 
 from collections import Counter
@@ -20,9 +20,8 @@ from vtc.demo.scenes import COLORS, SHAPES, SIZE, Item, Scene
 TYPES = ("color", "shape", "exist", "position", "count", "ocr", "relation")
 YES_NO = ("no", "yes")
 CORNERS = ("top left", "top right", "bottom left", "bottom right")
-DIRECTIONS = ("left of", "right of", "above", "below")
 MIDLINE_MARGIN = 6  # pixels that a centre must be away from both midlines to have a corner
-RELATION_MARGIN = 10  # pixels by which two centres must differ along the axis that is asked about
+RELATION_MARGIN = 10  # pixels by which two centres must differ along both axes
 MAX_COUNT = 4
 ANSWERS = {
     "color": COLORS,
@@ -31,7 +30,7 @@ ANSWERS = {
     "position": CORNERS,
     "count": tuple(str(n) for n in range(MAX_COUNT + 1)),
     "ocr": tuple(f"{n:02d}" for n in range(100)),
-    "relation": YES_NO,
+    "relation": CORNERS,
 }
 PLURALS = {"circle": "circles", "square": "squares", "triangle": "triangles", "cross": "crosses", "ring": "rings"}
 
@@ -105,9 +104,8 @@ def _relation(scene: Scene) -> list[tuple[str, str]]:
     pairs += [(thing, ("the number", *scene.number_center)) for thing in things] * 3
     found = []
     for (a, ax, ay), (b, bx, by) in pairs:
-        for axis, names in ((ax - bx, DIRECTIONS[:2]), (ay - by, DIRECTIONS[2:])):
-            if abs(axis) >= RELATION_MARGIN:
-                found += [(f"Is {a} {name} {b}?", YES_NO[(axis < 0) == (name == names[0])]) for name in names]
+        if min(abs(ax - bx), abs(ay - by)) >= RELATION_MARGIN:
+            found.append((f"Where is {a} seen from {b}?", CORNERS[2 * (ay > by) + (ax > bx)]))
     return found
 
 
@@ -141,8 +139,8 @@ def ask(scene: Scene, type: str, rng, tries: int = 4) -> Question | None:
 
 def vocabulary() -> list[str]:
     """The lower-case words of all questions and answers, sorted, without digits and punctuation."""
-    text = "what color is the shape object there a an where how many are objects number written there"
+    text = "what color is the shape object there a where how many are objects number written seen from"
     words = set(text.split()) | set(COLORS) | set(SHAPES) | set(PLURALS.values()) | set(YES_NO)
-    for phrase in CORNERS + DIRECTIONS:
+    for phrase in CORNERS:
         words |= set(phrase.split())
     return sorted(words)
