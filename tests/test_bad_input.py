@@ -178,7 +178,7 @@ def test_unsupported_towers(model):
     text = LlamaConfig(**{**TEXT, "num_hidden_layers": 1})
     options = dict(text_config=text, image_token_id=120)
     other = LlavaForConditionalGeneration(LlavaConfig(vision_config={"model_type": "vit", **small}, **options))
-    refused(lambda: vtc.patch(other, "uniform"), "llava", "possible", kind=vtc.UnsupportedError)
+    refused(lambda: vtc.patch(other, "uniform"), "'vit'", "clip_vision_model", kind=vtc.UnsupportedError)
     full = LlavaConfig(vision_config=CLIPVisionConfig(**small), vision_feature_select_strategy="full", **options)
     whole = LlavaForConditionalGeneration(full)
     refused(lambda: vtc.patch(whole, "uniform"), "'full'", "default", kind=vtc.UnsupportedError)

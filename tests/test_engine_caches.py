@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from transformers import DynamicCache
+from transformers import DynamicCache, StaticCache
 
 import vtc
 from tests.helpers import CASES, forward, generate, inputs_of, model_of
@@ -26,6 +26,21 @@ def test_static_cache_equals_dynamic(case, positions):
         one = generate(model, inputs_of(case, images=(1,)), 6)
         alone = generate(model, inputs_of(case, images=(1,)), 6, cache_implementation="static")
         torch.testing.assert_close(alone.logits, one.logits, atol=1e-9, rtol=0)
+
+
+@families
+def test_reset_static_cache_forgets_the_pruned_prompt(case):
+    """A static cache that held a pruned prompt, reset, takes a text of one token as the stock model does."""
+    model, inputs = model_of(case), inputs_of(case, images=(1, 1, 1))
+    word = {"input_ids": torch.tensor([[5]] * 3), "attention_mask": torch.ones(3, 1, dtype=torch.long)}
+    stock = generate(model, word, 4, cache_implementation="static")
+    cache = StaticCache(config=model.config.get_text_config(), max_cache_len=400)
+    with vtc.patched(model, "uniform", keep=0.3):
+        generate(model, inputs, 4, past_key_values=cache)
+        cache.reset()
+        again = generate(model, word, 4, past_key_values=cache)
+    assert torch.equal(stock.tokens, again.tokens)
+    torch.testing.assert_close(stock.logits, again.logits, atol=1e-9, rtol=0)
 
 
 @families

@@ -1,0 +1,179 @@
+"""Strategies as data: dumps that come back the same, overrides, family sections, `--set`; exact budgets."""
+
+import math
+from fractions import Fraction
+
+import pytest
+import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import vtc
+from vtc.budget import Budget, keep_from_prune_ratio, parse_keep
+from vtc.config import parse_set, resolve, shipped
+from vtc.strategies import METHODS
+
+STRATEGIES = vtc.strategies()
+INLINE = {"keep": 0.5, "stages": [{"method": "hiprune", "alpha": 0.3}]}
+fractions = st.integers(1, 1000).map(lambda n: n / 1000)
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+@pytest.mark.parametrize("family", [None, *vtc.families()])
+def test_dump_comes_back_the_same(strategy, family, tmp_path):
+    """The resolved dump, written as YAML and read again for the same or any family, is the same strategy."""
+    config = vtc.load_strategy(strategy, family, keep=0.2)
+    path = tmp_path / f"{strategy}.yaml"
+    path.write_text(yaml.safe_dump(config.dump()), encoding="utf-8")
+    assert vtc.load_strategy(path, family) == config
+    assert vtc.load_strategy(str(path)) == config
+    assert vtc.load_strategy(path, "llava").dump() == config.dump()
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_shipped_files_name_every_knob(strategy):
+    """A shipped YAML shows all knobs of its method, so that nothing is left to look up."""
+    raw = yaml.safe_load(shipped()[strategy].read_text(encoding="utf-8"))
+    (stage,) = raw["stages"]
+    dumped = vtc.load_strategy(strategy).dump()["stages"][0]
+    assert set(stage) == set(dumped)
+    assert stage["method"] in METHODS.names()
+    assert raw["description"]
+
+
+def test_every_method_has_a_strategy():
+    """No method without a shipped file, and the other way round."""
+    assert sorted(vtc.load_strategy(name).dump()["stages"][0]["method"] for name in STRATEGIES) == METHODS.names()
+
+
+def test_overrides_win_over_sections_and_these_over_the_file():
+    """Keyword arguments, then the family's section, then the top level."""
+    raw = {**INLINE, "positions": "compact", "families": {"llava": {"alpha": 0.7, "positions": "keep", "keep": 9}}}
+    assert (resolve(raw).stage.alpha, resolve(raw).positions, resolve(raw).budget.keep) == (0.3, "compact", 0.5)
+    section = resolve(raw, "llava")
+    assert (section.stage.alpha, section.positions, section.budget.keep) == (0.7, "keep", 9)
+    assert resolve(raw, "qwen2_vl") == resolve(raw)
+    override = resolve(raw, "llava", alpha=0.1, positions="compact", prune_ratio=0.25)
+    assert (override.stage.alpha, override.positions, override.budget.keep) == (0.1, "compact", 0.75)
+    assert raw["stages"] == [{"method": "hiprune", "alpha": 0.3}]
+
+
+def test_prune_ratio_and_keep_replace_each_other():
+    """Whichever is given later counts, wherever the other one stands."""
+    raw = {"prune_ratio": 0.9, "stages": [{"method": "uniform"}], "families": {"llava": {"keep": 7}}}
+    assert resolve(raw).budget.keep == 0.1
+    assert resolve(raw, "llava").budget.keep == 7
+    assert resolve(raw, "llava", prune_ratio=0.5).budget.keep == 0.5
+    assert resolve(raw, keep="3").budget.keep == 3
+
+
+def test_defaults():
+    """What a file leaves out."""
+    config = resolve({"keep": 0.5, "stages": [{"method": "uniform"}]})
+    assert (config.budget.scope, config.budget.rounding, config.positions) == ("per_image", "ceil", "compact")
+
+
+def test_an_int_passes_for_a_float_knob():
+    """alpha: 1 in YAML is 1.0."""
+    alpha = resolve(INLINE, alpha=1).stage.alpha
+    assert (alpha, type(alpha)) == (1.0, float)
+
+
+SETS = {
+    "alpha=0.2": ("alpha", 0.2),
+    "keep=192": ("keep", 192),
+    "keep=1.0": ("keep", 1.0),
+    "scope=per_tile": ("scope", "per_tile"),
+    "seed=-4": ("seed", -4),
+    " alpha =0.2": ("alpha", 0.2),
+    "exclude=a=b": ("exclude", "a=b"),
+    "keep=": ("keep", None),
+}
+
+
+@pytest.mark.parametrize("text, expected", SETS.items())
+def test_set_of_the_command_line(text, expected):
+    """KEY=VALUE with the value's YAML type."""
+    assert parse_set(text) == expected
+    assert type(parse_set(text)[1]) is type(expected[1])
+
+
+@pytest.mark.parametrize("text", ["alpha", "=3", "", "alpha=[1", "alpha=!!python/name:os.system ''"])
+def test_bad_set_is_refused(text):
+    """No sign, no key, no YAML, unsafe YAML."""
+    with pytest.raises(vtc.ConfigError) as caught:
+        parse_set(text)
+    assert "\n" not in str(caught.value)
+
+
+KEEPS = [("1", 1), ("1.0", 1.0), ("0.25", 0.25), ("192", 192), (1, 1), (1.0, 1.0), ("1e-1", 0.1)]
+
+
+@pytest.mark.parametrize("given_, expected", KEEPS)
+def test_keep_tells_counts_from_fractions(given_, expected):
+    """By type, and in text by how it is written."""
+    assert parse_keep(given_) == expected
+    assert type(parse_keep(given_)) is type(expected)
+
+
+@settings(max_examples=300)
+@given(tokens=st.integers(1, 3000), keep=fractions)
+def test_fractions_are_exact(tokens, keep):
+    """ceil and floor of the decimal fraction, never of its binary neighbour; at least 1."""
+    exact = Fraction(str(keep)) * tokens
+    assert Budget(keep).count(tokens) == max(1, math.ceil(exact))
+    assert Budget(keep, rounding="floor").count(tokens) == max(1, math.floor(exact))
+    assert Budget(keep, rounding="round").count(tokens) in (max(1, round(tokens * keep)), max(1, round(exact)))
+
+
+WHOLE = [(0.1, 10, 1), (0.7, 10, 7), (0.29, 100, 29), (0.55, 100, 55), (0.07, 100, 7)]
+
+
+@pytest.mark.parametrize("keep, tokens, expected", WHOLE)
+def test_ceil_of_whole_products(keep, tokens, expected):
+    """Products that binary floating point would push over the next whole number."""
+    assert Budget(keep).count(tokens) == expected
+
+
+@settings(max_examples=100)
+@given(ratio=st.integers(0, 999).map(lambda n: n / 1000), tokens=st.integers(1, 2000))
+def test_prune_ratio_is_one_minus_keep(ratio, tokens):
+    """prune_ratio=0.9 is keep=0.1, not 0.09999999999999998."""
+    keep = keep_from_prune_ratio(ratio)
+    assert Fraction(str(keep)) == 1 - Fraction(str(ratio))
+    assert Budget(keep).count(tokens) == max(1, math.ceil((1 - Fraction(str(ratio))) * tokens))
+
+
+images = st.lists(st.lists(st.integers(1, 60), min_size=1, max_size=5), min_size=1, max_size=5)
+
+
+@settings(max_examples=300)
+@given(request=images, keep=st.integers(1, 200))
+def test_quotas_of_counts(request, keep):
+    """Counts by scope: per image, per tile, and shared in proportion among the images of a prompt."""
+    totals = [sum(tiles) for tiles in request]
+    assert Budget(keep).quotas(request) == [[min(keep, n)] for n in totals]
+    tiles = Budget(keep, "per_tile").quotas(request)
+    assert tiles == [[min(max(1, keep // len(image)), n) for n in image] for image in request]
+    shared = [n for (n,) in Budget(keep, "per_request").quotas(request)]
+    assert all(1 <= n <= total for n, total in zip(shared, totals, strict=True))
+    assert sum(shared) == max(len(totals), min(keep, sum(totals)))
+    if keep >= sum(totals):
+        assert shared == totals
+
+
+def test_shared_quota_is_proportional():
+    """Largest remainders: 10 over images of 30, 20 and 10."""
+    assert Budget(10, "per_request").quotas([[30], [20], [10]]) == [[5], [3], [2]]
+    assert Budget(6, "per_request").quotas([[30], [20], [10]]) == [[3], [2], [1]]
+    assert Budget(4, "per_request").quotas([[100], [1], [1], [1]]) == [[1], [1], [1], [1]]
+
+
+@settings(max_examples=100)
+@given(request=images, keep=fractions)
+def test_quotas_of_fractions(request, keep):
+    """A fraction is of each image, or of each tile."""
+    budget = Budget(keep)
+    assert budget.quotas(request) == [[budget.count(sum(tiles))] for tiles in request]
+    assert Budget(keep, "per_request").quotas(request) == budget.quotas(request)
+    assert Budget(keep, "per_tile").quotas(request) == [[budget.count(n) for n in tiles] for tiles in request]
