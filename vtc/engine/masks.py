@@ -9,7 +9,8 @@ from vtc.errors import UnsupportedError
 def padding_mask(mask: object, length: int) -> Tensor | None:
     """Which prompt tokens are real [B, length] bool, read from whatever mask the language model was given.
 
-    A causal 4-D mask [B, 1, q, kv] shows it in the row of the last query. Raises UnsupportedError for other kinds.
+    In a causal 4-D mask [B, 1, q, kv], sliding or not, a column is real if a later query sees it (the last one: if it
+    sees itself). Raises UnsupportedError for other kinds.
     """
     if mask is None:
         return None
@@ -20,8 +21,11 @@ def padding_mask(mask: object, length: int) -> Tensor | None:
             f"attention mask of type {type(mask).__name__} is not supported; possible: None, 2-D or 4-D"
         )
     if mask.ndim == 4:
-        mask = mask[:, 0, -1]
-        return (mask if mask.dtype == torch.bool else mask >= 0)[:, :length]
+        mask = mask[:, 0, :, :length]
+        seen = mask if mask.dtype == torch.bool else mask >= 0
+        real = seen.tril(-1).any(1)
+        real[:, -1] |= seen[:, -1, -1]
+        return real
     return mask[:, :length] != 0
 
 
