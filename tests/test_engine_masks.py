@@ -105,6 +105,15 @@ def test_sliding_window_equals_oracle(sliding, positions):
         torch.testing.assert_close(out.logits[:, b], expected.logits[-6:], atol=1e-9, rtol=0)
 
 
+def test_static_cache_with_a_sliding_window(sliding):
+    """Where the last query sees only a part of the prompt, the rest of it is no padding."""
+    inputs = inputs_of("llava")
+    with vtc.patched(sliding, "hiprune", keep=0.6):
+        expected = generate(sliding, inputs, 6)
+        found = generate(sliding, inputs, 6, cache_implementation="static")
+    torch.testing.assert_close(found.logits, expected.logits, atol=1e-9, rtol=0)
+
+
 def test_text_goes_through_the_sliding_model(sliding):
     """The stock path of that model is bit-equal for text."""
     text = inputs_of("llava", images=(0, 0))
