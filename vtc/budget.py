@@ -1,5 +1,6 @@
 """How many visual tokens may stay: the grammar of `keep`, and the counts that follow from shapes alone."""
 
+import contextlib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -34,6 +35,9 @@ def parse_keep(value: object) -> float | int:
 
 def keep_from_prune_ratio(ratio: object) -> float:
     """`prune_ratio` (fraction removed, in [0, 1)) as the fraction kept; raises ConfigError when out of range."""
+    if isinstance(ratio, str):
+        with contextlib.suppress(ValueError):
+            ratio = float(ratio)
     if isinstance(ratio, bool) or not isinstance(ratio, (int, float)) or not 0 <= ratio < 1:
         raise ConfigError(f"prune_ratio={ratio!r} is out of range; possible: a fraction removed in [0, 1)")
     return float(1 - Fraction(str(ratio)))

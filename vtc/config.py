@@ -57,14 +57,14 @@ def read(strategy: str | Path | Mapping) -> tuple[str, dict]:
     if str(strategy) in shipped():
         name, text = str(strategy), shipped()[str(strategy)].read_text(encoding="utf-8")
     elif path.suffix in (".yaml", ".yml"):
-        if not path.is_file():
-            raise ConfigError(
-                f"strategy file {str(path)!r} does not exist; possible: a file, or {', '.join(shipped())}"
-            )
         try:
             name, text = path.stem, path.read_text(encoding="utf-8", errors="replace")
+        except FileNotFoundError:
+            raise ConfigError(
+                f"strategy file {str(path)!r} does not exist; possible: a file, or {', '.join(shipped())}"
+            ) from None
         except OSError as error:
-            raise ConfigError(f"strategy file {str(path)!r} cannot be read: {error.strerror}") from None
+            raise ConfigError(f"strategy file {str(path)[:200]!r} cannot be read: {error.strerror}") from None
     else:
         raise ConfigError(unknown("strategy", str(strategy), [*shipped(), "FILE.yaml"]))
     try:
