@@ -63,8 +63,11 @@ def read(strategy: str | Path | Mapping) -> tuple[str, dict]:
             raise ConfigError(
                 f"strategy file {str(path)!r} does not exist; possible: a file, or {', '.join(shipped())}"
             ) from None
-        except OSError as error:
-            raise ConfigError(f"strategy file {str(path)[:200]!r} cannot be read: {error.strerror}") from None
+        except (OSError, ValueError) as error:
+            why = getattr(error, "strerror", None) or error
+            raise ConfigError(
+                f"strategy file {str(path)[:200]!r} cannot be read ({why}); possible: a file, or {', '.join(shipped())}"
+            ) from None
     else:
         raise ConfigError(unknown("strategy", str(strategy), [*shipped(), "FILE.yaml"]))
     try:
