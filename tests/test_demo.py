@@ -86,7 +86,7 @@ def test_processor_makes_the_training_prompt(loaded, rows):
     assert text == prompt(rows[0]["question"])
     inputs = loaded[1](images=rows[0]["image"], text=text, return_tensors="pt")
     assert (inputs["input_ids"] == loaded[0].config.image_token_id).sum() == 196
-    assert torch.equal(inputs["pixel_values"], pixel_values(np.asarray(rows[0]["image"])[None]))
+    assert torch.equal(inputs["pixel_values"], pixel_values(np.array(rows[0]["image"])[None]))
 
 
 def test_answers_held_out_questions(loaded, rows):

@@ -23,7 +23,7 @@ from vtc.demo.train_language import accuracy, teach
 from vtc.demo.training_data import TOKENS, Part, make_scenes
 
 SCENES = 40_000  # for the tower
-LANGUAGE_SCENES = 8_000  # of these, for the language model
+LANGUAGE_SCENES = 16_000  # of these, for the language model
 CHECK_SCENES = 256  # of the `tune` split, to report on
 
 
@@ -99,7 +99,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder for checkpoint and model")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--vision-steps", type=int, default=800)
-    parser.add_argument("--language-steps", type=int, default=1600)
+    parser.add_argument("--language-steps", type=int, default=2400)
     parser.add_argument("--processes", type=int, choices=(1, 2, 4), default=2, help="one CPU thread each")
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
