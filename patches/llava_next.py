@@ -1,5 +1,6 @@
 """LLaVA-NeXT: a base crop and tiles per image, unpadded, with a newline token at the end of each row of tiles."""
 
+from dataclasses import replace
 from functools import lru_cache
 
 import torch
@@ -15,6 +16,7 @@ from vtc.layout import ImageLayout, Tile
 from vtc.patches import FAMILIES
 from vtc.patches._tiny import BOS, EOS, IMAGE_TOKEN, PAD, TEXT, finish, prompts
 from vtc.patches.llava import Llava
+from vtc.signals import Encoder
 
 
 @lru_cache(maxsize=256)
@@ -48,6 +50,10 @@ class LlavaNext(Llava):
 
     name = "llava_next"
     model_types = ("llava_next",)
+
+    def describe_encoder(self) -> Encoder:
+        """As LLaVA's, of several crops."""
+        return replace(super().describe_encoder(), tiled=True)
 
     def tokens_per_image(self, vision) -> None:
         """Depends on the picture's size."""

@@ -95,8 +95,6 @@ def test_arguments(model, name):
     refused(lambda: vtc.patched(model, *args, **options).__enter__(), *words, kind=vtc.ConfigError)
 
 
-
-
 HEAD = "keep: 0.5\nstages:\n  - method: hiprune\n"
 FILES = {
     "empty": ("", ("NoneType", "mapping")),
@@ -182,6 +180,16 @@ def test_unsupported_towers(model):
     full = LlavaConfig(vision_config=CLIPVisionConfig(**small), vision_feature_select_strategy="full", **options)
     whole = LlavaForConditionalGeneration(full)
     refused(lambda: vtc.patch(whole, "uniform"), "'full'", "default", kind=vtc.UnsupportedError)
+
+
+def test_competing_tiles_for_a_method_that_needs_a_raster():
+    """hiprune's neighbours need one grid; a method without such a need may let the tiles compete."""
+    tiled = model_of("llava_next")
+    before = state(tiled)
+    refused(lambda: vtc.patch(tiled, "hiprune", scope="per_image"), "per_image", "raster", "possible: per_tile")
+    assert state(tiled) == before
+    with vtc.patched(tiled, "vtc_cls", keep=0.5, scope="per_image"):
+        pass
 
 
 def test_report_without_anything_to_report(model):

@@ -90,7 +90,6 @@ def inputs_of(case, texts, pictures):
 def parameters(model):
     """The arguments of the model's forward."""
 
-
     return inspect.signature(type(model).forward).parameters
 
 

@@ -7,10 +7,11 @@ from pathlib import Path
 from torch import nn
 
 from vtc.account import Report
-from vtc.config import read, resolve
+from vtc.config import StrategyConfig, read, resolve
 from vtc.engine.patch import Patch
 from vtc.errors import ConfigError, UnsupportedError
 from vtc.registry import unknown
+from vtc.signals import Encoder
 
 _ATTRIBUTE = "_vtc_patch"
 
@@ -31,6 +32,23 @@ def find_family(model: nn.Module):
     if kind not in by_type:
         raise UnsupportedError(unknown("family", kind, sorted(by_type)))
     return by_type[kind](model)
+
+
+def check_fits(config: StrategyConfig, encoder: Encoder) -> None:
+    """Raises ConfigError or UnsupportedError when a strategy asks for what this encoder's images cannot give."""
+    keep, scope = config.budget.keep, config.budget.scope
+    if isinstance(keep, int) and encoder.tokens is not None and scope != "per_request" and keep > encoder.tokens:
+        raise ConfigError(
+            f"keep={keep} is more than the {encoder.tokens} visual tokens of an image of this model; "
+            f"possible: 1 to {encoder.tokens}, or a fraction"
+        )
+    if config.stage.grid and encoder.tiled and scope != "per_tile":
+        raise ConfigError(
+            f"scope={scope!r} lets the tiles of an image compete, but {config.name} needs one raster of tokens; "
+            "possible: per_tile"
+        )
+    if config.stage.site != "projector":
+        raise UnsupportedError(f"site {config.stage.site!r} is not supported; possible: projector")
 
 
 def patch(
@@ -57,15 +75,7 @@ def patch(
     read(strategy)
     family = find_family(model)
     config = resolve(strategy, family.name, **overrides)
-    tokens = family.encoder.tokens
-    fixed = tokens is not None and config.budget.scope != "per_request"
-    if fixed and isinstance(config.budget.keep, int) and config.budget.keep > tokens:
-        raise ConfigError(
-            f"keep={config.budget.keep} is more than the {tokens} visual tokens of an image of this model; "
-            f"possible: 1 to {tokens}, or a fraction"
-        )
-    if config.stage.site != "projector":
-        raise UnsupportedError(f"site {config.stage.site!r} is not supported; possible: projector")
+    check_fits(config, family.encoder)
     new, before = Patch(family, config), vars(model).get(_ATTRIBUTE)
     unpatch(model)
     try:

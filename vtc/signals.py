@@ -40,7 +40,7 @@ class Encoder:
 
     depth: attention layers. has_cls: a [CLS] token exists. global_layers: layers whose attention spans the whole
     image (all of them, but for encoders with windowed layers). tokens: visual tokens of an image where the family
-    fixes it, else None.
+    fixes it, else None. tiled: an image may be several crops.
     """
 
     family: str
@@ -48,6 +48,7 @@ class Encoder:
     has_cls: bool
     global_layers: tuple[int, ...]
     tokens: int | None = None
+    tiled: bool = False
 
     def layer(self, value: int | float, knob: str) -> int:
         """A layer knob as a 0-based index: int = index (negative counts from the end), float in (0, 1] = relative

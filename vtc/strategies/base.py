@@ -12,15 +12,13 @@ from vtc.signals import Context, Encoder, Signal
 class Stage(ABC):
     """One selection method with its knobs as typed dataclass fields.
 
-    A subclass never sees a model: it declares signals for an encoder and gets tensors. `site` is where the stage
-    acts; `grid` says that it needs the tokens as a raster; `merges` that it changes features; `adaptive` that the
-    number kept depends on values and not only on shapes and budget.
+    A subclass never sees a model: it declares signals for an encoder and gets tensors. site: where the stage acts.
+    grid: it needs the tokens as one raster. needs_cls: it ranks by a [CLS] query (see ClsAttention for encoders
+    without one).
     """
 
     site: ClassVar[str] = "projector"
     grid: ClassVar[bool] = False
-    merges: ClassVar[bool] = False
-    adaptive: ClassVar[bool] = False
     needs_cls: ClassVar[bool] = False
 
     def needs(self, encoder: Encoder) -> tuple[Signal, ...]:
