@@ -6,7 +6,7 @@
 | shape | What shape is the red object? | five shapes |
 | exist | Is there a red circle? | yes, no |
 | position | Where is the red circle? | top left, top right, bottom left, bottom right |
-| count | How many circles are there? How many red objects are there? | 0 to 4 |
+| count | How many circles are there? How many red objects are there? | 0 to 3 |
 | ocr | What number is written? | 00 to 99 |
 | relation | Where is the red circle seen from the blue square? From the number? | as for position |
 """
@@ -15,6 +15,8 @@ from collections import Counter
 from itertools import permutations
 from typing import NamedTuple
 
+import numpy as np
+
 from vtc.demo.scenes import COLORS, SHAPES, SIZE, Item, Scene
 
 TYPES = ("color", "shape", "exist", "position", "count", "ocr", "relation")
@@ -22,7 +24,7 @@ YES_NO = ("no", "yes")
 CORNERS = ("top left", "top right", "bottom left", "bottom right")
 MIDLINE_MARGIN = 6  # pixels that a centre must be away from both midlines to have a corner
 RELATION_MARGIN = 10  # pixels by which two centres must differ along both axes
-MAX_COUNT = 4
+MAX_COUNT = 3
 ANSWERS = {
     "color": COLORS,
     "shape": SHAPES,
@@ -120,21 +122,25 @@ def candidates(scene: Scene, type: str) -> list[Question]:
     return [Question(text, answer, type) for text, answer in _MAKERS[type](scene)]
 
 
-def ask(scene: Scene, type: str, rng, tries: int = 4) -> Question | None:
-    """One question of a type with the answer drawn first, so that answers come out balanced; None if there is none.
+def ask(scene: Scene, type: str, rng) -> Question | None:
+    """One question of a type, its answer drawn first among those that the scene allows; None if it allows none.
 
-    Up to `tries` answers are drawn until the scene has a question with one of them; then any question is taken.
-    `rng` is a numpy Generator.
+    Answers are drawn evenly, counts in proportion to 1 + count, since high counts are rare. `rng` is a numpy Generator.
     """
-    found = candidates(scene, type)
-    if not found:
+    by_answer: dict[str, list[Question]] = {}
+    for question in candidates(scene, type):
+        by_answer.setdefault(question.answer, []).append(question)
+    if not by_answer:
         return None
-    for _ in range(tries):
-        wanted = ANSWERS[type][int(rng.integers(len(ANSWERS[type])))]
-        fitting = [question for question in found if question.answer == wanted]
-        if fitting:
-            return fitting[int(rng.integers(len(fitting)))]
-    return found[int(rng.integers(len(found)))]
+    chances = np.array([1 + int(answer) if type == "count" else 1 for answer in by_answer])
+    fitting = list(by_answer.values())[rng.choice(len(by_answer), p=chances / chances.sum())]
+    return fitting[int(rng.integers(len(fitting)))]
+
+
+def largest_count(scene: Scene) -> int:
+    """The highest number of objects of one shape or of one colour, an answer of type count where at most MAX_COUNT."""
+    shapes, colors = Counter(item.shape for item in scene.items), Counter(item.color for item in scene.items)
+    return max(max(shapes.values(), default=0), max(colors.values(), default=0))
 
 
 def vocabulary() -> list[str]:

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 
 from vtc.demo.optim import Optimizers, split_parameters
-from vtc.demo.questions import TYPES
+from vtc.demo.questions import TYPES, largest_count
 from vtc.demo.training_data import IGNORE, MIX, TOKENS, Packed, Packer, Part, Scenes, choose_patches
 
 CHECK_BATCH = 32
@@ -82,6 +82,9 @@ def teach(
         optimizers.load_state_dict(state["optimizers"])
     packer = Packer()
     prefix = packer.prefix()
+    # Scenes with high counts are rare and come up to five times as often.
+    chances = np.array([1 + 2 * max(0, largest_count(layout) - 2) for layout in data.layouts[: len(features)]], float)
+    chances /= chances.sum()
     started, recent = time.perf_counter(), []
     for step in range(state.get("step", 0), steps):
         rng = np.random.default_rng([seed, 2, step])
@@ -89,7 +92,7 @@ def teach(
         count, sparse, batch = BUDGETS[rng.choice(len(BUDGETS), p=weights / weights.sum())][:3]
         renumber = bool(rng.random() < 0.5)
         rng = np.random.default_rng([seed, 2, step, part.rank])
-        rows = np.sort(rng.choice(len(features), batch // part.of, replace=False))
+        rows = np.sort(rng.choice(len(features), batch // part.of, replace=False, p=chances))
         keep = choose_patches(data.labels[rows], count, rng, sparse)
         packed, _ = packer.pack([data.layouts[row] for row in rows], rng)
         kept = _gather(features[torch.from_numpy(rows)], keep)

@@ -11,7 +11,7 @@ from vtc.demo.scenes import COLORS, GRID, SHAPES, SIZE, Scene, draw, patch_label
 
 TOKENS = GRID * GRID
 # How often each type is asked in a scene: the harder ones more often.
-MIX = ("color", "shape", "exist", "position", "position", "ocr") + ("count",) * 4 + ("relation",) * 8
+MIX = ("color", "shape", "exist", "position", "ocr") + ("count",) * 7 + ("relation",) * 5
 IGNORE = -100
 
 
