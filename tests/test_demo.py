@@ -1,5 +1,6 @@
 """The bundled demo model and its benchmark: loads offline, answers, and its pictures are the same bytes everywhere."""
 
+import hashlib
 from itertools import pairwise
 
 import numpy as np
@@ -132,6 +133,13 @@ def test_training_keeps_the_centres_first():
     assert keep.tolist() == sorted(set(keep.tolist()))
     assert len(keep) == 32
     assert set(labels[0, :, 3].nonzero()[0].tolist()) <= set(keep.tolist())
+
+
+def test_card_names_the_weights():
+    weights = hashlib.sha256((MODEL_DIR / "model.safetensors").read_bytes()).hexdigest()
+    card = (MODEL_DIR / "README.md").read_text(encoding="utf-8")
+    assert weights in card
+    assert card.index("<!-- budgets -->") < card.index("<!-- /budgets -->")
 
 
 def test_checkpoint_is_small_and_complete():
