@@ -61,6 +61,14 @@ def same(found, expected):
     return torch.equal(found[0], expected[0]) and all(torch.equal(a, b) for a, b in kept)
 
 
+def check_threads(works):
+    """Each piece of work gives in its own thread, every time, what it gives alone."""
+    serial = [run() for run in works]
+    for mine, expected in zip(in_threads(works), serial, strict=True):
+        assert len(mine) == 5
+        assert all(same(each, expected) for each in mine)
+
+
 def reentrant(model, inputs, other):
     """Whether the stock model's forward is right when another forward runs in the middle of it."""
     expected = forward(model, inputs).logits
@@ -84,12 +92,7 @@ def test_two_threads_on_one_model(case):
     if not reentrant(model, *batches):
         pytest.skip("this transformers replaces layers' forwards during a call: the stock model mixes calls up")
     with vtc.patched(model, "hiprune", keep=0.3):
-        works = [work(model, inputs) for inputs in batches]
-        serial = [run() for run in works]
-        found = in_threads(works)
-    for mine, expected in zip(found, serial, strict=True):
-        assert len(mine) == 5
-        assert all(same(each, expected) for each in mine)
+        check_threads([work(model, inputs) for inputs in batches])
 
 
 @families
@@ -97,12 +100,7 @@ def test_two_threads_on_two_models(case):
     """Two models with different strategies, each in its thread."""
     models, inputs = [model_of(case), build(case)], inputs_of(case)
     with vtc.patched(models[0], "vtc_cls", keep=0.3), vtc.patched(models[1], "uniform", keep=9):
-        works = [work(model, inputs) for model in models]
-        serial = [run() for run in works]
-        found = in_threads(works)
-    for mine, expected in zip(found, serial, strict=True):
-        assert len(mine) == 5
-        assert all(same(each, expected) for each in mine)
+        check_threads([work(model, inputs) for model in models])
 
 
 @families

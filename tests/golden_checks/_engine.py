@@ -19,8 +19,13 @@ def kept_offsets(
     assert set(strategy.stage.needs(encoder)) == set(scores)
     signals = {signal: [[crops[t.crop][t.patches] for t in layout.tiles]] for signal, crops in scores.items()}
     run = VisionRun(images=[layout], signals=signals)
-    (kept,) = run_stage(strategy, encoder, [[0]], [0], run, [torch.zeros(layout.tokens, 1)])
+    (kept,) = run_stage(strategy, encoder, [[0]], [0], run, no_features, torch.device("cpu"))
     return kept.offsets
+
+
+def no_features(image: int) -> Tensor:
+    """For methods that rank by attention alone."""
+    raise AssertionError("this method was not expected to look at features")
 
 
 def assert_scores(actual: Tensor, expected: Tensor) -> None:

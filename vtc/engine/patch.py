@@ -30,7 +30,7 @@ class Patch:
     def __init__(self, family, strategy: StrategyConfig):
         self.family, self.strategy = family, strategy
         self.signals: tuple[Signal, ...] = tuple(dict.fromkeys(strategy.stage.needs(family.encoder)))
-        self.shape = family.language_shape()
+        self.shape, self.dump = family.language_shape(), strategy.dump()
         self.patchwork, self.thread = Patchwork(), ThreadState()
         self.last_report: Report | None = None
         self.notes = []
@@ -169,42 +169,40 @@ class Patch:
     def _prune(self, call: Call, kwargs: dict, real, start: float) -> None:
         run, embeds = call.run, kwargs["inputs_embeds"]
         requests, source, places = prefill.image_runs(call.is_image, [i.tokens for i in run.images])
-        flat = [embeds[b, where.to(embeds.device)] for b, parts in enumerate(places) for where in parts]
-        kept = run_stage(self.strategy, self.family.encoder, requests, source, run, flat)
+        flat = [(b, where) for b, parts in enumerate(places) for where in parts]
+
+        def features(image: int) -> torch.Tensor:
+            b, where = flat[image]
+            return embeds[b, where.to(embeds.device)]
+
+        kept = run_stage(self.strategy, self.family.encoder, requests, source, run, features, embeds.device)
+        tokens = [len(where) for _, where in flat]
         grouped = [[kept[i] for i in images] for images in requests]
         packing = prefill.pack(call.is_image, real, places, grouped, embeds.device)
-        self._check_dropped(flat, kept)
+        self._check_dropped(tokens, kept)
         call.pruned = prefill.apply(kwargs, packing, self.strategy.positions, self.family.mrope, places, grouped)
         if kwargs.get("past_key_values") is not None:
             remember(kwargs["past_key_values"], call.pruned)
         before = [embeds.shape[1]] * len(requests) if real is None else real.sum(1).tolist()
-        self._report(requests, flat, kept, before, packing.lengths, run, clock.now() - start)
+        self._report(requests, tokens, kept, before, packing.lengths, run, clock.now() - start)
 
-    def _check_dropped(self, features: list, kept: list[Kept]) -> None:
-        before, after = sum(map(len, features)), sum(len(k.offsets) for k in kept)
-        asked = sum(self.strategy.budget.count(len(f)) for f in features)
+    def _check_dropped(self, tokens: list[int], kept: list[Kept]) -> None:
+        before, after = sum(tokens), sum(len(k.offsets) for k in kept)
+        asked = sum(map(self.strategy.budget.count, tokens))
         if before == after and asked < before:
             raise PatchError(
                 f"the patch saw {before} visual tokens and dropped none although keep={self.strategy.budget.keep}"
             )
 
-    def _report(self, requests, features, kept, before, after, run: VisionRun, seconds: float) -> None:
-        dump = self.strategy.dump()
-        stage = dump["stages"][0]["method"]
-        images = [
-            ImageReport(
-                b,
-                j,
-                len(features[i]),
-                len(kept[i].offsets),
-                [(stage, len(features[i]), len(kept[i].offsets))],
-                kept[i].offsets,
-            )
-            for b, mine in enumerate(requests)
-            for j, i in enumerate(mine)
-        ]
+    def _report(self, requests, tokens, kept, before, after, run: VisionRun, seconds: float) -> None:
+        stage = self.dump["stages"][0]["method"]
+        images = []
+        for b, mine in enumerate(requests):
+            for j, i in enumerate(mine):
+                left = len(kept[i].offsets)
+                images.append(ImageReport(b, j, tokens[i], left, [(stage, tokens[i], left)], kept[i].offsets))
         self.thread.report = self.last_report = Report(
-            self.family.name, dump, self.strategy.budget.keep, self.notes, images, before, after, self.shape, [],
+            self.family.name, self.dump, self.strategy.budget.keep, self.notes, images, before, after, self.shape, [],
             run.observe_seconds, seconds,
         )  # fmt: skip
 

@@ -1,6 +1,7 @@
 """Running a strategy's stage on the images of one prefill: units with equal shapes go through it together."""
 
 from collections import defaultdict
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -9,7 +10,7 @@ from torch import Tensor
 from vtc.config import StrategyConfig
 from vtc.errors import PatchError
 from vtc.layout import ImageLayout, VisionRun
-from vtc.selection import Selection
+from vtc.selection import Merge, Selection
 from vtc.signals import Context, Encoder, Features, Signal
 
 
@@ -64,12 +65,14 @@ def run_stage(
     requests: list[list[int]],
     source: list[int],
     run: VisionRun,
-    features: list[Tensor],
+    features: Callable[[int], Tensor],
+    device: torch.device,
 ) -> list[Kept]:
     """What stays of each image of the prompts.
 
     requests: per prompt, indices of its images in prompt order (0..M-1 over all). source [M]: the image of `run` that
-    each is (beams repeat images). features: per image, its tokens' embeddings [tokens, D].
+    each is (beams repeat images). features: gives an image's embeddings [tokens, D]; asked only by stages that look at
+    or merge features. device: where the language model's input is.
     """
     layouts = [run.images[s] for s in source]
     groups: dict[tuple, list[Unit]] = defaultdict(list)
@@ -81,16 +84,17 @@ def run_stage(
     for (tokens, count, grid), members in groups.items():
         signals = {signal: _stack(signal, members, source, run, features) for signal in needs}
         ordinals = tuple(unit.ordinal for unit in members)
-        context = Context(tokens, count, grid, ordinals, features[0].device, signals)
+        context = Context(tokens, count, grid, ordinals, device, signals)
         selection = strategy.stage.select(context, encoder).check(tokens)
         for b, unit in enumerate(members):
-            chosen[unit.image].append(_kept(selection, b, unit, features[unit.image]))
+            chosen[unit.image].append(_kept(selection, b, unit, features, device))
     return [_join(chosen[i]) for i in range(len(layouts))]
 
 
-def _stack(signal: Signal, members: list[Unit], source: list[int], run: VisionRun, features: list[Tensor]) -> Tensor:
+def _stack(signal: Signal, members: list[Unit], source: list[int], run: VisionRun, features: Callable) -> Tensor:
     if isinstance(signal, Features):
-        return torch.stack([features[u.image][u.offsets.to(features[u.image].device)] for u in members])
+        seen = [(features(unit.image), unit.offsets) for unit in members]
+        return torch.stack([x[offsets.to(x.device)] for x, offsets in seen])
     if signal not in run.signals:
         raise PatchError(f"the signal {signal} was not seen; the vision encoder did not run its observed layer")
     rows = []
@@ -100,18 +104,17 @@ def _stack(signal: Signal, members: list[Unit], source: list[int], run: VisionRu
     return torch.stack(rows)
 
 
-def _kept(selection: Selection, b: int, unit: Unit, features: Tensor) -> tuple[Tensor, Tensor | None]:
-    offsets = unit.offsets.to(features.device)
-    kept = offsets[selection.row(b).to(features.device)]
+def _kept(
+    selection: Selection, b: int, unit: Unit, features: Callable, device: torch.device
+) -> tuple[Tensor, Tensor | None]:
+    offsets = unit.offsets.to(device)
+    kept = offsets[selection.row(b).to(device)]
     if selection.merge is None:
         return kept, None
-    mine = Selection(selection.keep[b : b + 1], None, _row(selection.merge, b))
-    merged = mine.apply_features(features[offsets].unsqueeze(0))[0]
+    merge = Merge(selection.merge.target[b : b + 1], selection.merge.weight[b : b + 1])
+    mine = Selection(selection.keep[b : b + 1], None, merge)
+    merged = mine.apply_features(features(unit.image)[offsets].unsqueeze(0))[0]
     return kept, merged if selection.valid is None else merged[selection.valid[b].to(merged.device)]
-
-
-def _row(merge, b: int):
-    return type(merge)(merge.target[b : b + 1], merge.weight[b : b + 1])
 
 
 def _join(parts: list[tuple[Tensor, Tensor | None]]) -> Kept:
