@@ -47,7 +47,8 @@ def keep_from_prune_ratio(ratio: object) -> float:
 class Budget:
     """The budget of one stage.
 
-    keep: float in (0, 1] = fraction of the visual tokens kept; int >= 1 = tokens kept.
+    keep: float in (0, 1] = fraction of the visual tokens kept; int >= 1 = tokens kept; None = given elsewhere (a
+    published schedule, or the strategy's keep, see `vtc.schedule`).
     scope: what a number of tokens is counted over.
         per_image: each image keeps `keep`, its tiles compete with each other.
         per_request: all images of one prompt share `keep`, each in proportion to its tokens.
@@ -55,12 +56,13 @@ class Budget:
     rounding: of fraction x tokens; "ceil" unless the strategy's paper rounds otherwise.
     """
 
-    keep: float | int
+    keep: float | int | None
     scope: str = "per_image"
     rounding: str = "ceil"
 
     def __post_init__(self):
-        parse_keep(self.keep)
+        if self.keep is not None:
+            parse_keep(self.keep)
         for name, value, possible in (("scope", self.scope, SCOPES), ("rounding", self.rounding, ROUNDINGS)):
             if value not in possible:
                 raise ConfigError(f"{name}={value!r} is unknown; possible: {', '.join(possible)}")

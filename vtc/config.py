@@ -1,200 +1,236 @@
 """Strategies as data: YAML or keyword arguments to a checked, frozen StrategyConfig, and back to a resolved dump."""
 
 import dataclasses
-import types
-import typing
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-import yaml
-
 from vtc.budget import ROUNDINGS, SCOPES, Budget, keep_from_prune_ratio, parse_keep
 from vtc.errors import ConfigError
-from vtc.registry import module_names, unknown
-from vtc.strategies import METHODS, shipped
-from vtc.strategies.base import Stage
+from vtc.knobs import build, knobs_of, known_keys, plain
+from vtc.registry import module_names
+from vtc.source import TOP, parts, read
+from vtc.strategies import METHODS
+from vtc.strategies.base import DecoderStage, Stage
 
 POSITIONS = ("keep", "compact")
-_TOP = ("description", "keep", "prune_ratio", "scope", "rounding", "positions", "stages", "families")
+_SHARED = {"scope": ("per_image", SCOPES), "rounding": ("ceil", ROUNDINGS), "positions": ("compact", POSITIONS)}
+_STAGE = ("keep", "prune_ratio", *_SHARED)
+
+
+@dataclass(frozen=True)
+class StageConfig:
+    """One stage of a strategy. budget: of this stage alone (keep None: a decoder method's published schedule, or to be
+    worked out from the strategy's keep). positions: "keep" (survivors retain the rotary positions that they have) or
+    "compact" (renumbered without gaps)."""
+
+    stage: Stage | DecoderStage
+    budget: Budget
+    positions: str
+
+    @property
+    def method(self) -> str:
+        """The method's registered name."""
+        return next(name for name in METHODS if METHODS[name] is type(self.stage))
+
+    def options(self) -> dict:
+        """Scope, rounding and positions, as far as they mean something for the stage."""
+        positions = {"positions": self.positions}
+        if self.stage.site == "decoder":
+            return positions
+        return {"scope": self.budget.scope, "rounding": self.budget.rounding, **positions}
 
 
 @dataclass(frozen=True)
 class StrategyConfig:
     """A strategy resolved for one model family: nothing in it is left to defaults.
 
-    keep, scope, rounding: the budget (see Budget). positions: "keep" (survivors retain their rotary positions) or
-    "compact" (renumbered without gaps). stage: the method with its knobs.
+    keep: the budget of the whole, a mean over the language model's layers (see `vtc.schedule`); None when every stage
+    has its own. stages: at most one at the projector, first, then those inside the language model.
     """
 
     name: str
     description: str
-    budget: Budget
-    positions: str
-    stage: Stage
+    keep: float | int | None
+    stages: tuple[StageConfig, ...]
+
+    @property
+    def keeps_all(self) -> bool:
+        """True for keep=1.0: the model is then left entirely alone."""
+        return isinstance(self.keep, float) and self.keep == 1.0
+
+    @property
+    def projector(self) -> StageConfig | None:
+        """The stage between encoder and language model, if there is one."""
+        return next((s for s in self.stages if s.stage.site == "projector"), None)
+
+    @property
+    def decoder(self) -> tuple[StageConfig, ...]:
+        """The stages inside the language model."""
+        return tuple(s for s in self.stages if s.stage.site == "decoder")
 
     def dump(self) -> dict:
-        """The resolved strategy as plain data; `vtc.patch` takes it back as YAML and does the same again."""
-        method = next(name for name in METHODS if METHODS[name] is type(self.stage))
-        return {
-            "description": self.description,
-            **dataclasses.asdict(self.budget),
-            "positions": self.positions,
-            "stages": [{"method": method, **dataclasses.asdict(self.stage)}],
-        }
+        """The resolved strategy as plain data; `vtc.patch` takes it back as YAML and does the same again.
+
+        What is equal for all stages stands at the top.
+        """
+        rows = [s.options() for s in self.stages]
+        common = {key: rows[0][key] for key in rows[0] if all(row.get(key) == rows[0][key] for row in rows)}
+        stages = []
+        for s, row in zip(self.stages, rows, strict=True):
+            own = {} if s.budget.keep is None or self.keep is not None else {"keep": s.budget.keep}
+            own |= {key: value for key, value in row.items() if key not in common}
+            knobs = {key: plain(value) for key, value in dataclasses.asdict(s.stage).items()}
+            stages.append({"method": s.method, **own, **knobs})
+        overall = {} if self.keep is None else {"keep": self.keep}
+        return {"description": self.description, **overall, **common, "stages": stages}
 
 
-def read(strategy: str | Path | Mapping) -> tuple[str, dict]:
-    """A strategy's name and raw data, from a shipped name, a YAML file's path, or a mapping.
-
-    YAML is loaded safely. Raises ConfigError in one line for an unknown name, a missing file or invalid YAML.
-    """
-    if isinstance(strategy, Mapping):
-        return "inline", dict(strategy)
-    if not isinstance(strategy, (str, Path)):
-        raise ConfigError(f"strategy has type {type(strategy).__name__}; possible: a name, a YAML file, or a mapping")
-    path = Path(strategy)
-    if str(strategy) in shipped():
-        name, text = str(strategy), shipped()[str(strategy)].read_text(encoding="utf-8")
-    elif path.suffix in (".yaml", ".yml"):
-        try:
-            name, text = path.stem, path.read_text(encoding="utf-8", errors="replace")
-        except FileNotFoundError:
-            raise ConfigError(
-                f"strategy file {str(path)!r} does not exist; possible: a file, or {', '.join(shipped())}"
-            ) from None
-        except (OSError, ValueError) as error:
-            why = getattr(error, "strerror", None) or error
-            raise ConfigError(
-                f"strategy file {str(path)[:200]!r} cannot be read ({why}); possible: a file, or {', '.join(shipped())}"
-            ) from None
-    else:
-        raise ConfigError(unknown("strategy", str(strategy), [*shipped(), "FILE.yaml"]))
-    try:
-        raw = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        reason = " ".join(str(error).split())
-        raise ConfigError(f"strategy {name!r} is not valid (safe) YAML: {reason}") from None
-    if not isinstance(raw, dict):
-        raise ConfigError(f"strategy {name!r} holds {type(raw).__name__}; possible: a mapping with {', '.join(_TOP)}")
-    return name, raw
-
-
-def resolve(strategy: str | Path | Mapping, family: str | None = None, **overrides) -> StrategyConfig:
+def resolve(strategy: object, family: str | None = None, **overrides) -> StrategyConfig:
     """A checked StrategyConfig: file, then its section for `family`, then `overrides` (each wins over the former).
 
-    overrides: keep, prune_ratio, scope, rounding, positions, or any knob of the method. Raises ConfigError in one
-    line for unknown keys (with near names), wrong types and values out of range.
+    strategy: a shipped name, a YAML file, a mapping, or several of these to compose, as a list or as "a+b": the stages
+    of all in order, each with its own budget and positions. overrides: keep, prune_ratio, scope, rounding, positions,
+    or any knob; METHOD.KEY (also METHOD.keep) where several stages know the key. Raises ConfigError in one line for
+    unknown keys (with near names), wrong types and values out of range.
     """
+    read_parts = [_part(part, family) for part in parts(strategy)]
+    if len(read_parts) == 1:
+        name, top, stages = read_parts[0]
+    else:
+        name = "+".join(part[0] for part in read_parts)
+        top = {"description": " Then: ".join(str(t.get("description", "")).strip() for _, t, _ in read_parts)}
+        stages = [stage for part in read_parts for stage in _pushed_down(*part)]
+    _overlay(top, stages, overrides, name)
+    return _checked(name, top, stages)
+
+
+def _part(strategy: str | Path | Mapping, family: str | None) -> tuple[str, dict, list[dict]]:
+    """Name, top level and stages of one strategy, its section for `family` applied."""
     name, raw = read(strategy)
-    _known_keys(raw, _TOP, f"strategy {name!r}")
-    merged = {key: value for key, value in raw.items() if key != "families"}
+    known_keys(raw, TOP, f"strategy {name!r}")
     families = {} if raw.get("families") is None else raw["families"]
     if not isinstance(families, dict):
         raise ConfigError(f"strategy {name!r}: families={families!r}; possible: a mapping of family to overrides")
-    _known_keys(families, module_names("vtc.patches"), f"the families of {name!r}")
-    stage = _stage_data(name, merged)
+    known_keys(families, module_names("vtc.patches"), f"the families of {name!r}")
     for section in families.values():
         # A file is right or wrong as a whole, whichever family it is read for.
-        _resolved(name, merged, stage, [section])
-    return _resolved(name, merged, stage, [families.get(family), overrides])
+        _checked(name, *_with_section(name, raw, section))
+    return name, *_with_section(name, raw, families.get(family))
 
 
-def _resolved(name: str, merged: dict, stage: dict, sections: list) -> StrategyConfig:
-    merged, stage = dict(merged), dict(stage)
-    for section in sections:
-        _overlay(merged, stage, {} if section is None else section, name)
-    return _build(name, merged, stage)
+def _with_section(name: str, raw: dict, section: object) -> tuple[dict, list[dict]]:
+    top = {key: value for key, value in raw.items() if key not in ("families", "stages")}
+    stages = _stages(name, raw.get("stages"))
+    _overlay(top, stages, {} if section is None else section, name)
+    return top, stages
 
 
-def _known_keys(data: Mapping, possible: typing.Iterable[str], where: str) -> None:
-    for key in data:
-        if key not in possible:
-            raise ConfigError(unknown(f"key in {where}", key, sorted(possible)))
-
-
-def _stage_data(name: str, merged: dict) -> dict:
-    stages = merged.get("stages")
-    if not isinstance(stages, list) or len(stages) != 1 or not isinstance(stages[0], dict) or "method" not in stages[0]:
+def _stages(name: str, stages: object) -> list[dict]:
+    if not isinstance(stages, list) or not stages or any(not isinstance(s, dict) or "method" not in s for s in stages):
         raise ConfigError(
-            f"strategy {name!r}: stages={stages!r}; possible: a list of one mapping with 'method' "
+            f"strategy {name!r}: stages={stages!r}; possible: a list of mappings with 'method' "
             f"(one of {', '.join(METHODS)}) and its knobs"
         )
-    return dict(stages[0])
+    for stage in stages:
+        known_keys(stage, ["method", *_STAGE, *knobs_of(METHODS[stage["method"]])], f"stage {stage['method']!r}")
+        _one_budget(stage, f"stage {stage['method']!r}")
+    return [dict(stage) for stage in stages]
 
 
-def _overlay(merged: dict, stage: dict, section: Mapping, name: str) -> None:
-    """Writes a flat section of overrides onto the top level or onto the stage's knobs."""
+def _one_budget(data: Mapping, where: str) -> None:
+    if "keep" in data and "prune_ratio" in data:
+        raise ConfigError(f"{where}: keep and prune_ratio are both given; possible: one of them")
+
+
+def _pushed_down(name: str, top: dict, stages: list[dict]) -> list[dict]:
+    """The stages of a part of a composition, with what stood at its top."""
+    if len(stages) > 1 and ("keep" in top or "prune_ratio" in top):
+        raise ConfigError(
+            f"strategy {name!r} has one keep for {len(stages)} stages and cannot be composed with others; possible: a "
+            "keep in its stages"
+        )
+    budget = {key: top[key] for key in ("keep", "prune_ratio") if key in top}
+    rows = []
+    for stage in stages:
+        own = {key: value for key, value in stage.items() if not budget or key not in ("keep", "prune_ratio")}
+        decoder = METHODS[stage["method"]].site == "decoder"
+        shared = {key: top[key] for key in _SHARED if key in top and (key == "positions" or not decoder)}
+        rows.append({**shared, **budget, **own})
+    return rows
+
+
+def _overlay(top: dict, stages: list[dict], section: object, name: str) -> None:
+    """Writes a flat section of overrides onto the top level or onto the one stage that knows the key."""
     if not isinstance(section, Mapping):
         raise ConfigError(f"strategy {name!r}: section {section!r}; possible: a mapping of overrides")
-    knobs = [f.name for f in dataclasses.fields(METHODS[stage["method"]])]
-    top = [key for key in _TOP if key not in ("stages", "families", "description")]
-    _known_keys(section, [*top, *knobs], f"the overrides of {name!r}")
-    if "keep" in section and "prune_ratio" in section:
-        raise ConfigError("keep and prune_ratio were both given; possible: one of them")
+    knobs = {stage["method"]: knobs_of(METHODS[stage["method"]]) for stage in stages}
+    dotted = {f"{m}.{key}": (m, key) for m, keys in knobs.items() for key in (*_STAGE, *keys)}
+    plain_keys = dict.fromkeys(key for keys in knobs.values() for key in keys)
+    known_keys(section, [*_STAGE, *plain_keys, *(dotted if len(stages) > 1 else ())], f"the overrides of {name!r}")
+    _one_budget(section, f"the overrides of {name!r}")
     for key, value in section.items():
-        if key in top:
-            if key in ("keep", "prune_ratio"):
-                merged.pop("keep", None), merged.pop("prune_ratio", None)
-            merged[key] = value
+        if key in ("keep", "prune_ratio"):
+            top.pop("keep", None), top.pop("prune_ratio", None)
+            top[key] = value
+        elif key in _SHARED:
+            top[key] = value
+            for stage in stages:
+                stage.pop(key, None)
         else:
-            stage[key] = value
+            method, knob = dotted.get(key, (None, key))
+            owners = [s for s in stages if (s["method"] == method if method else knob in knobs[s["method"]])]
+            if len(owners) > 1:
+                possible = ", ".join(f"{s['method']}.{knob}" for s in owners)
+                raise ConfigError(f"{key}={value!r} could belong to several stages; possible: {possible}")
+            if knob in ("keep", "prune_ratio"):
+                owners[0].pop("keep", None), owners[0].pop("prune_ratio", None)
+            owners[0][knob] = value
 
 
-def _build(name: str, merged: dict, stage: dict) -> StrategyConfig:
-    if "keep" in merged and "prune_ratio" in merged:
-        raise ConfigError(f"strategy {name!r}: keep and prune_ratio are both given; possible: one of them")
-    if "prune_ratio" in merged:
-        merged["keep"] = keep_from_prune_ratio(merged["prune_ratio"])
-    for key, default, possible in (
-        ("scope", "per_image", SCOPES),
-        ("rounding", "ceil", ROUNDINGS),
-        ("positions", "compact", POSITIONS),
-    ):
-        if merged.setdefault(key, default) not in possible:
-            raise ConfigError(f"{key}={merged[key]!r} is unknown; possible: {', '.join(possible)}")
-    if "keep" not in merged:
-        raise ConfigError(f"strategy {name!r} names no budget; possible: keep or prune_ratio")
-    method = METHODS[stage.pop("method")]
-    return StrategyConfig(
-        name=name,
-        description=str(merged.get("description", "")).strip(),
-        budget=Budget(parse_keep(merged["keep"]), merged["scope"], merged["rounding"]),
-        positions=merged["positions"],
-        stage=_stage(method, stage),
-    )
+def _checked(name: str, top: dict, stages: list[dict]) -> StrategyConfig:
+    _one_budget(top, f"strategy {name!r}")
+    keep = _keep(top)
+    if keep is None and len(stages) == 1:
+        keep = _keep(stages[0])
+    alone = all(METHODS[stage["method"]].site == "decoder" for stage in stages)
+    built = tuple(_stage(top, stage, alone, keep is None) for stage in stages)
+    sites = [s.stage.site for s in built]
+    if sites != sorted(sites, reverse=True) or sites.count("projector") > 1:
+        raise ConfigError(
+            f"strategy {name!r} has stages at {', '.join(sites)}; possible: at most one at the projector, first, then "
+            "any number in the decoder"
+        )
+    if keep is None:
+        for s in built:
+            if s.stage.site == "projector" and s.budget.keep is None:
+                raise ConfigError(f"strategy {name!r} names no budget; possible: keep or prune_ratio")
+    elif len(built) == 1:
+        built = (dataclasses.replace(built[0], budget=dataclasses.replace(built[0].budget, keep=keep)),)
+    return StrategyConfig(name, str(top.get("description", "")).strip(), keep, built)
 
 
-def _stage(method: type[Stage], knobs: dict) -> Stage:
-    hints = typing.get_type_hints(method)
-    fields = {f.name: hints[f.name] for f in dataclasses.fields(method)}
-    _known_keys(knobs, fields, f"method {method.__name__}")
-    for key, value in knobs.items():
-        knobs[key] = _typed(key, value, fields[key])
-    return method(**knobs)
+def _keep(data: Mapping) -> float | int | None:
+    if "prune_ratio" in data:
+        return keep_from_prune_ratio(data["prune_ratio"])
+    return parse_keep(data["keep"]) if "keep" in data else None
 
 
-def _typed(key: str, value: object, hint: object) -> object:
-    """`value` if it has the type of the knob (an int passes for a float), else ConfigError."""
-    if typing.get_origin(hint) is typing.Literal:
-        if value not in typing.get_args(hint):
-            raise ConfigError(f"{key}={value!r} is unknown; possible: {', '.join(map(str, typing.get_args(hint)))}")
-        return value
-    options = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
-    if type(value) in options:
-        return value
-    if type(value) is int and float in options:
-        return float(value)
-    names = " or ".join(t.__name__ for t in options)
-    raise ConfigError(f"{key}={value!r} has type {type(value).__name__}; possible: {names}")
-
-
-def parse_set(text: str) -> tuple[str, object]:
-    """One `--set key=value` of the command line; the value is read as (safe) YAML. Raises ConfigError."""
-    key, sign, value = text.partition("=")
-    if not sign or not key:
-        raise ConfigError(f"--set {text!r} is no override; possible: KEY=VALUE, such as alpha=0.2")
-    try:
-        return key.strip(), yaml.safe_load(value)
-    except yaml.YAMLError:
-        raise ConfigError(f"--set {text!r}: the value is not valid (safe) YAML") from None
+def _stage(top: dict, data: dict, alone: bool, own_budget: bool) -> StageConfig:
+    """alone: there is no projector stage that options at the top could be meant for."""
+    method, shared = METHODS[data["method"]], {}
+    inside = method.site == "decoder"
+    for key, (default, possible) in _SHARED.items():
+        given = {**(top if alone or not inside or key == "positions" else {}), **data}
+        value = shared[key] = given.get(key, default)
+        if value not in possible:
+            raise ConfigError(f"{key}={value!r} is unknown; possible: {', '.join(possible)}")
+        if inside and key != "positions" and key in given and value != default:
+            raise ConfigError(
+                f"{key}={value!r}: inside the language model {data['method']} ranks whole images and rounds as "
+                f"published; possible: {key}={default}, or a stage at the projector"
+            )
+    own = _keep(data)
+    knobs = {key: value for key, value in data.items() if key not in ("method", *_STAGE)}
+    budget = Budget(own if own_budget else None, shared["scope"], shared["rounding"])
+    return StageConfig(build(method, knobs), budget, shared["positions"])

@@ -14,10 +14,13 @@ class Merge:
 
     target [B, N]: the slot 0..K-1 that a token flows into, -1 for a token that is dropped.
     weight [B, N] float32: its share; the new feature of a slot is the weighted sum of what flows into it.
+    unprojected: the sum is taken over what the projector receives, and projected afterwards. With a [CLS] encoder its
+    [CLS] then comes first: target and weight are [B, 1 + N].
     """
 
     target: Tensor
     weight: Tensor
+    unprojected: bool = False
 
 
 @dataclass(frozen=True)
@@ -26,11 +29,13 @@ class Selection:
 
     keep [B, K]: original indices, ascending. valid [B, K] bool: False marks filler at the end of a row when units
     keep different counts (adaptive methods); None means that every entry counts. merge: see Merge; None = pruning.
+    order [B, K]: slots in the order in which they stand in the sequence afterwards, where that is not ascending.
     """
 
     keep: Tensor
     valid: Tensor | None = None
     merge: Merge | None = None
+    order: Tensor | None = None
 
     def check(self, tokens: int) -> "Selection":
         """Raises PatchError when the indices have a wrong shape or type; values are checked by the contract tests,

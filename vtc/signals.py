@@ -31,7 +31,55 @@ class Features:
     """The projected visual features, as the language model would receive them. -> [B, N, D]."""
 
 
-Signal = AttentionColumns | ClsAttention | Features
+@dataclass(frozen=True)
+class EncoderKeys:
+    """The attention keys of encoder layer `layer` (bias and any RoPE included, unscaled), averaged over heads, [CLS]
+    left out. -> [B, N, e]."""
+
+    layer: int
+
+
+@dataclass(frozen=True)
+class Unprojected:
+    """What the projector receives for each visual token, for merging before it: see `Merge.unprojected`. A stage asks
+    for it so that it is recorded; it is not in the Context."""
+
+
+@dataclass(frozen=True)
+class Transition:
+    """Token transition variation of decoder layer `layer` (0-based): how far its attention and its MLP change the
+    length and the direction of a token, over all tokens of the prompt. See `vtc.kernels.transition`. -> [B, N]
+    float32. Measured when the layer runs, carried through every later drop."""
+
+    layer: int
+
+
+@dataclass(frozen=True)
+class DecoderAttention:
+    """Causal softmax attention that each visual token receives in decoder layer `layer`, averaged over heads and over
+    the chosen queries, not renormalised. -> [B, N] float32.
+
+    queries: "last" (the last prompt token), "after" (all text after the image; the last prompt token if there is
+    none), "image" (the image's own tokens that are left). ahead: computed before the layer runs, from its own norm,
+    projections and rotary positions, on the tokens that are about to enter it; else observed while it runs.
+    """
+
+    layer: int
+    queries: str
+    ahead: bool = True
+
+
+@dataclass(frozen=True)
+class DecoderKeys:
+    """The keys (after RoPE) of decoder layer `layer`, averaged over key heads, computed before the layer runs.
+    -> [B, N, e]."""
+
+    layer: int
+
+
+Signal = (
+    AttentionColumns | ClsAttention | Features | EncoderKeys | Unprojected | Transition | DecoderAttention | DecoderKeys
+)
 
 
 @dataclass(frozen=True)
@@ -66,11 +114,34 @@ class Encoder:
 
 
 @dataclass(frozen=True)
+class Decoder:
+    """What a strategy may know of the language model before it runs. depth: its layers."""
+
+    family: str
+    depth: int
+
+    def layer(self, value: int | float, knob: str) -> int:
+        """A layer knob as the number of layers that run before (0-based index of the next one): int = itself, float
+        in (0, 1) = relative depth, rounded. At least 1, since something has to be seen. Raises ConfigError beyond the
+        depth."""
+        if isinstance(value, float):
+            if not 0.0 < value < 1.0:
+                raise ConfigError(f"{knob}={value!r} is no relative depth; possible: a float in (0, 1)")
+            return min(max(1, round(self.depth * value)), self.depth - 1)
+        if not 1 <= value < self.depth:
+            raise ConfigError(
+                f"{knob}={value} is beyond the {self.depth} layers of this {self.family} language model; "
+                f"possible: 1 to {self.depth - 1}"
+            )
+        return value
+
+
+@dataclass(frozen=True)
 class Context:
     """What a stage sees of B units (images or tiles) with the same N tokens, the same grid and the same budget.
 
-    count: tokens to keep in each. grid: (rows, columns) when the tokens are a full raster, else None.
-    ordinals: B indices of each unit within its own prompt (for seeding that does not depend on the batch).
+    count: tokens to keep in each. grid: (rows, columns) when the tokens are a full raster, else None. step: which of
+    its steps a decoder stage is at (0-based). ordinals: B indices of each unit within its own prompt (for seeding that does not depend on the batch).
     signals: what the stage asked for, by signal.
     """
 
@@ -80,6 +151,7 @@ class Context:
     ordinals: tuple[int, ...]
     device: object
     signals: Mapping[Signal, Tensor] = field(default_factory=dict)
+    step: int = 0
 
     def __getitem__(self, signal: Signal) -> Tensor:
         return self.signals[signal]

@@ -4,8 +4,9 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import ClassVar
 
+from vtc.errors import ConfigError
 from vtc.selection import Selection
-from vtc.signals import Context, Encoder, Signal
+from vtc.signals import Context, Decoder, Encoder, Signal
 
 
 @dataclass(frozen=True)
@@ -28,3 +29,54 @@ class Stage(ABC):
     @abstractmethod
     def select(self, context: Context, encoder: Encoder) -> Selection:
         """Chooses `context.count` of `context.tokens` tokens in each of the B units."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """One drop inside the language model. layer: 0-based decoder layer, the first to see fewer tokens. share: of the
+    visual tokens that entered the language model, what it sees, in (0, 1]."""
+
+    layer: int
+    share: float
+
+
+@dataclass(frozen=True)
+class DecoderStage(ABC):
+    """A method that drops visual tokens between decoder layers, in one or several steps; units are whole images.
+
+    The shares of its steps are the published schedule. A budget (`keep`) raises all of them to one power, so that the
+    mean over layers meets it; see `vtc.schedule`.
+    """
+
+    site: ClassVar[str] = "decoder"
+    grid: ClassVar[bool] = False
+    needs_cls: ClassVar[bool] = False
+
+    @abstractmethod
+    def steps(self, decoder: Decoder) -> tuple[Step, ...]:
+        """The steps, by strictly rising layer; raises ConfigError beyond the decoder's depth."""
+
+    @abstractmethod
+    def needs(self, decoder: Decoder, step: int) -> tuple[Signal, ...]:
+        """The signals that step number `step` (0-based) reads, layers resolved to indices."""
+
+    def count(self, entered: int, share: float) -> int:
+        """Tokens kept of an image that entered the language model with `entered` tokens; at least 1."""
+        return max(1, int(entered * share))
+
+    @abstractmethod
+    def select(self, context: Context, decoder: Decoder) -> Selection:
+        """Chooses `context.count` of the `context.tokens` that are left in each of the B images."""
+
+
+def schedule(layers: tuple[int | float, ...], shares: tuple[float, ...], decoder: Decoder) -> tuple[Step, ...]:
+    """Steps from two lists of equal length. Where layers fall together on a shallow model, the last (smallest) share
+    counts. Layers must not fall, shares must lie in (0, 1] and not rise; raises ConfigError."""
+    if not layers or len(layers) != len(shares):
+        raise ConfigError(f"{len(layers)} layers and {len(shares)} ratios; possible: as many of one as of the other")
+    resolved = [decoder.layer(value, "layers") for value in layers]
+    if resolved != sorted(resolved):
+        raise ConfigError(f"layers={list(layers)} do not rise; possible: layers in the order in which they run")
+    if any(not 0 < share <= 1 for share in shares) or sorted(shares, reverse=True) != list(shares):
+        raise ConfigError(f"ratios={list(shares)} must not rise; possible: shares in (0, 1], each at most the last")
+    return tuple(Step(*pair) for pair in dict(zip(resolved, shares, strict=True)).items())

@@ -1,0 +1,93 @@
+"""Knobs of methods: values from YAML, Python or the command line checked against a dataclass's type hints."""
+
+import dataclasses
+import types
+import typing
+from collections.abc import Iterable, Mapping
+
+import yaml
+
+from vtc.errors import ConfigError
+from vtc.registry import unknown
+
+
+def known_keys(data: Mapping, possible: Iterable[str], where: str) -> None:
+    """Raises ConfigError for the first key of `data` that is not possible."""
+    for key in data:
+        if key not in possible:
+            raise ConfigError(unknown(f"key in {where}", key, sorted(possible)))
+
+
+def knobs_of(method: type) -> list[str]:
+    """Names of a method's knobs."""
+    return [f.name for f in dataclasses.fields(method)]
+
+
+def build(method: type, knobs: Mapping) -> object:
+    """The method with its knobs checked; raises ConfigError for unknown ones and wrong types."""
+    hints = typing.get_type_hints(method)
+    known_keys(knobs, knobs_of(method), f"method {method.__name__}")
+    return method(**{key: typed(key, value, hints[key]) for key, value in knobs.items()})
+
+
+def plain(value: object) -> object:
+    """Tuples as lists, all the way down, as YAML has them."""
+    return [plain(v) for v in value] if isinstance(value, (tuple, list)) else value
+
+
+def typed(key: str, value: object, hint: object) -> object:
+    """`value` if it has the type of the knob (an int passes for a float, a list for a tuple), else ConfigError."""
+    found = _fit(value, hint)
+    if found is not _UNFIT:
+        return found
+    if typing.get_origin(hint) is typing.Literal:
+        raise ConfigError(f"{key}={value!r} is unknown; possible: {_describe(hint)}")
+    raise ConfigError(f"{key}={value!r} has type {type(value).__name__}; possible: {_describe(hint)}")
+
+
+_UNFIT = object()
+
+
+def _fit(value: object, hint: object) -> object:
+    """The value in the hinted type, or _UNFIT."""
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (types.UnionType, typing.Union):
+        # An exact match first: 1 is an int where int | float is possible.
+        exact = next((value for option in arguments if type(value) is option), _UNFIT)
+        fits = (fit for option in arguments if (fit := _fit(value, option)) is not _UNFIT)
+        return exact if exact is not _UNFIT else next(fits, _UNFIT)
+    if origin is typing.Literal:
+        return value if any(type(value) is type(a) and value == a for a in arguments) else _UNFIT
+    if origin is tuple:
+        if not isinstance(value, (list, tuple)):
+            return _UNFIT
+        options = arguments[:1] * len(value) if arguments[-1] is Ellipsis else arguments
+        items = [_fit(v, option) for v, option in zip(value, options, strict=False)]
+        return _UNFIT if len(options) != len(value) or _UNFIT in items else tuple(items)
+    if type(value) is hint:
+        return value
+    return float(value) if hint is float and type(value) is int else _UNFIT
+
+
+def _describe(hint: object) -> str:
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (types.UnionType, typing.Union):
+        return " or ".join(_describe(a) for a in arguments)
+    if origin is typing.Literal:
+        return ", ".join(map(str, arguments))
+    if origin is tuple:
+        if arguments[-1] is Ellipsis:
+            return f"a list of {_describe(arguments[0])}"
+        return f"[{', '.join(map(_describe, arguments))}]"
+    return "null" if hint is types.NoneType else hint.__name__
+
+
+def parse_set(text: str) -> tuple[str, object]:
+    """One `--set key=value` of the command line; the value is read as (safe) YAML. Raises ConfigError."""
+    key, sign, value = text.partition("=")
+    if not sign or not key:
+        raise ConfigError(f"--set {text!r} is no override; possible: KEY=VALUE, such as alpha=0.2")
+    try:
+        return key.strip(), yaml.safe_load(value)
+    except yaml.YAMLError:
+        raise ConfigError(f"--set {text!r}: the value is not valid (safe) YAML") from None

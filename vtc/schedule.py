@@ -1,0 +1,155 @@
+"""Budgets over a whole strategy: which layer of the language model sees how many visual tokens of an image.
+
+`keep` of a strategy is the mean over the language model's layers of the visual tokens that they see, as a fraction of
+the image's visual tokens (float) or as a number (int). For a stage at the projector alone that is the fraction it
+keeps. With stages inside the language model:
+
+- no keep: every stage does what its own budget or its published schedule says;
+- with a stage at the projector: the published schedules inside stay as they are, and the projector keeps what is
+  needed for the mean: keep / (mean share of the schedules);
+- without one: the shares of all schedules are raised to one power. Power 1 is the published schedule, 0 keeps all.
+
+A stage's own keep inside the language model means the same, relative to the tokens that enter the language model.
+"""
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+from vtc.budget import Budget
+from vtc.config import StageConfig, StrategyConfig
+from vtc.errors import ConfigError
+from vtc.signals import Decoder
+
+LARGEST_POWER = 64.0
+
+
+@dataclass(frozen=True)
+class Planned:
+    """One drop before decoder layer `layer`: step `number` (0-based) of stage `index` among the strategy's decoder
+    stages."""
+
+    layer: int
+    index: int
+    number: int
+    share: float
+
+
+class Schedule:
+    """A strategy on a language model of a given depth.
+
+    steps: all drops inside the language model in the order in which they happen. projector: the budget of the stage
+    at the projector, None without one. Raises ConfigError for a keep that the layers cannot give.
+    """
+
+    def __init__(self, config: StrategyConfig, decoder: Decoder):
+        self.config, self.depth = config, decoder.depth
+        self.stages: tuple[StageConfig, ...] = config.decoder
+        planned = [
+            Planned(step.layer, index, number, step.share)
+            for index, stage in enumerate(self.stages)
+            for number, step in enumerate(stage.stage.steps(decoder))
+        ]
+        self.steps = tuple(sorted(planned, key=lambda p: (p.layer, p.index, p.number)))
+        self.projector = self._projector_budget()
+        if self.stages and not self.config.keeps_all:
+            self._check(decoder)
+
+    def mean(self, powers: tuple[float, ...] | None = None) -> float:
+        """Mean over layers of the share of the entered tokens that they see, roundings aside. powers: one per decoder
+        stage, 1 for all if None."""
+        powers = powers or (1.0,) * len(self.stages)
+        total, left, base = 0.0, 1.0, {}
+        for layer in range(self.depth):
+            for step in (s for s in self.steps if s.layer == layer):
+                left = min(left, base.setdefault(step.index, left) * step.share ** powers[step.index])
+            total += left
+        return total / self.depth
+
+    def counts(self, before: int, entered: int) -> list[int]:
+        """Tokens left of one image after each of `steps`. before: visual tokens of the image; entered: those that
+        reach the language model."""
+        powers = self.powers(before, entered)
+        left, base, found = entered, {}, []
+        for step in self.steps:
+            power, stage = powers[step.index], self.stages[step.index].stage
+            # A power is found up to rounding errors, which must not cost a token where a count is truncated.
+            share = step.share if power == 1.0 else min(1.0, step.share**power + 1e-9)
+            left = min(left, max(1, stage.count(base.setdefault(step.index, left), share)))
+            found.append(left)
+        return found
+
+    def tokens_per_layer(self, before: int, entered: int) -> list[int]:
+        """Visual tokens of one image that each layer sees."""
+        counts = self.counts(before, entered)
+        found, left = [], entered
+        for layer in range(self.depth):
+            for step, count in zip(self.steps, counts, strict=True):
+                left = count if step.layer == layer else left
+            found.append(left)
+        return found
+
+    def powers(self, before: int, entered: int) -> tuple[float, ...]:
+        """The power of each decoder stage for one image."""
+        if self.config.keep is not None:
+            if self.projector is not None:
+                return (1.0,) * len(self.stages)
+            return (self._power(None, _fraction(self.config.keep, before)),) * len(self.stages)
+        own = [stage.budget.keep for stage in self.stages]
+        return tuple(1.0 if k is None else self._power(i, _fraction(k, entered)) for i, k in enumerate(own))
+
+    @lru_cache(maxsize=1024)  # noqa: B019 - there is one schedule per patch
+    def _power(self, only: int | None, fraction: float) -> float:
+        """The power that gives the mean `fraction`: of all stages, or of one with the others keeping all."""
+        if fraction >= 1.0:
+            return 0.0
+        indices = range(len(self.stages)) if only is None else [only]
+
+        def mean(power: float) -> float:
+            return self.mean(tuple(power if i in indices else 0.0 for i in range(len(self.stages))))
+
+        low, high = 0.0, LARGEST_POWER
+        if fraction < mean(high):
+            names = "+".join(self.stages[i].method for i in indices)
+            first = next(step.layer for step in self.steps if step.index in indices)
+            raise ConfigError(
+                f"keep={fraction:.4g} of the visual tokens as a mean over layers is out of reach for {names}: the "
+                f"{first} of {self.depth} layers before its first drop see all of them; possible: more than "
+                f"{mean(high):.4g}, an earlier layer, or a stage at the projector before it (such as hiprune+{names})"
+            )
+        for _ in range(100):
+            middle = (low + high) / 2
+            low, high = (middle, high) if mean(middle) > fraction else (low, middle)
+        return high
+
+    def _projector_budget(self) -> Budget | None:
+        config = self.config.projector
+        if config is None:
+            return None
+        budget, keep = config.budget, self.config.keep
+        if keep is None or not self.stages:
+            return budget
+        mean = self.mean()
+        if isinstance(keep, int):
+            return Budget(max(1, round(keep / mean)), budget.scope, budget.rounding)
+        if self.config.keeps_all:
+            return Budget(1.0, budget.scope, budget.rounding)
+        if keep > mean:
+            raise ConfigError(
+                f"keep={keep!r} is more than {mean:.4g}, what the layers see on average when {config.method} keeps "
+                f"everything and {'+'.join(s.method for s in self.stages)} follows its schedule; possible: up to "
+                f"{mean:.4g}, or a schedule that keeps more"
+            )
+        return Budget(keep / mean, budget.scope, budget.rounding)
+
+    def _check(self, decoder: Decoder) -> None:
+        """Raises ConfigError before any prompt is seen, where fractions can tell."""
+        if isinstance(self.config.keep, float):
+            self.powers(1, 1)
+        elif self.config.keep is None:
+            for index, stage in enumerate(self.stages):
+                if isinstance(stage.budget.keep, float):
+                    self._power(index, stage.budget.keep)
+
+
+def _fraction(keep: float | int, tokens: int) -> float:
+    return keep if isinstance(keep, float) else keep / tokens
