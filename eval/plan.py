@@ -23,7 +23,7 @@ class Run:
     @property
     def keep(self) -> float | int | None:
         """The budget that was asked for."""
-        return None if self.config is None else self.config.budget.keep
+        return None if self.config is None else self.config.keep
 
     def record(self) -> dict:
         """What was done, for run key and result."""
@@ -50,7 +50,7 @@ def plan(settings: Settings, family: str | None = None) -> list[Run]:
             else:
                 config = _resolve(strategy, family, budget, settings)
                 label, kind = config.name, "vtc"
-            runs.append(Run(f"{label}-keep{config.budget.keep!r}", label, kind, config))
+            runs.append(Run(f"{label}-keep{config.keep!r}", label, kind, config))
     if settings.strategies == (NONE,):
         for keep in settings.keeps:
             if keep is not None:

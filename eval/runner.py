@@ -103,7 +103,7 @@ def _check_methods(loaded: Loaded, runs: list[Run]) -> None:
             with vtc.patched(loaded.model, run.config.dump()):
                 pass
         elif run.kind == "downsample":
-            Downsample(loaded, run.config.budget)
+            Downsample(loaded, run.config.stages[0].budget)
 
 
 def _identity(settings: Settings, loaded: Loaded, run: Run, task: Task, batch: int) -> dict:

@@ -13,8 +13,9 @@ from vtc.flops import LanguageShape
 from vtc.hooks import Patchwork
 from vtc.kernels.attention_reduce import attention_columns, attention_rows
 from vtc.layout import ImageLayout
+from vtc.patches._decoder import DecoderSite
 from vtc.patches._observe import observe
-from vtc.signals import AttentionColumns, Encoder, Signal
+from vtc.signals import AttentionColumns, Encoder, EncoderKeys, Signal
 
 
 class Family(ABC):
@@ -75,6 +76,18 @@ class Family(ABC):
     def tile_scores(self, captured: list[Tensor], images: list[ImageLayout], arguments: dict) -> list[list[Tensor]]:
         """Sorts what `reduce` gave for one signal, in call order, to images and tiles: a tensor [n] for each tile."""
 
+    @abstractmethod
+    def observe_unprojected(self, patchwork: Patchwork, record: Callable) -> None:
+        """Has `record` called with what the projector's input is made of, once per run of the encoder."""
+
+    @abstractmethod
+    def unprojected(self, captured: list, images: list[ImageLayout], arguments: dict) -> list[list[Tensor]]:
+        """What the projector receives for the tokens of each tile: [n, D], or [1 + n, D] with [CLS] first."""
+
+    @abstractmethod
+    def project(self, tokens: Tensor) -> Tensor:
+        """The projector, on tokens [k, D] as `unprojected` gives them -> [k, hidden]."""
+
     @classmethod
     @abstractmethod
     def tiny(cls, **overrides) -> nn.Module:
@@ -90,11 +103,14 @@ class Family(ABC):
         observe(patchwork, self.attention[layer], record)
 
     def reduce(self, signal: Signal, query: Tensor, key: Tensor, scale: float | None, cu_seqlens) -> Tensor:
-        """One signal from the q [B, H, N, D] and k of one attention call -> [B, N] float32, [CLS] column removed.
+        """One signal from the q [B, H, N, D] and k of one attention call -> [B, N] float32 (keys: [B, N, D]), [CLS]
+        removed.
 
         With `cu_seqlens` (flash attention over packed images) each segment attends within itself.
         """
-        if isinstance(signal, AttentionColumns):
+        if isinstance(signal, EncoderKeys):
+            scores = key.mean(1, dtype=torch.promote_types(key.dtype, torch.float32))
+        elif isinstance(signal, AttentionColumns):
             scores = attention_columns(
                 query, key, scale=scale, reduce_queries=signal.reduce_queries, cu_seqlens=cu_seqlens
             )
@@ -107,6 +123,10 @@ class Family(ABC):
             parts = zip(query.split(sizes, 2), key.split(sizes, 2), strict=True)
             scores = torch.cat([attention_rows(q.mean(2, keepdim=True), k, scale=scale)[:, 0] for q, k in parts], 1)
         return scores[:, 1:] if self.encoder.has_cls else scores
+
+    def decoder_site(self) -> DecoderSite:
+        """The layers of the language model; raises UnsupportedError where tokens cannot be dropped between them."""
+        return DecoderSite(self.language_model)
 
     def language_shape(self) -> LanguageShape:
         """The decoder's sizes for FLOPs and KV bytes."""

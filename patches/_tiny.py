@@ -4,7 +4,7 @@ import torch
 from torch import nn
 
 TEXT = {
-    "vocab_size": 128, "hidden_size": 64, "intermediate_size": 112, "num_hidden_layers": 3, "num_attention_heads": 4,
+    "vocab_size": 128, "hidden_size": 64, "intermediate_size": 112, "num_hidden_layers": 6, "num_attention_heads": 4,
     "num_key_value_heads": 2, "max_position_embeddings": 4096,
 }  # fmt: skip
 IMAGE_TOKEN, PAD, BOS, EOS = 120, 0, 1, 2

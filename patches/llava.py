@@ -1,5 +1,7 @@
 """LLaVA-1.5: one crop per image, CLIP or SigLIP tower, any text model that `LlavaForConditionalGeneration` takes."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 from transformers import (
@@ -11,6 +13,7 @@ from transformers import (
 )
 
 from vtc.errors import UnsupportedError
+from vtc.hooks import Patchwork
 from vtc.layout import ImageLayout, raster
 from vtc.patches import FAMILIES
 from vtc.patches._family import Family
@@ -57,6 +60,25 @@ class Llava(Family):
         """captured: [crops, N] per call; a tile takes its patches of its crop."""
         scores = torch.cat(captured)
         return [[scores[t.crop][t.patches.to(scores.device)] for t in image.tiles] for image in images]
+
+    def observe_unprojected(self, patchwork: Patchwork, record: Callable) -> None:
+        """Records the tower's hidden states."""
+        patchwork.post_hook(self.tower, lambda module, args, kwargs, output: record(output.hidden_states))
+
+    def unprojected(self, captured: list, images: list[ImageLayout], arguments: dict) -> list[list[Tensor]]:
+        """The configured layer's hidden states (several are put side by side, as the model does)."""
+        layers = arguments.get("vision_feature_layer") or self.model.config.vision_feature_layer
+        layers = [layers] if isinstance(layers, int) else layers
+        hidden = torch.cat([torch.cat([states[layer] for layer in layers], -1) for states in captured])
+        first = torch.arange(int(self.encoder.has_cls))
+        places = [[torch.cat([first, t.patches + len(first)]).to(hidden.device) for t in i.tiles] for i in images]
+        return [
+            [hidden[t.crop][p] for t, p in zip(i.tiles, ps, strict=True)] for i, ps in zip(images, places, strict=True)
+        ]
+
+    def project(self, tokens: Tensor) -> Tensor:
+        """The multi-modal projector."""
+        return self.inner.multi_modal_projector(tokens)
 
     @classmethod
     def tiny(cls, tower: str = "clip", text: object = None, **overrides) -> nn.Module:

@@ -1,11 +1,13 @@
 """Qwen2-VL: dynamic resolution, 2 x 2 patch merge, M-RoPE; images packed into one sequence of the encoder."""
 
 import inspect
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 from transformers import Qwen2VLConfig, Qwen2VLForConditionalGeneration
 
+from vtc.hooks import Patchwork
 from vtc.layout import ImageLayout, raster
 from vtc.patches import FAMILIES
 from vtc.patches._family import Family
@@ -46,10 +48,25 @@ class Qwen2VL(Family):
         return None
 
     def tile_scores(self, captured: list[Tensor], images: list[ImageLayout], arguments: dict) -> list[list[Tensor]]:
-        """captured: [1, patches] per call, together all patches; mean over each merge block, then raster order."""
+        """captured: [1, patches, ...] per call, together all patches; mean over each merge block, then raster order."""
         merge = self.tower.config.spatial_merge_size**2
-        scores = merged_scores(torch.cat([c.flatten() for c in captured]), merge, self.token_order(arguments))
+        scores = merged_scores(torch.cat([c[0] for c in captured]), merge, self.token_order(arguments))
         return [[part] for part in scores.split([image.tokens for image in images])]
+
+    def observe_unprojected(self, patchwork: Patchwork, record: Callable) -> None:
+        """Records what enters the patch merger."""
+        patchwork.pre_hook(self.tower.merger, lambda module, args, kwargs: record(args[0]))
+
+    def unprojected(self, captured: list, images: list[ImageLayout], arguments: dict) -> list[list[Tensor]]:
+        """The patches of each merged token side by side, in raster order."""
+        blocks = torch.cat(captured).reshape(-1, self.tower.config.spatial_merge_size**2 * captured[0].shape[-1])
+        order = self.token_order(arguments)
+        blocks = blocks if order is None else blocks[order.to(blocks.device)]
+        return [[part] for part in blocks.split([image.tokens for image in images])]
+
+    def project(self, tokens: Tensor) -> Tensor:
+        """The patch merger."""
+        return self.tower.merger(tokens.reshape(-1, tokens.shape[-1] // self.tower.config.spatial_merge_size**2))
 
     @staticmethod
     def vision_sizes() -> dict:
@@ -97,9 +114,9 @@ class Qwen2VL(Family):
 
 
 def merged_scores(scores: Tensor, block: int, order: Tensor | None) -> Tensor:
-    """Scores of patches [block * n], in the encoder's order, as scores of merged tokens [n] in raster order.
+    """Scores of patches [block * n, ...], in the encoder's order, as scores of merged tokens [n, ...] in raster order.
 
     block: patches merged into a token (next to each other). order [n]: the place of each raster token, or None.
     """
-    merged = scores.view(-1, block).mean(1)
+    merged = scores.unflatten(0, (-1, block)).mean(1)
     return merged if order is None else merged[order.to(merged.device)]

@@ -44,11 +44,11 @@ def test_count_is_the_budgets(strategy, case, keep):
     model, inputs = model_of(case), inputs_of(case)
     config = vtc.load_strategy(strategy, family_of(case), keep=keep)
     sizes = [[[t.tokens for t in layout.tiles] for layout in prompt] for prompt in grouped(layouts(case, inputs))]
-    expected = [sum(counts) for prompt in sizes for counts in config.budget.quotas(prompt)]
+    expected = [sum(counts) for prompt in sizes for counts in config.stages[0].budget.quotas(prompt)]
     with vtc.patched(model, strategy, keep=keep):
         forward(model, inputs)
         found = [image.after for image in vtc.report(model).images]
-    if getattr(config.stage, "exclude", "exact") == "official":
+    if getattr(config.stages[0].stage, "exclude", "exact") == "official":
         assert all(f <= e for f, e in zip(found, expected, strict=True))
         with vtc.patched(model, strategy, keep=keep, exclude="exact"):
             forward(model, inputs)

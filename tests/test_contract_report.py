@@ -45,7 +45,7 @@ def test_report_is_true(strategy, case):
     after = [width] * 3 if mask is None else mask.sum(1).tolist()
     assert report.prompts_after == after
     lengths = [layer.keys.shape[2] for layer in cache.layers]
-    assert report.kv_lengths == lengths == [width] * 3
+    assert report.kv_lengths == lengths == [width] * 6
     config = model.config.get_text_config()
     assert report.prefill_flops == tuple(sum(flops_of(config, n) for n in each) for each in (before, after))
     keys = cache.layers[0].keys
@@ -55,7 +55,7 @@ def test_report_is_true(strategy, case):
     assert data["tokens"] == {"before": sum(sizes), "after": report.tokens_after}
     assert data["kv_bytes"]["saved"] == report.kv_bytes[0] - report.kv_bytes[1]
     assert [image["kept"] for image in data["images"]] == [i.kept.tolist() for i in report.images]
-    assert f"{width} in all 3 layers" in str(report)
+    assert f"{width} in all 6 layers" in str(report)
 
 
 def test_report_without_a_cache():

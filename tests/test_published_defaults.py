@@ -23,23 +23,23 @@ def encoder(family: str, depth: int, global_layers=None) -> Encoder:
 )
 def test_layers_and_positions(strategy, family, depth, layers, positions):
     config = resolve(strategy, family)
-    assert [signal.layer for signal in config.stage.needs(encoder(family, depth))] == layers
-    assert config.positions == positions
+    assert [signal.layer for signal in config.stages[0].stage.needs(encoder(family, depth))] == layers
+    assert config.stages[0].positions == positions
 
 
 def test_vtc_cls_counts_global_layers_on_qwen2_5_vl():
-    needs = resolve("vtc_cls", "qwen2_5_vl").stage.needs(encoder("qwen2_5_vl", 32, (7, 15, 23, 31)))
+    needs = resolve("vtc_cls", "qwen2_5_vl").stages[0].stage.needs(encoder("qwen2_5_vl", 32, (7, 15, 23, 31)))
     assert [signal.layer for signal in needs] == [15, 23, 31]
 
 
 @pytest.mark.parametrize(("ratio", "tokens", "kept"), [(0.334, 280, 94), (0.112, 180, 20), (0.223, 280, 62)])
 def test_hiprune_rounds_on_qwen_as_published(ratio, tokens, kept):
-    assert resolve("hiprune", "qwen2_5_vl", keep=ratio).budget.count(tokens) == kept
+    assert resolve("hiprune", "qwen2_5_vl", keep=ratio).stages[0].budget.count(tokens) == kept
 
 
 @pytest.mark.parametrize(("total", "tiles", "each"), [(640, 5, 128), (320, 3, 106), (160, 4, 40)])
 def test_llava_next_splits_its_budget_over_tiles_rounding_down(total, tiles, each):
-    assert resolve("hiprune", "llava_next", keep=total).budget.quotas([[576] * tiles]) == [[each] * tiles]
+    assert resolve("hiprune", "llava_next", keep=total).stages[0].budget.quotas([[576] * tiles]) == [[each] * tiles]
 
 
 @pytest.mark.parametrize(("keep", "tokens", "kept"), [(0.07, 100, 7), (0.25, 577, 145), (1e-3, 64, 1), (192, 99, 99)])

@@ -4,39 +4,82 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
-from vtc.flops import FORMULA, LanguageShape
+from vtc.flops import FORMULA, PAPER_FORMULA, LanguageShape, paper_flops
+
+
+@dataclass
+class StepReport:
+    """One drop. stage: the method; layer: the decoder layer before which it took place (0-based), None for the
+    projector; kept [after]: places of the survivors in the image's own run of tokens, in the order of the sequence
+    (a merged token has the place of the token that the others flow into)."""
+
+    stage: str
+    layer: int | None
+    before: int
+    after: int
+    kept: Tensor = field(repr=False)
+
+    @property
+    def where(self) -> str:
+        """The method and its layer in one word."""
+        return self.stage if self.layer is None else f"{self.stage}@{self.layer}"
 
 
 @dataclass
 class ImageReport:
-    """One image of one prompt. before, after: its visual tokens in the prompt; stages: (method, before, after) in
-    order; kept: places [after] of the survivors in the image's own run of tokens."""
+    """One image of one prompt. before: its visual tokens in the prompt; entered: those that reach the language model;
+    layers: of the language model; steps: what was dropped, in order."""
 
     prompt: int
     image: int
     before: int
-    after: int
-    stages: list[tuple[str, int, int]]
-    kept: Tensor = field(repr=False)
+    entered: int
+    layers: int
+    steps: list[StepReport] = field(default_factory=list)
+
+    @property
+    def after(self) -> int:
+        """Visual tokens that the last layer sees."""
+        return self.steps[-1].after if self.steps else self.entered
+
+    @property
+    def kept(self) -> Tensor:
+        """Places [after] of the last survivors in the image's own run of tokens, ascending."""
+        return self.steps[-1].kept.sort().values
+
+    @property
+    def stages(self) -> list[tuple[str, int, int]]:
+        """(method, before, after) of every step."""
+        return [(step.stage, step.before, step.after) for step in self.steps]
+
+    @property
+    def per_layer(self) -> list[int]:
+        """Visual tokens that each decoder layer sees."""
+        found, left = [], self.entered
+        for layer in range(self.layers):
+            left = next((s.after for s in reversed(self.steps) if s.layer == layer), left)
+            found.append(left)
+        return found
 
 
 @dataclass
 class Report:
     """What the last patched call with images did.
 
-    strategy: the resolved strategy. notes: departures that this model brings (such as the mean query for [CLS]).
-    prompts_before, prompts_after: real tokens of each prompt. cache_lengths: see kv_lengths. observe_seconds,
-    select_seconds: time of the attention reductions and of selection with packing (on a GPU: of launching, unless
+    strategy: the resolved strategy. keep: what was asked of it, None when its stages have budgets of their own. notes:
+    departures that this model brings (such as the mean query for [CLS]). prompts_before, prompts_entered: real tokens
+    of each prompt as given and as they reach the first decoder layer. cache_lengths: see kv_lengths. observe_seconds,
+    select_seconds: time of the reductions and of selection with packing (on a GPU: of launching, unless
     `vtc.engine.clock.exact` is on).
     """
 
     family: str
     strategy: dict
-    keep: float | int
+    keep: float | int | None
     notes: list[str]
     images: list[ImageReport]
     prompts_before: list[int]
-    prompts_after: list[int]
+    prompts_entered: list[int]
     shape: LanguageShape
     cache_lengths: list = field(default_factory=list, repr=False)
     observe_seconds: float = 0.0
@@ -54,68 +97,115 @@ class Report:
 
     @property
     def tokens_after(self) -> int:
-        """Visual tokens of all images after."""
+        """Visual tokens of all images that the last layer sees."""
         return sum(image.after for image in self.images)
 
-    def _cost(self, lengths: list[int], cost) -> int:
-        return sum(cost([n] * self.shape.layers) for n in lengths)
+    @property
+    def average_tokens(self) -> float:
+        """Visual tokens of all images that a layer of the language model sees on average."""
+        return sum(sum(image.per_layer) for image in self.images) / self.shape.layers
+
+    @property
+    def average_share(self) -> float:
+        """`average_tokens` as a share of all visual tokens: what `keep` is a budget of."""
+        return self.average_tokens / self.tokens_before
+
+    @property
+    def prompt_lengths(self) -> list[list[int]]:
+        """Per prompt, the real tokens that each decoder layer sees."""
+        found = []
+        for b, entered in enumerate(self.prompts_entered):
+            mine = [image for image in self.images if image.prompt == b]
+            text = entered - sum(image.entered for image in mine)
+            found.append([text + sum(image.per_layer[i] for image in mine) for i in range(self.shape.layers)])
+        return found
+
+    @property
+    def prompts_after(self) -> list[int]:
+        """Real tokens of each prompt that the last layer sees."""
+        return [lengths[-1] for lengths in self.prompt_lengths]
+
+    def _unpruned(self) -> list[list[int]]:
+        return [[n] * self.shape.layers for n in self.prompts_before]
 
     @property
     def prefill_flops(self) -> tuple[int, int]:
         """Language-model prefill FLOPs (before, after), summed over prompts; see `vtc.flops.FORMULA`."""
-        return (
-            self._cost(self.prompts_before, self.shape.prefill_flops),
-            self._cost(self.prompts_after, self.shape.prefill_flops),
-        )
+        cost = self.shape.prefill_flops
+        return sum(map(cost, self._unpruned())), sum(map(cost, self.prompt_lengths))
+
+    @property
+    def paper_flops(self) -> tuple[int, int]:
+        """FLOPs (before, after) as the papers count them, of visual tokens alone, summed over images; see
+        `vtc.flops.PAPER_FORMULA`."""
+        before = sum(paper_flops(self.shape, [image.before] * image.layers) for image in self.images)
+        return before, sum(paper_flops(self.shape, image.per_layer) for image in self.images)
 
     @property
     def kv_bytes(self) -> tuple[int, int]:
         """Bytes of the prompts' KV cache (before, after), padding not counted."""
-        return self._cost(self.prompts_before, self.shape.kv_bytes), self._cost(self.prompts_after, self.shape.kv_bytes)
+        cost = self.shape.kv_bytes
+        return sum(map(cost, self._unpruned())), sum(map(cost, self.prompt_lengths))
 
     def to_dict(self) -> dict:
         """Everything as plain data."""
-        flops, kv = self.prefill_flops, self.kv_bytes
+        flops, paper, kv = self.prefill_flops, self.paper_flops, self.kv_bytes
         return {
             "family": self.family,
             "strategy": self.strategy,
             "asked": self.keep,
-            "achieved": self.tokens_after / self.tokens_before,
+            "achieved": self.average_share,
             "notes": self.notes,
-            "tokens": {"before": self.tokens_before, "after": self.tokens_after},
+            "tokens": {"before": self.tokens_before, "after": self.tokens_after, "average": self.average_tokens},
             "images": [
                 {
                     "prompt": i.prompt,
                     "image": i.image,
                     "before": i.before,
                     "after": i.after,
-                    "stages": [{"stage": s, "before": b, "after": a} for s, b, a in i.stages],
+                    "stages": [
+                        {
+                            "stage": s.stage,
+                            "layer": s.layer,
+                            "before": s.before,
+                            "after": s.after,
+                            "kept": s.kept.tolist(),
+                        }
+                        for s in i.steps
+                    ],
                     "kept": i.kept.tolist(),
                 }
                 for i in self.images
             ],
-            "prompts": {"before": self.prompts_before, "after": self.prompts_after},
+            "prompts": {"before": self.prompts_before, "after": self.prompts_after, "per_layer": self.prompt_lengths},
             "kv_lengths": self.kv_lengths,
             "prefill_flops": {"before": flops[0], "after": flops[1], "formula": FORMULA},
+            "paper_flops": {"before": paper[0], "after": paper[1], "formula": PAPER_FORMULA},
             "kv_bytes": {"before": kv[0], "after": kv[1], "saved": kv[0] - kv[1]},
             "seconds": {"observe": self.observe_seconds, "select": self.select_seconds},
         }
 
     def __str__(self) -> str:
-        flops, kv = self.prefill_flops, self.kv_bytes
-        method = self.strategy["stages"][0]["method"]
+        flops, paper, kv = self.prefill_flops, self.paper_flops, self.kv_bytes
+        methods = "+".join(stage["method"] for stage in self.strategy["stages"])
+        asked = "the stages' own budgets" if self.keep is None else f"keep={self.keep} asked"
+        width = max(len(step.where) for image in self.images for step in image.steps)
         lines = [
-            f"vtc report: {method} on {self.family}, keep={self.keep} asked, "
-            f"{self.tokens_after / self.tokens_before:.4f} of the visual tokens kept",
-            "prompt  image  stage        tokens before  after",
+            f"vtc report: {methods} on {self.family}, {asked}, {self.average_share:.4f} of the visual tokens kept "
+            "(mean over layers)",
+            f"prompt  image  {'stage'.ljust(width)}  tokens before  after",
         ]
         for i in self.images:
-            for stage, before, after in i.stages:
-                lines.append(f"{i.prompt:>6}  {i.image:>5}  {stage:<11}  {before:>13}  {after:>5}")
+            lines += [
+                f"{i.prompt:>6}  {i.image:>5}  {s.where.ljust(width)}  {s.before:>13}  {s.after:>5}" for s in i.steps
+            ]
         lines += [
+            f"visual tokens         {self.tokens_before} -> {self.average_tokens:.1f} in the average layer, "
+            f"{self.tokens_after} in the last",
             f"prompt length         {self.prompts_before} -> {self.prompts_after}",
             f"KV cache per layer    {self._kv()}",
             f"prefill FLOPs         {flops[0]:.4g} -> {flops[1]:.4g} ({flops[1] / flops[0]:.1%})",
+            f"  as papers count     {paper[0]:.4g} -> {paper[1]:.4g} ({paper[1] / paper[0]:.1%}), visual tokens alone",
             f"KV bytes saved        {kv[0] - kv[1]:,} of {kv[0]:,}",
             *[f"note                  {note}" for note in self.notes],
         ]

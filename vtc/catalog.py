@@ -29,7 +29,7 @@ def support_table() -> str:
     for strategy in shipped():
         cells = []
         for name in names:
-            stage = resolve(strategy, name).stage
-            cells.append("yes*" if stage.needs_cls and not FAMILIES[name].may_have_cls else "yes")
+            needs_cls = any(s.stage.needs_cls for s in resolve(strategy, name).stages)
+            cells.append("yes*" if needs_cls and not FAMILIES[name].may_have_cls else "yes")
         lines.append(f"| `{strategy}` | " + " | ".join(cells) + " |")
     return "\n".join(lines)

@@ -134,7 +134,7 @@ def show(
 
 
 def _overrides(settings: list[str] | None) -> dict:
-    from vtc.config import parse_set
+    from vtc.knobs import parse_set
 
     return dict(parse_set(text) for text in settings or [])
 
@@ -151,7 +151,8 @@ def validate(
       vtc validate my_strategy.yaml
       vtc validate my_strategy.yaml --family llava
     """
-    from vtc.config import read, resolve
+    from vtc.config import resolve
+    from vtc.source import read
 
     if not Path(file).is_file():
         read(file)

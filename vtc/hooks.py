@@ -7,6 +7,10 @@ from torch import nn
 _MISSING = object()
 
 
+class Stop(Exception):
+    """Raised in a recording function to leave a module early, by a caller that catches it."""
+
+
 class Patchwork:
     """Keeps what was changed on live objects so that `undo` restores exactly the objects that were there."""
 

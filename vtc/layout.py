@@ -46,7 +46,8 @@ def raster(crop: int, rows: int, columns: int) -> ImageLayout:
 class VisionRun:
     """One run of the vision encoder: what was asked for, what was seen, and the layout of its images.
 
-    captured: per signal the reductions in call order. signals: per signal, per image, per tile a tensor [n].
+    captured: per signal what was recorded, in call order. signals: per signal, per image, per tile a tensor [n] (keys:
+    [n, e]; what the projector receives: [n, D], or [1 + n, D] with [CLS] first).
     """
 
     captured: dict[Signal, list[Tensor]] = field(default_factory=dict)

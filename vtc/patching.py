@@ -1,17 +1,18 @@
 """The public way in: patch, unpatch, patched, report."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 from torch import nn
 
 from vtc.account import Report
-from vtc.config import StrategyConfig, read, resolve
+from vtc.config import StrategyConfig, resolve
 from vtc.engine.patch import Patch
 from vtc.errors import ConfigError, UnsupportedError
 from vtc.registry import unknown
 from vtc.signals import Encoder
+from vtc.source import parts, read
 
 _ATTRIBUTE = "_vtc_patch"
 
@@ -36,24 +37,24 @@ def find_family(model: nn.Module):
 
 def check_fits(config: StrategyConfig, encoder: Encoder) -> None:
     """Raises ConfigError or UnsupportedError when a strategy asks for what this encoder's images cannot give."""
-    keep, scope = config.budget.keep, config.budget.scope
-    if isinstance(keep, int) and encoder.tokens is not None and scope != "per_request" and keep > encoder.tokens:
+    stage = config.projector
+    scope = "per_image" if stage is None else stage.budget.scope
+    for keep in (config.keep, None if stage is None else stage.budget.keep):
+        if isinstance(keep, int) and encoder.tokens is not None and scope != "per_request" and keep > encoder.tokens:
+            raise ConfigError(
+                f"keep={keep} is more than the {encoder.tokens} visual tokens of an image of this model; "
+                f"possible: 1 to {encoder.tokens}, or a fraction"
+            )
+    if stage is not None and stage.stage.grid and encoder.tiled and scope != "per_tile":
         raise ConfigError(
-            f"keep={keep} is more than the {encoder.tokens} visual tokens of an image of this model; "
-            f"possible: 1 to {encoder.tokens}, or a fraction"
-        )
-    if config.stage.grid and encoder.tiled and scope != "per_tile":
-        raise ConfigError(
-            f"scope={scope!r} lets the tiles of an image compete, but {config.name} needs one raster of tokens; "
+            f"scope={scope!r} lets the tiles of an image compete, but {stage.method} needs one raster of tokens; "
             "possible: per_tile"
         )
-    if config.stage.site != "projector":
-        raise UnsupportedError(f"site {config.stage.site!r} is not supported; possible: projector")
 
 
 def patch(
     model: nn.Module,
-    strategy: str | Path | Mapping = "hiprune",
+    strategy: str | Path | Mapping | Sequence = "hiprune",
     keep: float | int | str | None = None,
     *,
     prune_ratio: float | None = None,
@@ -64,15 +65,18 @@ def patch(
 ) -> nn.Module:
     """Makes the model drop visual tokens by a strategy; returns the same model. Patching again replaces the strategy.
 
-    model: a stock ...ForConditionalGeneration of a supported family. strategy: a shipped name, a YAML file, or a
-    mapping. keep: float in (0, 1] = fraction of the visual tokens kept, int >= 1 = tokens kept; prune_ratio: fraction
-    removed instead. scope, positions, knobs: override the YAML (see `vtc show`). processor: for strategies that read
-    the prompt's text; none of the present ones does.
+    model: a stock ...ForConditionalGeneration of a supported family. strategy: a shipped name, a YAML file, a mapping,
+    or several of these to compose, as a list or as "hiprune+transprune". keep: float in (0, 1] = fraction of the
+    visual tokens kept, int >= 1 = tokens kept, both as a mean over the language model's layers (`vtc.schedule` says
+    how several stages share it); prune_ratio: fraction removed instead. scope, positions, knobs: override the YAML
+    (see `vtc show`); in a composition also as METHOD.KNOB. processor: for strategies that read the prompt's text; none
+    of the present ones does.
     Raises ConfigError or UnsupportedError in one line, before the model is touched.
     """
     given = {"keep": keep, "prune_ratio": prune_ratio, "scope": scope, "positions": positions}
     overrides = {**{k: v for k, v in given.items() if v is not None}, **knobs}
-    read(strategy)
+    for part in parts(strategy):
+        read(part)
     family = find_family(model)
     config = resolve(strategy, family.name, **overrides)
     check_fits(config, family.encoder)
@@ -104,7 +108,10 @@ def unpatch(model: nn.Module) -> nn.Module:
 
 @contextmanager
 def patched(
-    model: nn.Module, strategy: str | Path | Mapping = "hiprune", keep: float | int | str | None = None, **options
+    model: nn.Module,
+    strategy: str | Path | Mapping | Sequence = "hiprune",
+    keep: float | int | str | None = None,
+    **options,
 ) -> Iterator[nn.Module]:
     """`patch` for the length of a with-block; whatever happens inside, the model is restored.
 
@@ -130,10 +137,6 @@ def report(model: nn.Module) -> Report:
         raise ConfigError("this model is not patched; possible: vtc.patch(model, STRATEGY) first")
     found = present.thread.report or present.last_report
     if found is None:
-        why = (
-            "keep=1.0 leaves the model alone"
-            if present.strategy.budget.keeps_all
-            else "no image was seen since patching"
-        )
+        why = "keep=1.0 leaves the model alone" if present.strategy.keeps_all else "no image was seen since patching"
         raise ConfigError(f"there is nothing to report: {why}; possible: run a prompt with an image and keep below 1.0")
     return found

@@ -141,8 +141,8 @@ class Context:
     """What a stage sees of B units (images or tiles) with the same N tokens, the same grid and the same budget.
 
     count: tokens to keep in each. grid: (rows, columns) when the tokens are a full raster, else None. step: which of
-    its steps a decoder stage is at (0-based). ordinals: B indices of each unit within its own prompt (for seeding that does not depend on the batch).
-    signals: what the stage asked for, by signal.
+    its steps a decoder stage is at (0-based). ordinals: B indices of each unit within its own prompt (for seeding that
+    does not depend on the batch). signals: what the stage asked for, by signal.
     """
 
     tokens: int

@@ -1,10 +1,13 @@
 """What the checks share: one image through the engine's own quotas, stage and joining, without any model."""
 
+from types import SimpleNamespace
+
 import torch
 from torch import Tensor
 
 from vtc.config import StrategyConfig
-from vtc.engine.select import run_stage
+from vtc.engine.state import ThreadState
+from vtc.engine.vision import Vision
 from vtc.layout import ImageLayout, VisionRun
 from vtc.signals import Encoder, Signal
 
@@ -16,10 +19,12 @@ def kept_offsets(
 
     scores: for each signal that the strategy asks for, a tensor [patches] per crop.
     """
-    assert set(strategy.stage.needs(encoder)) == set(scores)
+    (stage,) = strategy.stages
+    assert set(stage.stage.needs(encoder)) == set(scores)
     signals = {signal: [[crops[t.crop][t.patches] for t in layout.tiles]] for signal, crops in scores.items()}
     run = VisionRun(images=[layout], signals=signals)
-    (kept,) = run_stage(strategy, encoder, [[0]], [0], run, no_features, torch.device("cpu"))
+    vision = Vision(SimpleNamespace(encoder=encoder), (), ThreadState())
+    (kept,) = vision.select(stage, stage.budget, [[0]], [0], run, no_features, torch.device("cpu"))
     return kept.offsets
 
 

@@ -1,6 +1,7 @@
 """Decode: generate()'s bookkeeping of the unpruned prompt mapped onto the pruned cache, step by step."""
 
 import torch
+from torch import Tensor
 
 from vtc.engine.masks import cut_decode
 from vtc.engine.state import PrunedPrompt
@@ -14,17 +15,18 @@ def unpruned_positions(prompt: PrunedPrompt, tokens: int, mrope: bool) -> torch.
     return positions.unsqueeze(0).expand(3, -1, -1) if mrope else positions
 
 
-def step(kwargs: dict, prompt: PrunedPrompt, mrope: bool) -> None:
-    """Rewrites the language model's keyword arguments in place for tokens that follow a pruned prompt.
+def step(kwargs: dict, prompt: PrunedPrompt, mrope: bool, site: object = None) -> "Step | None":
+    """Rewrites the language model's keyword arguments in place for tokens that follow a pruned prompt; gives what its
+    layers need on top, if they hold different numbers of tokens.
 
     Raises PatchError when the caller's bookkeeping does not follow on what the cache has seen (a cropped cache, a
     conversation continued from it, a batch of another size).
     """
-    embeds, mask = kwargs["inputs_embeds"], kwargs.get("attention_mask")
+    embeds, mask, first = kwargs["inputs_embeds"], kwargs.get("attention_mask"), prompt.segments[0]
     tokens = embeds.shape[1]
-    if embeds.shape[0] != prompt.index.shape[0]:
+    if embeds.shape[0] != first.index.shape[0]:
         raise PatchError(
-            f"a batch of {embeds.shape[0]} continues a pruned cache of {prompt.index.shape[0]} prompts; "
+            f"a batch of {embeds.shape[0]} continues a pruned cache of {first.index.shape[0]} prompts; "
             "possible: the same prompts in the same order"
         )
     flat = mask is not None and not isinstance(mask, dict) and mask.ndim == 2
@@ -36,11 +38,61 @@ def step(kwargs: dict, prompt: PrunedPrompt, mrope: bool) -> None:
         )
     if kwargs.get("position_ids") is None:
         kwargs["position_ids"] = unpruned_positions(prompt, tokens, mrope)
-    if prompt.shift is not None:
-        kwargs["position_ids"] = kwargs["position_ids"] - prompt.shift.unsqueeze(1)
-    if kwargs.get("cache_position") is not None:
-        kwargs["cache_position"] = kwargs["cache_position"] - prompt.dropped
-    cached = prompt.seen - prompt.dropped + tokens
-    static = bool(getattr(kwargs["past_key_values"], "is_compileable", False))
-    kwargs["attention_mask"] = cut_decode(mask, prompt.index, prompt.valid, prompt.length, cached, static)
+    given = kwargs["position_ids"]
+    inside = Step(site, prompt, mask, given, tokens) if len(prompt.segments) > 1 else None
+    if first.shift is not None:
+        kwargs["position_ids"] = given - first.shift.unsqueeze(1)
+    if not first.whole:
+        if kwargs.get("cache_position") is not None:
+            kwargs["cache_position"] = kwargs["cache_position"] - prompt.dropped
+        cached = prompt.seen - prompt.dropped + tokens
+        static = bool(getattr(kwargs["past_key_values"], "is_compileable", False))
+        kwargs["attention_mask"] = cut_decode(mask, first.index, first.valid, prompt.length, cached, static)
     prompt.seen += tokens
+    return inside
+
+
+class Step:
+    """New tokens on their way through layers that hold different numbers of prompt tokens.
+
+    site: the model's layers. mask, positions: as the caller gave them, for the unpruned prompt. tokens: new ones.
+    """
+
+    def __init__(self, site, prompt: PrunedPrompt, mask: object, positions: Tensor, tokens: int):
+        self.site, self.prompt, self.mask, self.positions = site, prompt, mask, positions
+        self.decoded = prompt.seen - prompt.length + tokens
+        self.masks: dict[tuple[int, bool], object] = {}
+        self.rotary: dict[int, tuple[Tensor, Tensor]] = {}
+
+    def before_layer(self, layer: int, args: tuple, kwargs: dict):
+        """Layer pre-hook: positions and mask of the segment that the layer belongs to."""
+        segments = self.prompt.segments
+        number = max(i for i, segment in enumerate(segments) if segment.first <= layer)
+        if number == 0:
+            return None
+        hidden = args[0] if args else kwargs["hidden_states"]
+        given = {**kwargs, "position_embeddings": self._rotary(number, hidden, kwargs["position_embeddings"])}
+        if kwargs.get("position_ids") is not None:
+            given["position_ids"] = None
+        if kwargs.get("cache_position") is not None:
+            given["cache_position"] = kwargs["cache_position"] - (segments[0].width - segments[number].width)
+        given["attention_mask"] = self._mask(number, layer, hidden, given)
+        return args, given
+
+    def _rotary(self, number: int, hidden: Tensor, first: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        shift = self.prompt.segments[number].shift
+        if shift is self.prompt.segments[0].shift:
+            return first
+        if number not in self.rotary:
+            where = self.positions - shift.unsqueeze(1)
+            self.rotary[number] = self.site.rotary(hidden, where if where.ndim == 2 else where[-3:])
+        return self.rotary[number]
+
+    def _mask(self, number: int, layer: int, hidden: Tensor, kwargs: dict):
+        key = number, self.site.sliding(layer)
+        if key not in self.masks:
+            segment, cache = self.prompt.segments[number], kwargs.get("past_key_values")
+            static, cached = bool(getattr(cache, "is_compileable", False)), segment.width + self.decoded
+            flat = cut_decode(self.mask, segment.index, segment.valid, self.prompt.length, cached, static)
+            self.masks[key] = self.site.mask(layer, hidden, flat, cache, kwargs.get("cache_position"))
+        return self.masks[key]

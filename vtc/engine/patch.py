@@ -1,24 +1,24 @@
 """One patched model: the hooks that record, select, cut and account, and nothing else."""
 
 import functools
-import inspect
-from collections.abc import Callable
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from vtc.account import ImageReport, Report
+from vtc.account import ImageReport, Report, StepReport
 from vtc.config import StrategyConfig
 from vtc.engine import clock, decode, prefill
+from vtc.engine.calls import named
+from vtc.engine.inside import Images, Plan, Prefill
+from vtc.engine.labels import Labels
 from vtc.engine.masks import padding_mask
-from vtc.engine.select import Kept, run_stage
-from vtc.engine.state import Call, PrunedPrompt, ThreadState, recall, remember
+from vtc.engine.select import Kept
+from vtc.engine.state import Call, PrunedPrompt, Segment, ThreadState, recall, remember
+from vtc.engine.vision import RUN, Vision
 from vtc.errors import PatchError, UnsupportedError
 from vtc.hooks import Patchwork
-from vtc.layout import VisionRun
-from vtc.signals import ClsAttention, Features, Signal
-
-_RUN = "_vtc_run"
+from vtc.schedule import Schedule
+from vtc.signals import Decoder
 
 
 class Patch:
@@ -29,31 +29,46 @@ class Patch:
 
     def __init__(self, family, strategy: StrategyConfig):
         self.family, self.strategy = family, strategy
-        self.signals: tuple[Signal, ...] = tuple(dict.fromkeys(strategy.stage.needs(family.encoder)))
         self.shape, self.dump = family.language_shape(), strategy.dump()
+        self.decoder = Decoder(family.name, self.shape.layers)
+        self.schedule = Schedule(strategy, self.decoder)
+        self.plan = Plan(family.decoder_site(), self.schedule, self.decoder) if self.schedule.steps else None
+        self.stage = strategy.projector
+        if self.stage is not None and self.schedule.projector.keeps_all:
+            self.stage = None
+        needs = () if self.stage is None else self.stage.stage.needs(family.encoder)
         self.patchwork, self.thread = Patchwork(), ThreadState()
+        self.vision = Vision(family, tuple(dict.fromkeys(needs)), self.thread)
         self.last_report: Report | None = None
         self.notes = []
-        if any(isinstance(s, ClsAttention) for s in self.signals) and not family.encoder.has_cls:
+        if self.stage is not None and self.stage.stage.needs_cls and not family.encoder.has_cls:
             self.notes.append("this encoder has no [CLS]: the mean of all queries of an image stands in for it")
 
     def put_on(self) -> None:
         """Installs the hooks; keep=1.0 installs none."""
-        if self.strategy.budget.keeps_all:
+        if self.strategy.keeps_all:
             return
         family, work = self.family, self.patchwork
-        for layer in sorted({s.layer for s in self.signals if not isinstance(s, Features)}):
-            family.observe(work, layer, functools.partial(self._record, layer))
-        work.attribute(family.inner, "get_image_features", self._recording(family.inner.get_image_features))
+        self.vision.put_on(work)
         work.pre_hook(family.inner, self._enter)
         work.post_hook(family.inner, self._leave, always=True)
         work.pre_hook(family.language_model, self._boundary)
         work.post_hook(family.language_model, self._remember)
-        work.pre_hook(family.model, self._take_labels)
-        work.post_hook(family.model, self._loss)
-        if self.strategy.positions == "keep" and not family.mrope:
+        Labels(self.thread).put_on(work, family.model)
+        if self.stage is not None and self.stage.positions == "keep" and not family.mrope:
             for layer in family.language_model.layers:
                 work.pre_hook(layer, self._hide_positions)
+        if self.plan is not None:
+            self._put_inside(work)
+
+    def _put_inside(self, work: Patchwork) -> None:
+        site, first = self.plan.site, min(self.plan.steps)
+        for layer in self.plan.observed:
+            site.observe(work, layer, functools.partial(self._attention, layer))
+        for layer in self.plan.watched:
+            site.watch(work, layer, functools.partial(self._module, layer))
+        for layer in range(first, len(site.layers)):
+            work.pre_hook(site.layers[layer], functools.partial(self._layer, layer))
 
     def take_off(self) -> None:
         """Removes every hook and attribute."""
@@ -62,50 +77,23 @@ class Patch:
     def __reduce_ex__(self, protocol: int):
         raise UnsupportedError("a patched model cannot be copied or pickled; possible: vtc.unpatch(model) first")
 
-    def _record(self, layer: int, query, key, scale, cu_seqlens) -> None:
-        run = self.thread.recording
-        if run is None:
-            return
-        start = clock.now()
-        for signal in self.signals:
-            if not isinstance(signal, Features) and signal.layer == layer:
-                run.captured.setdefault(signal, []).append(self.family.reduce(signal, query, key, scale, cu_seqlens))
-        run.observe_seconds += clock.now() - start
+    def _attention(self, layer: int, query: Tensor, key: Tensor, scale: float | None, cu_seqlens) -> None:
+        call = self.thread.call
+        if call is not None and isinstance(call.inside, Prefill):
+            call.inside.attention(layer, query, key, scale)
 
-    def _recording(self, original: Callable) -> Callable:
-        """`get_image_features`, with the run's signals and layout attached to what it returns (generate() may call it
-        before the forward, and passes its output on)."""
-        signature = inspect.signature(original)
+    def _module(self, layer: int, x: Tensor, y: Tensor) -> None:
+        call = self.thread.call
+        if call is not None and isinstance(call.inside, Prefill):
+            call.inside.measure(layer, x, y)
 
-        @functools.wraps(original)
-        def get_image_features(*args, **kwargs):
-            arguments = signature.bind(*args, **kwargs).arguments
-            run = self.thread.recording = VisionRun()
-            try:
-                output = original(*args, **kwargs)
-            finally:
-                self.thread.recording = None
-            if isinstance(output, tuple):
-                return output
-            with torch.no_grad():
-                run.images = self.family.image_layouts(arguments)
-                run.signals = {s: self.family.tile_scores(c, run.images, arguments) for s, c in run.captured.items()}
-            run.captured = {}
-            expected, found = [i.tokens for i in run.images], [len(f) for f in output.pooler_output]
-            if expected != found:
-                raise PatchError(
-                    f"the {self.family.name} encoder gave {found} tokens per image, {expected} were expected"
-                )
-            setattr(output, _RUN, run)
-            if self.thread.call is not None:
-                self.thread.call.run = run
-            return output
-
-        return get_image_features
+    def _layer(self, layer: int, module: nn.Module, args: tuple, kwargs: dict):
+        call = self.thread.call
+        return None if call is None or call.inside is None else call.inside.before_layer(layer, args, kwargs)
 
     def _enter(self, module: nn.Module, args: tuple, kwargs: dict):
         """Inner model, before: opens the call, finds the image placeholders, completes decode positions."""
-        given = _named(module, args, kwargs)
+        given = named(module, args, kwargs)
         if (
             given.get("pixel_values_videos") is not None
             or (given.get("mm_encoder_outputs") or {}).get("video") is not None
@@ -114,7 +102,7 @@ class Patch:
         call = self.thread.call = Call()
         images = (given.get("mm_encoder_outputs") or {}).get("image")
         if images is not None:
-            call.run = getattr(images, _RUN, None)
+            call.run = getattr(images, RUN, None)
             if call.run is None:
                 raise UnsupportedError(
                     "precomputed image features without vtc's signals (chunked prefill, features from "
@@ -146,19 +134,12 @@ class Patch:
         if call.run is None:
             prompt = recall(cache, kwargs["inputs_embeds"].shape[1])
             if prompt is not None:
-                decode.step(kwargs, prompt, self.family.mrope)
+                site = None if self.plan is None else self.plan.site
+                call.inside = decode.step(kwargs, prompt, self.family.mrope, site)
             return args, kwargs
         if cache is not None:
             remember(cache, None)
-            if int(cache.get_seq_length()):
-                raise UnsupportedError(
-                    "images after a cached prefix (a second turn on the same cache, chunked prefill) are "
-                    "not supported; possible: a fresh cache with the whole conversation"
-                )
-        if kwargs.get("cu_seq_lens_q") is not None:
-            raise UnsupportedError(
-                "packed (padding-free) language-model inputs are not supported; possible: a padded batch"
-            )
+        self._check_prefill(module, kwargs, cache)
         with torch.no_grad():
             start = clock.now()
             real = padding_mask(kwargs.get("attention_mask"), kwargs["inputs_embeds"].shape[1])
@@ -166,51 +147,93 @@ class Patch:
         self._prune(call, kwargs, real, start)
         return args, kwargs
 
-    def _prune(self, call: Call, kwargs: dict, real, start: float) -> None:
-        run, embeds = call.run, kwargs["inputs_embeds"]
-        requests, source, places = prefill.image_runs(call.is_image, [i.tokens for i in run.images])
-        flat = [(b, where) for b, parts in enumerate(places) for where in parts]
-
-        def features(image: int) -> torch.Tensor:
-            b, where = flat[image]
-            return embeds[b, where.to(embeds.device)]
-
-        kept = run_stage(self.strategy, self.family.encoder, requests, source, run, features, embeds.device)
-        tokens = [len(where) for _, where in flat]
-        grouped = [[kept[i] for i in images] for images in requests]
-        packing = prefill.pack(call.is_image, real, places, grouped, embeds.device)
-        self._check_dropped(tokens, kept)
-        call.pruned = prefill.apply(kwargs, packing, self.strategy.positions, self.family.mrope, places, grouped)
-        if kwargs.get("past_key_values") is not None:
-            remember(kwargs["past_key_values"], call.pruned)
-        before = [embeds.shape[1]] * len(requests) if real is None else real.sum(1).tolist()
-        self._report(requests, tokens, kept, before, packing.lengths, run, clock.now() - start)
-
-    def _check_dropped(self, tokens: list[int], kept: list[Kept]) -> None:
-        before, after = sum(tokens), sum(len(k.offsets) for k in kept)
-        asked = sum(map(self.strategy.budget.count, tokens))
-        if before == after and asked < before:
-            raise PatchError(
-                f"the patch saw {before} visual tokens and dropped none although keep={self.strategy.budget.keep}"
+    def _check_prefill(self, module: nn.Module, kwargs: dict, cache: object) -> None:
+        if cache is not None and int(cache.get_seq_length()):
+            raise UnsupportedError(
+                "images after a cached prefix (a second turn on the same cache, chunked prefill) are "
+                "not supported; possible: a fresh cache with the whole conversation"
+            )
+        if kwargs.get("cu_seq_lens_q") is not None:
+            raise UnsupportedError(
+                "packed (padding-free) language-model inputs are not supported; possible: a padded batch"
+            )
+        recomputed = module.training and any(getattr(m, "gradient_checkpointing", False) for m in module.layers)
+        if self.plan is not None and recomputed:
+            raise UnsupportedError(
+                "gradient checkpointing would run a layer again without its drops; possible: "
+                "model.gradient_checkpointing_disable(), or a strategy at the projector only"
             )
 
-    def _report(self, requests, tokens, kept, before, after, run: VisionRun, seconds: float) -> None:
-        stage = self.dump["stages"][0]["method"]
+    def _prune(self, call: Call, kwargs: dict, real, start: float) -> None:
+        run, embeds, mask, family = call.run, kwargs["inputs_embeds"], kwargs.get("attention_mask"), self.family
+        length, device = embeds.shape[1], embeds.device
+        requests, source, places = prefill.image_runs(call.is_image, [i.tokens for i in run.images])
+        flat = [(b, where) for b, parts in enumerate(places) for where in parts]
+        tokens = [len(where) for _, where in flat]
+
+        def features(image: int) -> Tensor:
+            b, where = flat[image]
+            return embeds[b, where.to(device)]
+
+        if self.stage is None:
+            kept = [Kept(torch.arange(n, device=device)) for n in tokens]
+        else:
+            budget = self.schedule.projector
+            kept = self.vision.select(self.stage, budget, requests, source, run, features, device)
+            self._check_dropped(tokens, kept, budget)
+        grouped = [[kept[i] for i in images] for images in requests]
+        before = [length] * len(requests) if real is None else real.sum(1).tolist()
+        whole = prefill.whole(kwargs, real, family.mrope)
+        if self.stage is None:
+            where, after = whole, before
+            index = torch.arange(length, device=device).expand(len(requests), -1)
+            segment = Segment(0, index, whole.valid, None, whole=True)
+        else:
+            packing = prefill.pack(call.is_image, real, places, grouped, device)
+            where = prefill.apply(kwargs, packing, whole, self.stage.positions, places, grouped)
+            after, shift = packing.lengths, None
+            if where.following is not whole.following:
+                shift = whole.following - where.following
+            segment = Segment(0, packing.index, packing.valid, shift)
+        prompt = call.pruned = PrunedPrompt([segment], length, length, whole.following)
+        if kwargs.get("past_key_values") is not None:
+            remember(kwargs["past_key_values"], prompt)
+        report = self._report(requests, tokens, kept, before, after, run)
+        if self.plan is not None:
+            images = Images(call.is_image, real, requests, places, grouped, tokens)
+            call.inside = Prefill(self.plan, prompt, images, where, after, mask, report)
+        report.select_seconds = clock.now() - start
+
+    def _check_dropped(self, tokens: list[int], kept: list[Kept], budget) -> None:
+        before, after = sum(tokens), sum(len(k.offsets) for k in kept)
+        asked = sum(map(budget.count, tokens))
+        if before == after and asked < before:
+            raise PatchError(f"the patch saw {before} visual tokens and dropped none although keep={budget.keep}")
+
+    def _report(self, requests, tokens, kept, before, after, run) -> Report:
         images = []
         for b, mine in enumerate(requests):
             for j, i in enumerate(mine):
-                left = len(kept[i].offsets)
-                images.append(ImageReport(b, j, tokens[i], left, [(stage, tokens[i], left)], kept[i].offsets))
+                image = ImageReport(b, j, tokens[i], len(kept[i].offsets), self.shape.layers)
+                if self.stage is not None:
+                    image.steps.append(StepReport(self.stage.method, None, tokens[i], image.entered, kept[i].offsets))
+                images.append(image)
         self.thread.report = self.last_report = Report(
-            self.family.name, self.dump, self.strategy.budget.keep, self.notes, images, before, after, self.shape, [],
-            run.observe_seconds, seconds,
+            self.family.name, self.dump, self.strategy.keep, self.notes, images, before, after, self.shape, [],
+            run.observe_seconds,
         )  # fmt: skip
+        return self.last_report
 
     def _remember(self, module: nn.Module, args: tuple, kwargs: dict, output):
         """Language model, after: a cache made inside the forward is remembered; its lengths are measured."""
         call = self.thread.call
         if call is None or call.pruned is None:
             return
+        if isinstance(call.inside, Prefill) and call.inside.done < len(self.schedule.steps):
+            raise PatchError(
+                f"{call.inside.done} of {len(self.schedule.steps)} drops inside the language model took place: its "
+                "layers did not run as modules"
+            )
         self.thread.last_pruned = call.pruned
         cache = getattr(output, "past_key_values", None)
         if cache is not None:
@@ -227,56 +250,6 @@ class Patch:
         if call is not None and call.pruned is not None and kwargs.get("position_ids") is not None:
             return args, {**kwargs, "position_ids": None}
         return None
-
-    def _take_labels(self, module: nn.Module, args: tuple, kwargs: dict):
-        """Outer model, before: labels are kept back, since the logits will be shorter than they are."""
-        self.thread.labels = None
-        given = _named(module, args, kwargs)
-        if given.get("pixel_values") is None and not given.get("mm_encoder_outputs"):
-            return None
-        if isinstance(given.get("logits_to_keep"), torch.Tensor):
-            raise UnsupportedError(
-                "logits_to_keep as a tensor of places is not supported; possible: a number of last tokens"
-            )
-        if given.get("labels") is None:
-            return None
-        self.thread.labels = given.pop("labels")
-        return (), given
-
-    def _loss(self, module: nn.Module, args: tuple, kwargs: dict, output):
-        """Outer model, after: the loss on the surviving text."""
-        labels, pruned = self.thread.labels, self.thread.last_pruned
-        self.thread.labels = None
-        if labels is None or pruned is None:
-            return None
-        logits = output[0] if isinstance(output, tuple) else output.logits
-        extra = {k: kwargs[k] for k in ("num_items_in_batch", "ignore_index") if k in kwargs}
-        vocabulary = module.config.get_text_config().vocab_size
-        loss = module.loss_function(logits=logits, labels=cut_labels(labels, pruned), vocab_size=vocabulary, **extra)
-        if isinstance(output, tuple):
-            return (loss, *output)
-        return type(output)(**{**dict(output.items()), "loss": loss})
-
-
-def _named(module: nn.Module, args: tuple, kwargs: dict) -> dict:
-    """The arguments of a forward by name. Callers inside transformers name all of them, which costs nothing here.
-
-    The class's own forward is read, because the instance's may be a wrapper that takes anything (accelerate).
-    """
-    if not args:
-        return dict(kwargs)
-    signature = inspect.signature(type(module).forward)
-    given = dict(signature.bind(module, *args, **kwargs).arguments)
-    rest = [name for name in given if signature.parameters[name].kind is inspect.Parameter.VAR_KEYWORD]
-    for name in rest:
-        given.update(given.pop(name))
-    given.pop(next(iter(signature.parameters)))
-    return given
-
-
-def cut_labels(labels: torch.Tensor, pruned: PrunedPrompt) -> torch.Tensor:
-    """Labels [B, L] at the kept places [B, K]; filler is ignored (-100)."""
-    return pruned.cut(labels, -100)
 
 
 def _length(cache: object, layer: int):

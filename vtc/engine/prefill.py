@@ -7,7 +7,6 @@ from torch import Tensor
 
 from vtc.engine.masks import cut_prefill
 from vtc.engine.select import Kept
-from vtc.engine.state import PrunedPrompt
 from vtc.errors import PatchError
 
 
@@ -63,7 +62,13 @@ def pack(is_image: Tensor, real: Tensor | None, places: list[list[Tensor]], kept
         parts = [stays.nonzero().flatten().to(device)]
         for where, image in zip(places[b], kept[b], strict=True):
             parts.append(where.to(device)[image.offsets])
-        rows.append(torch.cat(parts).sort().values)
+        row = torch.cat(parts)
+        if any(image.ordered for image in kept[b]):
+            # An image's tokens stand in its kept places, but in their own order.
+            slots = torch.cat([parts[0], *(part.sort().values for part in parts[1:])])
+            rows.append(row[slots.argsort()])
+        else:
+            rows.append(row.sort().values)
     lengths = [len(r) for r in rows]
     width = max(lengths)
     right = real is not None and not bool(real[:, -1].all())
@@ -78,17 +83,27 @@ def pack(is_image: Tensor, real: Tensor | None, places: list[list[Tensor]], kept
     return Packing(torch.stack(index), valid.to(device), lengths, real)
 
 
-def apply(kwargs: dict, packing: Packing, positions: str, mrope: bool, places, kept: list[list[Kept]]) -> PrunedPrompt:
-    """Rewrites the language model's keyword arguments in place for the kept tokens; returns what to remember.
+@dataclass
+class Tokens:
+    """Where the tokens of a batch stand. positions [B, S], or [3 or 4, B, S] with M-RoPE; valid [B, S] bool or None;
+    following [B]: the position of the next token."""
+
+    positions: Tensor
+    valid: Tensor | None
+    following: Tensor
+
+
+def apply(kwargs: dict, packing: Packing, given: Tokens, positions: str, places, kept: list[list[Kept]]) -> Tokens:
+    """Rewrites the language model's keyword arguments in place for the kept tokens. given: where they stand before.
 
     Departure from the plain gather: with positions="keep" and no cache, an explicit mask of ones goes along, because
     transformers reads gaps in positions without a mask as packed sequences.
     """
     embeds, index = kwargs["inputs_embeds"], packing.index
-    batch, length, width = embeds.shape
-    embeds = _merged(embeds, places, kept)
-    kwargs["inputs_embeds"] = embeds.gather(1, index.unsqueeze(-1).expand(-1, -1, width))
-    shift, following = _positions(kwargs, packing, positions, mrope, batch, length)
+    embeds = merged(embeds, places, kept)
+    kwargs["inputs_embeds"] = embeds.gather(1, index.unsqueeze(-1).expand(-1, -1, embeds.shape[2]))
+    tokens = move(given, packing.index, packing.valid, positions)
+    kwargs["position_ids"] = tokens.positions
     cache = kwargs.get("past_key_values")
     static = bool(getattr(cache, "is_compileable", False))
     kwargs["attention_mask"] = cut_prefill(kwargs.get("attention_mask"), index, packing.valid, static)
@@ -96,62 +111,70 @@ def apply(kwargs: dict, packing: Packing, positions: str, mrope: bool, places, k
         kwargs["attention_mask"] = torch.ones_like(index)
     if kwargs.get("cache_position") is not None:
         kwargs["cache_position"] = kwargs["cache_position"][: index.shape[1]]
-    return PrunedPrompt(index, packing.valid, length, length, shift, following)
+    return tokens
 
 
-def _merged(embeds: Tensor, places, kept: list[list[Kept]]) -> Tensor:
-    """Embeddings with merged features written over the kept visual tokens; the input itself where nothing merges."""
+def merged(x: Tensor, places, kept: list[list[Kept]]) -> Tensor:
+    """x [B, S, D] with merged features written over the kept visual tokens; x itself where nothing merges.
+
+    places: per prompt and image, the columns of x that its offsets mean.
+    """
     changed = [
         (b, w, k) for b in range(len(kept)) for w, k in zip(places[b], kept[b], strict=True) if k.features is not None
     ]
     if not changed:
-        return embeds
-    embeds = embeds.clone()
+        return x
+    x = x.clone()
     for b, where, image in changed:
-        embeds[b, where.to(embeds.device)[image.offsets]] = image.features.to(embeds.dtype)
-    return embeds
+        x[b, where.to(x.device)[image.offsets]] = image.features.to(x.dtype)
+    return x
 
 
-def _positions(kwargs: dict, packing: Packing, positions: str, mrope: bool, batch: int, length: int):
-    """Sets kwargs["position_ids"]; returns (shift [B] or None, unpruned position after the prompt [B])."""
-    index, device = packing.index, packing.index.device
+def whole(kwargs: dict, real: Tensor | None, mrope: bool) -> Tokens:
+    """The positions of the prompt as the language model was given it. real [B, L]: see Packing."""
+    batch, length = kwargs["inputs_embeds"].shape[:2]
+    device = kwargs["inputs_embeds"].device
     given = kwargs.get("position_ids")
     if given is None:
         given = torch.arange(length, device=device).expand(batch, -1)
     if given.ndim == 2 and mrope:
         given = given.unsqueeze(0).expand(3, -1, -1)
-    axes = given.expand(*given.shape[:-2], batch, -1).to(device)
+    given = given.expand(*given.shape[:-2], batch, -1).to(device)
+    valid = None if real is None or bool(real.all()) else real.to(device)
+    last = _text(given) if valid is None else _text(given).masked_fill(~valid, -1)
+    return Tokens(given, valid, last.amax(1) + 1)
+
+
+def move(tokens: Tokens, index: Tensor, valid: Tensor | None, positions: str) -> Tokens:
+    """The tokens `index` [B, K] of `tokens` with their positions kept, or renumbered from the first one on.
+
+    valid [B, K] bool or None: see Packing.
+    """
+    axes = tokens.positions
     kept = axes.gather(-1, index.expand(*axes.shape[:-2], -1, -1))
-    real = torch.ones(batch, length, dtype=torch.bool) if packing.real is None else packing.real
-    real = real.to(device)
-    text = axes if axes.ndim == 2 else axes[-3:].amax(0)
-    following = text.masked_fill(~real, -1).amax(1) + 1
-    counted = real.long().cumsum(1) - 1
-    rank = _rank(packing)
-    if axes.ndim == 3 and axes.shape[0] == 4:
-        # The first of four rows only tells packed sequences apart: it counts tokens, whatever the rotary positions.
-        kept[0] = rank
+    rank = _rank(index, valid)
     if positions == "keep":
-        kwargs["position_ids"] = kept
-        return None, following
-    if axes.ndim == 2:
-        new = kept - (counted.gather(1, index) - rank)
-    else:
-        first = text.gather(1, index).masked_fill(rank != 0, torch.iinfo(torch.long).max).amin(1, keepdim=True)
-        new = (rank + first).expand_as(kept).clone()
-        if axes.shape[0] == 4:
-            new[0] = rank
-    if packing.valid is not None:
-        new = new.masked_fill(~packing.valid, 0)
-    kwargs["position_ids"] = new
+        if axes.ndim == 3 and axes.shape[0] == 4:
+            # The first of four rows only tells packed sequences apart: it counts tokens, whatever the positions.
+            kept[0] = rank
+        return Tokens(kept, valid, tokens.following)
+    first = _text(kept).masked_fill(rank != 0, torch.iinfo(torch.long).max).amin(1, keepdim=True)
+    new = (rank + first).expand_as(kept).clone()
+    if axes.ndim == 3 and axes.shape[0] == 4:
+        new[0] = rank
     last = new if new.ndim == 2 else new[-1]
-    last = last if packing.valid is None else last.masked_fill(~packing.valid, -1)
-    return following - (last.amax(1) + 1), following
+    if valid is not None:
+        new, last = new.masked_fill(~valid, 0), last.masked_fill(~valid, -1)
+    return Tokens(new, valid, last.amax(1) + 1)
 
 
-def _rank(packing: Packing) -> Tensor:
+def _text(positions: Tensor) -> Tensor:
+    """The largest position of each token over the rotary axes [B, S]."""
+    return positions if positions.ndim == 2 else positions[-3:].amax(0)
+
+
+def _rank(index: Tensor, valid: Tensor | None) -> Tensor:
     """How many kept tokens of its prompt come before each column [B, K]; 0 for filler."""
-    if packing.valid is None:
-        width = packing.index.shape[1]
-        return torch.arange(width, device=packing.index.device).expand(packing.index.shape[0], -1)
-    return (packing.valid.long().cumsum(1) - 1).clamp(min=0)
+    if valid is None:
+        return torch.arange(index.shape[1], device=index.device).expand(index.shape[0], -1)
+    return (valid.long().cumsum(1) - 1).clamp(min=0)

@@ -13,40 +13,60 @@ _NOTE = "_vtc_pruned"
 
 
 @dataclass
-class PrunedPrompt:
-    """A prompt after pruning. B rows; K kept places, filler included.
+class Segment:
+    """The prompt as the decoder layers from `first` on hold it. B rows; K places, filler included.
 
-    index [B, K]: kept places of the unpruned prompt; valid [B, K] bool or None (no filler); length: of the unpruned
-    prompt; seen: unpruned tokens so far, decode included; shift [B]: how far positions moved down (compact) or None;
-    next_position [B]: the unpruned position that follows the prompt.
+    index [B, K]: places of the unpruned prompt; valid [B, K] bool or None (no filler); shift [B]: how far positions
+    are behind the unpruned ones (compact) or None. whole: nothing was dropped yet, the caller's bookkeeping holds.
     """
 
+    first: int
     index: Tensor
     valid: Tensor | None
+    shift: Tensor | None
+    whole: bool = False
+
+    @property
+    def width(self) -> int:
+        """Columns."""
+        return self.index.shape[1]
+
+
+@dataclass
+class PrunedPrompt:
+    """A prompt after pruning: its segments by rising first layer; the first begins at layer 0.
+
+    length: of the unpruned prompt; seen: unpruned tokens so far, decode included; next_position [B]: the unpruned
+    position that follows the prompt.
+    """
+
+    segments: list[Segment]
     length: int
     seen: int
-    shift: Tensor | None
     next_position: Tensor
 
     @property
     def dropped(self) -> int:
-        """Columns by which the pruned prompt is shorter."""
-        return self.length - self.index.shape[1]
+        """Columns by which the prompt is shorter at the first layer."""
+        return self.length - self.segments[0].width
 
     def cut(self, x: Tensor, filler: object) -> Tensor:
-        """x [B, length] at the kept places -> [B, K], with `filler` where nothing was kept."""
-        out = x.gather(1, self.index.to(x.device))
-        return out if self.valid is None else out.masked_fill(~self.valid.to(x.device), filler)
+        """x [B, length] at the places kept to the end -> [B, K], with `filler` where nothing was kept."""
+        last = self.segments[-1]
+        out = x.gather(1, last.index.to(x.device))
+        return out if last.valid is None else out.masked_fill(~last.valid.to(x.device), filler)
 
 
 @dataclass
 class Call:
     """One forward of the inner model. run: what its vision encoder saw; pruned: what was done to its prompt;
-    is_image [B, L] bool (host): the image placeholders."""
+    is_image [B, L] bool (host): the image placeholders; inside: what its decoder layers are to be given, if they are
+    not to be left alone."""
 
     run: VisionRun | None = None
     pruned: PrunedPrompt | None = None
     is_image: Tensor | None = None
+    inside: object = None
 
 
 class ThreadState(threading.local):

@@ -1,0 +1,125 @@
+"""The decoder site: a text model's layers, their queries and keys before they run, and masks for fewer tokens.
+
+Nothing of a layer is written again here: its own attention computes its queries and keys (and is then stopped), and
+transformers' own functions build its masks.
+"""
+
+import functools
+import inspect
+from collections.abc import Callable
+
+from torch import Tensor, nn
+
+from vtc.errors import UnsupportedError
+from vtc.hooks import Patchwork, Stop
+from vtc.patches._observe import observe
+
+
+@functools.cache
+def _parameters(function: Callable) -> frozenset[str]:
+    return frozenset(inspect.signature(function).parameters)
+
+
+class DecoderSite:
+    """The layers of a text model. Constructing it only looks: a missing part raises UnsupportedError.
+
+    language_model: has `layers` (each with self_attn, mlp, input_layernorm), `rotary_emb` and a config.
+    """
+
+    def __init__(self, language_model: nn.Module):
+        self.model, self.layers = language_model, list(language_model.layers)
+        for name in ("self_attn", "mlp", "input_layernorm"):
+            if not all(hasattr(layer, name) for layer in self.layers):
+                raise UnsupportedError(
+                    f"{type(self.layers[0]).__name__} has no {name!r}: tokens cannot be dropped inside this language "
+                    "model; possible: a stage at the projector (`vtc list`)"
+                )
+        if not hasattr(language_model, "rotary_emb"):
+            raise UnsupportedError(
+                f"{type(language_model).__name__} has no rotary embedding: tokens cannot be dropped inside it; "
+                "possible: a stage at the projector (`vtc list`)"
+            )
+
+    def observe(self, patchwork: Patchwork, layer: int, record: Callable) -> None:
+        """Has record(query, key, scale, cu_seqlens) called at each attention of a layer."""
+        observe(patchwork, self.layers[layer].self_attn, record)
+
+    def watch(self, patchwork: Patchwork, layer: int, record: Callable) -> None:
+        """Has record(input [B, S, D], output [B, S, D]) called for the attention and for the MLP of a layer: what its
+        norm gives and what is added to the residual stream."""
+
+        def attention(module: nn.Module, args: tuple, kwargs: dict, output):
+            record(args[0] if args else kwargs["hidden_states"], output[0] if isinstance(output, tuple) else output)
+
+        def mlp(module: nn.Module, args: tuple, kwargs: dict, output):
+            record(args[0], output)
+
+        patchwork.post_hook(self.layers[layer].self_attn, attention)
+        patchwork.post_hook(self.layers[layer].mlp, mlp)
+
+    def run_up_to_attention(self, layer: int, hidden: Tensor, rotary: tuple[Tensor, Tensor]) -> None:
+        """Runs a layer's norm and projections on hidden [B, S, D] until its (observed) attention is reached, whose
+        `record` must raise Stop. No cache is touched."""
+        block = self.layers[layer]
+        options = {"position_embeddings": rotary, "attention_mask": None, "past_key_values": None}
+        if "cache_position" in _parameters(type(block.self_attn).forward):
+            options["cache_position"] = None
+        try:
+            block.self_attn(hidden_states=block.input_layernorm(hidden), **options)
+        except Stop:
+            return
+        raise UnsupportedError(
+            f"the attention of {type(block).__name__} does not go through transformers' attention interface; "
+            "possible: a stock model"
+        )
+
+    def rotary(self, hidden: Tensor, position_ids: Tensor) -> tuple[Tensor, Tensor]:
+        """Rotary embeddings of position_ids [B, S], or [3, B, S]."""
+        return self.model.rotary_emb(hidden, position_ids)
+
+    def sliding(self, layer: int) -> bool:
+        """Whether a layer has a sliding window."""
+        config = self.model.config
+        kinds = getattr(config, "layer_types", None)
+        return kinds[layer] == "sliding_attention" if kinds else getattr(config, "sliding_window", None) is not None
+
+    def mask(self, layer: int, hidden: Tensor, mask: Tensor | None, cache: object, cache_position: Tensor | None):
+        """The mask that the model would make for a layer, whose cache may have another length than the others'.
+
+        hidden [B, S, D]: what enters the layer. mask: None, 2-D over the layer's cache and hidden, or a ready 4-D one.
+        """
+        from transformers.masking_utils import create_causal_mask, create_sliding_window_causal_mask
+
+        make = create_sliding_window_causal_mask if self.sliding(layer) else create_causal_mask
+        given = {
+            "config": self.model.config,
+            "inputs_embeds": hidden,
+            "input_embeds": hidden,
+            "attention_mask": mask,
+            "past_key_values": None if cache is None else OneLayer(cache, layer, self.sliding(layer)),
+            "cache_position": cache_position,
+            "position_ids": None,
+        }
+        return make(**{key: value for key, value in given.items() if key in _parameters(make)})
+
+
+class OneLayer:
+    """A cache seen from one of its layers: mask functions read the sizes of "the first layer of a kind"."""
+
+    def __init__(self, cache: object, layer: int, sliding: bool):
+        self._cache, self._layer, self.is_sliding = cache, layer, [sliding]
+
+    def get_mask_sizes(self, query: object, layer_idx: int = 0) -> tuple[int, int]:
+        """Length and offset of the keys (query: its length, or in older versions its cache positions)."""
+        return self._cache.get_mask_sizes(query, self._layer)
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        """Tokens that the layer has seen."""
+        return self._cache.get_seq_length(self._layer)
+
+    def get_query_offset(self, layer_idx: int = 0) -> int:
+        """Where the next query stands."""
+        return self._cache.get_query_offset(self._layer)
+
+    def __getattr__(self, name: str):
+        return getattr(self._cache, name)

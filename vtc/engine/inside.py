@@ -1,0 +1,229 @@
+"""Prefill inside the language model: tokens dropped between decoder layers, and what the layers after are given."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from vtc.account import Report, StepReport
+from vtc.engine import clock
+from vtc.engine.masks import cut_prefill
+from vtc.engine.prefill import Tokens, merged, move, pack
+from vtc.engine.received import Rows, received
+from vtc.engine.select import Kept, Unit, choose
+from vtc.engine.state import PrunedPrompt, Segment
+from vtc.errors import PatchError
+from vtc.hooks import Stop
+from vtc.kernels.transition import transition_variation
+from vtc.schedule import Schedule
+from vtc.selection import Selection
+from vtc.signals import Decoder, DecoderAttention, DecoderKeys, Signal, Transition
+
+
+class Plan:
+    """What is known of the stages inside the language model before any prompt.
+
+    site: the model's layers. steps: by layer, the numbers of the drops before it. needs: per drop, its signals.
+    watched: layers whose modules are measured. observed: layers whose attention reveals its queries and keys.
+    """
+
+    def __init__(self, site, schedule: Schedule, decoder: Decoder):
+        self.site, self.schedule, self.decoder = site, schedule, decoder
+        stages = schedule.stages
+        self.needs = [stages[step.index].stage.needs(decoder, step.number) for step in schedule.steps]
+        self.steps: dict[int, list[int]] = {}
+        for number, step in enumerate(schedule.steps):
+            self.steps.setdefault(step.layer, []).append(number)
+        signals = {signal for needs in self.needs for signal in needs}
+        self.watched = sorted({s.layer for s in signals if isinstance(s, Transition)})
+        self.observed = sorted({s.layer for s in signals if isinstance(s, (DecoderAttention, DecoderKeys))})
+        self.running = {s for s in signals if isinstance(s, DecoderAttention) and not s.ahead}
+
+
+@dataclass
+class Images:
+    """The images of a batch. is_image, real, places, requests: see `prefill`. kept: what is left of each, per prompt;
+    before: tokens of each image in its prompt, in the order of the requests."""
+
+    is_image: Tensor
+    real: Tensor | None
+    requests: list[list[int]]
+    places: list[list[Tensor]]
+    kept: list[list[Kept]]
+    before: list[int]
+
+
+class Prefill:
+    """One prefill. prompt: gets a segment for each drop; tokens: where the tokens stand at layer 0; lengths [B]: real
+    tokens of each prompt there; mask: as the caller gave it for the unpruned prompt."""
+
+    def __init__(
+        self, plan: Plan, prompt: PrunedPrompt, images: Images, tokens: Tokens, lengths: list[int], mask, report: Report
+    ):
+        self.plan, self.prompt, self.images, self.tokens, self.lengths = plan, prompt, images, tokens, lengths
+        self.mask, self.report, self.whole = mask, report, tokens
+        self.entered = [len(kept.offsets) for prompt_kept in images.kept for kept in prompt_kept]
+        self.seen: dict[object, Tensor] = {}
+        self.masks: dict[bool, object] = {}
+        self.probing, self.probed = False, None
+        self.rotary = self.width = None
+        self.done = 0
+
+    def before_layer(self, layer: int, args: tuple, kwargs: dict):
+        """Layer pre-hook: drops where a step is due; afterwards every layer gets inputs of the new length."""
+        hidden = args[0] if args else kwargs["hidden_states"]
+        for number in self.plan.steps.get(layer, ()):
+            start = clock.now()
+            self.rotary = kwargs["position_embeddings"] if self.rotary is None else self.rotary
+            hidden = self._drop(number, layer, hidden)
+            self.report.select_seconds += clock.now() - start
+            self.done += 1
+        if self.width is None:
+            return None
+        given = {**kwargs, "position_embeddings": self.rotary}
+        if kwargs.get("position_ids") is not None:
+            given["position_ids"] = None
+        if kwargs.get("cache_position") is not None:
+            given["cache_position"] = kwargs["cache_position"][: self.width]
+        given["attention_mask"] = self._mask(layer, hidden, given)
+        if args:
+            return (hidden, *args[1:]), given
+        return args, {**given, "hidden_states": hidden}
+
+    def measure(self, layer: int, x: Tensor, y: Tensor) -> None:
+        """Adds one module's share to the transition signal of a layer."""
+        start = clock.now()
+        found, signal = transition_variation(x, y, self.tokens.valid), Transition(layer)
+        self.seen[signal] = found if signal not in self.seen else self.seen[signal] + found
+        self.report.observe_seconds += clock.now() - start
+
+    def attention(self, layer: int, query: Tensor, key: Tensor, scale: float | None) -> None:
+        """Takes queries and keys of a layer that was asked for them ahead (and stops it), or reduces the attention of
+        a running layer to the signals that read it."""
+        if self.probing:
+            self.probed = query, key, scale
+            raise Stop
+        start = clock.now()
+        key = key[:, :, : query.shape[2]]  # a static cache gives its whole buffer
+        for signal in self.plan.running:
+            if signal.layer == layer:
+                for ordinal in range(max(map(len, self.images.requests))):
+                    self.seen[signal, ordinal] = received(query, key, scale, self._rows(), signal.queries, ordinal)
+        self.report.observe_seconds += clock.now() - start
+
+    def _drop(self, number: int, layer: int, hidden: Tensor) -> Tensor:
+        plan, images, prompt = self.plan, self.images, self.prompt
+        step = plan.schedule.steps[number]
+        stage = plan.schedule.stages[step.index]
+        segment, device = prompt.segments[-1], hidden.device
+        with torch.no_grad():
+            column = _columns(segment, prompt.length)
+            places = [[column[b, w.to(device)] for w in row] for b, row in enumerate(images.places)]
+            owner = [(b, j) for b, row in enumerate(images.requests) for j in range(len(row))]
+            left = [images.kept[b][j] for b, j in owner]
+            counts = [plan.schedule.counts(n, m)[number] for n, m in zip(images.before, self.entered, strict=True)]
+            units = [
+                Unit(i, None, left[i].offsets, None, owner[i][1], min(counts[i], len(left[i].offsets)))
+                for i in range(len(left))
+            ]
+            self.probed = self._probe(layer, hidden) if any(map(_ahead, plan.needs[number])) else None
+
+            def mine(x: Tensor, unit: Unit) -> Tensor:
+                b, j = owner[unit.image]
+                return x[b, places[b][j][unit.offsets]]
+
+            def look(signal: Signal, unit: Unit) -> Tensor:
+                return mine(self._signal(signal, unit.ordinal), unit)
+
+            def merge(unit: Unit, selection: Selection) -> Tensor:
+                return selection.apply_features(mine(hidden, unit).unsqueeze(0))[0]
+
+            def select(context):
+                return stage.stage.select(context, plan.decoder)
+
+            chosen = choose(select, plan.needs[number], units, look, merge, device, step.number)
+            for i, (b, j) in enumerate(owner):
+                images.kept[b][j] = chosen[i]
+                self.report.images[i].steps.append(
+                    StepReport(stage.method, layer, len(left[i].offsets), len(chosen[i].offsets), chosen[i].offsets)
+                )
+            packing = pack(images.is_image, images.real, images.places, images.kept, device)
+            local = column.gather(1, packing.index)
+        hidden = merged(hidden, places, images.kept)
+        for row in images.kept:
+            for kept in row:
+                kept.features = None
+        hidden = hidden.gather(1, local.unsqueeze(-1).expand(-1, -1, hidden.shape[2]))
+        self._advance(layer, hidden, local, packing, stage.positions)
+        return hidden
+
+    def _advance(self, layer: int, hidden: Tensor, local: Tensor, packing, positions: str) -> None:
+        """Everything that has a token axis, at the tokens `local` [B, K] of what was there."""
+        self.tokens = move(self.tokens, local, packing.valid, positions)
+        if positions == "keep":
+            self.rotary = tuple(_rows_of(x, local) for x in self.rotary)
+        else:
+            where = self.tokens.positions
+            self.rotary = self.plan.site.rotary(hidden, where if where.ndim == 2 else where[-3:])
+        self.seen = {signal: x.gather(1, local) for signal, x in self.seen.items()}
+        self.masks, self.lengths, self.width = {}, packing.lengths, local.shape[1]
+        behind = self.prompt.next_position - self.tokens.following.to(self.prompt.next_position.device)
+        same = self.tokens.following is self.whole.following
+        shift = self.prompt.segments[0].shift if same else behind
+        self.prompt.segments.append(Segment(layer, packing.index, packing.valid, shift))
+
+    def _mask(self, layer: int, hidden: Tensor, kwargs: dict):
+        sliding = self.plan.site.sliding(layer)
+        if sliding not in self.masks:
+            segment, cache = self.prompt.segments[-1], kwargs.get("past_key_values")
+            static = bool(getattr(cache, "is_compileable", False))
+            flat = self.mask
+            if isinstance(flat, Tensor) and flat.ndim == 2 and segment.valid is None:
+                flat = None
+            flat = cut_prefill(flat, segment.index, segment.valid, static)
+            self.masks[sliding] = self.plan.site.mask(layer, hidden, flat, cache, kwargs.get("cache_position"))
+        return self.masks[sliding]
+
+    def _probe(self, layer: int, hidden: Tensor) -> tuple:
+        self.probing = True
+        try:
+            self.plan.site.run_up_to_attention(layer, hidden, self.rotary)
+        finally:
+            self.probing = False
+        return self.probed
+
+    def _signal(self, signal: Signal, ordinal: int) -> Tensor:
+        """One signal of every column [B, S, ...]."""
+        if isinstance(signal, DecoderKeys):
+            key = self.probed[1]
+            return key.mean(1, dtype=torch.promote_types(key.dtype, torch.float32))
+        key = signal if isinstance(signal, Transition) else (signal, ordinal)
+        if isinstance(signal, DecoderAttention) and signal.ahead and key not in self.seen:
+            self.seen[key] = received(*self.probed, self._rows(), signal.queries, ordinal)
+        if key not in self.seen:
+            raise PatchError(f"the signal {signal} was not seen; the decoder layer that it reads did not run")
+        return self.seen[key]
+
+    def _rows(self) -> Rows:
+        images, segment = self.images, self.prompt.segments[-1]
+        return Rows(images.is_image, images.real, images.places, images.kept, segment, self.tokens.valid, self.lengths)
+
+
+def _ahead(signal: Signal) -> bool:
+    return isinstance(signal, DecoderKeys) or isinstance(signal, DecoderAttention) and signal.ahead
+
+
+def _columns(segment: Segment, length: int) -> Tensor:
+    """The column [B, length] of each place of the unpruned prompt; what is not there has none that means anything."""
+    batch, width = segment.index.shape
+    places = segment.index if segment.valid is None else segment.index.masked_fill(~segment.valid, length)
+    column = torch.zeros(batch, length + 1, dtype=torch.long, device=places.device)
+    return column.scatter_(1, places, torch.arange(width, device=places.device).expand(batch, -1))[:, :length]
+
+
+def _rows_of(x: Tensor, local: Tensor) -> Tensor:
+    """Rotary factors x [..., B or 1, S, e] at local [B, K] -> [..., B, K, e]."""
+    batch = local.shape[0]
+    x = x.expand(*x.shape[:-3], batch, *x.shape[-2:])
+    index = local.to(x.device).unsqueeze(-1).expand(*x.shape[:-3], batch, local.shape[1], x.shape[-1])
+    return x.gather(-2, index)

@@ -1,0 +1,80 @@
+"""The attention that every column of a batch receives from chosen rows of it: the last, those after an image, its own.
+
+Which rows these are follows from counts known on the host, so only the rows in question are computed.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from vtc.engine.state import Segment
+from vtc.kernels.attention_reduce import attention_columns, attention_rows
+
+
+@dataclass
+class Rows:
+    """A batch as one segment holds it. is_image [B, L], real [B, L] or None, places, kept: of the unpruned prompts, see
+    `prefill`; valid [B, S] bool or None and lengths [B]: real columns of the segment."""
+
+    is_image: Tensor
+    real: Tensor | None
+    places: list
+    kept: list
+    segment: Segment
+    valid: Tensor | None
+    lengths: list[int]
+
+    @property
+    def width(self) -> int:
+        """Columns."""
+        return self.segment.width
+
+    def ends(self) -> list[int]:
+        """One past the last real column of each prompt; filler stands on the side where `pack` puts it."""
+        right = self.real is not None and not bool(self.real[:, -1].all())
+        return list(self.lengths) if right else [self.width] * len(self.lengths)
+
+    def text_after(self, b: int, ordinal: int) -> int:
+        """Text tokens after the last token of an image."""
+        text = ~self.is_image[b] if self.real is None else ~self.is_image[b] & self.real[b]
+        return int(text[int(self.places[b][ordinal][-1]) + 1 :].sum())
+
+    def left(self, b: int, ordinal: int) -> list[int]:
+        """Tokens left of an image and of each one after it in the prompt."""
+        return [len(kept.offsets) for kept in self.kept[b][ordinal:]]
+
+
+def received(query: Tensor, key: Tensor, scale: float | None, rows: Rows, queries: str, ordinal: int) -> Tensor:
+    """Mean over heads and chosen queries of the causal attention that each column receives [B, S] float32.
+
+    query [B, H, S, e], key [B, Hkv, S, e]. queries: see `DecoderAttention`; ordinal: the image of each prompt that is
+    meant. A prompt without such an image gets zeros.
+    """
+    having = [b for b, kept in enumerate(rows.kept) if ordinal < len(kept)]
+    ends, device = rows.ends(), query.device
+    tails = {b: rows.text_after(b, ordinal) for b in having}
+    if queries == "last" or queries == "after" and not any(tails.values()):
+        last = torch.tensor(ends, device=device).unsqueeze(1) - 1
+        picked = query.gather(2, last[:, None, :, None].expand(-1, query.shape[1], -1, query.shape[3]))
+        return attention_rows(picked, key, scale=scale, key_mask=rows.valid, causal_positions=last)[:, 0]
+    chosen = torch.zeros(len(ends), rows.width, dtype=torch.bool, device=device)
+    column = torch.arange(rows.width, device=device)
+    text = ~rows.is_image.to(device).gather(1, rows.segment.index)
+    first, stop = rows.width, 0
+    for b in having:
+        # From the end of the prompt back: the text after the image, the images after it, and what is left of it.
+        own, *others = rows.left(b, ordinal)
+        after = ends[b] - tails[b] - sum(others)
+        if queries == "image":
+            inner = int(rows.places[b][ordinal][-1] - rows.places[b][ordinal][0]) + 1 - len(rows.places[b][ordinal])
+            start, end, wanted = after - own - inner, after, ~text[b]
+        else:
+            start, end, wanted = (after, ends[b], text[b]) if tails[b] else (ends[b] - 1, ends[b], column >= 0)
+        chosen[b] = wanted & (column >= start) & (column < end)
+        first, stop = min(first, start), max(stop, end)
+    out = attention_columns(
+        query[:, :, first:stop], key[:, :, :stop], scale=scale, query_mask=chosen[:, first:stop],
+        key_mask=None if rows.valid is None else rows.valid[:, :stop], causal=True,
+    )  # fmt: skip
+    return torch.nn.functional.pad(out, (0, rows.width - stop))

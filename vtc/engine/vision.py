@@ -1,0 +1,121 @@
+"""The encoder's side of a patch: signals recorded while it runs, and the stage at the projector."""
+
+import functools
+import inspect
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from vtc.budget import Budget
+from vtc.config import StageConfig
+from vtc.engine import clock
+from vtc.engine.select import Kept, Unit, choose, units_of
+from vtc.engine.state import ThreadState
+from vtc.errors import PatchError
+from vtc.hooks import Patchwork
+from vtc.layout import VisionRun
+from vtc.selection import Selection
+from vtc.signals import Features, Signal, Unprojected
+
+RUN = "_vtc_run"
+
+
+class Vision:
+    """Records what the stage at the projector asks for. signals: of that stage; empty without one."""
+
+    def __init__(self, family, signals: tuple[Signal, ...], thread: ThreadState):
+        self.family, self.signals, self.thread = family, signals, thread
+
+    def put_on(self, work: Patchwork) -> None:
+        """Observes the layers that the signals name and wraps `get_image_features`."""
+        family = self.family
+        for layer in sorted({s.layer for s in self.signals if not isinstance(s, (Features, Unprojected))}):
+            family.observe(work, layer, functools.partial(self._record, layer))
+        if Unprojected() in self.signals:
+            family.observe_unprojected(work, self._record_unprojected)
+        work.attribute(family.inner, "get_image_features", self._recording(family.inner.get_image_features))
+
+    def _record(self, layer: int, query: Tensor, key: Tensor, scale: float | None, cu_seqlens) -> None:
+        run = self.thread.recording
+        if run is None:
+            return
+        start = clock.now()
+        for signal in self.signals:
+            if not isinstance(signal, (Features, Unprojected)) and signal.layer == layer:
+                run.captured.setdefault(signal, []).append(self.family.reduce(signal, query, key, scale, cu_seqlens))
+        run.observe_seconds += clock.now() - start
+
+    def _record_unprojected(self, tokens: object) -> None:
+        run = self.thread.recording
+        if run is not None:
+            run.captured.setdefault(Unprojected(), []).append(tokens)
+
+    def _recording(self, original: Callable) -> Callable:
+        """`get_image_features`, with the run's signals and layout attached to what it returns (generate() may call it
+        before the forward, and passes its output on)."""
+        signature = inspect.signature(original)
+
+        @functools.wraps(original)
+        def get_image_features(*args, **kwargs):
+            arguments = signature.bind(*args, **kwargs).arguments
+            run = self.thread.recording = VisionRun()
+            try:
+                output = original(*args, **kwargs)
+            finally:
+                self.thread.recording = None
+            if isinstance(output, tuple):
+                return output
+            family = self.family
+            run.images = family.image_layouts(arguments)
+            for signal, captured in run.captured.items():
+                sort = family.unprojected if isinstance(signal, Unprojected) else family.tile_scores
+                run.signals[signal] = sort(captured, run.images, arguments)
+            run.captured = {}
+            expected, found = [i.tokens for i in run.images], [len(f) for f in output.pooler_output]
+            if expected != found:
+                raise PatchError(f"the {family.name} encoder gave {found} tokens per image, {expected} were expected")
+            setattr(output, RUN, run)
+            if self.thread.call is not None:
+                self.thread.call.run = run
+            return output
+
+        return get_image_features
+
+    def select(
+        self,
+        stage: StageConfig,
+        budget: Budget,
+        requests: list[list[int]],
+        source: list[int],
+        run: VisionRun,
+        features: Callable[[int], Tensor],
+        device: torch.device,
+    ) -> list[Kept]:
+        """What the stage leaves of each image of the prompts. budget: of the stage, see `vtc.schedule`.
+
+        requests: per prompt, indices of its images in prompt order (0..M-1 over all). source [M]: the image of `run`
+        that each is (beams repeat images). features: gives an image's embeddings [tokens, D]; asked only by stages
+        that look at or merge them. device: where the language model's input is.
+        """
+        layouts, encoder = [run.images[s] for s in source], self.family.encoder
+
+        def look(signal: Signal, unit: Unit) -> Tensor:
+            if isinstance(signal, Features):
+                found = features(unit.image)
+                return found[unit.offsets.to(found.device)]
+            if signal not in run.signals:
+                raise PatchError(f"the signal {signal} was not seen; the vision encoder did not run its observed layer")
+            tiles = run.signals[signal][source[unit.image]]
+            return torch.cat(tiles) if unit.tile is None and len(tiles) > 1 else tiles[unit.tile or 0]
+
+        def merged(unit: Unit, mine: Selection) -> Tensor:
+            if mine.merge.unprojected:
+                return self.family.project(mine.apply_features(look(Unprojected(), unit).unsqueeze(0))[0])
+            found = features(unit.image)
+            return mine.apply_features(found[unit.offsets.to(found.device)].unsqueeze(0))[0]
+
+        needs = [signal for signal in stage.stage.needs(encoder) if not isinstance(signal, Unprojected)]
+        units = units_of(budget, requests, layouts)
+        chosen = choose(lambda context: stage.stage.select(context, encoder), needs, units, look, merged, device)
+        return [chosen[i] for i in range(len(layouts))]
