@@ -14,7 +14,7 @@ from transformers import (
 
 from vtc.errors import UnsupportedError
 from vtc.hooks import Patchwork
-from vtc.layout import ImageLayout, raster
+from vtc.layout import ImageLayout, Tile, raster
 from vtc.patches import FAMILIES
 from vtc.patches._family import Family
 from vtc.patches._tiny import BOS, EOS, IMAGE_TOKEN, PAD, TEXT, finish, prompts
@@ -71,10 +71,11 @@ class Llava(Family):
         layers = [layers] if isinstance(layers, int) else layers
         hidden = torch.cat([torch.cat([states[layer] for layer in layers], -1) for states in captured])
         first = torch.arange(int(self.encoder.has_cls))
-        places = [[torch.cat([first, t.patches + len(first)]).to(hidden.device) for t in i.tiles] for i in images]
-        return [
-            [hidden[t.crop][p] for t, p in zip(i.tiles, ps, strict=True)] for i, ps in zip(images, places, strict=True)
-        ]
+
+        def rows(tile: Tile) -> Tensor:
+            return hidden[tile.crop][torch.cat([first, tile.patches + len(first)]).to(hidden.device)]
+
+        return [[rows(tile) for tile in image.tiles] for image in images]
 
     def project(self, tokens: Tensor) -> Tensor:
         """The multi-modal projector."""

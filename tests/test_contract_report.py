@@ -52,7 +52,10 @@ def test_report_is_true(strategy, case):
     per_token = 2 * keys.shape[1] * keys.shape[3] * keys.element_size() * len(cache.layers)
     assert report.kv_bytes == (per_token * sum(before), per_token * sum(after))
     data = report.to_dict()
-    assert data["tokens"] == {"before": sum(sizes), "after": report.tokens_after}
+    kept = report.tokens_after
+    assert data["tokens"] == {"before": sum(sizes), "after": kept, "average": kept}
+    assert (report.average_tokens, report.average_share) == (kept, kept / sum(sizes))
+    assert report.prompt_lengths == [[n] * 6 for n in after]
     assert data["kv_bytes"]["saved"] == report.kv_bytes[0] - report.kv_bytes[1]
     assert [image["kept"] for image in data["images"]] == [i.kept.tolist() for i in report.images]
     assert f"{width} in all 6 layers" in str(report)

@@ -108,8 +108,8 @@ def test_hidden_states_and_attentions_have_the_pruned_length(case):
         out = forward(model, inputs, output_hidden_states=True, output_attentions=True)
     width = seen[0]["inputs_embeds"].shape[1]
     assert width < inputs["input_ids"].shape[1]
-    assert [h.shape[1] for h in out.hidden_states] == [width] * 4
-    assert [tuple(a.shape[2:]) for a in out.attentions] == [(width, width)] * 3
+    assert [h.shape[1] for h in out.hidden_states] == [width] * 7
+    assert [tuple(a.shape[2:]) for a in out.attentions] == [(width, width)] * 6
 
 
 @cases

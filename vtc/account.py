@@ -24,6 +24,11 @@ class StepReport:
         """The method and its layer in one word."""
         return self.stage if self.layer is None else f"{self.stage}@{self.layer}"
 
+    def to_dict(self) -> dict:
+        """As plain data."""
+        counts = {"before": self.before, "after": self.after}
+        return {"stage": self.stage, "layer": self.layer, **counts, "kept": self.kept.tolist()}
+
 
 @dataclass
 class ImageReport:
@@ -163,16 +168,7 @@ class Report:
                     "image": i.image,
                     "before": i.before,
                     "after": i.after,
-                    "stages": [
-                        {
-                            "stage": s.stage,
-                            "layer": s.layer,
-                            "before": s.before,
-                            "after": s.after,
-                            "kept": s.kept.tolist(),
-                        }
-                        for s in i.steps
-                    ],
+                    "stages": [step.to_dict() for step in i.steps],
                     "kept": i.kept.tolist(),
                 }
                 for i in self.images
