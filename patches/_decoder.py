@@ -61,6 +61,9 @@ class DecoderSite:
         """Runs a layer's norm and projections on hidden [B, S, D] until its (observed) attention is reached, whose
         `record` must raise Stop. No cache is touched."""
         block = self.layers[layer]
+        device = next(block.parameters()).device
+        if device.type != "meta":  # the layer may lie elsewhere; what accelerate offloads, it fetches itself
+            hidden, rotary = hidden.to(device), tuple(x.to(device) for x in rotary)
         options = {"position_embeddings": rotary, "attention_mask": None, "past_key_values": None}
         if "cache_position" in _parameters(type(block.self_attn).forward):
             options["cache_position"] = None

@@ -84,7 +84,7 @@ class Step:
         if shift is self.prompt.segments[0].shift:
             return first
         if number not in self.rotary:
-            where = self.positions - shift.unsqueeze(1)
+            where = self.positions - shift.to(self.positions.device).unsqueeze(1)
             self.rotary[number] = self.site.rotary(hidden, where if where.ndim == 2 else where[-3:])
         return self.rotary[number]
 

@@ -61,12 +61,13 @@ class Prefill:
         self, plan: Plan, prompt: PrunedPrompt, images: Images, tokens: Tokens, lengths: list[int], mask, report: Report
     ):
         self.plan, self.prompt, self.images, self.tokens, self.lengths = plan, prompt, images, tokens, lengths
-        self.mask, self.report, self.whole = mask, report, tokens
+        self.mask, self.report = mask, report
         self.entered = [len(kept.offsets) for prompt_kept in images.kept for kept in prompt_kept]
         self.seen: dict[object, Tensor] = {}
         self.masks: dict[bool, object] = {}
         self.probing, self.probed = False, None
         self.rotary = self.width = None
+        self.positions_kept = True  # since layer 0
         self.done = 0
 
     def before_layer(self, layer: int, args: tuple, kwargs: dict):
@@ -115,12 +116,12 @@ class Prefill:
         plan, images, prompt = self.plan, self.images, self.prompt
         step = plan.schedule.steps[number]
         stage = plan.schedule.stages[step.index]
-        segment, device = prompt.segments[-1], hidden.device
+        device = hidden.device
         with torch.no_grad():
-            column = _columns(segment, prompt.length)
+            column = _columns(prompt.segments[-1], prompt.length).to(device)
             places = [[column[b, w.to(device)] for w in row] for b, row in enumerate(images.places)]
             owner = [(b, j) for b, row in enumerate(images.requests) for j in range(len(row))]
-            left = [images.kept[b][j] for b, j in owner]
+            left = [Kept(images.kept[b][j].offsets.to(device)) for b, j in owner]
             counts = [plan.schedule.counts(n, m)[number] for n, m in zip(images.before, self.entered, strict=True)]
             units = [
                 Unit(i, None, left[i].offsets, None, owner[i][1], min(counts[i], len(left[i].offsets)))
@@ -133,7 +134,7 @@ class Prefill:
                 return x[b, places[b][j][unit.offsets]]
 
             def look(signal: Signal, unit: Unit) -> Tensor:
-                return mine(self._signal(signal, unit.ordinal), unit)
+                return mine(self._signal(signal, unit.ordinal).to(device), unit)
 
             def merge(unit: Unit, selection: Selection) -> Tensor:
                 return selection.apply_features(mine(hidden, unit).unsqueeze(0))[0]
@@ -159,16 +160,16 @@ class Prefill:
 
     def _advance(self, layer: int, hidden: Tensor, local: Tensor, packing, positions: str) -> None:
         """Everything that has a token axis, at the tokens `local` [B, K] of what was there."""
-        self.tokens = move(self.tokens, local, packing.valid, positions)
+        self.tokens = move(self.tokens.to(local.device), local, packing.valid, positions)
         if positions == "keep":
             self.rotary = tuple(_rows_of(x, local) for x in self.rotary)
         else:
             where = self.tokens.positions
             self.rotary = self.plan.site.rotary(hidden, where if where.ndim == 2 else where[-3:])
-        self.seen = {signal: x.gather(1, local) for signal, x in self.seen.items()}
+        self.seen = {signal: x.to(local.device).gather(1, local) for signal, x in self.seen.items()}
         self.masks, self.lengths, self.width = {}, packing.lengths, local.shape[1]
-        behind = self.prompt.next_position - self.tokens.following.to(self.prompt.next_position.device)
-        same = self.tokens.following is self.whole.following
+        behind = self.prompt.next_position.to(local.device) - self.tokens.following
+        same = self.positions_kept = self.positions_kept and positions == "keep"
         shift = self.prompt.segments[0].shift if same else behind
         self.prompt.segments.append(Segment(layer, packing.index, packing.valid, shift))
 

@@ -92,6 +92,11 @@ class Tokens:
     valid: Tensor | None
     following: Tensor
 
+    def to(self, device: torch.device) -> "Tokens":
+        """The same on a device (the layers of a model may lie on several)."""
+        valid = None if self.valid is None else self.valid.to(device)
+        return Tokens(self.positions.to(device), valid, self.following.to(device))
+
 
 def apply(kwargs: dict, packing: Packing, given: Tokens, positions: str, places, kept: list[list[Kept]]) -> Tokens:
     """Rewrites the language model's keyword arguments in place for the kept tokens. given: where they stand before.

@@ -32,6 +32,8 @@ class Rows:
 
     def ends(self) -> list[int]:
         """One past the last real column of each prompt; filler stands on the side where `pack` puts it."""
+        if self.segment.whole and self.real is not None:
+            return [int(row.nonzero()[-1]) + 1 for row in self.real]
         right = self.real is not None and not bool(self.real[:, -1].all())
         return list(self.lengths) if right else [self.width] * len(self.lengths)
 
