@@ -1,0 +1,237 @@
+"""The oracle for drops inside the language model: the stock layers one by one, nothing gathered, nothing cached.
+
+It is told which places survive each drop and does the rest by itself: the whole prompt stays in every layer, masks hide
+what is gone, positions are worked out per layer, and each written token is computed with the whole text before it.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+import vtc
+from tests.helpers import IMAGE_TOKEN, family_of, forward, spy
+from tests.helpers_oracle import layouts, unpruned
+
+
+@dataclass(frozen=True)
+class Drop:
+    """One drop of a prompt.
+
+    layer: the first to see fewer tokens (0 for a stage at the projector). kept: per image, the places that stay in its
+    own run of tokens, in the order in which they then stand. compact: positions are renumbered. contextual: per image,
+    how many of the kept tokens, at the end, take in those that go (None: nothing merges here).
+    """
+
+    layer: int
+    kept: list[Tensor]
+    compact: bool
+    contextual: list[int] | None = None
+
+
+@dataclass
+class Truth:
+    """What one prompt must give. logits [K + steps - 1, V]: of the places that survive all drops, then of each fed
+    token; tokens [steps]: what greedy decoding writes; places [K]: the survivors in their order."""
+
+    logits: Tensor
+    tokens: list[int]
+    places: Tensor
+
+
+@dataclass
+class View:
+    """What a layer sees. order: places of the prompt as they stand in the sequence, written tokens at the end;
+    positions [1 or 3, n] by place; following: the position of the first written token."""
+
+    order: Tensor
+    positions: Tensor
+    following: int
+
+
+def drops_of(report, prompt: int, config) -> list[Drop]:
+    """The drops of one prompt as its report tells them; config: the resolved strategy, for positions and knobs."""
+    images, drops = [image for image in report.images if image.prompt == prompt], []
+    for number in range(len(images[0].steps) if images else 0):
+        steps = [image.steps[number] for image in images]
+        assert len({(step.stage, step.layer) for step in steps}) == 1
+        stage = next(s for s in config.stages if s.method == steps[0].stage)
+        inside = [step for step in images[0].steps[:number] if step.stage == stage.method]
+        contextual = None
+        if stage.method == "visiondrop":
+            share = stage.stage.contextual[len(inside)]
+            contextual = [round(step.after * share) if step.after < step.before else 0 for step in steps]
+        layer = 0 if steps[0].layer is None else steps[0].layer
+        drops.append(Drop(layer, [step.kept.cpu() for step in steps], stage.positions == "compact", contextual))
+    return drops
+
+
+@torch.no_grad()
+def truth(
+    model: nn.Module, single: dict, drops: list[Drop], steps: int = 1, entered: Tensor | None = None, draft=()
+) -> Truth:
+    """One unpadded prompt through the unpatched model, and what greedy decoding writes after it.
+
+    entered [n, D]: what the language model receives after a stage at the projector, where the oracle does not redo it.
+    draft: a guess of the tokens. It saves passes, since one pass checks them all, and does not influence the result.
+    """
+    assert "_vtc_patch" not in vars(model)
+    embeds, positions = unpruned(model, single)
+    guess = (list(draft) + [0] * steps)[: steps - 1]
+    is_image = single["input_ids"][0] == IMAGE_TOKEN
+    sizes = [layout.tokens for layout in layouts(model, single)] if is_image.any() else []
+    runs = list(is_image.nonzero().flatten().split(sizes)) if sizes else []
+    while True:
+        hidden = torch.cat([embeds, model.get_input_embeddings()(torch.tensor([guess], dtype=torch.long))], 1)
+        view = View(torch.arange(embeds.shape[1]), positions.reshape(-1, embeds.shape[1]), int(positions.max()) + 1)
+        hidden, view = _layers(model, hidden, view, drops, runs, len(guess), entered)
+        rows = torch.cat([view.order, torch.arange(embeds.shape[1], hidden.shape[1])])
+        logits = model.lm_head(model.model.language_model.norm(hidden[0, rows]))
+        allowed = logits[len(view.order) - 1 :].clone()
+        allowed[:, model.generation_config.suppress_tokens] = -torch.inf
+        tokens = allowed.argmax(-1).tolist()
+        if tokens[: len(guess)] == guess:
+            return Truth(logits, tokens, view.order)
+        wrong = next(i for i, token in enumerate(guess) if token != tokens[i])
+        guess = tokens[: wrong + 1] + guess[wrong + 1 :]
+
+
+def _layers(model, hidden, view: View, drops, runs, written: int, entered) -> tuple[Tensor, View]:
+    """All layers over [1, L + written, D]; returns the last one's output and the last view."""
+    language, length = model.model.language_model, hidden.shape[1] - written
+    for index, layer in enumerate(language.layers):
+        for drop in (d for d in drops if d.layer == index):
+            before, view = view, _dropped(view, drop, runs)
+            if drop.contextual is not None:
+                keys = _keys(language, layer, hidden[:, :length], before)
+                hidden = _merged(hidden, before, drop, runs, keys)
+            if index == 0 and entered is not None:
+                hidden = hidden.clone()
+                hidden[0, view.order] = entered
+        where = torch.cat([view.positions, view.following + torch.arange(written).expand(len(view.positions), -1)], 1)
+        out = layer(
+            hidden,
+            attention_mask=_mask(view, length, written, getattr(language.config, "sliding_window", None)),
+            position_embeddings=_rotary(language, hidden, where),
+            position_ids=None,
+        )
+        hidden = out[0] if isinstance(out, tuple) else out
+    return hidden, view
+
+
+def _rotary(language: nn.Module, hidden: Tensor, where: Tensor) -> tuple[Tensor, Tensor]:
+    return language.rotary_emb(hidden, where if len(where) == 1 else where.unsqueeze(1))
+
+
+def _mask(view: View, length: int, written: int, window: int | None) -> Tensor:
+    """[1, 1, L + written, L + written]: a token sees itself and those that stand before it in the sequence; one that is
+    gone sees itself alone and is seen by no other."""
+    total = length + written
+    rank = torch.full((total,), -1)
+    order = torch.cat([view.order, torch.arange(length, total)])
+    rank[order] = torch.arange(len(order))
+    seen = (rank[:, None] >= rank) & (rank >= 0) & (rank[:, None] >= 0)
+    if window is not None:
+        seen &= rank[:, None] - rank < window
+    seen |= torch.eye(total, dtype=torch.bool)
+    return torch.zeros(seen.shape, dtype=torch.float64).masked_fill(~seen, torch.finfo(torch.float64).min)[None, None]
+
+
+def _dropped(view: View, drop: Drop, runs: list[Tensor]) -> View:
+    """The sequence after a drop: each image's survivors stand where the image stood."""
+    order = view.order.tolist()
+    for run, kept in zip(runs, drop.kept, strict=True):
+        mine, left = set(run.tolist()), run[kept].tolist()
+        assert drop.layer == 0 or set(left) <= set(order)
+        first = next(i for i, place in enumerate(order) if place in mine)
+        after = [place for place in order[first:] if place not in mine]
+        order = [*order[:first], *left, *after]
+    order = torch.tensor(order)
+    if not drop.compact:
+        return View(order, view.positions, view.following)
+    positions = view.positions.clone()
+    positions[:, order] = torch.arange(len(order))
+    return View(order, positions, len(order))
+
+
+def _keys(language: nn.Module, layer: nn.Module, hidden: Tensor, view: View) -> Tensor:
+    """The layer's keys [L, e] of what is about to enter it, after RoPE, mean over key heads."""
+    keys = layer.self_attn.k_proj(layer.input_layernorm(hidden))[0]
+    width = layer.self_attn.head_dim
+    keys = keys.view(len(keys), -1, width)
+    cos, sin = (_one_axis(language, x)[0].unsqueeze(1) for x in _rotary(language, hidden, view.positions))
+    turned = torch.cat([-keys[..., width // 2 :], keys[..., : width // 2]], -1)
+    return (keys * cos + turned * sin).mean(1)
+
+
+def _one_axis(language: nn.Module, x: Tensor) -> Tensor:
+    """Cosines or sines [1, L, e]: of three axes [3, 1, L, e] each gives its sections of the width."""
+    if x.ndim == 3:
+        return x
+    sections = language.config.rope_parameters["mrope_section"] * 2
+    return torch.cat([part[i % 3] for i, part in enumerate(x.split(sections, -1))], -1)
+
+
+def _merged(hidden: Tensor, view: View, drop: Drop, runs: list[Tensor], keys: Tensor) -> Tensor:
+    """Contextual tokens take in the mean of the dropped tokens whose key is most like theirs."""
+    out = hidden.clone()
+    for run, kept, count in zip(runs, drop.kept, drop.contextual, strict=True):
+        mine = [place for place in view.order.tolist() if place in set(run.tolist())]
+        left = run[kept].tolist()
+        dominant, contextual = left[: len(left) - count], left[len(left) - count :]
+        assert [place for place in mine if place in dominant] == dominant
+        rest = [place for place in mine if place not in dominant]
+        if not count:
+            continue
+        assert rest[:: max(1, len(rest) // count)][:count] == contextual
+        unit = keys / keys.norm(dim=-1, keepdim=True)
+        groups = {place: [] for place in contextual}
+        for place in (p for p in rest if p not in groups):
+            groups[contextual[int((unit[contextual] @ unit[place]).argmax())]].append(place)
+        for place, members in groups.items():
+            if members:
+                out[0, place] = hidden[0, place] + hidden[0, members].mean(0)
+    return out
+
+
+INSIDE = [name for name in vtc.strategies() if vtc.load_strategy(name, "llava").decoder]
+# The published budget leaves five tokens of a tiny image, too few to merge anything.
+OPTIONS = {"visiondrop": {"visiondrop_encoder.keep": 0.5}}
+
+
+def options_of(strategy, **more) -> dict:
+    """The options with which a strategy is tested."""
+    return {**(OPTIONS.get(strategy, {}) if isinstance(strategy, str) else {}), **more}
+
+
+def exact(strategy) -> float:
+    """The tolerance: merge weights are float32, everything else is float64."""
+    return 1e-6 if strategy == "visiondrop" else 1e-9
+
+
+def truths(model: nn.Module, singles: list[dict], report, config, entered=None, steps: int = 1, draft=None) -> list:
+    """The oracle's answer for each prompt of a batch. entered: see `entered_of`; draft [B, steps]: see `truth`."""
+    return [
+        truth(
+            model, single, drops_of(report, b, config), steps,
+            None if entered is None else entered[b], () if draft is None else draft[b].tolist(),
+        )
+        for b, single in enumerate(singles)
+    ]  # fmt: skip
+
+
+def entered_of(model: nn.Module, inputs: dict, config) -> list[Tensor] | None:
+    """What the language model of a patched model receives of each prompt [n, D], where a stage merges before the
+    projector (the oracle does not redo the encoder); else None."""
+    if config.projector is None or config.projector.method != "visiondrop_encoder":
+        return None
+    with spy(model) as seen:
+        forward(model, inputs)
+    mask, embeds = seen[0]["attention_mask"], seen[0]["inputs_embeds"]
+    real = torch.ones(embeds.shape[:2], dtype=torch.bool) if mask is None else mask.bool()
+    return [row[stays] for row, stays in zip(embeds, real, strict=True)]
+
+
+def resolved(strategy, case: str, **options):
+    """The strategy as vtc.patch resolves it for the family of a case."""
+    return vtc.load_strategy(strategy, family_of(case), **options)

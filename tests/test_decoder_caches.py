@@ -1,0 +1,298 @@
+"""Caches whose layers have different lengths: every kind of cache and of generation, and what is refused."""
+
+import copy
+
+import pytest
+import torch
+from transformers import DynamicCache, MistralConfig, StaticCache
+
+import vtc
+from tests.helpers import SPECIAL, build, forward, generate, inputs_of, model_of, split, state
+from tests.helpers_decoder import INSIDE, entered_of, exact, options_of, resolved, truths
+from vtc.errors import PatchError, UnsupportedError, VtcError
+from vtc.patches import FAMILIES
+from vtc.patches._tiny import TEXT
+
+both = pytest.mark.parametrize("strategy", INSIDE)
+families = pytest.mark.parametrize("case", vtc.families())
+renumbered = pytest.mark.parametrize("positions", ["keep", "compact"])
+WINDOW = 24
+
+
+def on(model, strategy, **more):
+    """The model patched with a strategy and the options with which it is tested."""
+    return vtc.patched(model, strategy, **options_of(strategy, **more))
+
+
+def decode_positions(case, mask, new):
+    """position_ids of the last `new` columns, where the model itself would count padding."""
+    return {"position_ids": (mask.cumsum(1) - 1)[:, -new:]} if case.startswith("llava") else {}
+
+
+@both
+@families
+def test_static_cache_again_and_again(strategy, case):
+    """cache_implementation="static" with other batches in between: generate() keeps and resets its static cache."""
+    model, inputs, other = model_of(case), inputs_of(case), inputs_of(case, images=(2, 0, 1), seed=4)
+    with on(model, strategy):
+        for batch in (inputs, other, inputs_of(case, images=(0, 0)), inputs):
+            dynamic = generate(model, batch, 6)
+            static = generate(model, batch, 6, cache_implementation="static")
+            assert torch.equal(static.tokens, dynamic.tokens)
+            torch.testing.assert_close(static.logits, dynamic.logits, atol=1e-9, rtol=0)
+
+
+@both
+@families
+def test_given_static_cache_is_reset_and_reused(strategy, case):
+    """The caller's StaticCache, filled, reset, filled again, and at last with text alone as the stock model does it."""
+    model, inputs, text = model_of(case), inputs_of(case), inputs_of(case, images=(0, 0, 0))
+    stock = generate(model, text, 4, cache_implementation="static")
+    cache = StaticCache(config=model.config.get_text_config(), max_cache_len=400)
+    with on(model, strategy):
+        expected = generate(model, inputs, 4)
+        for _ in range(2):
+            found = generate(model, inputs, 4, past_key_values=cache)
+            torch.testing.assert_close(found.logits, expected.logits, atol=1e-9, rtol=0)
+            cache.reset()
+        again = generate(model, text, 4, past_key_values=cache)
+    torch.testing.assert_close(again.logits, stock.logits, atol=1e-9, rtol=0)
+
+
+@both
+@families
+def test_given_dynamic_cache_is_filled(strategy, case):
+    """A DynamicCache that the caller made, and a deep copy of it, which continues by itself."""
+    model, inputs = model_of(case), inputs_of(case, images=(1, 2))
+    cache = DynamicCache(config=model.config.get_text_config())
+    with on(model, strategy), torch.no_grad():
+        expected = generate(model, inputs, 4)
+        forward(model, inputs, past_key_values=cache, use_cache=True)
+        lengths = vtc.report(model).kv_lengths
+        assert len(set(lengths)) > 1
+        for past in (copy.deepcopy(cache), cache):
+            mask = inputs["attention_mask"]
+            for step in range(3):
+                mask = torch.cat([mask, mask.new_ones(2, 1)], 1)
+                out = model(
+                    input_ids=expected.tokens[:, step : step + 1], attention_mask=mask, past_key_values=past,
+                    **decode_positions(case, mask, 1),
+                )  # fmt: skip
+                torch.testing.assert_close(out.logits[:, -1], expected.logits[step + 1], atol=1e-9, rtol=0)
+            assert [layer.keys.shape[2] for layer in past.layers] == [n + 3 for n in lengths]
+
+
+@both
+@families
+def test_two_generations_at_once(strategy, case):
+    """Two caches of two prompts, their steps taken in turn on one patched model, do not mix."""
+    model = model_of(case)
+    prompts = [inputs_of(case, images=(1, 2), seed=1), inputs_of(case, images=(2, 0), seed=2)]
+    with on(model, strategy), torch.no_grad():
+        serial = [generate(model, inputs, 5) for inputs in prompts]
+        outs = [forward(model, inputs, use_cache=True) for inputs in prompts]
+        masks = [inputs["attention_mask"] for inputs in prompts]
+        for step in range(4):
+            for i, expected in enumerate(serial):
+                masks[i] = torch.cat([masks[i], masks[i].new_ones(2, 1)], 1)
+                outs[i] = model(
+                    input_ids=expected.tokens[:, step : step + 1], attention_mask=masks[i],
+                    past_key_values=outs[i].past_key_values, **decode_positions(case, masks[i], 1),
+                )  # fmt: skip
+                torch.testing.assert_close(outs[i].logits[:, -1], expected.logits[step + 1], atol=1e-9, rtol=0)
+
+
+@both
+@families
+@renumbered
+def test_several_new_tokens_in_one_step(strategy, case, positions):
+    """Four tokens fed at once after the pruned prompt, and then three more, equal single steps."""
+    model, inputs = model_of(case), inputs_of(case)
+    with on(model, strategy, positions=positions), torch.no_grad():
+        written = generate(model, inputs, 8)
+        cache, mask, found = forward(model, inputs, use_cache=True).past_key_values, inputs["attention_mask"], []
+        for first, last in ((0, 4), (4, 7)):
+            mask = torch.cat([mask, mask.new_ones(3, last - first)], 1)
+            out = model(
+                input_ids=written.tokens[:, first:last], attention_mask=mask, past_key_values=cache,
+                **decode_positions(case, mask, last - first),
+            )  # fmt: skip
+            found.append(out.logits)
+    torch.testing.assert_close(torch.cat(found, 1).transpose(0, 1), written.logits[1:], atol=1e-9, rtol=0)
+
+
+@both
+@families
+def test_beam_search_equals_each_prompt_alone(strategy, case):
+    """Three beams of a batch are the beams of each prompt."""
+    model, images = model_of(case), (1, 1)
+    inputs = inputs_of(case, images=images)
+    with on(model, strategy):
+        together = generate(model, inputs, 6, num_beams=3, num_return_sequences=2).tokens
+        alone = [generate(model, one, 6, num_beams=3, num_return_sequences=2).tokens for one in split(inputs, images)]
+    assert torch.equal(together, torch.cat(alone))
+
+
+@both
+@families
+def test_sampling_equals_a_manual_loop(strategy, case):
+    """With one seed, generate(do_sample=True) and a loop over forward() draw the same tokens."""
+    model, inputs = model_of(case), inputs_of(case)
+
+    def draw(logits):
+        logits = logits.float().clone()
+        logits[:, model.generation_config.suppress_tokens] = -torch.inf
+        return torch.multinomial(logits.softmax(-1), 1)
+
+    with on(model, strategy), torch.no_grad():
+        torch.manual_seed(3)
+        sampled = generate(model, inputs, 6, do_sample=True, top_k=0, top_p=1.0, temperature=1.0).tokens
+        torch.manual_seed(3)
+        out, mask = forward(model, inputs, use_cache=True), inputs["attention_mask"]
+        tokens = [draw(out.logits[:, -1])]
+        for _ in range(5):
+            mask = torch.cat([mask, mask.new_ones(3, 1)], 1)
+            out = model(
+                input_ids=tokens[-1], attention_mask=mask, past_key_values=out.past_key_values,
+                **decode_positions(case, mask, 1),
+            )  # fmt: skip
+            tokens.append(draw(out.logits[:, -1]))
+    assert torch.equal(sampled, torch.cat(tokens, 1))
+
+
+@pytest.fixture(scope="module")
+def sliding():
+    """LLaVA with a Mistral whose window is shorter than the pruned prompts."""
+    model = FAMILIES["llava"].tiny(text=MistralConfig(**TEXT, **SPECIAL, sliding_window=WINDOW)).double()
+    with torch.no_grad():
+        model(**inputs_of("llava"), output_hidden_states=True)
+    return model
+
+
+@both
+@renumbered
+@pytest.mark.parametrize("cache", ["dynamic", "static"])
+def test_sliding_window_equals_oracle(strategy, sliding, positions, cache):
+    """The window of each layer counts the tokens that are left in it."""
+    inputs, options = inputs_of("llava"), options_of(strategy, positions=positions)
+    config = resolved(strategy, "llava", **options)
+    with vtc.patched(sliding, strategy, **options):
+        out = generate(sliding, inputs, 12, **({} if cache == "dynamic" else {"cache_implementation": "static"}))
+        report, entered = vtc.report(sliding), entered_of(sliding, inputs, config)
+    assert max(image.before for image in report.images) > WINDOW
+    for b, answer in enumerate(truths(sliding, split(inputs), report, config, entered, 12, out.tokens)):
+        torch.testing.assert_close(out.logits[:, b], answer.logits[-12:], atol=exact(strategy), rtol=0)
+        assert out.tokens[b].tolist() == answer.tokens
+
+
+def test_text_goes_through_the_sliding_model(sliding):
+    """The stock path of that model is bit-equal for text."""
+    text = inputs_of("llava", images=(0, 0))
+    stock = generate(sliding, text, 4).logits
+    with vtc.patched(sliding, "fastv"):
+        assert torch.equal(generate(sliding, text, 4).logits, stock)
+
+
+BACKENDS = {"quanto": "optimum.quanto", "hqq": "hqq"}
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_quantized_cache(backend):
+    """A quantized cache writes text of the right length; its numbers are not exact."""
+    pytest.importorskip(BACKENDS[backend], reason="transformers' quantized cache needs this package")
+    model, inputs = build("llava", torch.float32), inputs_of("llava", dtype=torch.float32)
+    options = {"cache_implementation": "quantized", "cache_config": {"backend": backend, "nbits": 4}}
+    with vtc.patched(model, "fastv"):
+        assert generate(model, inputs, 4, **options).tokens.shape == (3, 4)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="transformers offloads a cache through a CUDA stream")
+@both
+def test_offloaded_cache_equals_dynamic(strategy):
+    """cache_implementation="offloaded" writes the same tokens."""
+    model = build("llava").to("cuda")
+    inputs = {k: v.to("cuda") for k, v in inputs_of("llava").items()}
+    with on(model, strategy):
+        dynamic = generate(model, inputs, 4)
+        assert torch.equal(generate(model, inputs, 4, cache_implementation="offloaded").tokens, dynamic.tokens)
+
+
+@pytest.fixture(params=vtc.families())
+def patched(request):
+    """A patched model, one prompt with an image, and a check that all is well after a refusal."""
+    model, inputs = model_of(request.param), inputs_of(request.param, images=(1,))
+    before, stock = state(model), forward(model, inputs).logits
+    with vtc.patched(model, "transprune"):
+        expected = generate(model, inputs, 4)
+        yield model, inputs
+        assert torch.equal(generate(model, inputs, 4).logits, expected.logits)
+    assert state(model) == before
+    assert torch.equal(forward(model, inputs).logits, stock)
+
+
+def refused(call, *kinds):
+    """`call` raises one line of one of `kinds` that says what is possible."""
+    with pytest.raises(kinds or VtcError) as caught:
+        call()
+    message = str(caught.value)
+    assert "\n" not in message
+    assert "possible" in message or "not supported" in message
+
+
+def test_assisted_generation(patched):
+    """An assistant model rolls the cache back."""
+    model, inputs = patched
+    refused(lambda: generate(model, inputs, 8, assistant_model=build(vtc.report(model).family)), PatchError)
+
+
+def test_prompt_lookup(patched):
+    """Prompt lookup rolls the cache back as well. A draft that is always right would pass, so the text repeats."""
+    model, inputs = patched
+    text = torch.tensor([[7, 8, 9, 7, 8, 30, 7, 8]])
+    ids = torch.cat([inputs["input_ids"], text], 1)
+    longer = dict(inputs, input_ids=ids, attention_mask=torch.ones_like(ids))
+    if "mm_token_type_ids" in inputs:
+        longer["mm_token_type_ids"] = (ids == 120).int()
+    lookup = dict(prompt_lookup_num_tokens=3, max_matching_ngram_size=1, eos_token_id=2)
+    refused(lambda: generate(model, longer, 12, **lookup), PatchError, UnsupportedError)
+
+
+@pytest.mark.parametrize("layers", [slice(None), slice(1)], ids=["all", "first"])
+def test_cropped_cache(patched, layers):
+    """A cache that is cut in all layers, as crop() does it, or in the first, which is the longest."""
+    model, inputs = patched
+    cache = generate(model, inputs, 4).output.past_key_values
+    for layer in cache.layers[layers]:
+        layer.crop(-2)
+    mask = torch.ones(1, inputs["input_ids"].shape[1] + 4, dtype=torch.long)
+    with torch.no_grad():
+        refused(lambda: model(input_ids=torch.tensor([[5]]), attention_mask=mask, past_key_values=cache), PatchError)
+
+
+def test_second_turn_on_the_same_cache(patched):
+    """More text after what was written: the mask has columns that the cache does not."""
+    model, inputs = patched
+    first = generate(model, inputs, 3)
+    ids = torch.cat([first.output.sequences, torch.tensor([[5, 6, 7]])], 1)
+    turn = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    if "mm_token_type_ids" in inputs:
+        turn["mm_token_type_ids"] = (ids == 120).int()
+    refused(lambda: generate(model, turn, 3, past_key_values=first.output.past_key_values))
+
+
+@families
+def test_gradients_and_checkpointing(case):
+    """In training the loss moves the features that survived; gradient checkpointing would run layers a second time
+    without what was decided in the first, and is refused."""
+    model, inputs = build(case), inputs_of(case)
+    part = model.model.visual.merger if hasattr(model.model, "visual") else model.model.multi_modal_projector
+    labels = inputs["input_ids"].masked_fill(inputs["input_ids"] >= 120, -100)
+    model.train()
+    with vtc.patched(model, "transprune"):
+        model(**inputs, labels=labels).loss.backward()
+        gradient = [p.grad for p in part.parameters()]
+        assert all(bool(g.isfinite().all()) for g in gradient)
+        assert any(float(g.abs().max()) > 0 for g in gradient)
+        model.gradient_checkpointing_enable()
+        refused(lambda: model(**inputs, labels=labels, use_cache=False), UnsupportedError)

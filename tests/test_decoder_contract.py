@@ -1,0 +1,276 @@
+"""The contract of every strategy with a stage inside the language model, on every family."""
+
+import json
+
+import pytest
+import torch
+
+import vtc
+from tests.helpers import CASES, family_of, forward, generate, inputs_of, model_of, split, state
+from tests.helpers_decoder import INSIDE, options_of, resolved
+from tests.helpers_oracle import layouts
+from vtc.errors import ConfigError
+from vtc.signals import Decoder
+
+both = pytest.mark.parametrize("strategy", INSIDE)
+cases = pytest.mark.parametrize("case", CASES)
+families = pytest.mark.parametrize("case", vtc.families())
+DEPTH = 6
+
+
+def run(strategy, case, inputs=None, **options):
+    """One forward with a cache on the patched model, and its report."""
+    model, given = model_of(case), options_of(strategy)
+    with vtc.patched(model, strategy, **given):
+        output = forward(model, inputs_of(case) if inputs is None else inputs, use_cache=True, **options)
+        return output, vtc.report(model)
+
+
+def seen_by_layer(image) -> list[int]:
+    """Visual tokens of one image that each layer sees, from its steps."""
+    found = []
+    for layer in range(DEPTH):
+        done = [step.after for step in image.steps if step.layer is None or step.layer <= layer]
+        found.append(done[-1] if done else image.before)
+    return found
+
+
+def lengths_by_layer(report, inputs) -> list[list[int]]:
+    """Real tokens of each prompt that each layer sees."""
+    rows = []
+    for b, real in enumerate(inputs["attention_mask"].sum(1).tolist()):
+        mine = [(image.before, seen_by_layer(image)) for image in report.images if image.prompt == b]
+        rows.append([real - sum(before - seen[layer] for before, seen in mine) for layer in range(DEPTH)])
+    return rows
+
+
+@both
+@cases
+def test_counts_are_the_schedules(strategy, case):
+    """Without a keep, each step leaves what the method's own steps and count say, in every image."""
+    _, report = run(strategy, case)
+    config = resolved(strategy, case, **options_of(strategy))
+    decoder = Decoder(family_of(case), model_of(case).config.get_text_config().num_hidden_layers)
+    assert decoder.depth == DEPTH
+    all_layouts = [layout for single in split(inputs_of(case)) for layout in layouts(model_of(case), single)]
+    for image, layout in zip(report.images, all_layouts, strict=True):
+        expected, left = [], layout.tokens
+        if config.projector is not None:
+            ((*counts,),) = config.projector.budget.quotas([[tile.tokens for tile in layout.tiles]])
+            expected, left = [(config.projector.method, None, layout.tokens, sum(counts))], sum(counts)
+        for stage in config.decoder:
+            entered = left
+            for step in stage.stage.steps(decoder):
+                count = min(left, stage.stage.count(entered, step.share))
+                expected.append((stage.method, step.layer, left, count))
+                left = count
+        assert [(s.stage, s.layer, s.before, s.after) for s in image.steps] == expected
+        assert (image.before, image.after) == (layout.tokens, left)
+
+
+@both
+@cases
+def test_kept_is_nested_unique_and_inside(strategy, case):
+    """Each step keeps places of the step before, each once; they ascend unless the method puts merged ones last."""
+    _, report = run(strategy, case)
+    for image in report.images:
+        left = set(range(image.before))
+        for step in image.steps:
+            kept = step.kept.tolist()
+            assert step.kept.dtype == torch.long
+            assert len(kept) == len(set(kept)) == step.after
+            assert set(kept) <= left
+            assert strategy == "visiondrop" or kept == sorted(kept)
+            left = set(kept)
+        assert image.kept.tolist() == sorted(left)
+
+
+@both
+@cases
+def test_deterministic(strategy, case):
+    """A second run is bit-equal and keeps the same."""
+    first, report = run(strategy, case)
+    second, again = run(strategy, case)
+    assert torch.equal(first.logits, second.logits)
+    for image, same in zip(report.images, again.images, strict=True):
+        assert all(torch.equal(a.kept, b.kept) for a, b in zip(image.steps, same.steps, strict=True))
+
+
+@both
+@cases
+@pytest.mark.parametrize("padding", ["left", "right"])
+def test_batched_equals_one_by_one(strategy, case, padding):
+    """Each prompt alone, without padding, keeps the same tokens at each step and gives the same last logits."""
+    inputs = inputs_of(case, padding=padding)
+    output, batch = run(strategy, case, inputs)
+    lengths = [row[-1] for row in lengths_by_layer(batch, inputs)]
+    for b, single in enumerate(split(inputs)):
+        alone, report = run(strategy, case, single)
+        mine = [image for image in batch.images if image.prompt == b]
+        for image, same in zip(mine, report.images, strict=True):
+            assert all(torch.equal(x.kept, y.kept) for x, y in zip(image.steps, same.steps, strict=True))
+        last = output.logits[b, -1 if padding == "left" else lengths[b] - 1]
+        torch.testing.assert_close(last, alone.logits[0, -1], atol=1e-9, rtol=0)
+
+
+@both
+@cases
+@pytest.mark.parametrize("padding", ["left", "right"])
+def test_padding_is_never_looked_at(strategy, case, padding):
+    """Whatever ids stand in the padding: the same tokens are kept, and real columns do not change."""
+    inputs = inputs_of(case, padding=padding)
+    gone = inputs["attention_mask"] == 0
+    noise = torch.randint(3, 100, gone.shape, generator=torch.Generator().manual_seed(7))
+    assert bool(gone.any())
+    output, report = run(strategy, case, inputs)
+    other, same = run(strategy, case, dict(inputs, input_ids=torch.where(gone, noise, inputs["input_ids"])))
+    for image, again in zip(report.images, same.images, strict=True):
+        assert all(torch.equal(x.kept, y.kept) for x, y in zip(image.steps, again.steps, strict=True))
+    for b, row in enumerate(lengths_by_layer(report, inputs)):
+        real = slice(-row[-1], None) if padding == "left" else slice(row[-1])
+        torch.testing.assert_close(other.logits[b, real], output.logits[b, real], atol=1e-12, rtol=0)
+
+
+@both
+@cases
+def test_keep_all_and_removal_leave_no_trace(strategy, case):
+    """keep=1.0 and a removed patch are bit-equal to the stock model, and nothing is left on any module or config."""
+    model, inputs = model_of(case), inputs_of(case)
+    before, stock = state(model), forward(model, inputs).logits
+    with vtc.patched(model, strategy, keep=1.0):
+        assert torch.equal(forward(model, inputs).logits, stock)
+    assert state(model) == before
+    vtc.patch(model, strategy, **options_of(strategy))
+    assert state(model) != before
+    assert forward(model, inputs).logits.shape[1] < stock.shape[1]
+    generate(model, inputs, 3)
+    assert vtc.unpatch(model) is model
+    assert state(model) == before
+    assert torch.equal(forward(model, inputs).logits, stock)
+
+
+@both
+@cases
+def test_text_only_prompts_are_untouched(strategy, case):
+    """Prompts without images go through a patched model bit-equal, also right after a call with images."""
+    model, text = model_of(case), inputs_of(case, images=(0, 0))
+    stock, written = forward(model, text).logits, generate(model, text, 4)
+    with vtc.patched(model, strategy, **options_of(strategy)):
+        generate(model, inputs_of(case), 2)
+        assert torch.equal(forward(model, text).logits, stock)
+        assert torch.equal(generate(model, text, 4).logits, written.logits)
+
+
+@both
+@cases
+def test_without_cache_each_step_is_a_prefill(strategy, case):
+    """use_cache=False gives what forwards over prompt plus text so far give. They choose anew each time, so the cached
+    logits are theirs as long as they choose the same; a method that looks at no text always does."""
+    model, inputs, steps = model_of(case), inputs_of(case), 5
+    with vtc.patched(model, strategy, **options_of(strategy)):
+        cached = generate(model, inputs, steps)
+        kept = [step.kept for image in vtc.report(model).images for step in image.steps]
+        plain = generate(model, inputs, steps, use_cache=False)
+        same = True
+        for step in range(steps):
+            again = forward(model, grow(inputs, plain.tokens[:, :step])).logits[:, -1]
+            torch.testing.assert_close(plain.logits[step], again, atol=1e-9, rtol=0)
+            chosen = [step.kept for image in vtc.report(model).images for step in image.steps]
+            same = same and all(torch.equal(x, y) for x, y in zip(kept, chosen, strict=True))
+            if same:
+                torch.testing.assert_close(plain.logits[step], cached.logits[step], atol=1e-9, rtol=0)
+            assert same or strategy != "visiondrop"
+
+
+def grow(inputs, tokens):
+    """The inputs with `tokens` [B, n] after the prompts."""
+    grown = dict(inputs, input_ids=torch.cat([inputs["input_ids"], tokens], 1))
+    grown["attention_mask"] = torch.cat([inputs["attention_mask"], torch.ones_like(tokens)], 1)
+    if "mm_token_type_ids" in inputs:
+        grown["mm_token_type_ids"] = torch.cat([inputs["mm_token_type_ids"], torch.zeros_like(tokens)], 1).int()
+    return grown
+
+
+def layer_flops(config, tokens) -> int:
+    """Prefill FLOPs of one layer, written out: q, o, k, v projections, scores and values, three MLP matrices."""
+    d, m, heads, kv = (
+        config.hidden_size, config.intermediate_size, config.num_attention_heads, config.num_key_value_heads,
+    )  # fmt: skip
+    e = getattr(config, "head_dim", None) or d // heads
+    projections = 2 * tokens * d * heads * e * 2 + 2 * tokens * d * kv * e * 2
+    return projections + 2 * heads * tokens * tokens * e * 2 + 2 * tokens * d * m * 3
+
+
+@both
+@cases
+def test_report_is_true(strategy, case):
+    """Cache lengths, averages, FLOPs and bytes against the cache's tensors and arithmetic by hand."""
+    inputs, config = inputs_of(case), model_of(case).config.get_text_config()
+    output, report = run(strategy, case, inputs)
+    rows = lengths_by_layer(report, inputs)
+    shapes = [layer.keys.shape[2] for layer in output.past_key_values.layers]
+    assert report.kv_lengths == shapes == [max(row[layer] for row in rows) for layer in range(DEPTH)]
+    assert output.logits.shape[1] == shapes[-1]
+    full = inputs["attention_mask"].sum(1).tolist()
+    before = sum(layer_flops(config, n) * DEPTH for n in full)
+    assert report.prefill_flops == (before, sum(layer_flops(config, n) for row in rows for n in row))
+    keys = output.past_key_values.layers[0].keys
+    per_token = 2 * keys.shape[1] * keys.shape[3] * keys.element_size()
+    assert report.kv_bytes == (per_token * sum(full) * DEPTH, per_token * sum(map(sum, rows)))
+    visual = [sum(seen_by_layer(image)[layer] for image in report.images) for layer in range(DEPTH)]
+    assert report.average_tokens == pytest.approx(sum(visual) / DEPTH)
+    assert report.average_share == pytest.approx(sum(visual) / DEPTH / sum(i.before for i in report.images))
+    assert (report.prompts_before, report.prompts_after) == (full, [row[-1] for row in rows])
+    assert json.loads(json.dumps(report.to_dict()))["kv_lengths"] == shapes
+    assert str(shapes[-1]) in str(report)
+
+
+BUDGETS = [0.55, 40]
+
+
+@both
+@pytest.mark.parametrize("keep", BUDGETS)
+@families
+def test_keep_is_the_mean_over_layers(strategy, keep, case):
+    """`keep` of the whole strategy is met up to the rounding of each step and, per tile, of the projector's stage."""
+    model, inputs = model_of(case), inputs_of(case)
+    if isinstance(keep, int) and case != "llava":
+        pytest.skip("only the images of LLaVA are of one size")
+    keep = keep / 2 if strategy == "visiondrop" and isinstance(keep, float) else keep
+    with vtc.patched(model, strategy, keep=keep):
+        forward(model, inputs)
+        report = vtc.report(model)
+    all_layouts = [layout for single in split(inputs) for layout in layouts(model, single)]
+    for image, layout in zip(report.images, all_layouts, strict=True):
+        asked = keep if isinstance(keep, int) else keep * image.before
+        mean = sum(seen_by_layer(image)) / DEPTH
+        outside = layout.tokens - sum(tile.tokens for tile in layout.tiles)
+        slack = 1 + (len(layout.tiles) + outside if image.steps[0].layer is None else 0)
+        assert abs(mean - asked) <= slack
+    assert report.keep == keep
+
+
+@pytest.mark.parametrize("strategy", [name for name in INSIDE if name != "visiondrop"])
+def test_a_keep_out_of_reach_is_refused(strategy):
+    """Layers before the first step see everything: a smaller mean is refused before the model is touched."""
+    model = model_of("llava")
+    before = state(model)
+
+    def use(keep):
+        with vtc.patched(model, strategy, keep=keep):
+            forward(model, inputs_of("llava"))
+
+    for keep in (0.05, 2):
+        with pytest.raises(ConfigError, match="possible") as caught:
+            use(keep)
+        assert "\n" not in str(caught.value)
+    assert state(model) == before
+
+
+@both
+@families
+def test_hidden_states_have_each_layers_length(strategy, case):
+    """hidden_states[i + 1] is what layer i gives: as long as its cache."""
+    output, report = run(strategy, case, output_hidden_states=True)
+    assert [h.shape[1] for h in output.hidden_states[1:]] == report.kv_lengths
+    assert output.hidden_states[0].shape[1] == report.kv_lengths[0]
