@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import math
 from collections.abc import Sequence
 from types import TracebackType
 
@@ -9,6 +10,7 @@ import torch
 
 import vtc
 from vtc.errors import PatchError
+from vtc.eval import counts
 from vtc.eval.downsample import Downsample
 from vtc.eval.models import Loaded
 from vtc.eval.plan import Run
@@ -63,34 +65,33 @@ class Answerer:
         inputs = loaded.encode(prompts, pictures)
         placed = loaded.visual_tokens(inputs)
         generate = functools.partial(loaded.answer, inputs, self.max_new_tokens)
+        told = self._report if any(pictures) else lambda: None
         with torch.inference_mode():
-            answers, report, seconds = self.watch.measure(generate, self._report)
-        counts = [(n if before is None else before, n) for before, n in zip(full, placed)]
-        if report is not None:
-            self.notes = report.notes
-            counts = [
-                (
-                    sum(i.before for i in report.images if i.prompt == b),
-                    sum(i.after for i in report.images if i.prompt == b),
-                )
-                for b in range(len(docs))
-            ]
+            answers, report, seconds = self.watch.measure(generate, told)
         lengths = inputs["attention_mask"].sum(1).tolist()
+        text_in = [None if n is None else length - n for n, length in zip(placed, lengths)]
+        if report is None:
+            shape = None if loaded.family is None else loaded.family.language_shape()
+            seen = [n if before is None else before for before, n in zip(full, placed)]
+            measured = [counts.of_prompt(*given, shape) for given in zip(seen, placed, text_in)]
+        else:
+            self.notes = report.notes
+            measured = counts.of_report(report)
         texts = loaded.processor.batch_decode(answers, skip_special_tokens=True)
-        measured = zip(docs, prompts, counts, placed, lengths, texts, loaded.new_tokens(answers))
         share = {part: None if value is None else value / len(docs) for part, value in seconds.items()}
-        return [self._row(*parts, share, len(docs)) for parts in measured]
+        written = loaded.new_tokens(answers)
+        return [
+            self._row(docs[b], prompts[b], texts[b].strip())
+            | {"images": len(pictures[b]), **measured[b], "text_in": text_in[b], "tokens_out": written[b]}
+            | {"seconds": share, "batch": len(docs), "error": None}
+            for b in range(len(docs))
+        ]
 
-    def _row(self, doc, prompt: str, counts: tuple, placed: int | None, length: int, text: str, written: int,
-             seconds: dict, batch: int) -> dict:  # fmt: skip
-        text_in = None if placed is None else length - placed
-        scores = self.task.score(doc, text.strip())
+    def _row(self, doc: dict, prompt: str, text: str) -> dict:
+        scores = self.task.score(doc, text)
         return {
-            **self._names(doc), "question": prompt, "reference": self.task.reference(doc), "text": text.strip(),
-            "score": scores, "correct": scores["correct"], "visual_before": counts[0], "visual_after": counts[1],
-            "text_in": text_in, "tokens_out": written,
-            "prefill_flops": [self._flops(text_in, n) for n in counts],
-            "seconds": seconds, "batch": batch, "error": None,
+            **self._names(doc), "question": prompt, "reference": self.task.reference(doc), "text": text,
+            "score": scores, "correct": scores["correct"],
         }  # fmt: skip
 
     def _names(self, doc: dict) -> dict:
@@ -98,13 +99,13 @@ class Answerer:
 
     def _failed(self, doc: dict, error: Exception) -> dict:
         reason = " ".join(str(error).split())[:500]
-        empty = dict.fromkeys(("text", "score", "correct", "visual_before", "visual_after", "text_in", "tokens_out"))
+        empty = dict.fromkeys(("text", "score", "correct", "images", "text_in", "tokens_out"))
         known = {"question": None, "reference": None}
         with contextlib.suppress(Exception):  # whatever raised may be what would be called here
             known = {"question": self.task.prompt(doc), "reference": self.task.reference(doc)}
         return {
-            **self._names(doc), **known, **empty, "prefill_flops": [None, None], "seconds": dict.fromkeys(PARTS),
-            "batch": 1, "error": f"{type(error).__name__}: {reason}",
+            **self._names(doc), **known, **empty, **counts.nothing(), "seconds": dict.fromkeys(PARTS), "batch": 1,
+            "error": f"{type(error).__name__}: {reason}",
         }  # fmt: skip
 
     def _report(self):
@@ -113,20 +114,18 @@ class Answerer:
             return None
         return vtc.report(self.loaded.model)
 
-    def _flops(self, text: int | None, visual: int | None) -> int | None:
-        """Prefill FLOPs of the language model for one prompt, by the formula of vtc's own report."""
-        if self.loaded.family is None or text is None:
-            return None
-        shape = self.loaded.family.language_shape()
-        return shape.prefill_flops([text + visual] * shape.layers)
-
     def _check_drop(self, row: dict) -> None:
         lossless = self.run.kind == "none" or (self.downsample is not None and self.downsample.mode == "blur")
-        before, after = row["visual_before"], row["visual_after"]
-        if lossless or not before or before == 1 or self.run.config.keeps_all:
+        before, average, images = row["visual_before"], row["visual_average"], row["images"]
+        if lossless or not before or self.run.config.keeps_all or average < before:
             return
-        keep = self.run.keep
-        if after >= before and not (isinstance(keep, int) and keep >= before):
+        # Each image keeps at least one token, and its count may be rounded up.
+        keep, most, asked = self.run.keep, images, "fewer"
+        if isinstance(keep, int):
+            most, asked = keep * images, keep
+        elif keep is not None:
+            most, asked = keep * before + images, math.ceil(keep * before)
+        if most < before:
             raise PatchError(
-                f"{self.run.name}: sample {row['id']} kept all {before} visual tokens where the budget asks for fewer"
+                f"{self.run.name}: sample {row['id']} kept all {before} visual tokens where the budget asks for {asked}"
             )

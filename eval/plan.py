@@ -1,5 +1,6 @@
 """The grid: which strategy runs with which budget, each resolved and checked before the first sample."""
 
+import re
 from dataclasses import dataclass
 
 import vtc
@@ -7,22 +8,27 @@ from vtc.errors import ConfigError
 from vtc.eval.settings import Settings
 
 NONE, DOWNSAMPLE = "none", "downsample"
+PUBLISHED, OWN = "published", "own"  # budgets of strategies without a keep
 _ANY = "uniform"  # a strategy without knobs, to have a budget parsed
+_LONGEST = 120  # characters of a run's name, which names files
 
 
 @dataclass(frozen=True)
 class Run:
-    """One column of the comparison. kind: "none" (unpatched), "downsample", or "vtc". config: the resolved strategy
-    (of `downsample`: only its budget counts), None for "none"."""
+    """One column of the comparison. name: of its files; label: the strategy's name. kind: "none" (unpatched),
+    "downsample", or "vtc". config: the resolved strategy (of `downsample`: only its budget counts), None for "none".
+    budget: what was asked for in a word: the keep, "published" for shipped strategies without one, "own" for others
+    whose stages have budgets of their own; None for "none"."""
 
     name: str
     label: str
     kind: str
     config: object | None = None
+    budget: str | None = None
 
     @property
     def keep(self) -> float | int | None:
-        """The budget that was asked for."""
+        """The budget that was asked for; None also where the stages have their own."""
         return None if self.config is None else self.config.keep
 
     def record(self) -> dict:
@@ -30,7 +36,8 @@ class Run:
         resolved = None
         if self.kind == "vtc":
             resolved = {key: value for key, value in self.config.dump().items() if key != "description"}
-        return {"name": self.label, "kind": self.kind, "keep": self.keep, "resolved": resolved}
+        asked = {"keep": self.keep, "budget": self.budget}
+        return {"name": self.label, "kind": self.kind, **asked, "resolved": resolved}
 
 
 def plan(settings: Settings, family: str | None = None) -> list[Run]:
@@ -50,7 +57,7 @@ def plan(settings: Settings, family: str | None = None) -> list[Run]:
             else:
                 config = _resolve(strategy, family, budget, settings)
                 label, kind = config.name, "vtc"
-            runs.append(Run(f"{label}-keep{config.keep!r}", label, kind, config))
+            runs.append(_run(label, kind, config, published=_is_shipped(strategy) and not settings.overrides))
     if settings.strategies == (NONE,):
         for keep in settings.keeps:
             if keep is not None:
@@ -60,6 +67,23 @@ def plan(settings: Settings, family: str | None = None) -> list[Run]:
         if names.count(name) > 1:
             raise ConfigError(f"two runs would be called {name!r}; possible: files of different names, each keep once")
     return runs
+
+
+def _run(label: str, kind: str, config: object, published: bool) -> Run:
+    if config.keep is None:
+        budget = PUBLISHED if published else OWN
+        return Run(_file_name(label, budget), label, kind, config, budget)
+    return Run(_file_name(label, f"keep{config.keep!r}"), label, kind, config, repr(config.keep))
+
+
+def _is_shipped(strategy: str) -> bool:
+    return all(part.strip() in vtc.strategies() for part in strategy.split("+"))
+
+
+def _file_name(label: str, budget: str) -> str:
+    """LABEL-BUDGET with nothing in it that a file system could stumble over, and not too long for one."""
+    safe = re.sub(r"[^\w.+=-]", "_", label, flags=re.ASCII).lstrip(".-") or "_"
+    return f"{safe[: _LONGEST - len(budget) - 1]}-{budget}"
 
 
 def _resolve(strategy: str, family: str | None, budget: dict, settings: Settings) -> object:

@@ -1,4 +1,4 @@
-"""Accuracy against visual tokens: one line per method, the unpruned model across."""
+"""Accuracy against visual tokens (of the average decoder layer): one line per method, the unpruned model across."""
 
 from collections import defaultdict
 from pathlib import Path
@@ -34,15 +34,18 @@ def _panel(axes, summary: dict, task: str) -> None:
         if run["method"]["kind"] == "none":
             full = (before, value, error)
         elif before:
-            lines[_label(run)].append((_tokens(run, result), value, error))
+            named = run["method"]["budget"] if run["method"]["keep"] is None else ""
+            lines[_label(run)].append((_tokens(run, result), value, error, named))
     places = {round(x, 3) for points in lines.values() for x, *_ in points} | ({full[0]} if full and full[0] else set())
     for i, (label, points) in enumerate(sorted(lines.items())):
-        x, y, error = zip(*sorted(points))
+        x, y, error, named = zip(*sorted(points))
         # A little to the side of each other, so that error bars at one budget do not hide each other.
         x = [place * 1.012 ** (i - (len(lines) - 1) / 2) for place in x]
         hollow = {"mfc": "white", "ls": ":"} if "blurred" in label else {}
         axes.errorbar(x, y, yerr=error, label=label, color=COLORS[i % len(COLORS)], marker=MARKERS[i % len(MARKERS)],
                       ms=5, lw=1.4, capsize=2.5, elinewidth=0.9, **hollow)  # fmt: skip
+        for place in zip(x, y, named):
+            axes.annotate(place[2], place[:2], (4, -8), textcoords="offset points", fontsize=6, color="0.3")
     if full is not None:
         axes.axhline(full[1], color="0.25", ls="--", lw=1.2, label="none (all tokens)")
         axes.axhspan(full[1] - full[2], full[1] + full[2], color="0.25", alpha=0.08, lw=0)
@@ -65,11 +68,11 @@ def _label(run: dict) -> str:
 
 
 def _tokens(run: dict, result: dict) -> float:
-    """Visual tokens after; for blurred pictures those that would hold as much."""
+    """Visual tokens in the average layer; for blurred pictures those that would hold as much."""
     if run["method"].get("downsample", {}).get("mode") == "blur":
         keep, before = run["method"]["keep"], result["tokens"]["visual_before"]
         return keep * before if isinstance(keep, float) else keep
-    return result["tokens"]["visual_after"]
+    return result["tokens"]["visual_average"]
 
 
 def _label_axes(axes, places: list[float], full: tuple | None, runs: list[dict], task: str) -> None:
@@ -80,7 +83,7 @@ def _label_axes(axes, places: list[float], full: tuple | None, runs: list[dict],
     merged = [x for i, x in enumerate(places) if i == 0 or x > places[i - 1] * 1.06]
     whole = full[0] if full and full[0] else None
     axes.set_xticks(merged, [f"{x:.0f}" + (f"\n{100 * x / whole:.0f}%" if whole else "") for x in merged])
-    axes.set_xlabel("visual tokens in the language model (mean per sample)")
+    axes.set_xlabel("visual tokens in the language model (mean per layer and sample)")
     axes.set_ylabel("accuracy, mean over kinds of question (%)")
     low, high = axes.get_ylim()
     axes.set_ylim(*((max(low, -2.0), min(high, 102.0)) if high - low > 1 else (-2.0, 102.0)))

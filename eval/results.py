@@ -13,13 +13,20 @@ from importlib.metadata import version as installed
 from pathlib import Path
 
 import vtc
+from vtc.eval.counts import COSTS
 from vtc.eval.downsample import MODES
 from vtc.eval.metrics import paired_difference
 from vtc.eval.models import Loaded
 from vtc.eval.timing import DEFINITIONS, PARTS
 
-SCHEMA = "vtc.eval.run/1"
-SUMMARY_SCHEMA = "vtc.eval.results/1"
+SCHEMA = "vtc.eval.run/2"
+SUMMARY_SCHEMA = "vtc.eval.results/2"
+TOKENS = {
+    "visual_before": "visual tokens of a sample's images without pruning",
+    "visual_after": "those that the last decoder layer sees at prefill",
+    "visual_average": "those that a decoder layer sees on average",
+    "kept": "visual_average / visual_before, what a fraction as budget asks for",
+}
 PACKAGES = ("torch", "transformers", "tokenizers", "accelerate", "numpy", "pillow")
 
 
@@ -56,7 +63,7 @@ def write_run(output: Path, loaded: Loaded, job, notes: list[str]) -> None:
         mode = "grid" if any(row["visual_before"] != row["visual_after"] for row in job.rows()) else "blur"
         method["downsample"] = {"mode": mode, "meaning": MODES[mode]}
     before = _read(path)
-    if before.get("model") != loaded.record or before.get("method") != method:
+    if any(before.get(k) != v for k, v in (("schema", SCHEMA), ("model", loaded.record), ("method", method))):
         before = {}
     run = {
         "schema": SCHEMA,
@@ -69,6 +76,7 @@ def write_run(output: Path, loaded: Loaded, job, notes: list[str]) -> None:
         "notes": notes or before.get("notes", []),
         "seeds": {"torch": identity["seed"], "strategy": _strategy_seed(method)},
         "generation": {**identity["generation"], "do_sample": False, "num_beams": 1},
+        "tokens_are": TOKENS,
         "seconds_are": DEFINITIONS,
         "tasks": {**before.get("tasks", {}), job.task.name: _task_result(job)},
     }
@@ -83,8 +91,7 @@ def _strategy_seed(method: dict) -> int | None:
 def _task_result(job) -> dict:
     rows = job.rows()
     good = [row for row in rows if row["error"] is None]
-    before, after = _mean(good, "visual_before"), _mean(good, "visual_after")
-    flops = [_mean_of(row["prefill_flops"][i] for row in good) for i in (0, 1)]
+    before, average = _mean(good, "visual_before"), _mean(good, "visual_average")
     return {
         **job.log.identity["task"],
         "key": job.log.key,
@@ -95,12 +102,13 @@ def _task_result(job) -> dict:
         "metrics": job.task.aggregate(good),
         "tokens": {
             "visual_before": before,
-            "visual_after": after,
-            "kept": after / before if before and after is not None else None,
+            "visual_after": _mean(good, "visual_after"),
+            "visual_average": average,
+            "kept": average / before if before and average is not None else None,
             "text_in": _mean(good, "text_in"),
             "out": _mean(good, "tokens_out"),
         },
-        "prefill_flops": {"before": flops[0], "after": flops[1], "ratio": flops[1] / flops[0] if flops[0] else None},
+        **{cost: _cost(good, cost) for cost in COSTS},
         "seconds": {part: _spread([row["seconds"][part] for row in good]) for part in PARTS},
     }
 
@@ -112,6 +120,12 @@ def _mean(rows: list[dict], field: str) -> float | None:
 def _mean_of(values: Iterable[float | None]) -> float | None:
     known = [value for value in values if value is not None]
     return statistics.fmean(known) if known else None
+
+
+def _cost(rows: list[dict], field: str) -> dict:
+    """Means per sample of FLOPs (before, after), and their ratio."""
+    before, after = (_mean_of(row[field][i] for row in rows) for i in (0, 1))
+    return {"before": before, "after": after, "ratio": after / before if before else None}
 
 
 def _spread(values: list[float | None]) -> dict:
@@ -129,6 +143,7 @@ def write_summary(output: Path, loaded: Loaded, jobs: list) -> dict:
     primary figure relative to `none` and the paired difference in plain accuracy.
     """
     runs = [_read(file) for file in sorted((output / "runs").glob("*.json"))]
+    runs = [run for run in runs if run.get("schema") == SCHEMA]
     order = {job.run.name: i for i, job in enumerate(jobs)}
     runs.sort(key=lambda run: (order.get(run["name"], len(order)), run["name"]))
     summary = {

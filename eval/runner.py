@@ -95,15 +95,28 @@ def _writable(folder: Path) -> Path:
 
 
 def _check_methods(loaded: Loaded, runs: list[Run]) -> None:
-    """Each patch goes on and comes off once before anything is evaluated."""
+    """Each patch goes on and comes off once before anything is evaluated; a budget out of reach is found here."""
     for run in runs:
         if run.kind == "vtc":
             if loaded.unsupported is not None:
                 raise loaded.unsupported
-            with vtc.patched(loaded.model, run.config.dump()):
-                pass
+            try:
+                for strategy in _checkable(loaded, run):
+                    with vtc.patched(loaded.model, strategy):
+                        pass
+            except ConfigError as error:
+                raise ConfigError(f"{run.name}: {error}") from None
         elif run.kind == "downsample":
             Downsample(loaded, run.config.stages[0].budget)
+
+
+def _checkable(loaded: Loaded, run: Run) -> Iterator[dict]:
+    """The strategy, and for a number of tokens inside the language model also the fraction that it is on a model whose
+    images all have the same number: only fractions are checked before a prompt is seen."""
+    dump, tokens = run.config.dump(), loaded.family.encoder.tokens
+    yield dump
+    if run.config.decoder and isinstance(run.keep, int) and tokens is not None:
+        yield {**dump, "keep": run.keep / tokens}
 
 
 def _identity(settings: Settings, loaded: Loaded, run: Run, task: Task, batch: int) -> dict:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from vtc.errors import ConfigError
 
-SCHEMA = "vtc.eval.samples/1"
+SCHEMA = "vtc.eval.samples/2"
 
 
 def run_key(identity: dict) -> str:

@@ -8,6 +8,7 @@ from rich.measure import Measurement
 from rich.table import Table
 
 PIPE_WIDTH = 160  # columns when the output is no terminal
+PAPERS = "papers'\nFLOPs %"
 SHORT = {"vision": "vision", "selection": "select", "prefill": "prefill", "decode": "decode"}
 
 
@@ -31,7 +32,8 @@ def _fitting(console: Console, task: str, runs: list[dict], comparison: dict) ->
     ]
     kinds = list(runs[0]["tasks"][task]["metrics"]["groups"])
     parts = list(SHORT.values())
-    for left_out in ([], parts, [*parts, *kinds], [*parts, *kinds, "prefill\nFLOPs %", "ms per\nsample"]):
+    less = [PAPERS, *parts]
+    for left_out in ([], [PAPERS], less, [*less, *kinds], [*less, *kinds, "prefill\nFLOPs %", "ms per\nsample"]):
         table = _table(task, runs[0], rows, left_out, console.options.ascii_only)
         needed = Measurement.get(console, console.options.update(max_width=10_000), table).maximum
         if needed <= console.width:
@@ -62,12 +64,14 @@ def _cells(run: dict, result: dict, compared: dict, ascii_only: bool) -> dict[st
     ms = {part: "-" if value is None else f"{1000 * value:.1f}" for part, value in seconds.items()}
     return {
         "strategy": run["method"]["name"] + (f" ({mode})" if mode else ""),
-        "keep": "" if run["method"]["keep"] is None else str(run["method"]["keep"]),
-        "visual\ntokens": f"{_number(tokens['visual_before'])} -> {_number(tokens['visual_after'])}",
+        "budget": run["method"]["budget"] or "",
+        "visual\ntokens": f"{_number(tokens['visual_before'])} -> {_number(tokens['visual_average'])}",
+        "kept %": _percent(tokens["kept"]),
         f"accuracy %\n({primary})": "-" if value is None else f"{100 * value:.1f} {sign} {100 * error:.1f}",
         "% of\nnone": _percent(compared.get("relative")),
         **{name: _percent(group["accuracy"]) for name, group in metrics["groups"].items()},
         "prefill\nFLOPs %": _percent(result["prefill_flops"]["ratio"]),
+        PAPERS: _percent(result["paper_flops"]["ratio"]),
         "ms per\nsample": ms["total"],
         **{name: ms[part] for part, name in SHORT.items()},
     }

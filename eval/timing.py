@@ -10,8 +10,8 @@ from vtc.engine import clock
 PARTS = ("vision", "selection", "prefill", "decode", "total")
 DEFINITIONS = {
     "vision": "the vision encoder's forward without the time of observing its attention",
-    "selection": "observing attention, selecting tokens and packing the prompt (vtc.report)",
-    "prefill": "the language model's first forward",
+    "selection": "observing signals, selecting tokens and packing, before and in the language model (vtc.report)",
+    "prefill": "the language model's first forward without the time of selection in it",
     "decode": "from the end of prefill to the end of generate(): every further step, output head and choice of tokens",
     "total": "all of generate(); what the parts leave over is projector, embedding and bookkeeping",
 }
@@ -32,6 +32,8 @@ class Stopwatch:
     def _reset(self) -> None:
         self.vision = self.prefill = 0.0
         self.prefill_end: float | None = None
+        self.outside = (0.0, 0.0)
+        self._report: Callable = lambda: None
 
     def __enter__(self) -> "Stopwatch":
         if self.family is not None:
@@ -56,6 +58,7 @@ class Stopwatch:
 
     def _start_prefill(self, module: nn.Module, args: tuple) -> None:
         if self.prefill_end is None:
+            self.outside = _told(self._report())
             self._begin = clock.now()
 
     def _prefill_done(self, module: nn.Module, args: tuple, output: object) -> None:
@@ -67,6 +70,7 @@ class Stopwatch:
         """Runs `call`; returns what it gives, the vtc report that `report` then gives (or None), and seconds per part
         (None: unknown)."""
         self._reset()
+        self._report = report
         with clock.exact():
             start = clock.now()
             output = call()
@@ -74,11 +78,17 @@ class Stopwatch:
         told = report()
         seconds = dict.fromkeys(PARTS) | {"total": end - start}
         if self.prefill_end is not None:
-            observe, select = (told.observe_seconds, told.select_seconds) if told is not None else (0.0, 0.0)
+            observe, select = _told(told)
+            inside = observe + select - sum(self.outside)
             seconds |= {
-                "vision": self.vision - observe,
+                "vision": self.vision - self.outside[0],
                 "selection": observe + select,
-                "prefill": self.prefill,
+                "prefill": self.prefill - inside,
                 "decode": end - self.prefill_end,
             }
         return output, told, seconds
+
+
+def _told(report: object | None) -> tuple[float, float]:
+    """Seconds of observing and of selecting that a vtc report has so far."""
+    return (0.0, 0.0) if report is None else (report.observe_seconds, report.select_seconds)

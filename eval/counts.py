@@ -1,0 +1,46 @@
+"""What a row says of the tokens and the cost of one prompt."""
+
+import dataclasses
+
+FIELDS = ("visual_before", "visual_after", "visual_average")
+COSTS = ("prefill_flops", "paper_flops")
+
+
+def of_report(report: object) -> list[dict]:
+    """Per prompt of a batch, from vtc's report on it.
+
+    visual_before, visual_after, visual_average: visual tokens of the prompt as given, in the last decoder layer, and in
+    the average one. prefill_flops, paper_flops: [before, after] of the language model, each layer with the tokens that
+    it saw; of the visual tokens alone, as the papers count (None for a prompt without images). See `vtc.flops`.
+    """
+    found = []
+    for b, (whole, lengths) in enumerate(zip(report.prompts_before, report.prompt_lengths)):
+        mine = [image for image in report.images if image.prompt == b]
+        layers, cost = len(lengths), report.shape.prefill_flops
+        found.append(
+            {
+                "visual_before": sum(image.before for image in mine),
+                "visual_after": sum(image.after for image in mine),
+                "visual_average": sum(sum(image.per_layer) for image in mine) / layers,
+                "prefill_flops": [cost([whole] * layers), cost(lengths)],
+                "paper_flops": list(dataclasses.replace(report, images=mine).paper_flops) if mine else [None, None],
+            }
+        )
+    return found
+
+
+def of_prompt(before: int | None, after: int | None, text: int | None, shape: object | None) -> dict:
+    """The same for a prompt that all layers see alike.
+
+    before, after: visual tokens of the full and of the shown picture; text: the other tokens; shape: of the language
+    model, None where it is not known.
+    """
+    flops = [None, None]
+    if shape is not None and text is not None:
+        flops = [shape.prefill_flops([text + visual] * shape.layers) for visual in (before, after)]
+    return {**dict(zip(FIELDS, (before, after, after))), "prefill_flops": flops, "paper_flops": [None, None]}
+
+
+def nothing() -> dict:
+    """The same for a sample that failed."""
+    return {**dict.fromkeys(FIELDS), **{cost: [None, None] for cost in COSTS}}
