@@ -122,6 +122,8 @@ def _part(strategy: str | Path | Mapping, family: str | None) -> tuple[str, dict
 def _with_section(name: str, raw: dict, section: object) -> tuple[dict, list[dict]]:
     top = {key: value for key, value in raw.items() if key not in ("families", "stages")}
     stages = _stages(name, raw.get("stages"))
+    if _budgets(top) and any(map(_budgets, stages)):
+        raise ConfigError(f"strategy {name!r} has a keep of its own and one in its stages; possible: one of them")
     _overlay(top, stages, {} if section is None else section, name)
     return top, stages
 
@@ -138,24 +140,28 @@ def _stages(name: str, stages: object) -> list[dict]:
     return [dict(stage) for stage in stages]
 
 
+def _budgets(data: Mapping) -> list[str]:
+    return [key for key in ("keep", "prune_ratio") if key in data]
+
+
 def _one_budget(data: Mapping, where: str) -> None:
-    if "keep" in data and "prune_ratio" in data:
+    if len(_budgets(data)) > 1:
         raise ConfigError(f"{where}: keep and prune_ratio are both given; possible: one of them")
 
 
 def _pushed_down(name: str, top: dict, stages: list[dict]) -> list[dict]:
     """The stages of a part of a composition, with what stood at its top."""
-    if len(stages) > 1 and ("keep" in top or "prune_ratio" in top):
+    if len(stages) > 1 and _budgets(top):
         raise ConfigError(
             f"strategy {name!r} has one keep for {len(stages)} stages and cannot be composed with others; possible: a "
             "keep in its stages"
         )
-    budget = {key: top[key] for key in ("keep", "prune_ratio") if key in top}
+    budget, alone = {key: top[key] for key in _budgets(top)}, _only_inside(stages)
     rows = []
     for stage in stages:
         own = {key: value for key, value in stage.items() if not budget or key not in ("keep", "prune_ratio")}
-        decoder = METHODS[stage["method"]].site == "decoder"
-        shared = {key: top[key] for key in _SHARED if key in top and (key == "positions" or not decoder)}
+        meant = alone or METHODS[stage["method"]].site != "decoder"
+        shared = {key: top[key] for key in _SHARED if key in top and (key == "positions" or meant)}
         rows.append({**shared, **budget, **own})
     return rows
 
@@ -165,11 +171,9 @@ def _overlay(top: dict, stages: list[dict], section: object, name: str) -> None:
     if not isinstance(section, Mapping):
         raise ConfigError(f"strategy {name!r}: section {section!r}; possible: a mapping of overrides")
     knobs = {stage["method"]: knobs_of(METHODS[stage["method"]]) for stage in stages}
-    dotted = {f"{m}.{key}": (m, key) for m, keys in knobs.items() for key in (*_STAGE, *keys)}
-    plain_keys = dict.fromkeys(key for keys in knobs.values() for key in keys)
-    known_keys(section, [*_STAGE, *plain_keys, *(dotted if len(stages) > 1 else ())], f"the overrides of {name!r}")
-    _one_budget(section, f"the overrides of {name!r}")
-    for key, value in section.items():
+    dotted = {f"{m}.{key}": (m, key) for m, keys in knobs.items() for key in (*_STAGE, *keys) if len(stages) > 1}
+    _known_overrides(section, knobs, dotted, f"the overrides of {name!r}")
+    for key, value in sorted(section.items(), key=lambda item: item[0] in dotted):
         if key in ("keep", "prune_ratio"):
             top.pop("keep", None), top.pop("prune_ratio", None)
             top[key] = value
@@ -181,11 +185,36 @@ def _overlay(top: dict, stages: list[dict], section: object, name: str) -> None:
             method, knob = dotted.get(key, (None, key))
             owners = [s for s in stages if (s["method"] == method if method else knob in knobs[s["method"]])]
             if len(owners) > 1:
-                possible = ", ".join(f"{s['method']}.{knob}" for s in owners)
+                possible = ", ".join(dict.fromkeys(f"{s['method']}.{knob}" for s in owners))
+                if len({s["method"] for s in owners}) == 1:
+                    possible = f"{knob} in the stages of a YAML file or mapping, where one method comes several times"
                 raise ConfigError(f"{key}={value!r} could belong to several stages; possible: {possible}")
             if knob in ("keep", "prune_ratio"):
-                owners[0].pop("keep", None), owners[0].pop("prune_ratio", None)
+                for place in (top, owners[0]):
+                    place.pop("keep", None), place.pop("prune_ratio", None)
             owners[0][knob] = value
+
+
+def _known_overrides(section: Mapping, knobs: dict[str, list[str]], dotted: Mapping, where: str) -> None:
+    """Raises ConfigError for a key that no stage knows, and for two budgets of the same thing."""
+    plain_keys = [*_STAGE, *dict.fromkeys(key for keys in knobs.values() for key in keys)]
+    for key in section:
+        if key not in dotted:
+            # Of the many keys of a composition only those are listed that can have been meant.
+            method, dot, _ = str(key).partition(".")
+            near = [d for d in dotted if dot and d.startswith(f"{method}.")]
+            known_keys([key], near or [*plain_keys, *(f"{m}.KEY" for m in knobs if dotted)], where)
+    _one_budget(section, where)
+    for method in knobs:
+        own = dict.fromkeys(key for key in ("keep", "prune_ratio") if f"{method}.{key}" in section)
+        _one_budget(own, f"{where}, {method}")
+        if own and _budgets(section):
+            names = f"{_budgets(section)[0]} and {method}.{_budgets(own)[0]}"
+            raise ConfigError(f"{where}: {names} are both given; possible: one of them")
+
+
+def _only_inside(stages: list[dict]) -> bool:
+    return all(METHODS[stage["method"]].site == "decoder" for stage in stages)
 
 
 def _checked(name: str, top: dict, stages: list[dict]) -> StrategyConfig:
@@ -193,7 +222,7 @@ def _checked(name: str, top: dict, stages: list[dict]) -> StrategyConfig:
     keep = _keep(top)
     if keep is None and len(stages) == 1:
         keep = _keep(stages[0])
-    alone = all(METHODS[stage["method"]].site == "decoder" for stage in stages)
+    alone = _only_inside(stages)
     built = tuple(_stage(top, stage, alone, keep is None) for stage in stages)
     sites = [s.stage.site for s in built]
     if sites != sorted(sites, reverse=True) or sites.count("projector") > 1:

@@ -66,7 +66,10 @@ def _fit(value: object, hint: object) -> object:
         return _UNFIT if len(options) != len(value) or _UNFIT in items else tuple(items)
     if type(value) is hint:
         return value
-    return float(value) if hint is float and type(value) is int else _UNFIT
+    try:
+        return float(value) if hint is float and type(value) is int else _UNFIT
+    except OverflowError:
+        return _UNFIT
 
 
 def _describe(hint: object) -> str:

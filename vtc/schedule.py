@@ -12,6 +12,7 @@ keeps. With stages inside the language model:
 A stage's own keep inside the language model means the same, relative to the tokens that enter the language model.
 """
 
+import math
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -21,6 +22,7 @@ from vtc.errors import ConfigError
 from vtc.signals import Decoder
 
 LARGEST_POWER = 64.0
+EPS = 1e-9
 
 
 @dataclass(frozen=True)
@@ -38,10 +40,11 @@ class Schedule:
     """A strategy on a language model of a given depth.
 
     steps: all drops inside the language model in the order in which they happen. projector: the budget of the stage
-    at the projector, None without one. Raises ConfigError for a keep that the layers cannot give.
+    at the projector, None without one. tokens: of an image, where the model fixes it, so that numbers of tokens can be
+    checked too. Raises ConfigError for a keep that the layers cannot give.
     """
 
-    def __init__(self, config: StrategyConfig, decoder: Decoder):
+    def __init__(self, config: StrategyConfig, decoder: Decoder, tokens: int | None = None):
         self.config, self.depth = config, decoder.depth
         self.stages: tuple[StageConfig, ...] = config.decoder
         planned = [
@@ -52,7 +55,7 @@ class Schedule:
         self.steps = tuple(sorted(planned, key=lambda p: (p.layer, p.index, p.number)))
         self.projector = self._projector_budget()
         if self.stages and not self.config.keeps_all:
-            self._check(decoder)
+            self._check(tokens)
 
     def mean(self, powers: tuple[float, ...] | None = None) -> float:
         """Mean over layers of the share of the entered tokens that they see, roundings aside. powers: one per decoder
@@ -73,7 +76,7 @@ class Schedule:
         for step in self.steps:
             power, stage = powers[step.index], self.stages[step.index].stage
             # A power is found up to rounding errors, which must not cost a token where a count is truncated.
-            share = step.share if power == 1.0 else min(1.0, step.share**power + 1e-9)
+            share = step.share if power == 1.0 else min(1.0, step.share**power + EPS)
             left = min(left, max(1, stage.count(base.setdefault(step.index, left), share)))
             found.append(left)
         return found
@@ -110,16 +113,21 @@ class Schedule:
         low, high = 0.0, LARGEST_POWER
         if fraction < mean(high):
             names = "+".join(self.stages[i].method for i in indices)
-            first = next(step.layer for step in self.steps if step.index in indices)
+            first = next((step.layer for step in self.steps if step.index in indices and step.share < 1), None)
+            why = f"all layers before its first drop, at layer {first} of {self.depth}, see all of them"
+            possible = f"more than {mean(high):.4g}, an earlier layer"
+            if first is None:
+                why, possible = "no step of its schedule removes any", "a schedule that does"
+            elsewhere = "" if self.projector else f", or a stage at the projector before it (such as hiprune+{names})"
             raise ConfigError(
-                f"keep={fraction:.4g} of the visual tokens as a mean over layers is out of reach for {names}: the "
-                f"{first} of {self.depth} layers before its first drop see all of them; possible: more than "
-                f"{mean(high):.4g}, an earlier layer, or a stage at the projector before it (such as hiprune+{names})"
+                f"keep={fraction:.4g} of the visual tokens as a mean over layers is out of reach for {names}: {why}; "
+                f"possible: {possible}{elsewhere}"
             )
         for _ in range(100):
             middle = (low + high) / 2
             low, high = (middle, high) if mean(middle) > fraction else (low, middle)
-        return high
+        # The published mean gives the published counts, halves included.
+        return 1.0 if abs(high - 1.0) < EPS else high
 
     def _projector_budget(self) -> Budget | None:
         config = self.config.projector
@@ -133,23 +141,31 @@ class Schedule:
             return Budget(max(1, round(keep / mean)), budget.scope, budget.rounding)
         if self.config.keeps_all:
             return Budget(1.0, budget.scope, budget.rounding)
-        if keep > mean:
-            raise ConfigError(
-                f"keep={keep!r} is more than {mean:.4g}, what the layers see on average when {config.method} keeps "
-                f"everything and {'+'.join(s.method for s in self.stages)} follows its schedule; possible: up to "
-                f"{mean:.4g}, or a schedule that keeps more"
-            )
-        return Budget(keep / mean, budget.scope, budget.rounding)
+        if keep > mean + EPS:
+            raise self._too_much(repr(keep), f"{math.floor(mean * 1e4) / 1e4:.4g}")
+        return Budget(min(1.0, round(keep / mean, 12)), budget.scope, budget.rounding)
 
-    def _check(self, decoder: Decoder) -> None:
-        """Raises ConfigError before any prompt is seen, where fractions can tell."""
-        if isinstance(self.config.keep, float):
-            self.powers(1, 1)
-        elif self.config.keep is None:
+    def _too_much(self, keep: str, most: str) -> ConfigError:
+        first, inside = self.config.projector.method, "+".join(s.method for s in self.stages)
+        return ConfigError(
+            f"keep={keep} is more than {most}, what the layers see on average when {first} keeps everything and "
+            f"{inside} follows its schedule; possible: up to {most}, or a schedule that keeps more"
+        )
+
+    def _check(self, tokens: int | None) -> None:
+        """Raises ConfigError before any prompt is seen, where fractions, or the tokens of an image, can tell."""
+        keep = self.config.keep
+        if isinstance(keep, int) and tokens is None:
+            return
+        if keep is not None and self.projector is None:
+            self._power(None, _fraction(keep, tokens))
+        elif isinstance(keep, int) and round(keep / self.mean()) > tokens and self.projector.scope != "per_request":
+            raise self._too_much(str(keep), str(math.floor(tokens * self.mean())))
+        elif keep is None:
             for index, stage in enumerate(self.stages):
                 if isinstance(stage.budget.keep, float):
                     self._power(index, stage.budget.keep)
 
 
-def _fraction(keep: float | int, tokens: int) -> float:
+def _fraction(keep: float | int, tokens: int | None) -> float:
     return keep if isinstance(keep, float) else keep / tokens

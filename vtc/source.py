@@ -1,5 +1,6 @@
 """Where strategies come from: shipped names, YAML files, mappings, and several of these composed."""
 
+import os.path
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -14,9 +15,9 @@ TOP = ("description", "keep", "prune_ratio", "scope", "rounding", "positions", "
 
 def parts(strategy: object) -> list:
     """The strategies that one argument composes: the entries of a list, or of "a+b"; else itself alone."""
-    if isinstance(strategy, str) and "+" in strategy and not Path(strategy).exists():
+    if isinstance(strategy, str) and "+" in strategy and not os.path.exists(strategy):
         return [part.strip() for part in strategy.split("+")]
-    if isinstance(strategy, Sequence) and not isinstance(strategy, str):
+    if isinstance(strategy, Sequence) and not isinstance(strategy, (str, bytes)):
         if not strategy:
             raise ConfigError("strategy [] is empty; possible: a name, a YAML file, a mapping, or a list of these")
         return list(strategy)
