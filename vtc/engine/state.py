@@ -104,9 +104,16 @@ def recall(cache: object, new_tokens: int) -> PrunedPrompt | None:
     if length == 0:
         remember(cache, None)
         return None
-    if length != prompt.seen - prompt.dropped:
+    expected = prompt.seen - prompt.dropped
+    if length != expected and not (length < expected and _counts_by_content(cache)):
         raise PatchError(
-            f"the pruned cache holds {length} tokens where {prompt.seen - prompt.dropped} were expected: it was "
+            f"the pruned cache holds {length} tokens where {expected} were expected: it was "
             "cropped or filled elsewhere (assisted generation, prompt lookup); possible: generate without these"
         )
     return prompt
+
+
+def _counts_by_content(cache: object) -> bool:
+    """Whether a static cache tells its length by the keys of its first prompt that are not zero, as older versions of
+    transformers do: padding, whose embeddings are zero, is then left out."""
+    return bool(getattr(cache, "is_compileable", False)) and not hasattr(cache.layers[0], "cumulative_length")
