@@ -142,7 +142,7 @@ class Schedule:
         if self.config.keeps_all:
             return Budget(1.0, budget.scope, budget.rounding)
         if keep > mean + EPS:
-            raise self._too_much(repr(keep), f"{math.floor(mean * 1e4) / 1e4:.4g}")
+            raise self._too_much(repr(keep), f"{math.floor((mean + EPS) * 1e4) / 1e4:.4g}")
         return Budget(min(1.0, round(keep / mean, 12)), budget.scope, budget.rounding)
 
     def _too_much(self, keep: str, most: str) -> ConfigError:
@@ -160,7 +160,7 @@ class Schedule:
         if keep is not None and self.projector is None:
             self._power(None, _fraction(keep, tokens))
         elif isinstance(keep, int) and round(keep / self.mean()) > tokens and self.projector.scope != "per_request":
-            raise self._too_much(str(keep), str(math.floor(tokens * self.mean())))
+            raise self._too_much(str(keep), str(math.floor(tokens * self.mean() + EPS)))
         elif keep is None:
             for index, stage in enumerate(self.stages):
                 if isinstance(stage.budget.keep, float):
