@@ -113,10 +113,11 @@ def _check_methods(loaded: Loaded, runs: list[Run]) -> None:
 def _checkable(loaded: Loaded, run: Run) -> Iterator[dict]:
     """The strategy, and for a number of tokens inside the language model also the fraction that it is on a model whose
     images all have the same number: only fractions are checked before a prompt is seen."""
-    dump, tokens = run.config.dump(), loaded.family.encoder.tokens
-    yield dump
-    if run.config.decoder and isinstance(run.keep, int) and tokens is not None:
-        yield {**dump, "keep": run.keep / tokens}
+    yield run.config.dump()
+    keep, tokens, stage = run.keep, loaded.family.encoder.tokens, run.config.projector
+    shared = stage is not None and stage.budget.scope == "per_request"
+    if run.config.decoder and isinstance(keep, int) and tokens is not None and keep < tokens and not shared:
+        yield {**run.config.dump(), "keep": keep / tokens}
 
 
 def _identity(settings: Settings, loaded: Loaded, run: Run, task: Task, batch: int) -> dict:

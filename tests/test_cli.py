@@ -34,7 +34,9 @@ def test_list(capsys):
     for entry in data["strategies"]:
         line = next(line for line in out.splitlines() if line.startswith(entry["name"] + " "))
         assert entry["budget"] in line
-        assert vtc.load_strategy(entry["name"]).description == entry["description"] != ""
+        config = vtc.load_strategy(entry["name"])
+        assert config.description == entry["description"] != ""
+        assert entry["budget"] == ("schedule" if config.keep is None else f"keep={config.keep}")
 
 
 def test_list_is_light():
@@ -80,6 +82,66 @@ def test_show_round_trip(capsys, tmp_path, family):
     expected = vtc.load_strategy("hiprune", family, keep=96, alpha=0.2)
     assert yaml.safe_load(out) == expected.dump()
     assert vtc.load_strategy(file, family).dump() == expected.dump()
+
+
+@pytest.mark.parametrize("strategy", ["hiprune+transprune", "hiprune_transprune", "transprune", "visiondrop"])
+@pytest.mark.parametrize("keep", [None, "0.3"])
+def test_show_inside(capsys, tmp_path, strategy, keep):
+    """Stages inside the language model and compositions round-trip; the comments say what each layer sees."""
+    arguments = ["show", strategy, "--family", "qwen2_vl", *(["--keep", keep] if keep else [])]
+    out = run(capsys, *arguments)[1]
+    file = tmp_path / "mine.yaml"
+    file.write_text(out)
+    expected = vtc.load_strategy(strategy, "qwen2_vl", **({"keep": float(keep)} if keep else {}))
+    assert vtc.load_strategy(file, "qwen2_vl").dump() == expected.dump() == yaml.safe_load(out)
+    code, commented, _ = run(capsys, *arguments, "--layers", "28", "--tokens", "1000")
+    assert (code, yaml.safe_load(commented)) == (0, expected.dump())
+    comments = [line for line in commented.splitlines() if line.startswith("#")]
+    assert commented == "\n".join([*comments, out])
+    if keep:
+        share = float(re.search(r"([\d.]+)% of", comments[-1])[1])
+        assert abs(share - 30) < 0.3
+
+
+def test_show_schedule(capsys):
+    """Published numbers: TransPrune on LLaVA-1.5-7B."""
+    out = run(capsys, "show", "transprune", "--layers", "32", "--tokens", "576")[1]
+    found = re.findall(r"^#   layers (\d+)-(\d+) +(\d+)$", out, re.MULTILINE)
+    assert found == [("0", "6", "576"), ("7", "8", "504"), ("9", "11", "360"), ("12", "31", "72")]
+    assert "#   mean 236.2, 41.0% of the image's tokens\n" in out
+    out = run(capsys, "show", "hiprune", "--layers", "32", "--tokens", "576")[1]
+    assert re.findall(r"^#   (.+)$", out, re.MULTILINE)[0].split() == ["layers", "0-31", "144"]
+    out = run(capsys, "show", "fastv", "--layers", "2", "--tokens", "9")[1]
+    assert re.findall(r"^#   (layer .+)$", out, re.MULTILINE)[-1].split() == ["layer", "1", "4"]
+
+
+def test_validate_composed(capsys, tmp_path):
+    """A+B by name and by file; a part that does not fit is exit code 1, a part that does not exist exit code 2."""
+    good = [f"{family}: ok" for family in vtc.families()]
+    file, bad = tmp_path / "mine.yaml", tmp_path / "bad.yaml"
+    file.write_text(
+        "stages: [{method: hiprune, keep: 0.5}, {method: transprune, layers: [3, 9], ratios: [0.5, 0.1]}]\n"
+    )
+    for strategy in ("hiprune+transprune", "visiondrop", file, f"{file}+fastv", f"uniform+{tmp_path}/mine2.yaml"):
+        (tmp_path / "mine2.yaml").write_text("stages: [{method: fastv}]\n")
+        code, out, err = run(capsys, "validate", strategy)
+        assert (code, out.splitlines(), err) == (0, good, ""), strategy
+    wrong = {
+        "stages: [{method: transprune, layers: [9, 3], ratios: [0.5, 0.1]}]": "do not rise",
+        "stages: [{method: transprune, layers: [9], ratios: [0.5, 0.1]}]": "1 layers and 2 ratios",
+        "keep: 0.1\nstages: [{method: transprune}]": "out of reach",
+        "stages: [{method: fastv}, {method: hiprune, keep: 0.5}]": "at most one at the projector, first",
+        "stages: [{method: hiprune}, {method: fastv}]": "names no budget",
+    }
+    for text, expected in wrong.items():
+        bad.write_text(text)
+        code, out, err = run(capsys, "validate", bad)
+        assert (code, len(out.splitlines()), err) == (1, len(good), "")
+        assert all(": error: " in line and expected in line for line in out.splitlines()), out
+    assert run(capsys, "validate", "transprune+hiprune")[0] == 1
+    code, out, err = run(capsys, "validate", "hiprune+trnsprune")
+    assert (code, out, len(err.splitlines())) == (2, "", 1)
+    assert "did you mean 'transprune'" in err
 
 
 def test_validate_good(capsys, tmp_path):
@@ -142,11 +204,22 @@ BAD = {
     "show-set": (["show", "hiprune", "--set", "alpha"], "possible: KEY=VALUE"),
     "show-set-key": (["show", "hiprune", "--set", "alpa=1"], "did you mean 'alpha'"),
     "show-set-type": (["show", "hiprune", "--set", "alpha=x"], "alpha='x' has type str"),
+    "show-composed": (["show", "hiprune+trnsprune"], "did you mean 'transprune'"),
+    "show-composed-order": (["show", "transprune+hiprune"], "at most one at the projector, first"),
+    "show-composed-set": (["show", "hiprune+transprune", "--set", "alpha=0.1"], "hiprune.alpha, transprune.alpha"),
+    "show-layers": (["show", "transprune", "--layers", "32"], "--tokens is missing"),
+    "show-tokens": (["show", "transprune", "--tokens", "576"], "--layers is missing"),
+    "show-layers-1": (["show", "transprune", "--layers", "1", "--tokens", "576"], "--layers"),
+    "show-layers-text": (["show", "transprune", "--layers", "x", "--tokens", "576"], "--layers"),
+    "show-layers-few": (["show", "fastv", "--layers", "4", "--tokens", "9", "--set", "K=7"], "beyond the 4 layers"),
+    "show-reach": (["show", "fastv", "--layers", "4", "--tokens", "100", "--keep", "20"], "out of reach for fastv"),
     "validate-missing": (["validate", "nothing.yaml"], "'nothing.yaml' does not exist"),
     "validate-family": (["validate", "hiprune", "--family", "llva"], "did you mean 'llava'"),
     "eval-strategy": (changed(strategy="none,hiprun"), "did you mean 'hiprune'"),
     "eval-strategy-twice": (changed(strategy="none,none"), "'none' stands twice"),
     "eval-keep-twice": (changed(keep="0.5,0.50"), "two runs would be called"),
+    "eval-composed": (changed(strategy="none,hiprune+transprne"), "did you mean 'transprune'"),
+    "eval-reach": (changed(strategy="fastv", keep="0.5,0.1"), "fastv-keep0.1: keep=0.1 of the visual tokens"),
     "eval-task": (changed(tasks="dmo"), "unknown task 'dmo': did you mean 'demo'"),
     "eval-model-folder": (changed(model="./nowhere"), "'./nowhere' does not exist"),
     "eval-keep-0": (changed(keep="0"), "keep=0 is out of range"),
@@ -207,3 +280,7 @@ def test_demo_suite_is_valid():
                                       "output": "anywhere"})  # fmt: skip
     assert settings.limit == 200
     assert [run.name for run in plan(settings)][:2] == ["none", "random-keep0.5"]
+    settings = settings_from("inside", {"model": None, "strategy": None, "tasks": None, "limit": None, "output": "x"})
+    names = [run.name for run in plan(settings, "llava")]
+    assert names[:3] == ["none", "hiprune-keep0.25", "fastv-published"]
+    assert names[-2:] == ["hiprune+fastv-published", "hiprune_transprune-published"]
