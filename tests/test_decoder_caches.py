@@ -1,5 +1,6 @@
 """Caches whose layers have different lengths: every kind of cache and of generation, and what is refused."""
 
+import contextlib
 import copy
 
 import pytest
@@ -8,12 +9,13 @@ from transformers import DynamicCache, MistralConfig, StaticCache
 
 import vtc
 from tests.helpers import SPECIAL, build, forward, generate, inputs_of, model_of, split, state
-from tests.helpers_decoder import INSIDE, entered_of, exact, options_of, resolved, truths
+from tests.helpers_decoder import entered_of, exact, options_of, resolved, truths
 from vtc.errors import PatchError, UnsupportedError, VtcError
 from vtc.patches import FAMILIES
 from vtc.patches._tiny import TEXT
 
-both = pytest.mark.parametrize("strategy", INSIDE)
+# One drop without renumbering; several with history; a projector's stage, merging and an order of its own.
+both = pytest.mark.parametrize("strategy", ["fastv", "transprune", "visiondrop"])
 families = pytest.mark.parametrize("case", vtc.families())
 renumbered = pytest.mark.parametrize("positions", ["keep", "compact"])
 WINDOW = 24
@@ -185,14 +187,6 @@ def test_sliding_window_equals_oracle(strategy, sliding, positions, cache):
         assert out.tokens[b].tolist() == answer.tokens
 
 
-def test_text_goes_through_the_sliding_model(sliding):
-    """The stock path of that model is bit-equal for text."""
-    text = inputs_of("llava", images=(0, 0))
-    stock = generate(sliding, text, 4).logits
-    with vtc.patched(sliding, "fastv"):
-        assert torch.equal(generate(sliding, text, 4).logits, stock)
-
-
 BACKENDS = {"quanto": "optimum.quanto", "hqq": "hqq"}
 
 
@@ -271,14 +265,19 @@ def test_cropped_cache(patched, layers):
 
 
 def test_second_turn_on_the_same_cache(patched):
-    """More text after what was written: the mask has columns that the cache does not."""
+    """More text after what was written: refused, or continued as by hand (where generate() leaves the 2-D mask)."""
     model, inputs = patched
     first = generate(model, inputs, 3)
     ids = torch.cat([first.output.sequences, torch.tensor([[5, 6, 7]])], 1)
-    turn = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    turn, new = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}, ids[:, inputs["input_ids"].shape[1] :]
+    with torch.no_grad():
+        cache = forward(model, inputs, use_cache=True).past_key_values
+        expected = model(input_ids=new, attention_mask=turn["attention_mask"], past_key_values=cache).logits[:, -1]
     if "mm_token_type_ids" in inputs:
         turn["mm_token_type_ids"] = (ids == 120).int()
-    refused(lambda: generate(model, turn, 3, past_key_values=first.output.past_key_values))
+    with contextlib.suppress(PatchError):
+        found = generate(model, turn, 1, past_key_values=first.output.past_key_values).logits[0]
+        torch.testing.assert_close(found, expected, atol=1e-9, rtol=0)
 
 
 @families

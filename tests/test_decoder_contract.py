@@ -236,7 +236,8 @@ def test_keep_is_the_mean_over_layers(strategy, keep, case):
     model, inputs = model_of(case), inputs_of(case)
     if isinstance(keep, int) and case != "llava":
         pytest.skip("only the images of LLaVA are of one size")
-    keep = keep / 2 if strategy == "visiondrop" and isinstance(keep, float) else keep
+    if resolved(strategy, case).projector is not None:
+        keep = type(keep)(keep / 2)
     with vtc.patched(model, strategy, keep=keep):
         forward(model, inputs)
         report = vtc.report(model)
@@ -250,7 +251,7 @@ def test_keep_is_the_mean_over_layers(strategy, keep, case):
     assert report.keep == keep
 
 
-@pytest.mark.parametrize("strategy", [name for name in INSIDE if name != "visiondrop"])
+@pytest.mark.parametrize("strategy", [name for name in INSIDE if resolved(name, "llava").projector is None])
 def test_a_keep_out_of_reach_is_refused(strategy):
     """Layers before the first step see everything: a smaller mean is refused before the model is touched."""
     model = model_of("llava")

@@ -110,7 +110,7 @@ COMPOSED = [(["hiprune", "transprune"], {}), (["uniform", "fastv"], {}), (["hipr
 
 
 @pytest.mark.parametrize("strategy, options", COMPOSED, ids=["hiprune+transprune", "uniform+fastv", "keep"])
-@cases
+@families
 @renumbered
 def test_composition_equals_oracle(strategy, options, case, positions):
     """A stage at the projector and one inside the language model."""
