@@ -6,13 +6,13 @@ keeps. With stages inside the language model:
 
 - no keep: every stage does what its own budget or its published schedule says;
 - with a stage at the projector: the published schedules inside stay as they are, and the projector keeps what is
-  needed for the mean: keep / (mean share of the schedules);
+  needed for the mean: keep / (mean share of the schedules). If that is more than everything, it keeps everything and
+  the schedules are relaxed as in the next case;
 - without one: the shares of all schedules are raised to one power. Power 1 is the published schedule, 0 keeps all.
 
 A stage's own keep inside the language model means the same, relative to the tokens that enter the language model.
 """
 
-import math
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -94,11 +94,17 @@ class Schedule:
     def powers(self, before: int, entered: int) -> tuple[float, ...]:
         """The power of each decoder stage for one image."""
         if self.config.keep is not None:
-            if self.projector is not None:
-                return (1.0,) * len(self.stages)
-            return (self._power(None, _fraction(self.config.keep, before)),) * len(self.stages)
+            fits = self.projector is not None and not self._beyond(before)
+            power = 1.0 if fits else self._power(None, _fraction(self.config.keep, before))
+            return (power,) * len(self.stages)
         own = [stage.budget.keep for stage in self.stages]
         return tuple(1.0 if k is None else self._power(i, _fraction(k, entered)) for i, k in enumerate(own))
+
+    def _beyond(self, before: int) -> bool:
+        """Whether an image keeps more on average than the schedules inside let through."""
+        if self.projector.scope == "per_request" and isinstance(self.config.keep, int):
+            return False  # what is shared among images cannot be more than all of one
+        return _fraction(self.config.keep, before) > self.mean() + EPS
 
     @lru_cache(maxsize=1024)  # noqa: B019 - there is one schedule per patch
     def _power(self, only: int | None, fraction: float) -> float:
@@ -136,35 +142,20 @@ class Schedule:
         budget, keep = config.budget, self.config.keep
         if keep is None or not self.stages:
             return budget
-        mean = self.mean()
         if isinstance(keep, int):
-            return Budget(max(1, round(keep / mean)), budget.scope, budget.rounding)
-        if self.config.keeps_all:
-            return Budget(1.0, budget.scope, budget.rounding)
-        if keep > mean + EPS:
-            raise self._too_much(repr(keep), f"{math.floor((mean + EPS) * 1e4) / 1e4:.4g}")
-        return Budget(min(1.0, round(keep / mean, 12)), budget.scope, budget.rounding)
-
-    def _too_much(self, keep: str, most: str) -> ConfigError:
-        first, inside = self.config.projector.method, "+".join(s.method for s in self.stages)
-        return ConfigError(
-            f"keep={keep} is more than {most}, what the layers see on average when {first} keeps everything and "
-            f"{inside} follows its schedule; possible: up to {most}, or a schedule that keeps more"
-        )
+            return Budget(max(1, round(keep / self.mean())), budget.scope, budget.rounding)
+        share = 1.0 if self.config.keeps_all else min(1.0, round(keep / self.mean(), 12))
+        return Budget(share, budget.scope, budget.rounding)
 
     def _check(self, tokens: int | None) -> None:
         """Raises ConfigError before any prompt is seen, where fractions, or the tokens of an image, can tell."""
         keep = self.config.keep
-        if isinstance(keep, int) and tokens is None:
-            return
-        if keep is not None and self.projector is None:
-            self._power(None, _fraction(keep, tokens))
-        elif isinstance(keep, int) and round(keep / self.mean()) > tokens and self.projector.scope != "per_request":
-            raise self._too_much(str(keep), str(math.floor(tokens * self.mean() + EPS)))
-        elif keep is None:
+        if keep is None:
             for index, stage in enumerate(self.stages):
                 if isinstance(stage.budget.keep, float):
                     self._power(index, stage.budget.keep)
+        elif isinstance(keep, float) or tokens is not None:
+            self.powers(tokens or 1, tokens or 1)
 
 
 def _fraction(keep: float | int, tokens: int | None) -> float:

@@ -31,7 +31,7 @@ class Patch:
         self.family, self.strategy = family, strategy
         self.shape, self.dump = family.language_shape(), strategy.dump()
         self.decoder = Decoder(family.name, self.shape.layers)
-        self.schedule = Schedule(strategy, self.decoder)
+        self.schedule = Schedule(strategy, self.decoder, family.encoder.tokens)
         self.plan = Plan(family.decoder_site(), self.schedule, self.decoder) if self.schedule.steps else None
         self.stage = strategy.projector
         if self.stage is not None and self.schedule.projector.keeps_all:
@@ -41,6 +41,11 @@ class Patch:
         self.vision = Vision(family, tuple(dict.fromkeys(needs)), self.thread)
         self.last_report: Report | None = None
         self.notes = []
+        if strategy.projector is not None and self.stage is None and self.plan is not None and not strategy.keeps_all:
+            self.notes.append(
+                f"keep={strategy.keep} is more than the schedule inside lets through ({self.schedule.mean():.4g}): "
+                f"{strategy.projector.method} keeps everything and the schedule is relaxed"
+            )
         if self.stage is not None and self.stage.stage.needs_cls and not family.encoder.has_cls:
             self.notes.append("this encoder has no [CLS]: the mean of all queries of an image stands in for it")
 
