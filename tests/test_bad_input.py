@@ -106,7 +106,10 @@ FILES = {
     "unsafe-knob": (HEAD + "    alpha: !!python/name:os.system ''\n", ("not valid (safe) YAML",)),
     "stages-missing": ("keep: 0.5\n", ("stages=None", "method")),
     "stages-empty": ("keep: 0.5\nstages: []\n", ("stages=[]", "method")),
-    "stages-two": ("keep: 0.5\nstages:\n  - method: uniform\n  - method: pool\n", ("stages=[", "one mapping")),
+    "stages-two": (
+        "keep: 0.5\nstages:\n  - method: uniform\n  - method: pool\n",
+        ("projector, projector", "at most one at the projector"),
+    ),
     "stages-mapping": ("keep: 0.5\nstages: {method: uniform}\n", ("stages={", "list")),
     "stage-without-method": ("keep: 0.5\nstages:\n  - alpha: 0.1\n", ("method",)),
     "unknown-method": ("keep: 0.5\nstages:\n  - method: hiprume\n", ("'hiprume'", "did you mean 'hiprune'")),
