@@ -7,6 +7,7 @@ how it is compared stands in tests/golden_checks/<method>.py; a method without s
 import importlib
 import json
 import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -106,20 +107,37 @@ def test_golden(case):
 
 
 OWN = [case for case in cases_of(ROOT / "tests" / "golden") if case.file]
+# What the authors' code returned, as opposed to what it was given: indices, masks, scores and what they lead to.
+ANSWER = re.compile(r"(?:^|[._])(?:keep|kept|dominant|context|merged|scores?|importance|ttv|out)(?:_|$)")
 
 
-@pytest.mark.parametrize("case", OWN, ids=lambda case: case.name)
-def test_a_wrong_answer_is_noticed(case, tmp_path):
+def answers_of(case: Case) -> list[str]:
+    """The fields of a file that are expected results."""
+    return sorted(
+        name for name in read(case.file)[0] if ANSWER.search(name) and not re.search("attn_out|mlp_out", name)
+    )
+
+
+ANSWERS = [(case, name) for case in OWN for name in answers_of(case)]
+
+
+@pytest.mark.parametrize("case, answer", ANSWERS, ids=[f"{case.name}-{name}" for case, name in ANSWERS])
+def test_a_wrong_answer_is_noticed(case, answer, tmp_path):
+    """One value of one expected result changed, and the file does not pass."""
     tensors, params = read(case.file)
-    answers = sorted(name for name in tensors if name.startswith("keep"))
-    if not answers:
-        pytest.skip(f"{case.name} has no kept indices to change")
-    answer = tensors[answers[0]]
-    wrong = tmp_path / "wrong.safetensors"
-    changed = {answers[0]: answer.logical_not() if answer.dtype == torch.bool else answer + 1}
-    save_file({**tensors, **changed}, wrong, {"params": json.dumps(params)})
+    wrong = tensors[answer].clone()
+    last = wrong.view(-1)[-1:]
+    last.copy_(last.logical_not() if wrong.dtype == torch.bool else last + 1)
+    file = tmp_path / "wrong.safetensors"
+    save_file({**tensors, answer: wrong}, file, {"params": json.dumps(params)})
     with pytest.raises(AssertionError):
-        check(Case("wrong", case.method, wrong))
+        check(Case("wrong", case.method, file))
+
+
+def test_every_file_has_an_answer():
+    """No golden file passes the test above by having nothing to change."""
+    assert not [case.name for case in OWN if not answers_of(case)]
+    assert {case.method for case in OWN} == CHECKS
 
 
 def test_nothing_is_passed_over(tmp_path):
