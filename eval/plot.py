@@ -6,6 +6,7 @@ from pathlib import Path
 # Okabe and Ito's colours, told apart by most eyes, then two more.
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8B5A2B", "#7F7F7F")
 MARKERS = "osD^vPX*<>"
+CLOSE = 1.18  # places on the axis with a smaller ratio share a label
 
 
 def draw(summary: dict, path: Path) -> Path:
@@ -80,7 +81,10 @@ def _label_axes(axes, places: list[float], full: tuple | None, runs: list[dict],
 
     axes.set_xscale("log", base=2)
     axes.xaxis.set_minor_locator(ticker.NullLocator())
-    merged = [x for i, x in enumerate(places) if i == 0 or x > places[i - 1] * 1.06]
+    merged: list[float] = []
+    for x in reversed(places):
+        if not merged or x * CLOSE < merged[-1]:
+            merged.append(x)
     whole = full[0] if full and full[0] else None
     axes.set_xticks(merged, [f"{x:.0f}" + (f"\n{100 * x / whole:.0f}%" if whole else "") for x in merged])
     axes.set_xlabel("visual tokens in the language model (mean per layer and sample)")

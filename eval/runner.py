@@ -101,23 +101,12 @@ def _check_methods(loaded: Loaded, runs: list[Run]) -> None:
             if loaded.unsupported is not None:
                 raise loaded.unsupported
             try:
-                for strategy in _checkable(loaded, run):
-                    with vtc.patched(loaded.model, strategy):
-                        pass
+                with vtc.patched(loaded.model, run.config.dump()):
+                    pass
             except ConfigError as error:
                 raise ConfigError(f"{run.name}: {error}") from None
         elif run.kind == "downsample":
             Downsample(loaded, run.config.stages[0].budget)
-
-
-def _checkable(loaded: Loaded, run: Run) -> Iterator[dict]:
-    """The strategy, and for a number of tokens inside the language model also the fraction that it is on a model whose
-    images all have the same number: only fractions are checked before a prompt is seen."""
-    yield run.config.dump()
-    keep, tokens, stage = run.keep, loaded.family.encoder.tokens, run.config.projector
-    shared = stage is not None and stage.budget.scope == "per_request"
-    if run.config.decoder and isinstance(keep, int) and tokens is not None and keep < tokens and not shared:
-        yield {**run.config.dump(), "keep": keep / tokens}
 
 
 def _identity(settings: Settings, loaded: Loaded, run: Run, task: Task, batch: int) -> dict:
