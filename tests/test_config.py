@@ -2,6 +2,7 @@
 
 import math
 from fractions import Fraction
+from pathlib import Path
 
 import pytest
 import yaml
@@ -39,6 +40,15 @@ def test_every_method_has_a_strategy():
     """No method without a shipped file, and the other way round."""
     used = {stage["method"] for name in STRATEGIES for stage in vtc.load_strategy(name).dump()["stages"]}
     assert sorted(used) == METHODS.names()
+
+
+def test_every_method_stands_in_the_notice():
+    """NOTICE has a line with paper, code and licence for each method that exists, one for both of VisionDrop's."""
+    notice = (Path(__file__).resolve().parent.parent / "NOTICE").read_text(encoding="utf-8")
+    rows = [line.split() for line in notice.splitlines() if line[:1].islower()]
+    present = {row[0] for row in rows if row[1:2] == ["now"]}
+    assert present == {method.removesuffix("_encoder") for method in METHODS}
+    assert not present & {row[0] for row in rows if row[1:2] == ["planned"]}
 
 
 def test_overrides_win_over_sections_and_these_over_the_file():

@@ -51,6 +51,10 @@ PARTS = {
     "patches": Part(r"patches/.*", never=("=vtc", "vtc.strategies", "vtc.config", "vtc.patching", *OUTER)),
     "engine": Part(r"vtc/engine/.*", never=("=vtc", *OUTER), not_on_import=("transformers",)),
     "core": Part(r"vtc/(?!cli|__main__)\w+\.py", never=("vtc.eval", "vtc.cli"), not_on_import=("transformers",)),
+    "data": Part(
+        r"vtc/(account|budget|config|flops|hooks|knobs|layout|schedule|selection|signals|source)\.py",
+        never=("=vtc", "vtc.engine", "vtc.patches", "vtc.patching", *OUTER, "transformers"),
+    ),
     "cli": Part(r"vtc/(cli\w*|__main__)\.py", not_on_import=("transformers", "vtc.eval", "vtc.demo")),
     "demo": Part(r"vtc/demo/.*", never=("vtc.eval", "vtc.cli")),
     "eval": Part(
