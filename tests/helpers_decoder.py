@@ -206,7 +206,7 @@ def options_of(strategy, **more) -> dict:
 
 def exact(strategy) -> float:
     """The tolerance: merge weights are float32, everything else is float64."""
-    return 1e-6 if strategy == "visiondrop" else 1e-9
+    return 1e-9
 
 
 def truths(model: nn.Module, singles: list[dict], report, config, entered=None, steps: int = 1, draft=None) -> list:

@@ -68,7 +68,7 @@ def check_selection(selection, tokens, count, units, extra=0):
             assert set(range(count)) <= set(target[b].tolist()) <= set(range(-1, count))
         assert bool(((weight >= 0) & (weight <= 1) & ((weight > 0) == (target >= 0))).all())
         # A dominant token alone gives 1, a target with others 1 for itself and 1 for their mean.
-        total = torch.zeros(units, count).scatter_add_(1, target.clamp(min=0), weight)
+        total = torch.zeros(units, count).scatter_add_(1, target.clamp(min=0), weight.float())
         assert bool((torch.isclose(total, torch.ones(())) | torch.isclose(total, torch.tensor(2.0))).all())
 
 

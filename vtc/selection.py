@@ -13,7 +13,7 @@ class Merge:
     """A sparse many-to-one map of all tokens onto the kept ones.
 
     target [B, N]: the slot 0..K-1 that a token flows into, -1 for a token that is dropped.
-    weight [B, N] float32: its share; the new feature of a slot is the weighted sum of what flows into it.
+    weight [B, N] float32 or float64: its share; the new feature of a slot is the weighted sum of what flows into it.
     unprojected: the sum is taken over what the projector receives, and projected afterwards. With a [CLS] encoder its
     [CLS] then comes first: target and weight are [B, 1 + N].
     """
@@ -56,17 +56,13 @@ class Selection:
         return x.gather(1, index.expand(-1, -1, *x.shape[2:]))
 
     def apply_features(self, x: Tensor) -> Tensor:
-        """Features x [B, N, D] -> [B, K, D]: gathered, or summed by the merge weights in float32."""
+        """Features x [B, N, D] -> [B, K, D]: gathered, or summed by the merge weights, in float32 (float64 for
+        float64 x)."""
         if self.merge is None:
             return self.apply(x)
         target = self.merge.target.to(x.device)
-        weight = torch.where(target < 0, 0.0, self.merge.weight.to(x.device, torch.float32))
-        out = torch.zeros(
-            x.shape[0],
-            self.keep.shape[1],
-            x.shape[2],
-            dtype=torch.promote_types(x.dtype, torch.float32),
-            device=x.device,
-        )
+        dtype = torch.promote_types(x.dtype, torch.float32)
+        weight = self.merge.weight.to(x.device, dtype).masked_fill(target < 0, 0)
+        out = torch.zeros(x.shape[0], self.keep.shape[1], x.shape[2], dtype=dtype, device=x.device)
         index = target.clamp(min=0).unsqueeze(-1).expand(-1, -1, x.shape[2])
         return out.scatter_add_(1, index, x.to(out.dtype) * weight.unsqueeze(-1).to(out.dtype)).to(x.dtype)

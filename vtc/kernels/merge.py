@@ -58,7 +58,7 @@ def contextual_merge(metric: Tensor, dominant: Tensor, contextual: int) -> Group
     if not 0 <= contextual <= n:
         raise ValueError(f"contextual={contextual} is outside 0..{n}, the number of tokens that are not dominant")
     group = dominant.new_full((batch, tokens), -1)
-    weight = torch.zeros(batch, tokens, device=metric.device)
+    weight = torch.zeros(batch, tokens, device=metric.device, dtype=torch.promote_types(metric.dtype, torch.float32))
     if contextual == 0:
         return Groups(dominant.new_empty(batch, 0), group, weight)
 
