@@ -145,7 +145,12 @@ KNOBS = {
     "keep-below-the-floor": ("fastv", {"keep": 0.05}, ("keep=0.05", "possible: more than 0.1667", "hiprune+fastv")),
     "prune-below-the-floor": ("fastv", {"prune_ratio": 0.9}, ("keep=0.1", "possible: more than 0.1667")),
     "keep-tiny": ("pyramiddrop", {"keep": 1e-300}, ("keep=1e-300", "possible: more than 0.3333")),
-    "number-below-the-floor": ("fastv", {"keep": 10}, ("keep=0.1562", "possible: more than 0.1667", "hiprune+fastv")),
+    "number-below-the-floor": (
+        "fastv",
+        {"keep": 10},
+        ("keep=10 of the 64", "possible: more than 10.67", "hiprune+fastv"),
+    ),
+    "number-of-a-stage-below": ("hiprune+fastv", {"fastv.keep": 1}, ("keep=1 of the 16", "possible: more than 2.667")),
     "number-of-a-stage": ("hiprune+fastv", {"fastv.keep": 0}, ("keep=0", "possible: a fraction")),
     "keep-above-the-tokens": ("hiprune+fastv", {"keep": 65}, ("keep=65", "possible: 1 to 64")),
     "keep-above-the-tokens-inside": ("fastv", {"keep": 65}, ("keep=65", "possible: 1 to 64")),

@@ -95,10 +95,10 @@ class Schedule:
         """The power of each decoder stage for one image."""
         if self.config.keep is not None:
             fits = self.projector is not None and not self._beyond(before)
-            power = 1.0 if fits else self._power(None, _fraction(self.config.keep, before))
+            power = 1.0 if fits else self._power(None, self.config.keep, before)
             return (power,) * len(self.stages)
         own = [stage.budget.keep for stage in self.stages]
-        return tuple(1.0 if k is None else self._power(i, _fraction(k, entered)) for i, k in enumerate(own))
+        return tuple(1.0 if k is None else self._power(i, k, entered) for i, k in enumerate(own))
 
     def _beyond(self, before: int) -> bool:
         """Whether an image keeps more on average than the schedules inside let through."""
@@ -106,9 +106,13 @@ class Schedule:
             return False  # what is shared among images cannot be more than all of one
         return _fraction(self.config.keep, before) > self.mean() + EPS
 
+    def _power(self, only: int | None, keep: float | int, tokens: int) -> float:
+        """The power that gives the mean `keep`: of all stages, or of one with the others keeping all."""
+        return self._found_power(only, keep, None if isinstance(keep, float) else tokens)
+
     @lru_cache(maxsize=1024)  # noqa: B019 - there is one schedule per patch
-    def _power(self, only: int | None, fraction: float) -> float:
-        """The power that gives the mean `fraction`: of all stages, or of one with the others keeping all."""
+    def _found_power(self, only: int | None, keep: float | int, tokens: int | None) -> float:
+        fraction = _fraction(keep, tokens)
         if fraction >= 1.0:
             return 0.0
         indices = range(len(self.stages)) if only is None else [only]
@@ -121,13 +125,13 @@ class Schedule:
             names = "+".join(self.stages[i].method for i in indices)
             first = next((step.layer for step in self.steps if step.index in indices and step.share < 1), None)
             why = f"all layers before its first drop, at layer {first} of {self.depth}, see all of them"
-            possible = f"more than {mean(high):.4g}, an earlier layer"
+            possible = f"more than {mean(high) * (tokens or 1):.4g}, an earlier layer"
             if first is None:
                 why, possible = "no step of its schedule removes any", "a schedule that does"
             elsewhere = "" if self.projector else f", or a stage at the projector before it (such as hiprune+{names})"
             raise ConfigError(
-                f"keep={fraction:.4g} of the visual tokens as a mean over layers is out of reach for {names}: {why}; "
-                f"possible: {possible}{elsewhere}"
+                f"keep={keep!r} of the {f'{tokens} ' if tokens else ''}visual tokens as a mean over layers is out of "
+                f"reach for {names}: {why}; possible: {possible}{elsewhere}"
             )
         for _ in range(100):
             middle = (low + high) / 2
@@ -149,13 +153,18 @@ class Schedule:
 
     def _check(self, tokens: int | None) -> None:
         """Raises ConfigError before any prompt is seen, where fractions, or the tokens of an image, can tell."""
-        keep = self.config.keep
-        if keep is None:
-            for index, stage in enumerate(self.stages):
-                if isinstance(stage.budget.keep, float):
-                    self._power(index, stage.budget.keep)
-        elif isinstance(keep, float) or tokens is not None:
-            self.powers(tokens or 1, tokens or 1)
+        keep, entered = self.config.keep, tokens
+        if keep is not None:
+            if isinstance(keep, float) or tokens is not None:
+                self.powers(tokens or 1, tokens or 1)
+            return
+        if self.projector is not None:
+            shared = self.projector.scope == "per_request" and isinstance(self.projector.keep, int)
+            entered = None if tokens is None or shared else self.projector.count(tokens)
+        for index, stage in enumerate(self.stages):
+            own = stage.budget.keep
+            if isinstance(own, float) or own is not None and entered is not None:
+                self._power(index, own, entered or 1)
 
 
 def _fraction(keep: float | int, tokens: int | None) -> float:
