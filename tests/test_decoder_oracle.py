@@ -122,12 +122,13 @@ def test_composition_equals_oracle(strategy, options, case, positions):
         assert [step.layer is None for step in image.steps] == [True] + [False] * (len(image.steps) - 1)
 
 
-@families
+@pytest.mark.parametrize("pair", [("uniform", "fastv"), ("fastv", "pyramiddrop")], ids="+".join)
 @pytest.mark.parametrize("first, second", [("keep", "compact"), ("compact", "keep")])
-def test_stages_with_different_positions_equal_oracle(case, first, second):
-    """One stage renumbers and the other does not."""
-    options = {"uniform.positions": first, "fastv.positions": second}
-    out, _, expected = answers(model_of(case), inputs_of(case), ["uniform", "fastv"], case, options=options)
+@families
+def test_stages_with_different_positions_equal_oracle(pair, first, second, case):
+    """One stage renumbers and the other does not, at the projector and inside or both inside."""
+    options = {f"{pair[0]}.positions": first, f"{pair[1]}.positions": second}
+    out, _, expected = answers(model_of(case), inputs_of(case), list(pair), case, options=options)
     agree(out, expected, 1e-9)
 
 
