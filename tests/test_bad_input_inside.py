@@ -185,3 +185,17 @@ def test_refused_composition_leaves_the_former_patch(model):
         refused(lambda: vtc.patch(model, "fastv", keep=0.01), "keep=0.01")
         assert state(model) == before
         assert torch.equal(forward(model, inputs).logits, expected)
+
+
+@pytest.mark.parametrize("case", ["llava_next", "qwen2_vl"])
+def test_numbers_of_families_with_images_of_any_size(case):
+    """What an image is too large for is known with the image: the call is refused in one line and leaves no trace."""
+    tiled, inputs = model_of(case), inputs_of(case, images=(1,))
+    before, stock = state(tiled), forward(tiled, inputs).logits
+    with vtc.patched(tiled, "fastv", keep=1):
+        patched = state(tiled)
+        refused(lambda: forward(tiled, inputs), "keep=1 of the", "possible: more than", kind=vtc.ConfigError)
+        assert state(tiled) == patched
+        assert torch.isfinite(forward(tiled, inputs_of(case, images=(0,))).logits).all()
+    assert state(tiled) == before
+    assert torch.equal(forward(tiled, inputs).logits, stock)
