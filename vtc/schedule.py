@@ -94,14 +94,16 @@ class Schedule:
     def powers(self, before: int, entered: int) -> tuple[float, ...]:
         """The power of each decoder stage for one image."""
         if self.config.keep is not None:
-            fits = self.projector is not None and not self._beyond(before)
+            fits = self.projector is not None and not self.relaxed(before)
             power = 1.0 if fits else self._power(None, self.config.keep, before)
             return (power,) * len(self.stages)
         own = [stage.budget.keep for stage in self.stages]
         return tuple(1.0 if k is None else self._power(i, k, entered) for i, k in enumerate(own))
 
-    def _beyond(self, before: int) -> bool:
-        """Whether an image keeps more on average than the schedules inside let through."""
+    def relaxed(self, before: int) -> bool:
+        """Whether an image keeps more on average than the schedules behind a projector stage let through."""
+        if not self.stages or self.projector is None or self.config.keep is None:
+            return False
         if self.projector.scope == "per_request" and isinstance(self.config.keep, int):
             return False  # what is shared among images cannot be more than all of one
         return _fraction(self.config.keep, before) > self.mean() + EPS

@@ -42,27 +42,27 @@ class Plan:
 
 @dataclass
 class Images:
-    """The images of a batch. is_image, real, places, requests: see `prefill`. kept: what is left of each, per prompt;
-    before: tokens of each image in its prompt, in the order of the requests."""
+    """The images of a batch. is_image, real, places, requests: see `prefill`. kept: what is left of each image, per
+    prompt."""
 
     is_image: Tensor
     real: Tensor | None
     requests: list[list[int]]
     places: list[list[Tensor]]
     kept: list[list[Kept]]
-    before: list[int]
 
 
 class Prefill:
-    """One prefill. prompt: gets a segment for each drop; tokens: where the tokens stand at layer 0; lengths [B]: real
-    tokens of each prompt there; mask: as the caller gave it for the unpruned prompt."""
+    """One prefill. prompt: gets a segment for each drop; counts: per image, its tokens after each drop; tokens: where
+    the tokens stand at layer 0; lengths [B]: real tokens of each prompt there; mask: as the caller gave it for the
+    unpruned prompt."""
 
     def __init__(
-        self, plan: Plan, prompt: PrunedPrompt, images: Images, tokens: Tokens, lengths: list[int], mask, report: Report
-    ):
+        self, plan: Plan, prompt: PrunedPrompt, images: Images, counts: list[list[int]], tokens: Tokens,
+        lengths: list[int], mask, report: Report,
+    ):  # fmt: skip
         self.plan, self.prompt, self.images, self.tokens, self.lengths = plan, prompt, images, tokens, lengths
-        self.mask, self.report = mask, report
-        self.entered = [len(kept.offsets) for prompt_kept in images.kept for kept in prompt_kept]
+        self.counts, self.mask, self.report = counts, mask, report
         self.seen: dict[object, Tensor] = {}
         self.masks: dict[bool, object] = {}
         self.probing, self.probed = False, None
@@ -122,9 +122,8 @@ class Prefill:
             places = [[column[b, w.to(device)] for w in row] for b, row in enumerate(images.places)]
             owner = [(b, j) for b, row in enumerate(images.requests) for j in range(len(row))]
             left = [Kept(images.kept[b][j].offsets.to(device)) for b, j in owner]
-            counts = [plan.schedule.counts(n, m)[number] for n, m in zip(images.before, self.entered, strict=True)]
             units = [
-                Unit(i, None, left[i].offsets, None, owner[i][1], min(counts[i], len(left[i].offsets)))
+                Unit(i, None, left[i].offsets, None, owner[i][1], min(self.counts[i][number], len(left[i].offsets)))
                 for i in range(len(left))
             ]
             self.probed = self._probe(layer, hidden) if any(map(_ahead, plan.needs[number])) else None

@@ -41,11 +41,6 @@ class Patch:
         self.vision = Vision(family, tuple(dict.fromkeys(needs)), self.thread)
         self.last_report: Report | None = None
         self.notes = []
-        if strategy.projector is not None and self.stage is None and self.plan is not None and not strategy.keeps_all:
-            self.notes.append(
-                f"keep={strategy.keep} is more than the schedule inside lets through ({self.schedule.mean():.4g}): "
-                f"{strategy.projector.method} keeps everything and the schedule is relaxed"
-            )
         if self.stage is not None and self.stage.stage.needs_cls and not family.encoder.has_cls:
             self.notes.append("this encoder has no [CLS]: the mean of all queries of an image stands in for it")
 
@@ -203,10 +198,12 @@ class Patch:
         prompt = call.pruned = PrunedPrompt([segment], length, length, whole.following)
         if kwargs.get("past_key_values") is not None:
             remember(kwargs["past_key_values"], prompt)
+        # Counts first: a budget that an image cannot give is refused before anything is reported.
+        counts = [self.schedule.counts(n, len(k.offsets)) for n, k in zip(tokens, kept, strict=True)]
         report = self._report(requests, tokens, kept, before, after, run)
         if self.plan is not None:
-            images = Images(call.is_image, real, requests, places, grouped, tokens)
-            call.inside = Prefill(self.plan, prompt, images, where, after, mask, report)
+            images = Images(call.is_image, real, requests, places, grouped)
+            call.inside = Prefill(self.plan, prompt, images, counts, where, after, mask, report)
         report.select_seconds = clock.now() - start
 
     def _check_dropped(self, tokens: list[int], kept: list[Kept], budget) -> None:
@@ -223,8 +220,15 @@ class Patch:
                 if self.stage is not None:
                     image.steps.append(StepReport(self.stage.method, None, tokens[i], image.entered, kept[i].offsets))
                 images.append(image)
+        notes = list(self.notes)
+        if any(map(self.schedule.relaxed, tokens)):
+            first = self.strategy.projector.method
+            notes.append(
+                f"keep={self.strategy.keep} is more than the schedule inside lets through: {first} keeps everything and "
+                "the schedule is relaxed"
+            )
         self.thread.report = self.last_report = Report(
-            self.family.name, self.dump, self.strategy.keep, self.notes, images, before, after, self.shape, [],
+            self.family.name, self.dump, self.strategy.keep, notes, images, before, after, self.shape, [],
             run.observe_seconds,
         )  # fmt: skip
         return self.last_report
