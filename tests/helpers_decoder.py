@@ -68,12 +68,19 @@ def drops_of(report, prompt: int, config) -> list[Drop]:
 
 @torch.no_grad()
 def truth(
-    model: nn.Module, single: dict, drops: list[Drop], steps: int = 1, entered: Tensor | None = None, draft=()
+    model: nn.Module,
+    single: dict,
+    drops: list[Drop],
+    steps: int = 1,
+    entered: Tensor | None = None,
+    draft=(),
+    watch=None,
 ) -> Truth:
     """One unpadded prompt through the unpatched model, and what greedy decoding writes after it.
 
     entered [n, D]: what the language model receives after a stage at the projector, where the oracle does not redo it.
     draft: a guess of the tokens. It saves passes, since one pass checks them all, and does not influence the result.
+    watch(layer, hidden, view, hidden after drops, view after drops) is called before each layer runs.
     """
     assert "_vtc_patch" not in vars(model)
     embeds, positions = unpruned(model, single)
@@ -84,7 +91,7 @@ def truth(
     while True:
         hidden = torch.cat([embeds, model.get_input_embeddings()(torch.tensor([guess], dtype=torch.long))], 1)
         view = View(torch.arange(embeds.shape[1]), positions.reshape(-1, embeds.shape[1]), int(positions.max()) + 1)
-        hidden, view = _layers(model, hidden, view, drops, runs, len(guess), entered)
+        hidden, view = _layers(model, hidden, view, drops, runs, len(guess), entered, watch)
         rows = torch.cat([view.order, torch.arange(embeds.shape[1], hidden.shape[1])])
         logits = model.lm_head(model.model.language_model.norm(hidden[0, rows]))
         allowed = logits[len(view.order) - 1 :].clone()
@@ -96,18 +103,21 @@ def truth(
         guess = tokens[: wrong + 1] + guess[wrong + 1 :]
 
 
-def _layers(model, hidden, view: View, drops, runs, written: int, entered) -> tuple[Tensor, View]:
+def _layers(model, hidden, view: View, drops, runs, written: int, entered, watch) -> tuple[Tensor, View]:
     """All layers over [1, L + written, D]; returns the last one's output and the last view."""
     language, length = model.model.language_model, hidden.shape[1] - written
     for index, layer in enumerate(language.layers):
+        given = hidden, view
         for drop in (d for d in drops if d.layer == index):
             before, view = view, _dropped(view, drop, runs)
             if drop.contextual is not None:
-                keys = _keys(language, layer, hidden[:, :length], before)
+                keys = heads_of(language, layer, "k_proj", hidden[:, :length], before).mean(1)
                 hidden = _merged(hidden, before, drop, runs, keys)
             if index == 0 and entered is not None:
                 hidden = hidden.clone()
                 hidden[0, view.order] = entered
+        if watch is not None:
+            watch(index, *given, hidden, view)
         where = torch.cat([view.positions, view.following + torch.arange(written).expand(len(view.positions), -1)], 1)
         out = layer(
             hidden,
@@ -154,14 +164,14 @@ def _dropped(view: View, drop: Drop, runs: list[Tensor]) -> View:
     return View(order, positions, len(order))
 
 
-def _keys(language: nn.Module, layer: nn.Module, hidden: Tensor, view: View) -> Tensor:
-    """The layer's keys [L, e] of what is about to enter it, after RoPE, mean over key heads."""
-    keys = layer.self_attn.k_proj(layer.input_layernorm(hidden))[0]
+def heads_of(language: nn.Module, layer: nn.Module, projection: str, hidden: Tensor, view: View) -> Tensor:
+    """Queries ("q_proj") or keys ("k_proj") [L, heads, e] of what is about to enter a layer, after RoPE."""
+    states = getattr(layer.self_attn, projection)(layer.input_layernorm(hidden))[0]
     width = layer.self_attn.head_dim
-    keys = keys.view(len(keys), -1, width)
+    states = states.view(len(states), -1, width)
     cos, sin = (_one_axis(language, x)[0].unsqueeze(1) for x in _rotary(language, hidden, view.positions))
-    turned = torch.cat([-keys[..., width // 2 :], keys[..., : width // 2]], -1)
-    return (keys * cos + turned * sin).mean(1)
+    turned = torch.cat([-states[..., width // 2 :], states[..., : width // 2]], -1)
+    return states * cos + turned * sin
 
 
 def _one_axis(language: nn.Module, x: Tensor) -> Tensor:
