@@ -52,10 +52,11 @@ def commit() -> str | None:
         return None
 
 
-def write_run(output: Path, loaded: Loaded, job, notes: list[str]) -> None:
+def write_run(output: Path, loaded: Loaded, job, notes: list[str] | None) -> None:
     """Writes or completes `runs/NAME.json`: the method, the model, and per task the figures of the sample log.
 
-    job: of `vtc.eval.runner`. A file of the same method on the same model keeps its other tasks.
+    job: of `vtc.eval.runner`. notes: the patch's; None if nothing was answered now, and the file then keeps
+    its date and versions. A file of the same method on the same model keeps its other tasks.
     """
     path = output / "runs" / f"{job.run.name}.json"
     method, identity = job.run.record(), job.log.identity
@@ -65,12 +66,15 @@ def write_run(output: Path, loaded: Loaded, job, notes: list[str]) -> None:
     before = _read(path)
     if any(before.get(k) != v for k, v in (("schema", SCHEMA), ("model", loaded.record), ("method", method))):
         before = {}
-    run = {
-        "schema": SCHEMA,
-        "name": job.run.name,
+    now = {
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "versions": {"vtc": vtc.__version__, "python": platform.python_version(), **{p: version(p) for p in PACKAGES}},
         "git": commit(),
+    }
+    run = {
+        "schema": SCHEMA,
+        "name": job.run.name,
+        **({key: before[key] for key in now} if before and notes is None else now),
         "model": loaded.record,
         "method": method,
         "notes": notes or before.get("notes", []),

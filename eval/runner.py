@@ -122,12 +122,12 @@ def _identity(settings: Settings, loaded: Loaded, run: Run, task: Task, batch: i
     }
 
 
-def _work(job: Job, loaded: Loaded, settings: Settings, batch: int, monitor: Monitor) -> list[str]:
-    """Answers what the job's log does not have; returns the patch's notes on the model."""
+def _work(job: Job, loaded: Loaded, settings: Settings, batch: int, monitor: Monitor) -> list[str] | None:
+    """Answers what the job's log does not have; returns the patch's notes on the model, None if nothing was missing."""
     done = sum(job.log.done(ident) for ident in job.idents())
     monitor.begin(f"{job.run.name}, {job.task.name}", done)
     if done == len(job.docs):
-        return []
+        return None
     torch.manual_seed(settings.seed)
     with Answerer(loaded, job.run, job.task, settings.max_new_tokens or job.task.max_new_tokens) as answer:
         for docs in job.todo(batch):

@@ -99,9 +99,11 @@ def test_as_stock_generate(inside):
 
 def test_resume_knows_the_whole_strategy(inside):
     """A finished run is not repeated; a knob of the second stage makes it another run."""
-    before = log(inside[0], "transprune-published")
+    before, file = log(inside[0], "transprune-published"), inside[0] / "runs" / "transprune-published.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "git": "as it was"}))
     assert evaluate(settings(inside[0], strategies=("transprune",), keeps=(None,))) == 0
     assert log(inside[0], "transprune-published") == before
+    assert json.loads(file.read_text())["git"] == "as it was", "nothing was answered, so nothing is newer"
     output = inside[0].parent / "other"
     fixed = dict(strategies=("hiprune+fastv",), keeps=("0.2",), limit=1)
     assert evaluate(settings(output, **fixed)) == 0
