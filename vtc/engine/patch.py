@@ -224,8 +224,8 @@ class Patch:
         if any(map(self.schedule.relaxed, tokens)):
             first = self.strategy.projector.method
             notes.append(
-                f"keep={self.strategy.keep} is more than the schedule inside lets through: {first} keeps everything and "
-                "the schedule is relaxed"
+                f"keep={self.strategy.keep} is more than the schedule inside lets through: {first} keeps everything "
+                "and the schedule is relaxed"
             )
         self.thread.report = self.last_report = Report(
             self.family.name, self.dump, self.strategy.keep, notes, images, before, after, self.shape, [],
