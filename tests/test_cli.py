@@ -108,6 +108,9 @@ def test_show_schedule(capsys):
     out = run(capsys, "show", "transprune", "--layers", "32", "--tokens", "576")[1]
     found = re.findall(r"^#   layers (\d+)-(\d+) +(\d+)$", out, re.MULTILINE)
     assert found == [("0", "6", "576"), ("7", "8", "504"), ("9", "11", "360"), ("12", "31", "72")]
+    assert [line.split("  ")[-1] for line in out.splitlines() if " count " in line] == [
+        "1.56 T of 3.82 T, 40.8%", "3.11 T of 7.63 T, 40.8%",
+    ]  # fmt: skip
     assert "#   mean 236.2, 41.0% of the image's tokens\n" in out
     out = run(capsys, "show", "hiprune", "--layers", "32", "--tokens", "576")[1]
     assert re.findall(r"^#   (.+)$", out, re.MULTILINE)[0].split() == ["layers", "0-31", "144"]

@@ -1,15 +1,21 @@
 """What a strategy does inside a language model of a given depth, without one."""
 
+from functools import partial
+
 from vtc import ConfigError
 
+HIDDEN, MLP = 4096, 11008  # LLaVA-1.5-7B
 DEPTHS = (32, 28, 80)  # decoder layers of LLaVA and Qwen2-VL with 7B, and of the largest
 
 
 def table(config: object, family: str | None, layers: int, tokens: int) -> list[str]:
-    """Lines that say how many of an image's `tokens` visual tokens each of `layers` decoder layers sees.
+    """Lines that say how many of an image's `tokens` visual tokens each of `layers` decoder layers sees, and what that
+    costs in layers of LLaVA-1.5-7B's size, in both conventions of `vtc.flops`.
 
     config: a StrategyConfig. Raises ConfigError for a schedule or budget that does not fit.
     """
+    from vtc.flops import LanguageShape, paper_flops
+
     schedule = _schedule(config, family, layers, tokens)
     entered = tokens if schedule.projector is None else sum(schedule.projector.quotas([[tokens]])[0])
     seen = schedule.tokens_per_layer(tokens, entered)
@@ -19,7 +25,21 @@ def table(config: object, family: str | None, layers: int, tokens: int) -> list[
         name = f"layer {start}" if end == start + 1 else f"layers {start}-{end - 1}"
         lines.append(f"  {name.ljust(len(f'layers {layers}-{layers}'))}  {seen[start]:>{len(str(tokens))}}")
     mean = sum(seen) / layers
-    return [*lines, f"  mean {mean:.1f}, {mean / tokens:.1%} of the image's tokens"]
+    shape = LanguageShape(layers, HIDDEN, HIDDEN // 128, HIDDEN // 128, 128, MLP, True, 2)
+    paper, ours = (
+        _share(cost(seen), cost([tokens] * layers)) for cost in (partial(paper_flops, shape), shape.prefill_flops)
+    )
+    return [
+        *lines,
+        f"  mean {mean:.1f}, {mean / tokens:.1%} of the image's tokens",
+        f"prefill FLOPs of these tokens alone with layers of hidden size {HIDDEN} and MLP size {MLP}:",
+        f"  as papers count (a multiply-add is 1)       {paper}",
+        f"  as vtc.report counts (a multiply-add is 2)  {ours}",
+    ]
+
+
+def _share(after: int, before: int) -> str:
+    return f"{after / 1e12:.3g} T of {before / 1e12:.3g} T, {after / before:.1%}"
 
 
 def check_depths(config: object) -> None:
