@@ -40,6 +40,31 @@ class EncoderKeys:
 
 
 @dataclass(frozen=True)
+class EncoderFeatures:
+    """What the projector receives for each visual token, [CLS] left out; where it joins several patches into a token
+    (Qwen), their mean. -> [B, N, D]."""
+
+
+@dataclass(frozen=True)
+class TextEmbeddings:
+    """Rows of the language model's input embeddings for the words of the prompt's question. -> [B, m, D].
+
+    keywords: stop words and the benchmarks' answer instructions are left out, see `vtc.text`; needs a tokenizer.
+    prefix: text put before the question. Without a tokenizer (`keywords` False, prefix empty) the ids of the prompt's
+    text after the image serve.
+    """
+
+    keywords: bool = False
+    prefix: str = ""
+
+
+@dataclass(frozen=True)
+class TextRelevance:
+    """How well each visual token agrees with the question in CLIP's common space: the mean over text segments of the
+    cosine of the token (post-norm, visual projection) and the text tower's embedding. Needs a CLIP model. -> [B, N]."""
+
+
+@dataclass(frozen=True)
 class Unprojected:
     """What the projector receives for each visual token, for merging before it: see `Merge.unprojected`. A stage asks
     for it so that it is recorded; it is not in the Context."""
@@ -70,6 +95,37 @@ class DecoderAttention:
 
 
 @dataclass(frozen=True)
+class KeyNorms:
+    """L1 length of the keys (after RoPE, all heads) that decoder layer `layer` computed for each visual token, observed
+    while it runs. -> [B, N] float32."""
+
+    layer: int
+
+
+@dataclass(frozen=True)
+class FinalHidden:
+    """The hidden states of the visual tokens that are about to enter a layer, through the model's final norm.
+    -> [B, N, D]."""
+
+
+@dataclass(frozen=True)
+class TextPivots:
+    """`FinalHidden` of the `count` text tokens after the image with the longest keys (`KeyNorms`) in decoder layer
+    `layer`, longest first; fewer where there is less text. -> [B, p, D]."""
+
+    layer: int
+    count: int
+
+
+@dataclass(frozen=True)
+class TextToVisual:
+    """Of the attention that the text after the image pays in decoder layer `layer` (head mean, summed over that text),
+    the share that goes to all visual tokens of the prompt that are left; observed while the layer runs. -> [B]."""
+
+    layer: int
+
+
+@dataclass(frozen=True)
 class DecoderKeys:
     """The keys (after RoPE) of decoder layer `layer`, averaged over key heads, computed before the layer runs.
     -> [B, N, e]."""
@@ -78,7 +134,21 @@ class DecoderKeys:
 
 
 Signal = (
-    AttentionColumns | ClsAttention | Features | EncoderKeys | Unprojected | Transition | DecoderAttention | DecoderKeys
+    AttentionColumns
+    | ClsAttention
+    | Features
+    | EncoderKeys
+    | EncoderFeatures
+    | TextEmbeddings
+    | TextRelevance
+    | Unprojected
+    | Transition
+    | DecoderAttention
+    | KeyNorms
+    | FinalHidden
+    | TextPivots
+    | TextToVisual
+    | DecoderKeys
 )
 
 
