@@ -32,7 +32,9 @@ class Answerer:
     def __enter__(self) -> "Answerer":
         with contextlib.ExitStack() as stack:
             if self.run.kind == "vtc":
-                stack.enter_context(vtc.patched(self.loaded.model, self.run.config.dump()))
+                stack.enter_context(
+                    vtc.patched(self.loaded.model, self.run.config.dump(), processor=self.loaded.processor)
+                )
             self.watch = stack.enter_context(Stopwatch(self.loaded.family))
             self._stack = stack.pop_all()
         return self

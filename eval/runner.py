@@ -101,7 +101,7 @@ def _check_methods(loaded: Loaded, runs: list[Run]) -> None:
             if loaded.unsupported is not None:
                 raise loaded.unsupported
             try:
-                with vtc.patched(loaded.model, run.config.dump()):
+                with vtc.patched(loaded.model, run.config.dump(), processor=loaded.processor):
                     pass
             except ConfigError as error:
                 raise ConfigError(f"{run.name}: {error}") from None

@@ -76,6 +76,10 @@ class DecoderSite:
             "possible: a stock model"
         )
 
+    def final_norm(self, hidden: Tensor) -> Tensor:
+        """Hidden states through the norm before the output head."""
+        return self.model.norm(hidden.to(self.model.norm.weight.device)).to(hidden.device)
+
     def rotary(self, hidden: Tensor, position_ids: Tensor) -> tuple[Tensor, Tensor]:
         """Rotary embeddings of position_ids [B, S], or [3, B, S]."""
         return self.model.rotary_emb(hidden, position_ids)

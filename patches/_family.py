@@ -84,6 +84,10 @@ class Family(ABC):
     def unprojected(self, captured: list, images: list[ImageLayout], arguments: dict) -> list[list[Tensor]]:
         """What the projector receives for the tokens of each tile: [n, D], or [1 + n, D] with [CLS] first."""
 
+    def encoder_features(self, tokens: Tensor) -> Tensor:
+        """`unprojected` tokens without [CLS], one row for each visual token."""
+        return tokens[int(self.encoder.has_cls) :]
+
     @abstractmethod
     def project(self, tokens: Tensor) -> Tensor:
         """The projector, on tokens [k, D] as `unprojected` gives them -> [k, hidden]."""

@@ -64,6 +64,10 @@ class Qwen2VL(Family):
         blocks = blocks if order is None else blocks[order.to(blocks.device)]
         return [[part] for part in blocks.split([image.tokens for image in images])]
 
+    def encoder_features(self, tokens: Tensor) -> Tensor:
+        """The mean of each token's patches."""
+        return tokens.unflatten(1, (self.tower.config.spatial_merge_size**2, -1)).mean(1)
+
     def project(self, tokens: Tensor) -> Tensor:
         """The patch merger."""
         return self.tower.merger(tokens.reshape(-1, tokens.shape[-1] // self.tower.config.spatial_merge_size**2))

@@ -61,6 +61,7 @@ def patch(
     scope: str | None = None,
     positions: str | None = None,
     processor: object = None,
+    clip: object = None,
     **knobs,
 ) -> nn.Module:
     """Makes the model drop visual tokens by a strategy; returns the same model. Patching again replaces the strategy.
@@ -69,8 +70,8 @@ def patch(
     or several of these to compose, as a list or as "hiprune+transprune". keep: float in (0, 1] = fraction of the
     visual tokens kept, int >= 1 = tokens kept, both as a mean over the language model's layers (`vtc.schedule` says
     how several stages share it); prune_ratio: fraction removed instead. scope, positions, knobs: override the YAML
-    (see `vtc show`); in a composition also as METHOD.KNOB. processor: for strategies that read the prompt's text; none
-    of the present ones does.
+    (see `vtc show`); in a composition also as METHOD.KNOB. processor: the model's processor, for strategies that read
+    the question (mmtok). clip: (CLIPModel, its tokenizer), for cdpruner with relevance="clip".
     Raises ConfigError or UnsupportedError in one line, before the model is touched.
     """
     given = {"keep": keep, "prune_ratio": prune_ratio, "scope": scope, "positions": positions}
@@ -80,7 +81,7 @@ def patch(
     family = find_family(model)
     config = resolve(strategy, family.name, **overrides)
     check_fits(config, family.encoder)
-    new, before = Patch(family, config), vars(model).get(_ATTRIBUTE)
+    new, before = Patch(family, config, processor, clip), vars(model).get(_ATTRIBUTE)
     unpatch(model)
     try:
         _put_on(model, new)

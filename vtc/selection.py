@@ -28,7 +28,8 @@ class Selection:
     """The outcome of a stage for B units of N tokens each.
 
     keep [B, K]: original indices, ascending. valid [B, K] bool: False marks filler at the end of a row when units
-    keep different counts (adaptive methods, which may also keep none); None means that every entry counts. merge: see Merge; None = pruning.
+    keep different counts (adaptive methods, which may also keep none); None means that every entry counts. merge: see
+    Merge; None = pruning.
     order [B, K]: slots in the order in which they stand in the sequence afterwards, where that is not ascending.
     """
 

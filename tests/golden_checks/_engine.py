@@ -24,13 +24,18 @@ def kept_offsets(
     signals = {signal: [[crops[t.crop][t.patches] for t in layout.tiles]] for signal, crops in scores.items()}
     run = VisionRun(images=[layout], signals=signals)
     vision = Vision(SimpleNamespace(encoder=encoder), (), ThreadState())
-    (kept,) = vision.select(stage, stage.budget, [[0]], [0], run, no_features, torch.device("cpu"))
+    (kept,) = vision.select(stage, stage.budget, [[0]], [0], run, no_features, no_text, torch.device("cpu"))
     return kept.offsets
 
 
 def no_features(image: int) -> Tensor:
     """For methods that rank by attention alone."""
     raise AssertionError("this method was not expected to look at features")
+
+
+def no_text(signal: Signal, prompt: int) -> Tensor:
+    """For methods that do not read the question."""
+    raise AssertionError("this method was not expected to read the question")
 
 
 def assert_scores(actual: Tensor, expected: Tensor) -> None:

@@ -9,22 +9,20 @@ from vtc.account import Report, StepReport
 from vtc.engine import clock
 from vtc.engine.masks import cut_prefill
 from vtc.engine.prefill import Tokens, merged, move, pack
-from vtc.engine.received import Rows, received
+from vtc.engine.received import Rows
 from vtc.engine.select import Kept, Unit, choose
 from vtc.engine.state import PrunedPrompt, Segment
-from vtc.errors import PatchError
-from vtc.hooks import Stop
-from vtc.kernels.transition import transition_variation
+from vtc.engine.watch import Needs, Watch
 from vtc.schedule import Schedule
 from vtc.selection import Selection
-from vtc.signals import Decoder, DecoderAttention, DecoderKeys, Signal, Transition
+from vtc.signals import Decoder, Signal
 
 
 class Plan:
     """What is known of the stages inside the language model before any prompt.
 
     site: the model's layers. steps: by layer, the numbers of the drops before it. needs: per drop, its signals.
-    watched: layers whose modules are measured. observed: layers whose attention reveals its queries and keys.
+    watched: what these ask of the layers.
     """
 
     def __init__(self, site, schedule: Schedule, decoder: Decoder):
@@ -34,10 +32,7 @@ class Plan:
         self.steps: dict[int, list[int]] = {}
         for number, step in enumerate(schedule.steps):
             self.steps.setdefault(step.layer, []).append(number)
-        signals = {signal for needs in self.needs for signal in needs}
-        self.watched = sorted({s.layer for s in signals if isinstance(s, Transition)})
-        self.observed = sorted({s.layer for s in signals if isinstance(s, (DecoderAttention, DecoderKeys))})
-        self.running = {s for s in signals if isinstance(s, DecoderAttention) and not s.ahead}
+        self.watched = Needs(self.needs)
 
 
 @dataclass
@@ -63,9 +58,8 @@ class Prefill:
     ):  # fmt: skip
         self.plan, self.prompt, self.images, self.tokens, self.lengths = plan, prompt, images, tokens, lengths
         self.counts, self.mask, self.report = counts, mask, report
-        self.seen: dict[object, Tensor] = {}
+        self.watch = Watch(plan.watched, plan.site, max(map(len, images.requests)))
         self.masks: dict[bool, object] = {}
-        self.probing, self.probed = False, None
         self.rotary = self.width = None
         self.positions_kept = True  # since layer 0
         self.done = 0
@@ -92,24 +86,15 @@ class Prefill:
         return args, {**given, "hidden_states": hidden}
 
     def measure(self, layer: int, x: Tensor, y: Tensor) -> None:
-        """Adds one module's share to the transition signal of a layer."""
+        """Input and output of one module of a watched layer; see `Watch.measure`."""
         start = clock.now()
-        found, signal = transition_variation(x, y, self.tokens.valid), Transition(layer)
-        self.seen[signal] = found if signal not in self.seen else self.seen[signal] + found
+        self.watch.measure(layer, x, y, self.tokens.valid)
         self.report.observe_seconds += clock.now() - start
 
     def attention(self, layer: int, query: Tensor, key: Tensor, scale: float | None) -> None:
-        """Takes queries and keys of a layer that was asked for them ahead (and stops it), or reduces the attention of
-        a running layer to the signals that read it."""
-        if self.probing:
-            self.probed = query, key, scale
-            raise Stop
+        """Queries and keys of an observed layer; see `Watch.attention`."""
         start = clock.now()
-        key = key[:, :, : query.shape[2]]  # a static cache gives its whole buffer
-        for signal in self.plan.running:
-            if signal.layer == layer:
-                for ordinal in range(max(map(len, self.images.requests))):
-                    self.seen[signal, ordinal] = received(query, key, scale, self._rows(), signal.queries, ordinal)
+        self.watch.attention(layer, query, key, scale, self._rows())
         self.report.observe_seconds += clock.now() - start
 
     def _drop(self, number: int, layer: int, hidden: Tensor) -> Tensor:
@@ -125,27 +110,27 @@ class Prefill:
             units = [
                 Unit(i, None, left[i].offsets, None, owner[i][1], min(self.counts[i][number], len(left[i].offsets)))
                 for i in range(len(left))
+                if len(left[i].offsets)
             ]
-            self.probed = self._probe(layer, hidden) if any(map(_ahead, plan.needs[number])) else None
-
-            def mine(x: Tensor, unit: Unit) -> Tensor:
-                b, j = owner[unit.image]
-                return x[b, places[b][j][unit.offsets]]
+            rows = self._rows()
+            self.watch.look_ahead(plan.needs[number], layer, hidden, self.rotary)
 
             def look(signal: Signal, unit: Unit) -> Tensor:
-                return mine(self._signal(signal, unit.ordinal).to(device), unit)
+                b, j = owner[unit.image]
+                return self.watch.look(signal, b, j, places[b][j][unit.offsets], rows).to(device)
 
             def merge(unit: Unit, selection: Selection) -> Tensor:
-                return selection.apply_features(mine(hidden, unit).unsqueeze(0))[0]
+                b, j = owner[unit.image]
+                return selection.apply_features(hidden[b, places[b][j][unit.offsets]].unsqueeze(0))[0]
 
             def select(context):
                 return stage.stage.select(context, plan.decoder)
 
             chosen = choose(select, plan.needs[number], units, look, merge, device, step.number)
             for i, (b, j) in enumerate(owner):
-                images.kept[b][j] = chosen[i]
+                kept = images.kept[b][j] = chosen.get(i, left[i])
                 self.report.images[i].steps.append(
-                    StepReport(stage.method, layer, len(left[i].offsets), len(chosen[i].offsets), chosen[i].offsets)
+                    StepReport(stage.method, layer, len(left[i].offsets), len(kept.offsets), kept.offsets)
                 )
             packing = pack(images.is_image, images.real, images.places, images.kept, device)
             local = column.gather(1, packing.index)
@@ -165,7 +150,7 @@ class Prefill:
         else:
             where = self.tokens.positions
             self.rotary = self.plan.site.rotary(hidden, where if where.ndim == 2 else where[-3:])
-        self.seen = {signal: x.to(local.device).gather(1, local) for signal, x in self.seen.items()}
+        self.watch.gather(local)
         self.masks, self.lengths, self.width = {}, packing.lengths, local.shape[1]
         behind = self.prompt.next_position.to(local.device) - self.tokens.following
         same = self.positions_kept = self.positions_kept and positions == "keep"
@@ -184,33 +169,9 @@ class Prefill:
             self.masks[sliding] = self.plan.site.mask(layer, hidden, flat, cache, kwargs.get("cache_position"))
         return self.masks[sliding]
 
-    def _probe(self, layer: int, hidden: Tensor) -> tuple:
-        self.probing = True
-        try:
-            self.plan.site.run_up_to_attention(layer, hidden, self.rotary)
-        finally:
-            self.probing = False
-        return self.probed
-
-    def _signal(self, signal: Signal, ordinal: int) -> Tensor:
-        """One signal of every column [B, S, ...]."""
-        if isinstance(signal, DecoderKeys):
-            key = self.probed[1]
-            return key.mean(1, dtype=torch.promote_types(key.dtype, torch.float32))
-        key = signal if isinstance(signal, Transition) else (signal, ordinal)
-        if isinstance(signal, DecoderAttention) and signal.ahead and key not in self.seen:
-            self.seen[key] = received(*self.probed, self._rows(), signal.queries, ordinal)
-        if key not in self.seen:
-            raise PatchError(f"the signal {signal} was not seen; the decoder layer that it reads did not run")
-        return self.seen[key]
-
     def _rows(self) -> Rows:
         images, segment = self.images, self.prompt.segments[-1]
         return Rows(images.is_image, images.real, images.places, images.kept, segment, self.tokens.valid, self.lengths)
-
-
-def _ahead(signal: Signal) -> bool:
-    return isinstance(signal, DecoderKeys) or isinstance(signal, DecoderAttention) and signal.ahead
 
 
 def _columns(segment: Segment, length: int) -> Tensor:

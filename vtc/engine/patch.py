@@ -12,6 +12,7 @@ from vtc.engine.calls import named
 from vtc.engine.inside import Images, Plan, Prefill
 from vtc.engine.labels import Labels
 from vtc.engine.masks import padding_mask
+from vtc.engine.question import Question
 from vtc.engine.select import Kept
 from vtc.engine.state import Call, PrunedPrompt, Segment, ThreadState, recall, remember
 from vtc.engine.vision import RUN, Vision
@@ -27,7 +28,7 @@ class Patch:
     Everything that could fail for reasons of model or strategy is checked in the constructor, which touches nothing.
     """
 
-    def __init__(self, family, strategy: StrategyConfig):
+    def __init__(self, family, strategy: StrategyConfig, processor: object = None, clip: object = None):
         self.family, self.strategy = family, strategy
         self.shape, self.dump = family.language_shape(), strategy.dump()
         self.decoder = Decoder(family.name, self.shape.layers)
@@ -39,6 +40,7 @@ class Patch:
         needs = () if self.stage is None else self.stage.stage.needs(family.encoder)
         self.patchwork, self.thread = Patchwork(), ThreadState()
         self.vision = Vision(family, tuple(dict.fromkeys(needs)), self.thread)
+        self.question = Question(family, strategy, processor, clip)
         self.last_report: Report | None = None
         self.notes = []
         if self.stage is not None and self.stage.stage.needs_cls and not family.encoder.has_cls:
@@ -63,9 +65,9 @@ class Patch:
 
     def _put_inside(self, work: Patchwork) -> None:
         site, first = self.plan.site, min(self.plan.steps)
-        for layer in self.plan.observed:
+        for layer in self.plan.watched.attention:
             site.observe(work, layer, functools.partial(self._attention, layer))
-        for layer in self.plan.watched:
+        for layer in self.plan.watched.modules:
             site.watch(work, layer, functools.partial(self._module, layer))
         for layer in range(first, len(site.layers)):
             work.pre_hook(site.layers[layer], functools.partial(self._layer, layer))
@@ -110,7 +112,7 @@ class Patch:
                 )
         ids, embeds = given.get("input_ids"), given.get("inputs_embeds")
         if images is not None or given.get("pixel_values") is not None:
-            call.is_image = self._placeholders(ids, embeds)
+            call.is_image, call.ids = self._placeholders(ids, embeds), ids
             return None
         tokens = (ids if ids is not None else embeds).shape[1]
         prompt = recall(given.get("past_key_values"), tokens)
@@ -175,11 +177,14 @@ class Patch:
             b, where = flat[image]
             return embeds[b, where.to(device)]
 
+        def text(signal, b: int):
+            return self.question.look(signal, b, call.ids, call.is_image, real)
+
         if self.stage is None:
             kept = [Kept(torch.arange(n, device=device)) for n in tokens]
         else:
             budget = self.schedule.projector
-            kept = self.vision.select(self.stage, budget, requests, source, run, features, device)
+            kept = self.vision.select(self.stage, budget, requests, source, run, features, text, device)
             self._check_dropped(tokens, kept, budget)
         grouped = [[kept[i] for i in images] for images in requests]
         before = [length] * len(requests) if real is None else real.sum(1).tolist()

@@ -42,6 +42,18 @@ class Rows:
         text = ~self.is_image[b] if self.real is None else ~self.is_image[b] & self.real[b]
         return int(text[int(self.places[b][ordinal][-1]) + 1 :].sum())
 
+    def text_columns(self, b: int, ordinal: int) -> Tensor:
+        """Columns [t] of the text after an image (not of other images)."""
+        end, tail = self.ends()[b], self.text_after(b, ordinal)
+        start = end - tail - sum(self.left(b, ordinal)[1:])
+        text = ~self.is_image[b].to(self.segment.index.device)[self.segment.index[b]]
+        return text[start:end].nonzero().flatten() + start if tail else text.new_zeros(0, dtype=torch.long)
+
+    def visual(self, b: int) -> Tensor:
+        """Which columns [S] bool of a prompt are visual tokens."""
+        visual = self.is_image[b].to(self.segment.index.device)[self.segment.index[b]]
+        return visual if self.valid is None else visual & self.valid[b]
+
     def left(self, b: int, ordinal: int) -> list[int]:
         """Tokens left of an image and of each one after it in the prompt."""
         return [len(kept.offsets) for kept in self.kept[b][ordinal:]]

@@ -74,12 +74,15 @@ def choose(
     select: the stage. look: one signal of one unit [n, ...]. merged: the features [K, D] of a merging Selection of one
     unit. device: where the language model's input is. step: see Context.
     """
-    groups: dict[tuple, list[Unit]] = defaultdict(list)
+    groups: dict[tuple, list[tuple[Unit, list[Tensor]]]] = defaultdict(list)
     for unit in units:
-        groups[len(unit.offsets), unit.count, unit.grid].append(unit)
+        seen = [look(signal, unit) for signal in needs]
+        groups[len(unit.offsets), unit.count, unit.grid, tuple(x.shape for x in seen)].append((unit, seen))
     chosen: dict[int, list[Kept]] = defaultdict(list)
-    for (tokens, count, grid), members in groups.items():
-        signals = {signal: torch.stack([look(signal, unit) for unit in members]) for signal in needs}
+    for (tokens, count, grid, _), found in groups.items():
+        members = [unit for unit, _ in found]
+        stacked = [torch.stack(rows) for rows in zip(*(seen for _, seen in found), strict=True)]
+        signals = dict(zip(needs, stacked, strict=True))
         ordinals = tuple(unit.ordinal for unit in members)
         selection = select(Context(tokens, count, grid, ordinals, device, signals, step)).check(tokens)
         for b, unit in enumerate(members):

@@ -60,12 +60,13 @@ class PrunedPrompt:
 @dataclass
 class Call:
     """One forward of the inner model. run: what its vision encoder saw; pruned: what was done to its prompt;
-    is_image [B, L] bool (host): the image placeholders; inside: what its decoder layers are to be given, if they are
+    is_image [B, L] bool (host): the image placeholders; ids [B, L]: of the prompt, None for embeddings; inside: what its decoder layers are to be given, if they are
     not to be left alone."""
 
     run: VisionRun | None = None
     pruned: PrunedPrompt | None = None
     is_image: Tensor | None = None
+    ids: Tensor | None = None
     inside: object = None
 
 

@@ -16,7 +16,7 @@ from vtc.errors import PatchError
 from vtc.hooks import Patchwork
 from vtc.layout import VisionRun
 from vtc.selection import Selection
-from vtc.signals import Features, Signal, Unprojected
+from vtc.signals import EncoderFeatures, Features, Signal, TextEmbeddings, TextRelevance, Unprojected
 
 RUN = "_vtc_run"
 
@@ -25,14 +25,16 @@ class Vision:
     """Records what the stage at the projector asks for. signals: of that stage; empty without one."""
 
     def __init__(self, family, signals: tuple[Signal, ...], thread: ThreadState):
-        self.family, self.signals, self.thread = family, signals, thread
+        self.family, self.thread = family, thread
+        self.observed = tuple(s for s in signals if hasattr(s, "layer"))
+        self.unprojected = any(isinstance(s, (Unprojected, EncoderFeatures, TextRelevance)) for s in signals)
 
     def put_on(self, work: Patchwork) -> None:
         """Observes the layers that the signals name and wraps `get_image_features`."""
         family = self.family
-        for layer in sorted({s.layer for s in self.signals if not isinstance(s, (Features, Unprojected))}):
+        for layer in sorted({s.layer for s in self.observed}):
             family.observe(work, layer, functools.partial(self._record, layer))
-        if Unprojected() in self.signals:
+        if self.unprojected:
             family.observe_unprojected(work, self._record_unprojected)
         work.attribute(family.inner, "get_image_features", self._recording(family.inner.get_image_features))
 
@@ -41,8 +43,8 @@ class Vision:
         if run is None:
             return
         start = clock.now()
-        for signal in self.signals:
-            if not isinstance(signal, (Features, Unprojected)) and signal.layer == layer:
+        for signal in self.observed:
+            if signal.layer == layer:
                 run.captured.setdefault(signal, []).append(self.family.reduce(signal, query, key, scale, cu_seqlens))
         run.observe_seconds += clock.now() - start
 
@@ -90,20 +92,31 @@ class Vision:
         source: list[int],
         run: VisionRun,
         features: Callable[[int], Tensor],
+        text: Callable[[Signal, int], Tensor],
         device: torch.device,
     ) -> list[Kept]:
         """What the stage leaves of each image of the prompts. budget: of the stage, see `vtc.schedule`.
 
         requests: per prompt, indices of its images in prompt order (0..M-1 over all). source [M]: the image of `run`
         that each is (beams repeat images). features: gives an image's embeddings [tokens, D]; asked only by stages
-        that look at or merge them. device: where the language model's input is.
+        that look at or merge them. text: gives a signal of a prompt's question. device: where the language model's
+        input is.
         """
-        layouts, encoder = [run.images[s] for s in source], self.family.encoder
+        family, layouts, encoder = self.family, [run.images[s] for s in source], self.family.encoder
+        prompt = {image: b for b, images in enumerate(requests) for image in images}
 
         def look(signal: Signal, unit: Unit) -> Tensor:
             if isinstance(signal, Features):
                 found = features(unit.image)
                 return found[unit.offsets.to(found.device)]
+            if isinstance(signal, EncoderFeatures):
+                tiles = run.signals[Unprojected()][source[unit.image]]
+                tiles = tiles if unit.tile is None else tiles[unit.tile : unit.tile + 1]
+                return torch.cat([family.encoder_features(tile) for tile in tiles])
+            if isinstance(signal, TextEmbeddings):
+                return text(signal, prompt[unit.image])
+            if isinstance(signal, TextRelevance):
+                return text(signal, prompt[unit.image])(look(EncoderFeatures(), unit))
             if signal not in run.signals:
                 raise PatchError(f"the signal {signal} was not seen; the vision encoder did not run its observed layer")
             tiles = run.signals[signal][source[unit.image]]
@@ -111,7 +124,7 @@ class Vision:
 
         def merged(unit: Unit, mine: Selection) -> Tensor:
             if mine.merge.unprojected:
-                return self.family.project(mine.apply_features(look(Unprojected(), unit).unsqueeze(0))[0])
+                return family.project(mine.apply_features(look(Unprojected(), unit).unsqueeze(0))[0])
             found = features(unit.image)
             return mine.apply_features(found[unit.offsets.to(found.device)].unsqueeze(0))[0]
 

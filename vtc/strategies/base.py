@@ -15,12 +15,18 @@ class Stage(ABC):
 
     A subclass never sees a model: it declares signals for an encoder and gets tensors. site: where the stage acts.
     grid: it needs the tokens as one raster. needs_cls: it ranks by a [CLS] query (see ClsAttention for encoders
-    without one).
+    without one). adaptive: how many it keeps depends on the picture, `context.count` is the most.
     """
 
     site: ClassVar[str] = "projector"
     grid: ClassVar[bool] = False
     needs_cls: ClassVar[bool] = False
+    adaptive: ClassVar[bool] = False
+
+    @property
+    def needs_text(self) -> bool:
+        """Whether it reads the question, so that a processor must be given to `vtc.patch`."""
+        return False
 
     def needs(self, encoder: Encoder) -> tuple[Signal, ...]:
         """The signals to collect, layers resolved to indices; raises ConfigError beyond the encoder's depth."""
@@ -51,6 +57,8 @@ class DecoderStage(ABC):
     site: ClassVar[str] = "decoder"
     grid: ClassVar[bool] = False
     needs_cls: ClassVar[bool] = False
+    needs_text: ClassVar[bool] = False
+    adaptive: ClassVar[bool] = False
 
     @abstractmethod
     def steps(self, decoder: Decoder) -> tuple[Step, ...]:

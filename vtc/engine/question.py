@@ -1,0 +1,97 @@
+"""The question of a prompt, for methods that choose by it: its words as embeddings, or compared in CLIP's space."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from vtc.config import StrategyConfig
+from vtc.errors import ConfigError, UnsupportedError
+from vtc.signals import Signal, TextEmbeddings, TextRelevance
+from vtc.text import keywords_of, question_of
+
+SEGMENT = 77  # tokens of one pass of CLIP's text tower
+
+
+class Question:
+    """Reads the questions of a batch. Raises ConfigError or UnsupportedError when a strategy needs what was not given.
+
+    processor: has a `tokenizer`, or is one. clip: (CLIPModel, its tokenizer) or None.
+    """
+
+    def __init__(self, family, strategy: StrategyConfig, processor: object, clip: object):
+        self.family, self.clip = family, clip
+        self.tokenizer = getattr(processor, "tokenizer", processor)
+        for stage in strategy.stages:
+            if stage.stage.needs_text and not callable(getattr(self.tokenizer, "decode", None)):
+                raise ConfigError(
+                    f"{stage.method} reads the question, and processor={processor!r} has no tokenizer; possible: "
+                    f"vtc.patch(model, {strategy.name!r}, processor=AutoProcessor.from_pretrained(...))"
+                )
+        relevance = strategy.projector is not None and any(
+            isinstance(s, TextRelevance) for s in strategy.projector.stage.needs(family.encoder)
+        )
+        if relevance:
+            self._check_clip()
+
+    def _check_clip(self) -> None:
+        if not self.family.encoder.has_cls:
+            raise UnsupportedError(
+                f"{self.family.name} with this encoder has no CLIP text tower to go with it; possible: "
+                "relevance=embeddings"
+            )
+        parts = self.clip if isinstance(self.clip, tuple) and len(self.clip) == 2 else (None, None)
+        if not all(hasattr(parts[0], name) for name in ("visual_projection", "get_text_features")) or parts[1] is None:
+            raise ConfigError(
+                f"clip={self.clip!r} cannot compare text and pictures; possible: clip=(CLIPModel, its tokenizer) of the "
+                "model's own vision tower, or relevance=embeddings"
+            )
+
+    def look(self, signal: Signal, b: int, ids: Tensor | None, is_image: Tensor, real: Tensor | None):
+        """A signal of the question of prompt b: embeddings [m, D], or for TextRelevance a function of the encoder's
+        features [N, D] -> [N]. ids [B, L]: of the prompts."""
+        if ids is None:
+            raise UnsupportedError("the question cannot be read from inputs_embeds; possible: input_ids")
+        row = ids[b].cpu()
+        stays = ~is_image[b] if real is None else ~is_image[b] & real[b]
+        if isinstance(signal, TextRelevance):
+            return self._relevance(self._question(row[stays]))
+        return self._embeddings(signal, row, stays, is_image[b])
+
+    def _question(self, ids: Tensor) -> str:
+        return question_of(self.tokenizer.decode(ids.tolist(), skip_special_tokens=False))
+
+    def _embeddings(self, signal: TextEmbeddings, row: Tensor, stays: Tensor, is_image: Tensor) -> Tensor:
+        table = self.family.inner.get_input_embeddings()
+        if self.tokenizer is None:
+            after = stays.clone()
+            after[: int(is_image.nonzero()[-1]) + 1] = False
+            ids = row[after if bool(after.any()) else stays]
+        else:
+            words = signal.prefix + self._question(row[stays])
+            words = (keywords_of(words) if signal.keywords else words).split()
+            given = self.tokenizer(words, is_split_into_words=True, add_special_tokens=False)["input_ids"]
+            ids = torch.tensor(given or row[stays].tolist(), dtype=torch.long)
+        return table(ids.to(table.weight.device)).detach()
+
+    def _relevance(self, question: str) -> Callable[[Tensor], Tensor]:
+        model, tokenizer = self.clip
+        ids = torch.tensor(tokenizer(question)["input_ids"], dtype=torch.long)
+        segments = -(-len(ids) // SEGMENT)
+        padded = torch.zeros(segments * SEGMENT, dtype=torch.long)
+        mask = torch.zeros_like(padded)
+        padded[: len(ids)], mask[: len(ids)] = ids, 1
+        device = model.visual_projection.weight.device
+        text = model.get_text_features(
+            input_ids=padded.view(segments, SEGMENT).to(device), attention_mask=mask.view(segments, SEGMENT).to(device)
+        )
+        text = text if isinstance(text, Tensor) else text.pooler_output
+
+        def relevance(features: Tensor) -> Tensor:
+            tower = self.family.tower
+            norm = getattr(tower, "vision_model", tower).post_layernorm
+            seen = model.visual_projection(norm(features).to(device, model.visual_projection.weight.dtype))
+            unit, words = (torch.nn.functional.normalize(x.float(), dim=-1) for x in (seen, text))
+            return (unit @ words.T).mean(1).to(features.device)
+
+        return relevance

@@ -1,0 +1,116 @@
+"""What the stages inside the language model get to see: signals measured while layers run, or asked for ahead."""
+
+import torch
+from torch import Tensor
+
+from vtc.engine.received import Rows, received
+from vtc.errors import PatchError
+from vtc.hooks import Stop
+from vtc.kernels.topk import topk_sorted
+from vtc.kernels.transition import transition_variation
+from vtc.signals import (
+    DecoderAttention,
+    DecoderKeys,
+    FinalHidden,
+    KeyNorms,
+    Signal,
+    TextPivots,
+    TextToVisual,
+    Transition,
+)
+
+
+class Needs:
+    """Which layers the drops of a plan want to be watched, from the signals of each.
+
+    modules: layers whose modules are measured. attention: layers whose attention reveals its queries and keys.
+    running: signals that are taken from it while it runs.
+    """
+
+    def __init__(self, needs: list[tuple[Signal, ...]]):
+        signals = dict.fromkeys(signal for some in needs for signal in some)
+        norms = [KeyNorms(s.layer) for s in signals if isinstance(s, TextPivots)]
+        signals = list(dict.fromkeys([*signals, *norms]))
+        self.modules = sorted({s.layer for s in signals if isinstance(s, Transition)})
+        revealing = (DecoderAttention, DecoderKeys, KeyNorms, TextToVisual)
+        self.attention = sorted({s.layer for s in signals if isinstance(s, revealing)})
+        self.running = [
+            s
+            for s in signals
+            if isinstance(s, (KeyNorms, TextToVisual)) or isinstance(s, DecoderAttention) and not s.ahead
+        ]
+
+
+class Watch:
+    """The signals of one prefill. seen: what was measured of every column [B, S], carried through the drops."""
+
+    def __init__(self, needs: Needs, site, images: int):
+        self.needs, self.site, self.images = needs, site, images
+        self.seen: dict[object, Tensor] = {}
+        self.probing, self.probed, self.final = False, None, None
+
+    def measure(self, layer: int, x: Tensor, y: Tensor, valid: Tensor | None) -> None:
+        """Adds one module's share to the transition signal of a layer."""
+        found, signal = transition_variation(x, y, valid), Transition(layer)
+        self.seen[signal] = found if signal not in self.seen else self.seen[signal] + found
+
+    def attention(self, layer: int, query: Tensor, key: Tensor, scale: float | None, rows: Rows) -> None:
+        """Takes queries and keys of a layer that was asked for them ahead (and stops it), or reduces the attention of
+        a running layer to the signals that read it."""
+        if self.probing:
+            self.probed = query, key, scale
+            raise Stop
+        key = key[:, :, : query.shape[2]]  # a static cache gives its whole buffer
+        for signal in self.needs.running:
+            if signal.layer != layer:
+                continue
+            if isinstance(signal, KeyNorms):
+                dtype = torch.promote_types(key.dtype, torch.float32)
+                self.seen[signal] = torch.linalg.vector_norm(key, 1, dim=(1, 3), dtype=dtype)
+                continue
+            queries = "after" if isinstance(signal, TextToVisual) else signal.queries
+            for ordinal in range(self.images):
+                self.seen[signal, ordinal] = received(query, key, scale, rows, queries, ordinal)
+
+    def look_ahead(self, needs: tuple[Signal, ...], layer: int, hidden: Tensor, rotary) -> None:
+        """What these signals need to know of a layer before it runs on hidden [B, S, D]."""
+        self.probed = self.final = None
+        if any(isinstance(s, DecoderKeys) or isinstance(s, DecoderAttention) and s.ahead for s in needs):
+            self.probing = True
+            try:
+                self.site.run_up_to_attention(layer, hidden, rotary)
+            finally:
+                self.probing = False
+        if any(isinstance(s, (FinalHidden, TextPivots)) for s in needs):
+            self.final = self.site.final_norm(hidden)
+
+    def look(self, signal: Signal, b: int, ordinal: int, columns: Tensor, rows: Rows) -> Tensor:
+        """One signal of one image: its columns [n] of prompt b; the shapes are those of `vtc.signals` without [B]."""
+        if isinstance(signal, FinalHidden):
+            return self.final[b, columns]
+        if isinstance(signal, DecoderKeys):
+            key = self.probed[1][b]
+            return key.mean(0, dtype=torch.promote_types(key.dtype, torch.float32))[columns]
+        if isinstance(signal, TextPivots):
+            return self.final[b, self._pivots(signal, b, ordinal, rows)]
+        key = signal if isinstance(signal, (Transition, KeyNorms)) else (signal, ordinal)
+        if isinstance(signal, DecoderAttention) and signal.ahead and key not in self.seen:
+            self.seen[key] = received(*self.probed, rows, signal.queries, ordinal)
+        if key not in self.seen:
+            raise PatchError(f"the signal {signal} was not seen; the decoder layer that it reads did not run")
+        found = self.seen[key][b].to(columns.device)
+        if isinstance(signal, TextToVisual):
+            return found[rows.visual(b)].sum()
+        return found[columns]
+
+    def _pivots(self, signal: TextPivots, b: int, ordinal: int, rows: Rows) -> Tensor:
+        """Columns of the text tokens after an image with the longest keys, longest first."""
+        columns = rows.text_columns(b, ordinal)
+        norms = self.seen[KeyNorms(signal.layer)][b].to(columns.device)[columns]
+        best = topk_sorted(norms.unsqueeze(0), min(signal.count, len(columns)))[0]
+        return columns[best[norms[best].sort(descending=True, stable=True).indices]]
+
+    def gather(self, local: Tensor) -> None:
+        """Carries what was measured to the columns `local` [B, K] that are left."""
+        self.seen = {signal: x.to(local.device).gather(1, local) for signal, x in self.seen.items()}
+        self.probed = self.final = None
