@@ -70,7 +70,10 @@ def cases_of(root: Path) -> list[Case]:
 
 
 def read(file: Path) -> tuple[dict[str, torch.Tensor], dict]:
-    """Tensors and parameters of a file; parameters are JSON values where they are JSON, else text."""
+    """Tensors and parameters of a file; parameters are JSON values where they are JSON, else text. A JSON file is
+    parameters only."""
+    if file.suffix == ".json":
+        return {}, json.loads(file.read_text(encoding="utf-8"))
     with safe_open(file, framework="pt") as opened:
         tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
         params = {key: json_or_text(value) for key, value in (opened.metadata() or {}).items()}
@@ -108,14 +111,48 @@ def test_golden(case):
 
 OWN = [case for case in cases_of(ROOT / "tests" / "golden") if case.file]
 # What the authors' code returned, as opposed to what it was given: indices, masks, scores and what they lead to.
-ANSWER = re.compile(r"(?:^|[._])(?:keep|kept|dominant|context|merged|scores?|importance|ttv|out)(?:_|$)")
+ANSWER = re.compile(
+    r"(?:^|[._])(?:keep|kept|dominant|context|merged|scores?|importance|ttv|out|output|selected|selection|excluded"
+    r"|gains|result|indices)(?:_|$)"
+)
+
+
+def fields_of(case: Case) -> dict[str, object]:
+    """What a file holds, by name: its tensors, or from a JSON file the fields of all rows of its tables."""
+    tensors, params = read(case.file)
+    if case.file.suffix != ".json":
+        return tensors
+    rows = [(f"{table}.{row}", fields) for table, listed in params.items() for row, fields in enumerate(listed)]
+    return {f"{place}.{name}": value for place, fields in rows for name, value in fields.items()}
+
+
+def size_of(value: object) -> int:
+    """How many numbers or letters a field holds."""
+    return value.numel() if isinstance(value, torch.Tensor) else len(value)
 
 
 def answers_of(case: Case) -> list[str]:
-    """The fields of a file that are expected results."""
+    """The fields of a file that are expected results and not empty."""
     return sorted(
-        name for name in read(case.file)[0] if ANSWER.search(name) and not re.search("attn_out|mlp_out", name)
+        name
+        for name, value in fields_of(case).items()
+        if ANSWER.search(name) and not re.search("attn_out|mlp_out", name) and size_of(value)
     )
+
+
+def write_wrong(file: Path, case: Case, answer: str) -> None:
+    """A copy of a case's file with one value of one expected result changed."""
+    tensors, params = read(case.file)
+    if case.file.suffix == ".json":
+        table, row, name = answer.split(".")
+        fields = params[table][int(row)]
+        fields[name] = fields[name][:-1]
+        file.write_text(json.dumps(params), encoding="utf-8")
+        return
+    wrong = tensors[answer].clone()
+    last = wrong.view(-1)[-1:]
+    last.copy_(last.logical_not() if wrong.dtype == torch.bool else last + 1)
+    save_file({**tensors, answer: wrong}, file, {"params": json.dumps(params)})
 
 
 ANSWERS = [(case, name) for case in OWN for name in answers_of(case)]
@@ -124,12 +161,8 @@ ANSWERS = [(case, name) for case in OWN for name in answers_of(case)]
 @pytest.mark.parametrize("case, answer", ANSWERS, ids=[f"{case.name}-{name}" for case, name in ANSWERS])
 def test_a_wrong_answer_is_noticed(case, answer, tmp_path):
     """One value of one expected result changed, and the file does not pass."""
-    tensors, params = read(case.file)
-    wrong = tensors[answer].clone()
-    last = wrong.view(-1)[-1:]
-    last.copy_(last.logical_not() if wrong.dtype == torch.bool else last + 1)
-    file = tmp_path / "wrong.safetensors"
-    save_file({**tensors, answer: wrong}, file, {"params": json.dumps(params)})
+    file = tmp_path / f"wrong{case.file.suffix}"
+    write_wrong(file, case, answer)
     with pytest.raises(AssertionError):
         check(Case("wrong", case.method, file))
 

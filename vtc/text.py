@@ -14,9 +14,9 @@ SUFFIXES = re.compile(
     r"\s*(?:Answer the question using a single word or phrase"
     r"|Answer with the option['\N{RIGHT SINGLE QUOTATION MARK}]s letter from the given choices directly)\.?"
 )
-STOP_WORDS = frozenset(
+STOP_WORDS = (
     "a an the is are was were be been being have has had do does did it they he she we you i what where when why how "
-    "who which and or but so if then question answer to for with by from at into onto upon".split()
+    "who which and or but so if then question answer to for with by from at into onto upon"
 )
 
 
@@ -47,7 +47,8 @@ def keywords_of(question: str) -> str:
     "of" are none), and so are the benchmarks' instructions. If no word is left, all of the question but these.
     """
     question = without_instructions(question)
-    words = [word for word in re.findall(r"\w+", question) if word.lower() not in STOP_WORDS]
+    stop = frozenset(STOP_WORDS.split())
+    words = [word for word in re.findall(r"\w+", question) if word.lower() not in stop]
     return " ".join(words) or question
 
 
