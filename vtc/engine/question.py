@@ -8,7 +8,7 @@ from torch import Tensor
 from vtc.config import StrategyConfig
 from vtc.errors import ConfigError, UnsupportedError
 from vtc.signals import Signal, TextEmbeddings, TextRelevance
-from vtc.text import keywords_of, question_of
+from vtc.text import keywords_of, question_of, without_instructions
 
 SEGMENT = 77  # tokens of one pass of CLIP's text tower
 
@@ -43,8 +43,8 @@ class Question:
         parts = self.clip if isinstance(self.clip, tuple) and len(self.clip) == 2 else (None, None)
         if not all(hasattr(parts[0], name) for name in ("visual_projection", "get_text_features")) or parts[1] is None:
             raise ConfigError(
-                f"clip={self.clip!r} cannot compare text and pictures; possible: clip=(CLIPModel, its tokenizer) of the "
-                "model's own vision tower, or relevance=embeddings"
+                f"clip={type(self.clip).__name__} cannot compare text and pictures; possible: clip=(CLIPModel, its "
+                "tokenizer) of the model's own vision tower, or relevance=embeddings"
             )
 
     def look(self, signal: Signal, b: int, ids: Tensor | None, is_image: Tensor, real: Tensor | None):
@@ -55,7 +55,7 @@ class Question:
         row = ids[b].cpu()
         stays = ~is_image[b] if real is None else ~is_image[b] & real[b]
         if isinstance(signal, TextRelevance):
-            return self._relevance(self._question(row[stays]))
+            return self._relevance(without_instructions(self._question(row[stays])))
         return self._embeddings(signal, row, stays, is_image[b])
 
     def _question(self, ids: Tensor) -> str:

@@ -60,8 +60,8 @@ class PrunedPrompt:
 @dataclass
 class Call:
     """One forward of the inner model. run: what its vision encoder saw; pruned: what was done to its prompt;
-    is_image [B, L] bool (host): the image placeholders; ids [B, L]: of the prompt, None for embeddings; inside: what its decoder layers are to be given, if they are
-    not to be left alone."""
+    is_image [B, L] bool (host): the image placeholders; ids [B, L]: of the prompt, None for embeddings; inside: what
+    its decoder layers are to be given, if they are not to be left alone."""
 
     run: VisionRun | None = None
     pruned: PrunedPrompt | None = None
