@@ -59,9 +59,8 @@ def padding_patches(width: int, height: int, side: int = 336, patch: int = 14) -
     if width == height:
         return []
     across = width > height  # bands above and below, else left and right
-    shown = round(min(width, height) * side / max(width, height))
-    before = (side - shown) // 2
-    after = side - shown - before
-    count = side // patch
-    lines = [*range(before // patch), *range(count - after // patch, count)]
+    shown = max(1, round(min(width, height) * side / max(width, height)))
+    before, count = (side - shown) // 2, side // patch
+    after = -(-(before + shown) // patch)
+    lines = [*range(before // patch), *range(after, count)]
     return [line * count + i if across else i * count + line for line in lines for i in range(count)]
