@@ -11,6 +11,7 @@ from typing import Annotated
 import typer
 
 from vtc import ConfigError, VtcError, __version__
+from vtc.cli_bench import bench
 from vtc.cli_eval import eval_
 from vtc.cli_options import FAMILY, SETTING, family_names, known_family, overrides
 from vtc.cli_schedule import check_depths, table
@@ -165,6 +166,7 @@ def validate(
 
 
 app.command("eval")(eval_)
+app.add_typer(bench, name="bench")
 
 
 def _one_line(error: BaseException) -> str:

@@ -1,0 +1,168 @@
+"""`vtc bench selection`: what choosing a set costs, against the definition as a plain loop and against a random draw.
+
+Inputs are random. For each selector, N tokens and k picks: the similarities (common to both forms), the greedy loop of
+vtc, the plain loop, and their totals, as medians of runs taken in turn. Ratios of one run; times are this machine's.
+"""
+
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+
+import torch
+from torch import Tensor
+
+from vtc.bench import naive
+from vtc.bench.memory import peak_bytes
+from vtc.errors import ConfigError
+from vtc.kernels.cosine import Cosines
+from vtc.kernels.coverage import coverage_greedy
+from vtc.kernels.diversity import maxmin_greedy, maxsum_greedy
+from vtc.kernels.dpp import dpp_greedy
+
+SIZES, PICKS = (256, 576, 1024, 2880, 4096, 16384), (64, 160, 320)
+WIDTH, UNPROJECTED, WORDS = 4096, 1024, 15  # LLaVA-1.5-7B: projected, before the projector; a short question
+
+
+@dataclass(frozen=True)
+class Selector:
+    """One way of choosing. similarities: from the inputs, what the loops read. fast: vtc's loop on them, or, where
+    `whole` is set, similarities and loop together from the inputs. plain: the definition on the similarities."""
+
+    method: str
+    similarities: Callable[[dict], Tensor]
+    fast: Callable[[object, int], Tensor]
+    plain: Callable[[Tensor, int], Tensor]
+    whole: bool
+
+
+def _weights(inputs: dict) -> Tensor:
+    from vtc.strategies.mmtok import weights
+
+    return weights(inputs["text"][None], inputs["projected"][None], inputs["unprojected"][None])[0]
+
+
+def _cosines(inputs: dict) -> Tensor:
+    cosines = Cosines(inputs["projected"][None])
+    return cosines.x[0] @ cosines.x[0].T if cosines.matrix is None else cosines.matrix[0]
+
+
+def _first(inputs: dict) -> Tensor:
+    return torch.zeros(1, dtype=torch.long, device=inputs["projected"].device)
+
+
+def _kernel(inputs: dict) -> Tensor:
+    return inputs["quality"][:, None] * _cosines(inputs) * inputs["quality"]
+
+
+SELECTORS = {
+    "coverage": Selector("mmtok", _weights, lambda w, k: coverage_greedy(w[None], k)[0], naive.coverage, False),
+    "max-min": Selector(
+        "divprune", _cosines, lambda i, k: maxmin_greedy(i["projected"][None], k)[0], naive.max_min, True
+    ),
+    "max-sum": Selector(
+        "todre", _cosines, lambda i, k: maxsum_greedy(i["projected"][None], _first(i), k)[0], naive.max_sum, True
+    ),
+    "dpp": Selector(
+        "cdpruner", _kernel, lambda i, k: dpp_greedy(i["projected"][None], i["quality"][None], k)[0], naive.dpp, True
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Row:
+    """One measurement; seconds are medians. plain_* and speed-ups are None where the plain loop would take too long.
+    equal: the picks are the plain loop's, in order. memory: peak bytes of vtc's form beyond its inputs."""
+
+    selector: str
+    method: str
+    tokens: int
+    picks: int
+    similarities: float
+    loop: float
+    total: float
+    plain_loop: float | None
+    plain_total: float | None
+    loop_ratio: float | None
+    total_ratio: float | None
+    random: float
+    memory: int
+    equal: bool | None
+
+    def to_dict(self) -> dict:
+        """As plain data."""
+        return asdict(self)
+
+
+def inputs_of(tokens: int, device: torch.device, seed: int = 0) -> dict[str, Tensor]:
+    """Random features with some structure: neighbours in the raster are alike, as in a picture."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def features(n: int, width: int) -> Tensor:
+        themes = torch.randn(max(2, n // 12), width, generator=generator)
+        mix = torch.rand(n, len(themes), generator=generator).pow(8)
+        return (mix @ themes / mix.sum(1, keepdim=True) + 0.3 * torch.randn(n, width, generator=generator)).to(device)
+
+    return {
+        "projected": features(tokens, WIDTH),
+        "unprojected": features(tokens, UNPROJECTED),
+        "text": torch.randn(WORDS, WIDTH, generator=generator).to(device),
+        "quality": torch.rand(tokens, generator=generator).add(0.1).to(device),
+    }
+
+
+def measure(name: str, tokens: int, picks: int, device: str, repeats: int, limit: float, seed: int = 0) -> Row:
+    """One row. limit: seconds that the plain loop may take, judged by its first tenth of picks; longer ones are left
+    out. Raises ConfigError for an unknown selector or more picks than tokens."""
+    if name not in SELECTORS:
+        raise ConfigError(f"selector {name!r} is unknown; possible: {', '.join(SELECTORS)}")
+    if not 1 <= picks <= tokens:
+        raise ConfigError(f"{picks} picks of {tokens} tokens; possible: 1 to {tokens}")
+    where, selector = torch.device(device), SELECTORS[name]
+    inputs = inputs_of(tokens, where, seed)
+
+    def timed(run: Callable[[], object]) -> tuple[float, object]:
+        _wait(where)
+        start = time.perf_counter()
+        found = run()
+        _wait(where)
+        return time.perf_counter() - start, found
+
+    similar = selector.similarities(inputs)
+    seconds: dict[str, list[float]] = {"similarities": [], "fast": [], "plain": [], "random": []}
+    plain = _fits(timed, selector, similar, picks, limit)
+    chosen = defined = None
+    for _ in range(repeats):
+        taken, similar = timed(lambda: selector.similarities(inputs))
+        seconds["similarities"].append(taken)
+        given = inputs if selector.whole else similar
+        taken, chosen = timed(lambda given=given: selector.fast(given, picks))
+        seconds["fast"].append(taken)
+        if plain:
+            taken, defined = timed(lambda similar=similar: selector.plain(similar, picks))
+            seconds["plain"].append(taken)
+        seconds["random"].append(timed(lambda: torch.randperm(tokens, device=where)[:picks].sort().values)[0])
+    median = {part: statistics.median(values) if values else None for part, values in seconds.items()}
+    loop = median["fast"] - (median["similarities"] if selector.whole else 0.0)
+    total = median["fast"] + (0.0 if selector.whole else median["similarities"])
+    loop = max(loop, 1e-9)
+    plain_total = median["plain"] + median["similarities"] if plain else None
+    memory = peak_bytes(
+        lambda: selector.fast(inputs if selector.whole else selector.similarities(inputs), picks), where
+    )
+    return Row(
+        name, selector.method, tokens, picks, median["similarities"], loop, total, median["plain"], plain_total,
+        median["plain"] / loop if plain else None, plain_total / total if plain else None, median["random"], memory,
+        bool(torch.equal(chosen.cpu(), defined.cpu())) if plain else None,
+    )  # fmt: skip
+
+
+def _fits(timed: Callable, selector: Selector, similar: Tensor, picks: int, limit: float) -> bool:
+    """Whether the plain loop stays within the limit. Its steps grow with the picks, so a tenth is scaled up."""
+    some = max(1, picks // 10)
+    return timed(lambda: selector.plain(similar, some))[0] * (picks / some) ** 1.5 <= limit
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
