@@ -1,12 +1,37 @@
-"""Settings for all tests: one thread each (tiny tensors, several workers), no network, the same examples every time."""
+"""Settings for all tests: one thread each (tiny tensors, several workers), no network, the same examples every time.
+
+Also the fixtures that several files share.
+"""
 
 import os
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
+import pytest  # noqa: E402
 import torch  # noqa: E402
 from hypothesis import settings  # noqa: E402
 
 torch.set_num_threads(1)
 settings.register_profile("vtc", deadline=None, derandomize=True)
 settings.load_profile("vtc")
+pytest.register_assert_rewrite("tests.helpers", "tests.helpers_decoder", "tests.helpers_oracle")
+
+
+@pytest.fixture(scope="module")
+def model():
+    """LLaVA (4 layers in its tower, 6 in its decoder, 64 tokens per image), which a file of tests leaves as it was."""
+    from tests.helpers import inputs_of, model_of, unharmed
+
+    model = model_of("llava")
+    with unharmed(model, inputs_of("llava", images=(1,))):
+        yield model
+
+
+@pytest.fixture
+def untouched(model):
+    """The test leaves no trace on `model`."""
+    from tests.helpers import state
+
+    before = state(model)
+    yield
+    assert state(model) == before

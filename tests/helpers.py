@@ -1,10 +1,11 @@
 """What the tests share: tiny models of every family, a batch taken apart, spies, and an oracle that knows no engine."""
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+import pytest
 import torch
 from torch import Tensor, nn
 from transformers import MistralConfig, Qwen2Config
@@ -76,6 +77,15 @@ def split(inputs: dict, images: tuple[int, ...] = IMAGES) -> list[dict]:
     return singles
 
 
+def grow(inputs: dict, tokens: Tensor) -> dict:
+    """The inputs with `tokens` [B, n] after the prompts."""
+    grown = dict(inputs, input_ids=torch.cat([inputs["input_ids"], tokens], 1))
+    grown["attention_mask"] = torch.cat([inputs["attention_mask"], torch.ones_like(tokens)], 1)
+    if "mm_token_type_ids" in inputs:
+        grown["mm_token_type_ids"] = torch.cat([inputs["mm_token_type_ids"], torch.zeros_like(tokens)], 1).int()
+    return grown
+
+
 def positions_of(inputs: dict) -> dict:
     """`position_ids` that count real tokens, as generate() makes them, where the model itself would count padding."""
     if "image_grid_thw" in inputs or "mm_token_type_ids" in inputs:
@@ -88,6 +98,27 @@ def positions_of(inputs: dict) -> dict:
 def forward(model: nn.Module, inputs: dict, **options):
     """A forward pass whose positions do not depend on padding."""
     return model(**inputs, **positions_of(inputs), **options)
+
+
+@torch.no_grad()
+def proceed(model: nn.Module, cache, mask: Tensor, tokens: Tensor) -> tuple:
+    """Feeds `tokens` [B, n] on a filled cache whose columns `mask` [B, L] describes, with positions that count real
+    tokens; returns the output and the mask [B, L + n]."""
+    mask = torch.cat([mask, torch.ones_like(tokens)], 1)
+    where = {}
+    if model.config.model_type.startswith("llava"):
+        where["position_ids"] = (mask.cumsum(1) - 1)[:, -tokens.shape[1] :]
+    return model(input_ids=tokens, attention_mask=mask, past_key_values=cache, **where), mask
+
+
+def by_hand(model: nn.Module, inputs: dict, steps: int, choose: Callable[[Tensor], Tensor]) -> Tensor:
+    """Prefill and steps with forward() and the cache, as a user's own loop would do it; tokens [B, steps]."""
+    out, mask = forward(model, inputs, use_cache=True), inputs["attention_mask"]
+    tokens = [choose(out.logits[:, -1])]
+    for _ in range(steps - 1):
+        out, mask = proceed(model, out.past_key_values, mask, tokens[-1])
+        tokens.append(choose(out.logits[:, -1]))
+    return torch.cat(tokens, 1)
 
 
 @dataclass
@@ -159,3 +190,44 @@ def state(model: nn.Module) -> dict:
     found["generation"] = model.generation_config.to_json_string()
     found["attention"] = config._attn_implementation
     return found
+
+
+@contextmanager
+def unharmed(model: nn.Module, inputs: dict) -> Iterator[Tensor]:
+    """Checks that the model leaves the block as it entered it: the same objects, bit-equal logits (what it yields)."""
+    before, stock = state(model), forward(model, inputs).logits
+    yield stock
+    assert state(model) == before
+    assert torch.equal(forward(model, inputs).logits, stock)
+
+
+def check_no_trace(model: nn.Module, inputs: dict, strategy: str, **options) -> None:
+    """keep=1.0 and a removed patch are bit-equal to the stock model, and nothing is left on any module or config."""
+    before = state(model)
+    with unharmed(model, inputs) as stock:
+        with vtc.patched(model, strategy, keep=1.0):
+            assert torch.equal(forward(model, inputs).logits, stock)
+        assert state(model) == before
+        vtc.patch(model, strategy, **options)
+        assert state(model) != before
+        assert forward(model, inputs).logits.shape[1] < stock.shape[1]
+        generate(model, inputs, 3)
+        assert vtc.unpatch(model) is model
+
+
+def refused(call: Callable, *words: str, kind=vtc.VtcError) -> str:
+    """Checks that `call` raises `kind` (a class or several) with a message as `refusal` wants it; returns that."""
+    with pytest.raises(kind) as caught:
+        call()
+    return refusal(caught.value, *words)
+
+
+def refusal(error: Exception, *words: str) -> str:
+    """The message of an error, checked to be one line, not too long, that holds all of `words`."""
+    message = str(error)
+    assert "\n" not in message
+    assert message.strip() == message
+    assert len(message) < 600
+    for word in words:
+        assert word in message
+    return message

@@ -204,14 +204,18 @@ def _merged(hidden: Tensor, view: View, drop: Drop, runs: list[Tensor], keys: Te
     return out
 
 
-INSIDE = [name for name in vtc.strategies() if vtc.load_strategy(name, "llava").decoder]
-# The published budget leaves five tokens of a tiny image, too few to merge anything.
-OPTIONS = {"visiondrop": {"visiondrop_encoder.keep": 0.5}}
+# VisionDrop's published budget leaves five tokens of a tiny image, too few to merge anything.
+OPTIONS = {"visiondrop": {"visiondrop_encoder.keep": 0.5}, **dict.fromkeys(("hiprune", "pool"), {"keep": 0.3})}
 
 
 def options_of(strategy, **more) -> dict:
     """The options with which a strategy is tested."""
     return {**(OPTIONS.get(strategy, {}) if isinstance(strategy, str) else {}), **more}
+
+
+def on(model: nn.Module, strategy, **more):
+    """The model patched, in a with-block, with a strategy and the options with which it is tested."""
+    return vtc.patched(model, strategy, **options_of(strategy, **more))
 
 
 def exact(strategy) -> float:

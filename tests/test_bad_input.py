@@ -6,41 +6,10 @@ from torch import nn
 from transformers import CLIPVisionConfig, LlamaConfig, LlamaForCausalLM, LlavaConfig, LlavaForConditionalGeneration
 
 import vtc
-from tests.helpers import build, forward, inputs_of, model_of, state
+from tests.helpers import build, forward, inputs_of, model_of, refused, state
 from vtc.patches._tiny import TEXT
 
-
-def refused(call, *words, kind=vtc.VtcError):
-    """`call` raises one line of `kind` that holds all of `words`."""
-    with pytest.raises(kind) as caught:
-        call()
-    message = str(caught.value)
-    assert "\n" not in message
-    assert message.strip() == message
-    assert len(message) < 600
-    for word in words:
-        assert word in message
-    return message
-
-
-@pytest.fixture(scope="module")
-def model():
-    """One model for all bad inputs: after the last of them it is what it was before the first."""
-    model, inputs = model_of("llava"), inputs_of("llava", images=(1,))
-    stock, before = forward(model, inputs).logits, state(model)
-    yield model
-    assert state(model) == before
-    assert torch.equal(forward(model, inputs).logits, stock)
-
-
-@pytest.fixture(autouse=True)
-def untouched(model):
-    """No refusal leaves a trace."""
-    before = state(model)
-    yield
-    assert state(model) == before
-
-
+pytestmark = pytest.mark.usefixtures("untouched")
 RANGE = "possible: a fraction in (0, 1]"
 ARGUMENTS = {
     "unknown-strategy": (("hiprun",), {}, ("'hiprun'", "did you mean 'hiprune'", "uniform")),

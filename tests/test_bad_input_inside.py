@@ -4,30 +4,10 @@ import pytest
 import torch
 
 import vtc
-from tests.helpers import forward, inputs_of, model_of, state
-from tests.test_bad_input import refused
+from tests.helpers import forward, inputs_of, model_of, refused, state, unharmed
 
+pytestmark = pytest.mark.usefixtures("untouched")
 NAN, INF = float("nan"), float("inf")
-
-
-@pytest.fixture(scope="module")
-def model():
-    """One model for all bad inputs (6 decoder layers, 64 tokens per image): afterwards it is what it was before."""
-    model, inputs = model_of("llava"), inputs_of("llava", images=(1,))
-    stock, before = forward(model, inputs).logits, state(model)
-    yield model
-    assert state(model) == before
-    assert torch.equal(forward(model, inputs).logits, stock)
-
-
-@pytest.fixture(autouse=True)
-def untouched(model):
-    """No refusal leaves a trace."""
-    before = state(model)
-    yield
-    assert state(model) == before
-
-
 NAMES = "fastv, hiprune, "
 FIRST = "possible: at most one at the projector, first"
 DEPTH = "beyond the 6 layers", "possible: 1 to 5"
@@ -191,11 +171,8 @@ def test_refused_composition_leaves_the_former_patch(model):
 def test_numbers_of_families_with_images_of_any_size(case):
     """What an image is too large for is known with the image: the call is refused in one line and leaves no trace."""
     tiled, inputs = model_of(case), inputs_of(case, images=(1,))
-    before, stock = state(tiled), forward(tiled, inputs).logits
-    with vtc.patched(tiled, "fastv", keep=1):
+    with unharmed(tiled, inputs), vtc.patched(tiled, "fastv", keep=1):
         patched = state(tiled)
         refused(lambda: forward(tiled, inputs), "keep=1 of the", "possible: more than", kind=vtc.ConfigError)
         assert state(tiled) == patched
         assert torch.isfinite(forward(tiled, inputs_of(case, images=(0,))).logits).all()
-    assert state(tiled) == before
-    assert torch.equal(forward(tiled, inputs).logits, stock)

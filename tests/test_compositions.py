@@ -4,7 +4,7 @@ import pytest
 import yaml
 
 import vtc
-from tests.test_bad_input import refused
+from tests.helpers import refused
 from vtc.config import StrategyConfig, resolve
 from vtc.source import parts
 from vtc.strategies.fastv import FastV

@@ -8,9 +8,11 @@ from tests.helpers import (
     CASES,
     IMAGES,
     STRATEGIES,
+    check_no_trace,
     family_of,
     forward,
     generate,
+    grow,
     inputs_of,
     kept_of,
     model_of,
@@ -120,18 +122,7 @@ def test_padding_is_never_kept(strategy, case, padding):
 @cases
 def test_keep_all_and_removal_leave_no_trace(strategy, case):
     """keep=1.0 and a removed patch are bit-equal to the stock model, and nothing is left on any module or config."""
-    model, inputs = model_of(case), inputs_of(case)
-    before, stock = state(model), forward(model, inputs).logits
-    with vtc.patched(model, strategy, keep=1.0):
-        assert torch.equal(forward(model, inputs).logits, stock)
-    assert state(model) == before
-    vtc.patch(model, strategy, keep=0.3)
-    assert state(model) != before
-    assert forward(model, inputs).logits.shape[1] < stock.shape[1]
-    generate(model, inputs, 2)
-    assert vtc.unpatch(model) is model
-    assert state(model) == before
-    assert torch.equal(forward(model, inputs).logits, stock)
+    check_no_trace(model_of(case), inputs_of(case), strategy, keep=0.3)
 
 
 @both
@@ -165,15 +156,6 @@ def test_cached_decode_equals_recomputation(strategy, case):
             grown = grow(inputs, cached.tokens[:, :step])
             again = forward(model, grown).logits[:, -1]
             torch.testing.assert_close(cached.logits[step], again, atol=1e-9, rtol=0)
-
-
-def grow(inputs, tokens):
-    """The inputs with `tokens` [B, n] after the prompts."""
-    grown = dict(inputs, input_ids=torch.cat([inputs["input_ids"], tokens], 1))
-    grown["attention_mask"] = torch.cat([inputs["attention_mask"], torch.ones_like(tokens)], 1)
-    if "mm_token_type_ids" in inputs:
-        grown["mm_token_type_ids"] = torch.cat([inputs["mm_token_type_ids"], torch.zeros_like(tokens)], 1).int()
-    return grown
 
 
 @both

@@ -7,8 +7,8 @@ import torch
 from transformers import DynamicCache, MistralConfig, StaticCache, cache_utils
 
 import vtc
-from tests.helpers import SPECIAL, build, forward, generate, inputs_of, model_of, split
-from tests.helpers_decoder import entered_of, exact, options_of, resolved, truths
+from tests.helpers import SPECIAL, build, forward, generate, inputs_of, model_of, proceed, split
+from tests.helpers_decoder import entered_of, exact, on, options_of, resolved, truths
 from vtc.patches import FAMILIES
 from vtc.patches._tiny import TEXT
 
@@ -17,16 +17,6 @@ both = pytest.mark.parametrize("strategy", ["fastv", "transprune", "visiondrop"]
 families = pytest.mark.parametrize("case", vtc.families())
 renumbered = pytest.mark.parametrize("positions", ["keep", "compact"])
 WINDOW = 24
-
-
-def on(model, strategy, **more):
-    """The model patched with a strategy and the options with which it is tested."""
-    return vtc.patched(model, strategy, **options_of(strategy, **more))
-
-
-def decode_positions(case, mask, new):
-    """position_ids of the last `new` columns, where the model itself would count padding."""
-    return {"position_ids": (mask.cumsum(1) - 1)[:, -new:]} if case.startswith("llava") else {}
 
 
 @both
@@ -73,52 +63,9 @@ def test_given_dynamic_cache_is_filled(strategy, case):
         for past in (copy.deepcopy(cache), cache):
             mask = inputs["attention_mask"]
             for step in range(3):
-                mask = torch.cat([mask, mask.new_ones(2, 1)], 1)
-                out = model(
-                    input_ids=expected.tokens[:, step : step + 1], attention_mask=mask, past_key_values=past,
-                    **decode_positions(case, mask, 1),
-                )  # fmt: skip
+                out, mask = proceed(model, past, mask, expected.tokens[:, step : step + 1])
                 torch.testing.assert_close(out.logits[:, -1], expected.logits[step + 1], atol=1e-9, rtol=0)
             assert [layer.keys.shape[2] for layer in past.layers] == [n + 3 for n in lengths]
-
-
-@both
-@families
-def test_two_generations_at_once(strategy, case):
-    """Two caches of two prompts, their steps taken in turn on one patched model, do not mix."""
-    model = model_of(case)
-    prompts = [inputs_of(case, images=(1, 2), seed=1), inputs_of(case, images=(2, 0), seed=2)]
-    with on(model, strategy), torch.no_grad():
-        serial = [generate(model, inputs, 5) for inputs in prompts]
-        outs = [forward(model, inputs, use_cache=True) for inputs in prompts]
-        masks = [inputs["attention_mask"] for inputs in prompts]
-        for step in range(4):
-            for i, expected in enumerate(serial):
-                masks[i] = torch.cat([masks[i], masks[i].new_ones(2, 1)], 1)
-                outs[i] = model(
-                    input_ids=expected.tokens[:, step : step + 1], attention_mask=masks[i],
-                    past_key_values=outs[i].past_key_values, **decode_positions(case, masks[i], 1),
-                )  # fmt: skip
-                torch.testing.assert_close(outs[i].logits[:, -1], expected.logits[step + 1], atol=1e-9, rtol=0)
-
-
-@both
-@families
-@renumbered
-def test_several_new_tokens_in_one_step(strategy, case, positions):
-    """Four tokens fed at once after the pruned prompt, and then three more, equal single steps."""
-    model, inputs = model_of(case), inputs_of(case)
-    with on(model, strategy, positions=positions), torch.no_grad():
-        written = generate(model, inputs, 8)
-        cache, mask, found = forward(model, inputs, use_cache=True).past_key_values, inputs["attention_mask"], []
-        for first, last in ((0, 4), (4, 7)):
-            mask = torch.cat([mask, mask.new_ones(3, last - first)], 1)
-            out = model(
-                input_ids=written.tokens[:, first:last], attention_mask=mask, past_key_values=cache,
-                **decode_positions(case, mask, last - first),
-            )  # fmt: skip
-            found.append(out.logits)
-    torch.testing.assert_close(torch.cat(found, 1).transpose(0, 1), written.logits[1:], atol=1e-9, rtol=0)
 
 
 @both
@@ -131,33 +78,6 @@ def test_beam_search_equals_each_prompt_alone(strategy, case):
         together = generate(model, inputs, 6, num_beams=3, num_return_sequences=2).tokens
         alone = [generate(model, one, 6, num_beams=3, num_return_sequences=2).tokens for one in split(inputs, images)]
     assert torch.equal(together, torch.cat(alone))
-
-
-@both
-@families
-def test_sampling_equals_a_manual_loop(strategy, case):
-    """With one seed, generate(do_sample=True) and a loop over forward() draw the same tokens."""
-    model, inputs = model_of(case), inputs_of(case)
-
-    def draw(logits):
-        logits = logits.float().clone()
-        logits[:, model.generation_config.suppress_tokens] = -torch.inf
-        return torch.multinomial(logits.softmax(-1), 1)
-
-    with on(model, strategy), torch.no_grad():
-        torch.manual_seed(3)
-        sampled = generate(model, inputs, 6, do_sample=True, top_k=0, top_p=1.0, temperature=1.0).tokens
-        torch.manual_seed(3)
-        out, mask = forward(model, inputs, use_cache=True), inputs["attention_mask"]
-        tokens = [draw(out.logits[:, -1])]
-        for _ in range(5):
-            mask = torch.cat([mask, mask.new_ones(3, 1)], 1)
-            out = model(
-                input_ids=tokens[-1], attention_mask=mask, past_key_values=out.past_key_values,
-                **decode_positions(case, mask, 1),
-            )  # fmt: skip
-            tokens.append(draw(out.logits[:, -1]))
-    assert torch.equal(sampled, torch.cat(tokens, 1))
 
 
 @pytest.fixture(scope="module")

@@ -8,8 +8,8 @@ import torch
 from torch.nn.functional import cross_entropy
 
 import vtc
-from tests.helpers import CASES, IMAGES, build, forward, generate, inputs_of, model_of, split
-from tests.helpers_decoder import INSIDE, Drop, drops_of, entered_of, exact, options_of, resolved, truth, truths
+from tests.helpers import CASES, IMAGES, INSIDE, build, forward, generate, inputs_of, model_of, split
+from tests.helpers_decoder import Drop, drops_of, entered_of, exact, options_of, resolved, truth, truths
 from tests.helpers_oracle import layouts
 
 both = pytest.mark.parametrize("strategy", INSIDE)

@@ -5,7 +5,8 @@ import torch
 from transformers.generation.streamers import BaseStreamer
 
 import vtc
-from tests.helpers import family_of, forward, generate, inputs_of, model_of, split, spy
+from tests.helpers import by_hand, family_of, forward, generate, inputs_of, model_of, split, spy
+from tests.helpers_decoder import on
 
 families = pytest.mark.parametrize("case", vtc.families())
 renumbered = pytest.mark.parametrize("positions", ["keep", "compact"])
@@ -26,24 +27,10 @@ class Collector(BaseStreamer):
         self.ended = True
 
 
-def by_hand(model, inputs, steps, choose):
-    """Prefill and steps with forward() and the cache, as a user's own loop would do it; tokens [B, steps]."""
-    mask = inputs["attention_mask"]
-    out = forward(model, inputs, use_cache=True)
-    tokens = [choose(out.logits[:, -1])]
-    positions = mask.sum(1, keepdim=True)
-    for step in range(steps - 1):
-        mask = torch.cat([mask, mask.new_ones(len(mask), 1)], 1)
-        where = {} if "image_grid_thw" in inputs else {"position_ids": positions + step}
-        with torch.no_grad():
-            out = model(input_ids=tokens[-1], attention_mask=mask, past_key_values=out.past_key_values, **where)
-        tokens.append(choose(out.logits[:, -1]))
-    return torch.cat(tokens, 1)
-
-
+@pytest.mark.parametrize("strategy", ["hiprune", "fastv", "transprune", "visiondrop"])
 @families
 @renumbered
-def test_sampling_equals_a_manual_loop(case, positions):
+def test_sampling_equals_a_manual_loop(strategy, case, positions):
     """With one seed, generate(do_sample=True) and a loop over forward() draw the same tokens."""
     model, inputs = model_of(case), inputs_of(case)
 
@@ -52,7 +39,7 @@ def test_sampling_equals_a_manual_loop(case, positions):
         logits[:, model.generation_config.suppress_tokens] = -torch.inf
         return torch.multinomial(logits.softmax(-1), 1)
 
-    with vtc.patched(model, "hiprune", keep=0.3, positions=positions):
+    with on(model, strategy, positions=positions):
         torch.manual_seed(3)
         sampled = generate(model, inputs, 8, do_sample=True, top_k=0, top_p=1.0, temperature=1.0).tokens
         torch.manual_seed(3)

@@ -5,9 +5,12 @@ import torch
 from transformers import DynamicCache, StaticCache
 
 import vtc
-from tests.helpers import CASES, forward, generate, inputs_of, model_of
+from tests.helpers import CASES, forward, generate, inputs_of, model_of, proceed
+from tests.helpers_decoder import on
 
 families = pytest.mark.parametrize("case", vtc.families())
+# At the projector; one drop without renumbering; several with history; both sites, merging and an order of its own.
+everywhere = pytest.mark.parametrize("strategy", ["hiprune", "fastv", "transprune", "visiondrop"])
 renumbered = pytest.mark.parametrize("positions", ["keep", "compact"])
 
 
@@ -43,42 +46,35 @@ def test_reset_static_cache_forgets_the_pruned_prompt(case):
     torch.testing.assert_close(stock.logits, again.logits, atol=1e-9, rtol=0)
 
 
+@everywhere
 @families
-def test_two_generations_at_once(case):
+def test_two_generations_at_once(strategy, case):
     """Two caches of two prompts, their steps taken in turn on one patched model, do not mix."""
     model = model_of(case)
     prompts = [inputs_of(case, images=(1, 2), seed=1), inputs_of(case, images=(2, 0), seed=2)]
-    with vtc.patched(model, "hiprune", keep=0.3), torch.no_grad():
+    with on(model, strategy):
         serial = [generate(model, inputs, 5) for inputs in prompts]
-        outs = [forward(model, inputs, use_cache=True) for inputs in prompts]
+        caches = [forward(model, inputs, use_cache=True).past_key_values for inputs in prompts]
         masks = [inputs["attention_mask"] for inputs in prompts]
         for step in range(4):
             for i, expected in enumerate(serial):
-                masks[i] = torch.cat([masks[i], masks[i].new_ones(2, 1)], 1)
-                where = {}
-                if case in ("llava", "llava_next"):
-                    where["position_ids"] = masks[i].sum(1, keepdim=True) - 1
-                outs[i] = model(
-                    input_ids=expected.tokens[:, step : step + 1], attention_mask=masks[i],
-                    past_key_values=outs[i].past_key_values, **where,
-                )  # fmt: skip
-                torch.testing.assert_close(outs[i].logits[:, -1], expected.logits[step + 1], atol=1e-9, rtol=0)
+                out, masks[i] = proceed(model, caches[i], masks[i], expected.tokens[:, step : step + 1])
+                torch.testing.assert_close(out.logits[:, -1], expected.logits[step + 1], atol=1e-9, rtol=0)
 
 
+@everywhere
 @families
 @renumbered
-def test_several_new_tokens_in_one_step(case, positions):
-    """Four tokens fed at once after the pruned prompt equal four single steps."""
+def test_several_new_tokens_in_one_step(strategy, case, positions):
+    """Four tokens fed at once after the pruned prompt, and then three more, equal single steps."""
     model, inputs = model_of(case), inputs_of(case)
-    where = {}
-    with vtc.patched(model, "hiprune", keep=0.3, positions=positions), torch.no_grad():
-        written = generate(model, inputs, 5)
-        out = forward(model, inputs, use_cache=True)
-        mask = torch.cat([inputs["attention_mask"], torch.ones(3, 4, dtype=torch.long)], 1)
-        if case in ("llava", "llava_next"):
-            where["position_ids"] = (mask.cumsum(1) - 1)[:, -4:]
-        out = model(input_ids=written.tokens[:, :4], attention_mask=mask, past_key_values=out.past_key_values, **where)
-    torch.testing.assert_close(out.logits.transpose(0, 1), written.logits[1:], atol=1e-9, rtol=0)
+    with on(model, strategy, positions=positions):
+        written = generate(model, inputs, 8)
+        cache, mask = forward(model, inputs, use_cache=True).past_key_values, inputs["attention_mask"]
+        four, mask = proceed(model, cache, mask, written.tokens[:, :4])
+        three, mask = proceed(model, cache, mask, written.tokens[:, 4:7])
+    found = torch.cat([four.logits, three.logits], 1).transpose(0, 1)
+    torch.testing.assert_close(found, written.logits[1:], atol=1e-9, rtol=0)
 
 
 @families

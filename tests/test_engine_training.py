@@ -1,12 +1,16 @@
 """Labels, gradients, hidden states and half precision on a patched model."""
 
+import functools
+
 import pytest
 import torch
 from torch.nn.functional import cross_entropy
 
 import vtc
-from tests.helpers import CASES, build, forward, generate, inputs_of, kept_of, model_of, split, spy
+from tests.helpers import CASES, build, forward, generate, inputs_of, kept_of, model_of, refused, split, spy
+from tests.helpers_decoder import on
 from tests.helpers_oracle import truth
+from vtc.errors import UnsupportedError
 
 families = pytest.mark.parametrize("case", vtc.families())
 cases = pytest.mark.parametrize("case", CASES)
@@ -69,14 +73,15 @@ def test_loss_options_reach_the_loss(case):
 
 @families
 @pytest.mark.parametrize("checkpointing", [False, True], ids=["plain", "checkpointing"])
-@pytest.mark.parametrize("strategy", ["hiprune", "pool"])
+@pytest.mark.parametrize("strategy", ["hiprune", "pool", "transprune"])
 def test_gradients_reach_the_projector(case, checkpointing, strategy):
-    """In training mode the loss moves the features that survived; gradient checkpointing changes nothing."""
+    """In training mode the loss moves the features that survived. Gradient checkpointing changes nothing; it would run
+    layers a second time without what was decided between them in the first, and is refused there."""
     model, inputs = build(case), inputs_of(case)
     labels = labelled(inputs, model)
     part = model.model.visual.merger if hasattr(model.model, "visual") else model.model.multi_modal_projector
     model.train()
-    with vtc.patched(model, strategy, keep=0.3):
+    with on(model, strategy):
         model(**inputs, labels=labels).loss.backward()
         gradient = [p.grad.clone() for p in part.parameters()]
         assert all(bool(g.isfinite().all()) for g in gradient)
@@ -84,6 +89,10 @@ def test_gradients_reach_the_projector(case, checkpointing, strategy):
         if checkpointing:
             model.zero_grad()
             model.gradient_checkpointing_enable()
+            if strategy == "transprune":
+                again = functools.partial(model, **inputs, labels=labels, use_cache=False)
+                refused(again, "gradient checkpointing", "possible", kind=UnsupportedError)
+                return
             model(**inputs, labels=labels, use_cache=False).loss.backward()
             for p, g in zip(part.parameters(), gradient, strict=True):
                 torch.testing.assert_close(p.grad, g, atol=1e-9, rtol=0)
