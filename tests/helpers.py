@@ -144,6 +144,24 @@ def generate(model: nn.Module, inputs: dict, tokens: int = 8, **options) -> Writ
     return Written(output.sequences[:, given:], torch.stack(steps), output)
 
 
+class Words:
+    """A tokenizer for the tiny models, for methods that read the question: a token is a word, in Vicuna's template."""
+
+    def decode(self, ids: list[int], skip_special_tokens: bool = False) -> str:
+        """The prompt as text."""
+        return f"USER: {' '.join(f'word{i}' for i in ids)} ASSISTANT:"
+
+    def __call__(self, words: list[str], is_split_into_words: bool = True, add_special_tokens: bool = False) -> dict:
+        """The ids of words; what is no token of its own becomes one that depends on its letters."""
+        known = [word.removeprefix("word") for word in words]
+        return {"input_ids": [int(w) if w.isdecimal() else 3 + sum(map(ord, w)) % 90 for w in known]}
+
+
+def patched(model: nn.Module, strategy, **options):
+    """`vtc.patched`, with a tokenizer for strategies that read the question."""
+    return vtc.patched(model, strategy, processor=Words(), **options)
+
+
 @contextmanager
 def spy(model: nn.Module) -> Iterator[list[dict]]:
     """Collects the keyword arguments that reach the language model, after the patch's own hooks."""
@@ -205,10 +223,10 @@ def check_no_trace(model: nn.Module, inputs: dict, strategy: str, **options) -> 
     """keep=1.0 and a removed patch are bit-equal to the stock model, and nothing is left on any module or config."""
     before = state(model)
     with unharmed(model, inputs) as stock:
-        with vtc.patched(model, strategy, keep=1.0):
+        with patched(model, strategy, keep=1.0):
             assert torch.equal(forward(model, inputs).logits, stock)
         assert state(model) == before
-        vtc.patch(model, strategy, **options)
+        vtc.patch(model, strategy, processor=Words(), **options)
         assert state(model) != before
         assert forward(model, inputs).logits.shape[1] < stock.shape[1]
         generate(model, inputs, 3)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 import vtc
-from tests.helpers import IMAGE_TOKEN, family_of, forward, spy
+from tests.helpers import IMAGE_TOKEN, family_of, forward, patched, spy
 from tests.helpers_oracle import layouts, unpruned
 
 
@@ -215,7 +215,7 @@ def options_of(strategy, **more) -> dict:
 
 def on(model: nn.Module, strategy, **more):
     """The model patched, in a with-block, with a strategy and the options with which it is tested."""
-    return vtc.patched(model, strategy, **options_of(strategy, **more))
+    return patched(model, strategy, **options_of(strategy, **more))
 
 
 def exact(strategy) -> float:

@@ -8,6 +8,7 @@ from tests.helpers import (
     CASES,
     IMAGES,
     STRATEGIES,
+    Words,
     check_no_trace,
     family_of,
     forward,
@@ -16,6 +17,7 @@ from tests.helpers import (
     inputs_of,
     kept_of,
     model_of,
+    patched,
     split,
     spy,
     state,
@@ -47,12 +49,12 @@ def test_count_is_the_budgets(strategy, case, keep):
     config = vtc.load_strategy(strategy, family_of(case), keep=keep)
     sizes = [[[t.tokens for t in layout.tiles] for layout in prompt] for prompt in grouped(layouts(case, inputs))]
     expected = [sum(counts) for prompt in sizes for counts in config.stages[0].budget.quotas(prompt)]
-    with vtc.patched(model, strategy, keep=keep):
+    with patched(model, strategy, keep=keep):
         forward(model, inputs)
         found = [image.after for image in vtc.report(model).images]
     if getattr(config.stages[0].stage, "exclude", "exact") == "official":
         assert all(f <= e for f, e in zip(found, expected, strict=True))
-        with vtc.patched(model, strategy, keep=keep, exclude="exact"):
+        with patched(model, strategy, keep=keep, exclude="exact"):
             forward(model, inputs)
             found = [image.after for image in vtc.report(model).images]
     assert found == expected
@@ -65,7 +67,7 @@ def test_kept_is_ascending_unique_and_deterministic(strategy, case):
     model, inputs = model_of(case), inputs_of(case)
     runs = []
     for _ in range(2):
-        with vtc.patched(model, strategy, keep=0.3):
+        with patched(model, strategy, keep=0.3):
             logits = forward(model, inputs).logits
             runs.append((logits, vtc.report(model).images))
     (first, images), (second, again) = runs
@@ -82,7 +84,7 @@ def test_kept_is_ascending_unique_and_deterministic(strategy, case):
 def test_batched_equals_one_by_one(strategy, case):
     """Each prompt alone, without padding, keeps the same tokens and gives the same last logits as in the batch."""
     model, inputs = model_of(case), inputs_of(case)
-    with vtc.patched(model, strategy, keep=0.3):
+    with patched(model, strategy, keep=0.3):
         logits = forward(model, inputs).logits
         batch = vtc.report(model)
         for b, single in enumerate(split(inputs)):
@@ -99,7 +101,7 @@ def test_padding_is_never_kept(strategy, case, padding):
     """The packed mask counts exactly the real tokens left, and what stays are the text tokens in their order."""
     model, inputs = model_of(case), inputs_of(case, padding=padding)
     table = model.get_input_embeddings().weight
-    with vtc.patched(model, strategy, keep=0.3), spy(model) as seen:
+    with patched(model, strategy, keep=0.3), spy(model) as seen:
         forward(model, inputs)
         report = vtc.report(model)
     mask, embeds = seen[0]["attention_mask"], seen[0]["inputs_embeds"]
@@ -131,11 +133,11 @@ def test_last_patch_alone_counts(strategy, case):
     """Patching twice is the last patch alone, and one removal is enough."""
     model, inputs = model_of(case), inputs_of(case)
     before = state(model)
-    with vtc.patched(model, strategy, keep=0.3):
+    with patched(model, strategy, keep=0.3):
         once = forward(model, inputs).logits
     vtc.patch(model, "random", keep=0.6, seed=5)
     forward(model, inputs)
-    vtc.patch(model, strategy, keep=0.3)
+    vtc.patch(model, strategy, processor=Words(), keep=0.3)
     assert torch.equal(forward(model, inputs).logits, once)
     vtc.unpatch(model)
     assert state(model) == before
@@ -147,7 +149,7 @@ def test_cached_decode_equals_recomputation(strategy, case):
     """Nine greedy steps on the pruned cache give the logits of full forwards over prompt plus text so far, and
     use_cache=False writes the same tokens."""
     model, inputs, steps = model_of(case), inputs_of(case), 9
-    with vtc.patched(model, strategy, keep=0.3):
+    with patched(model, strategy, keep=0.3):
         cached = generate(model, inputs, steps)
         plain = generate(model, inputs, steps, use_cache=False)
         assert torch.equal(cached.tokens, plain.tokens)
@@ -165,6 +167,6 @@ def test_text_only_prompts_are_untouched(strategy, case):
     model, inputs = model_of(case), inputs_of(case, images=(0, 0))
     assert "pixel_values" not in inputs
     stock, written = forward(model, inputs).logits, generate(model, inputs, 4).tokens
-    with vtc.patched(model, strategy, keep=0.3):
+    with patched(model, strategy, keep=0.3):
         assert torch.equal(forward(model, inputs).logits, stock)
         assert torch.equal(generate(model, inputs, 4).tokens, written)

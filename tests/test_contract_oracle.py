@@ -4,7 +4,19 @@ import pytest
 import torch
 
 import vtc
-from tests.helpers import CASES, IMAGES, STRATEGIES, forward, generate, inputs_of, kept_of, model_of, split, spy
+from tests.helpers import (
+    CASES,
+    IMAGES,
+    STRATEGIES,
+    forward,
+    generate,
+    inputs_of,
+    kept_of,
+    model_of,
+    patched,
+    split,
+    spy,
+)
 from tests.helpers_oracle import truth
 
 both = pytest.mark.parametrize("strategy", STRATEGIES)
@@ -32,7 +44,7 @@ def truths(model, inputs, report, positions, strategy, steps=1, images=IMAGES):
 def test_generate_equals_oracle(strategy, case, positions):
     """Batched, left-padded, cached generation gives each prompt's own greedy tokens and logits."""
     model, inputs = model_of(case), inputs_of(case)
-    with vtc.patched(model, strategy, keep=0.3, positions=positions):
+    with patched(model, strategy, keep=0.3, positions=positions):
         out = generate(model, inputs, STEPS)
         report = vtc.report(model)
     for b, expected in enumerate(truths(model, inputs, report, positions, strategy, STEPS)):
@@ -48,7 +60,7 @@ def test_generate_equals_oracle(strategy, case, positions):
 def test_forward_equals_oracle(strategy, case, positions, padding):
     """Every real column of the pruned batch, visual tokens included, has the oracle's logits."""
     model, inputs = model_of(case), inputs_of(case, padding=padding)
-    with vtc.patched(model, strategy, keep=0.3, positions=positions), spy(model) as seen:
+    with patched(model, strategy, keep=0.3, positions=positions), spy(model) as seen:
         logits = forward(model, inputs).logits
         report = vtc.report(model)
     mask = seen[0]["attention_mask"]

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import vtc
-from tests.helpers import CASES, STRATEGIES, build, forward, generate, inputs_of, model_of, split, spy
+from tests.helpers import CASES, STRATEGIES, build, forward, generate, inputs_of, model_of, patched, split, spy
 from tests.helpers_oracle import layouts
 
 both = pytest.mark.parametrize("strategy", STRATEGIES)
@@ -28,7 +28,7 @@ def test_report_is_true(strategy, case):
     model, inputs = model_of(case), inputs_of(case)
     singles = split(inputs)
     sizes = [layout.tokens for single in singles for layout in layouts(model, single)]
-    with vtc.patched(model, strategy, keep=0.3), spy(model) as seen:
+    with patched(model, strategy, keep=0.3), spy(model) as seen:
         cache = forward(model, inputs, use_cache=True).past_key_values
         report = vtc.report(model)
     assert (report.family, report.keep) == (case.partition("-")[0], 0.3)
@@ -91,7 +91,7 @@ def test_eager_equals_sdpa(strategy, case):
     found = {}
     for backend in ("sdpa", "eager"):
         model.set_attn_implementation(backend)
-        with vtc.patched(model, strategy, keep=0.3):
+        with patched(model, strategy, keep=0.3):
             out = generate(model, inputs, 3)
             found[backend] = out, [i.kept for i in vtc.report(model).images]
         assert model.config._attn_implementation == backend

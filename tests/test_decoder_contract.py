@@ -16,6 +16,7 @@ from tests.helpers import (
     grow,
     inputs_of,
     model_of,
+    patched,
     refused,
     split,
     unharmed,
@@ -34,7 +35,7 @@ DEPTH = 6
 def run(strategy, case, inputs=None, **options):
     """One forward with a cache on the patched model, and its report."""
     model, given = model_of(case), options_of(strategy)
-    with vtc.patched(model, strategy, **given):
+    with patched(model, strategy, **given):
         output = forward(model, inputs_of(case) if inputs is None else inputs, use_cache=True, **options)
         return output, vtc.report(model)
 
@@ -157,7 +158,7 @@ def test_text_only_prompts_are_untouched(strategy, case):
     """Prompts without images go through a patched model bit-equal, also right after a call with images."""
     model, text = model_of(case), inputs_of(case, images=(0, 0))
     stock, written = forward(model, text).logits, generate(model, text, 4)
-    with vtc.patched(model, strategy, **options_of(strategy)):
+    with patched(model, strategy, **options_of(strategy)):
         generate(model, inputs_of(case), 2)
         assert torch.equal(forward(model, text).logits, stock)
         assert torch.equal(generate(model, text, 4).logits, written.logits)
@@ -169,7 +170,7 @@ def test_without_cache_each_step_is_a_prefill(strategy, case):
     """use_cache=False gives what forwards over prompt plus text so far give. They choose anew each time, so the cached
     logits are theirs as long as they choose the same; a method that looks at no text always does."""
     model, inputs, steps = model_of(case), inputs_of(case), 5
-    with vtc.patched(model, strategy, **options_of(strategy)):
+    with patched(model, strategy, **options_of(strategy)):
         cached = generate(model, inputs, steps)
         kept = [step.kept for image in vtc.report(model).images for step in image.steps]
         plain = generate(model, inputs, steps, use_cache=False)
@@ -231,7 +232,7 @@ def test_keep_is_the_mean_over_layers(strategy, keep, case):
         pytest.skip("only the images of LLaVA are of one size")
     if resolved(strategy, case).projector is not None:
         keep = type(keep)(keep / 2)
-    with vtc.patched(model, strategy, keep=keep):
+    with patched(model, strategy, keep=keep):
         forward(model, inputs)
         report = vtc.report(model)
     all_layouts = [layout for single in split(inputs) for layout in layouts(model, single)]
@@ -250,7 +251,7 @@ def test_a_keep_out_of_reach_is_refused(strategy):
     model, inputs = model_of("llava"), inputs_of("llava")
 
     def use(keep):
-        with vtc.patched(model, strategy, keep=keep):
+        with patched(model, strategy, keep=keep):
             forward(model, inputs)
 
     with unharmed(model, inputs):

@@ -8,7 +8,7 @@ import torch
 from torch.nn.functional import cross_entropy
 
 import vtc
-from tests.helpers import CASES, IMAGES, INSIDE, build, forward, generate, inputs_of, model_of, split
+from tests.helpers import CASES, IMAGES, INSIDE, build, forward, generate, inputs_of, model_of, patched, split
 from tests.helpers_decoder import Drop, drops_of, entered_of, exact, options_of, resolved, truth, truths
 from tests.helpers_oracle import layouts
 
@@ -23,7 +23,7 @@ def answers(model, inputs, strategy, case, images=IMAGES, steps=STEPS, options=N
     """A generation on the patched model, its report, and the oracle's answer for each of its prompts."""
     options = options_of(strategy, **(options or {}))
     config = resolved(strategy, case, **options)
-    with vtc.patched(model, strategy, **options):
+    with patched(model, strategy, **options):
         out = generate(model, inputs, steps, **generation)
         report = vtc.report(model)
         entered = entered_of(model, inputs, config)
@@ -66,7 +66,7 @@ def test_static_cache_equals_oracle(strategy, case, positions):
     """The same in a static cache, whose layers are all of one size."""
     _, report, expected = batch(strategy, case, positions)
     model, inputs = model_of(case), inputs_of(case)
-    with vtc.patched(model, strategy, **options_of(strategy, positions=positions)):
+    with patched(model, strategy, **options_of(strategy, positions=positions)):
         out = generate(model, inputs, STEPS, cache_implementation="static")
         same = vtc.report(model)
     for image, other in zip(report.images, same.images, strict=True):
@@ -84,7 +84,7 @@ def test_forward_equals_oracle(strategy, case, padding):
         inputs_of(case, padding=padding),
         resolved(strategy, case, **options_of(strategy)),
     )
-    with vtc.patched(model, strategy, **options_of(strategy)):
+    with patched(model, strategy, **options_of(strategy)):
         logits = forward(model, inputs).logits
         report = vtc.report(model)
         entered = entered_of(model, inputs, config)
@@ -154,7 +154,7 @@ def test_eager_attention_with_padding(strategy, case):
     model, inputs, found = build(case, torch.float32), inputs_of(case, dtype=torch.float32), []
     for backend in ("sdpa", "eager"):
         model.set_attn_implementation(backend)
-        with vtc.patched(model, strategy, **options_of(strategy)):
+        with patched(model, strategy, **options_of(strategy)):
             found.append((generate(model, inputs, 4), [image.kept for image in vtc.report(model).images]))
     (out, kept), (same, again) = found
     assert all(torch.equal(a, b) for a, b in zip(kept, again, strict=True))
@@ -172,7 +172,7 @@ def test_without_a_mask_equals_oracle(strategy, case, positions):
         resolved(strategy, case, **options_of(strategy, positions=positions)),
     )
     bare = {key: value for key, value in inputs.items() if key != "attention_mask"}
-    with vtc.patched(model, strategy, **options_of(strategy, positions=positions)), torch.no_grad():
+    with patched(model, strategy, **options_of(strategy, positions=positions)), torch.no_grad():
         written = generate(model, inputs, STEPS).tokens
         entered = entered_of(model, inputs, config)
         out = model(**bare, use_cache=True)
@@ -194,7 +194,7 @@ def test_loss_is_that_of_the_surviving_places(strategy, case, padding):
     config, ids, mask = resolved(strategy, case, **options_of(strategy)), inputs["input_ids"], inputs["attention_mask"]
     # Only padding would predict a prompt's first token.
     labels = ids.masked_fill((mask.cumsum(1) < 2) | (mask == 0) | (ids == model.config.image_token_id), -100)
-    with vtc.patched(model, strategy, **options_of(strategy)):
+    with patched(model, strategy, **options_of(strategy)):
         out = forward(model, inputs, labels=labels)
         report, plain = vtc.report(model), forward(model, inputs).logits
         last = forward(model, inputs, logits_to_keep=3).logits

@@ -7,7 +7,7 @@ import torch
 from torch.nn.functional import cross_entropy
 
 import vtc
-from tests.helpers import CASES, build, forward, generate, inputs_of, kept_of, model_of, refused, split, spy
+from tests.helpers import CASES, build, forward, generate, inputs_of, kept_of, model_of, patched, refused, split, spy
 from tests.helpers_decoder import on
 from tests.helpers_oracle import truth
 from vtc.errors import UnsupportedError
@@ -130,7 +130,7 @@ def test_bfloat16_runs(case):
         forward(exact, inputs_of(case))
         counts = [i.after for i in vtc.report(exact).images]
     for strategy in ("hiprune", "vtc_cls", "pool"):
-        with vtc.patched(model, strategy, keep=0.3):
+        with patched(model, strategy, keep=0.3):
             out = generate(model, inputs, 3)
             assert out.logits.dtype == torch.bfloat16
             assert bool(out.logits.isfinite().all())

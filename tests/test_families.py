@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerFast
 
 import vtc
 import vtc.demo
-from tests.helpers import kept_of, model_of
+from tests.helpers import kept_of, model_of, patched
 from tests.helpers_oracle import layouts
 from vtc.patches._tiny import IMAGE_TOKEN
 from vtc.patching import find_family
@@ -105,7 +105,7 @@ def test_processor_output_goes_through(case, strategy):
     inputs = {k: v.double() if v.is_floating_point() else v for k, v in inputs.items()}
     sizes = [layout.tokens for layout in layouts(model, inputs)]
     assert sum(sizes) == int((inputs["input_ids"] == IMAGE_TOKEN).sum())
-    with vtc.patched(model, strategy, keep=0.3):
+    with patched(model, strategy, keep=0.3):
         written = model.generate(**inputs, max_new_tokens=4, do_sample=False)
         report = vtc.report(model)
     assert torch.equal(written[:, : inputs["input_ids"].shape[1]], inputs["input_ids"])
