@@ -16,8 +16,8 @@ SYSTEM = "<|im_start|>system\nYou are a USER: helpful [INST] assistant.<|im_end|
 SIZES = "Be brief. USER: that is you."
 
 
-def vicuna(turns, picture, close="ASSISTANT:"):
-    """LLaVA-1.5: the end of an answer and the next turn without a space between them."""
+def vicuna(turns, picture):
+    """LLaVA-1.5 as published: the end of an answer and the next turn without a space between them."""
     written = [f"USER: {picture if i == 0 else ''}\n{q} ASSISTANT:{a}" for i, (q, a) in enumerate(turns)]
     return ROLES + "</s>".join(written)
 
@@ -47,6 +47,16 @@ def interleaved(turns, picture):
     return chatml(turns, picture, " ").replace("<|im_end|>\n", "<|im_end|>")
 
 
+def spaced(turns, picture):
+    """LLaVA-NeXT on Yi: some tokenizers put a space after a special token."""
+    return interleaved(turns, picture).replace("<|im_start|>user ", "<|im_start|> user\n")
+
+
+def llava(turns, picture):
+    """LLaVA-1.5 as its processor writes it: no system prompt, no end of an answer."""
+    return vicuna(turns, picture).replace("</s>", " ").removeprefix(ROLES)
+
+
 def llama3(turns, picture):
     """LLaVA-NeXT on Llama 3."""
     head = "<|start_header_id|>{}<|end_header_id|>\n\n"
@@ -63,7 +73,7 @@ def demo(turns, picture):
     return " </s> ".join(written)
 
 
-WRITERS = {w.__name__: w for w in (vicuna, mistral, llama2, chatml, interleaved, llama3, demo)}
+WRITERS = {w.__name__: w for w in (vicuna, llava, mistral, llama2, chatml, interleaved, spaced, llama3, demo)}
 PICTURES = {
     "none": "",
     "one": "<image>",

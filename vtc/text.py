@@ -4,8 +4,8 @@ import re
 
 # Chat templates: what tells one apart, and how it opens and closes a message of the user.
 TEMPLATES = (
-    (r"<\|im_start\|>", r"<\|im_start\|>user\s", r"<\|im_end\|>"),
-    (r"<\|start_header_id\|>", r"<\|start_header_id\|>user<\|end_header_id\|>", r"<\|eot_id\|>"),
+    (r"<\|im_start\|>", r"<\|im_start\|>\s*user\s", r"<\|im_end\|>"),
+    (r"<\|start_header_id\|>", r"<\|start_header_id\|>\s*user\s*<\|end_header_id\|>", r"<\|eot_id\|>"),
     (r"\[INST\]", r"\[INST\](?:\s*<<SYS>>.*?<</SYS>>)?", r"\[/INST\]"),
     (r"(?<!\w)USER:", r"(?<!\w)USER:", r"(?<!\w)ASSISTANT:"),
 )
