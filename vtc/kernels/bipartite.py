@@ -26,8 +26,8 @@ def bipartite_prune(features: Tensor, keep: int, per_round: int = 8) -> Tensor:
 
     Every rank of a round decides who meets whom in the next, so rounding must not: similarities are computed in float64
     whatever the features' dtype, and compared as multiples of 2 ** -29. They are computed once, n x n integers of 4
-    bytes per unit; as many units at a time as fit into 2 ** 28 of them, at least one. NaN isn't looked for: which tokens
-    stay is open then.
+    bytes per unit; as many units at a time as fit into 2 ** 28 of them, at least one. NaN isn't looked for: which
+    tokens stay is open then.
 
     Args:
         features: [B, n, D], in the order of the list.
