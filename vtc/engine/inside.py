@@ -117,38 +117,40 @@ class Prefill:
         step = plan.schedule.steps[number]
         stage = plan.schedule.stages[step.index]
         device = hidden.device
+        column = _columns(prompt.segments[-1], prompt.length).to(device)
+        places = [[column[b, w.to(device)] for w in row] for b, row in enumerate(images.places)]
+        owner = [(b, j) for b, row in enumerate(images.requests) for j in range(len(row))]
+        left = [Kept(images.kept[b][j].offsets.to(device)) for b, j in owner]
+        units = [
+            Unit(i, None, left[i].offsets, None, owner[i][1], min(self.counts[i][number], len(left[i].offsets)))
+            for i in range(len(left))
+        ]
         with torch.no_grad():
-            column = _columns(prompt.segments[-1], prompt.length).to(device)
-            places = [[column[b, w.to(device)] for w in row] for b, row in enumerate(images.places)]
-            owner = [(b, j) for b, row in enumerate(images.requests) for j in range(len(row))]
-            left = [Kept(images.kept[b][j].offsets.to(device)) for b, j in owner]
-            units = [
-                Unit(i, None, left[i].offsets, None, owner[i][1], min(self.counts[i][number], len(left[i].offsets)))
-                for i in range(len(left))
-            ]
             self.probed = self._probe(layer, hidden) if any(map(_ahead, plan.needs[number])) else None
 
-            def mine(x: Tensor, unit: Unit) -> Tensor:
-                b, j = owner[unit.image]
-                return x[b, places[b][j][unit.offsets]]
+        def mine(x: Tensor, unit: Unit) -> Tensor:
+            b, j = owner[unit.image]
+            return x[b, places[b][j][unit.offsets]]
 
-            def look(signal: Signal, unit: Unit) -> Tensor:
-                return mine(self._signal(signal, unit.ordinal).to(device), unit)
+        @torch.no_grad()
+        def look(signal: Signal, unit: Unit) -> Tensor:
+            return mine(self._signal(signal, unit.ordinal).to(device), unit)
 
-            def merge(unit: Unit, selection: Selection) -> Tensor:
-                return selection.apply_features(mine(hidden, unit).unsqueeze(0))[0]
+        def merge(unit: Unit, selection: Selection) -> Tensor:
+            return selection.apply_features(mine(hidden, unit).unsqueeze(0))[0]
 
-            def select(context):
-                return stage.stage.select(context, plan.decoder)
+        @torch.no_grad()
+        def select(context):
+            return stage.stage.select(context, plan.decoder)
 
-            chosen = choose(select, plan.needs[number], units, look, merge, device, step.number)
-            for i, (b, j) in enumerate(owner):
-                images.kept[b][j] = chosen[i]
-                self.report.images[i].steps.append(
-                    StepReport(stage.method, layer, len(left[i].offsets), len(chosen[i].offsets), chosen[i].offsets)
-                )
-            packing = pack(images.is_image, images.real, images.places, images.kept, device)
-            local = column.gather(1, packing.index)
+        chosen = choose(select, plan.needs[number], units, look, merge, device, step.number)
+        for i, (b, j) in enumerate(owner):
+            images.kept[b][j] = chosen[i]
+            self.report.images[i].steps.append(
+                StepReport(stage.method, layer, len(left[i].offsets), len(chosen[i].offsets), chosen[i].offsets)
+            )
+        packing = pack(images.is_image, images.real, images.places, images.kept, device)
+        local = column.gather(1, packing.index)
         hidden = merged(hidden, places, images.kept)
         for row in images.kept:
             for kept in row:
@@ -165,7 +167,8 @@ class Prefill:
         else:
             where = self.tokens.positions
             self.rotary = self.plan.site.rotary(hidden, where if where.ndim == 2 else where[-3:])
-        self.seen = {signal: x.to(local.device).gather(1, local) for signal, x in self.seen.items()}
+        # What was asked ahead was asked of the tokens that were there then.
+        self.seen = {key: x.to(local.device).gather(1, local) for key, x in self.seen.items() if not _ahead(key)}
         self.masks, self.lengths, self.width = {}, packing.lengths, local.shape[1]
         behind = self.prompt.next_position.to(local.device) - self.tokens.following
         same = self.positions_kept = self.positions_kept and positions == "keep"
@@ -209,7 +212,8 @@ class Prefill:
         return Rows(images.is_image, images.real, images.places, images.kept, segment, self.tokens.valid, self.lengths)
 
 
-def _ahead(signal: Signal) -> bool:
+def _ahead(key: object) -> bool:
+    signal = key[0] if isinstance(key, tuple) else key
     return isinstance(signal, DecoderKeys) or isinstance(signal, DecoderAttention) and signal.ahead
 
 

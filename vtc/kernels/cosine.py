@@ -39,8 +39,8 @@ class Cosines:
                     out[i:, i : i + BLOCK] = block.t()
 
     def rows(self, tokens: Tensor) -> Tensor:
-        """Cosines of one token of each unit, tokens [B], with all tokens of its unit: [B, N]."""
-        index = self._start + tokens
+        """Cosines of one token of each unit, tokens [B], with all tokens of its unit: a new tensor [B, N]."""
+        index = tokens if len(self.x) == 1 else self._start + tokens
         if self.matrix is not None:
             return self.matrix.flatten(0, 1).index_select(0, index)
         chosen = self.x.flatten(0, 1).index_select(0, index)

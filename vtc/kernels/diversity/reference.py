@@ -59,8 +59,8 @@ def maxmin_greedy(features: Tensor, k: int, *, first: Tensor | None = None, excl
             distance.masked_fill_(hidden, lowest)
 
         def step(pick: Tensor) -> Tensor:
-            torch.minimum(distance, 1 - cosines.rows(pick), out=distance)
-            return distance.scatter_(1, pick[:, None], -torch.inf).argmax(1)
+            torch.minimum(distance, cosines.rows(pick).neg_().add_(1), out=distance)
+            return distance.scatter_(1, pick.unsqueeze(1), -torch.inf).argmax(1)
 
         return _follow(pick, k, step)
 
@@ -94,7 +94,7 @@ def maxsum_greedy(features: Tensor, first: Tensor, k: int) -> Tensor:
         total = torch.zeros_like(cosines.x[..., 0])
 
         def step(pick: Tensor) -> Tensor:
-            return total.add_(cosines.rows(pick)).scatter_(1, pick[:, None], torch.inf).argmin(1)
+            return total.add_(cosines.rows(pick)).scatter_(1, pick.unsqueeze(1), torch.inf).argmin(1)
 
         return _follow(first[part], k, step)
 
