@@ -34,11 +34,27 @@ class DecoderSite:
                     f"{type(self.layers[0]).__name__} has no {name!r}: tokens cannot be dropped inside this language "
                     "model; possible: a stage at the projector (`vtc list`)"
                 )
-        if not hasattr(language_model, "rotary_emb"):
+        strange = self._strange()
+        if strange:
             raise UnsupportedError(
-                f"{type(language_model).__name__} has no rotary embedding: tokens cannot be dropped inside it; "
-                "possible: a stage at the projector (`vtc list`)"
+                f"{type(language_model).__name__} has {strange}: tokens cannot be dropped inside it; possible: a stage "
+                "at the projector (`vtc list`)"
             )
+
+    def _strange(self) -> str | None:
+        """What keeps this text model from being understood."""
+        rotary = getattr(self.model, "rotary_emb", None)
+        if rotary is None:
+            return "no rotary embedding"
+        if "layer_type" in _parameters(type(rotary).forward):
+            return "rotary embeddings that differ between layers"
+        if getattr(self.model.config, "attn_logit_softcapping", None) is not None:
+            return "soft-capped attention"
+        if any(not hasattr(layer.self_attn, "config") for layer in self.layers):
+            return "layers without softmax attention"
+        if any(hasattr(layer.self_attn, "sinks") for layer in self.layers):
+            return "attention sinks"
+        return None
 
     def observe(self, patchwork: Patchwork, layer: int, record: Callable) -> None:
         """Has record(query, key, scale, cu_seqlens) called at each attention of a layer."""
@@ -52,7 +68,7 @@ class DecoderSite:
             record(args[0] if args else kwargs["hidden_states"], output[0] if isinstance(output, tuple) else output)
 
         def mlp(module: nn.Module, args: tuple, kwargs: dict, output):
-            record(args[0], output)
+            record(args[0], output[0] if isinstance(output, tuple) else output)
 
         patchwork.post_hook(self.layers[layer].self_attn, attention)
         patchwork.post_hook(self.layers[layer].mlp, mlp)

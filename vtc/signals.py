@@ -194,6 +194,8 @@ class Decoder:
         """A layer knob as the number of layers that run before (0-based index of the next one): int = itself, float
         in (0, 1) = relative depth, rounded. At least 1, since something has to be seen. Raises ConfigError beyond the
         depth."""
+        if self.depth < 2:
+            raise ConfigError(f"this {self.family} language model has {self.depth} layer; possible: 2 or more")
         if isinstance(value, float):
             if not 0.0 < value < 1.0:
                 raise ConfigError(f"{knob}={value!r} is no relative depth; possible: a float in (0, 1)")

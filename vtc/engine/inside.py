@@ -102,38 +102,40 @@ class Prefill:
         step = plan.schedule.steps[number]
         stage = plan.schedule.stages[step.index]
         device = hidden.device
+        column = _columns(prompt.segments[-1], prompt.length).to(device)
+        places = [[column[b, w.to(device)] for w in row] for b, row in enumerate(images.places)]
+        owner = [(b, j) for b, row in enumerate(images.requests) for j in range(len(row))]
+        left = [Kept(images.kept[b][j].offsets.to(device)) for b, j in owner]
+        units = [
+            Unit(i, None, left[i].offsets, None, owner[i][1], min(self.counts[i][number], len(left[i].offsets)))
+            for i in range(len(left))
+            if len(left[i].offsets)
+        ]
+        rows = self._rows()
         with torch.no_grad():
-            column = _columns(prompt.segments[-1], prompt.length).to(device)
-            places = [[column[b, w.to(device)] for w in row] for b, row in enumerate(images.places)]
-            owner = [(b, j) for b, row in enumerate(images.requests) for j in range(len(row))]
-            left = [Kept(images.kept[b][j].offsets.to(device)) for b, j in owner]
-            units = [
-                Unit(i, None, left[i].offsets, None, owner[i][1], min(self.counts[i][number], len(left[i].offsets)))
-                for i in range(len(left))
-                if len(left[i].offsets)
-            ]
-            rows = self._rows()
             self.watch.look_ahead(plan.needs[number], layer, hidden, self.rotary)
 
-            def look(signal: Signal, unit: Unit) -> Tensor:
-                b, j = owner[unit.image]
-                return self.watch.look(signal, b, j, places[b][j][unit.offsets], rows).to(device)
+        @torch.no_grad()
+        def look(signal: Signal, unit: Unit) -> Tensor:
+            b, j = owner[unit.image]
+            return self.watch.look(signal, b, j, places[b][j][unit.offsets], rows).to(device)
 
-            def merge(unit: Unit, selection: Selection) -> Tensor:
-                b, j = owner[unit.image]
-                return selection.apply_features(hidden[b, places[b][j][unit.offsets]].unsqueeze(0))[0]
+        def merge(unit: Unit, selection: Selection) -> Tensor:
+            b, j = owner[unit.image]
+            return selection.apply_features(hidden[b, places[b][j][unit.offsets]].unsqueeze(0))[0]
 
-            def select(context):
-                return stage.stage.select(context, plan.decoder)
+        @torch.no_grad()
+        def select(context):
+            return stage.stage.select(context, plan.decoder)
 
-            chosen = choose(select, plan.needs[number], units, look, merge, device, step.number)
-            for i, (b, j) in enumerate(owner):
-                kept = images.kept[b][j] = chosen.get(i, left[i])
-                self.report.images[i].steps.append(
-                    StepReport(stage.method, layer, len(left[i].offsets), len(kept.offsets), kept.offsets)
-                )
-            packing = pack(images.is_image, images.real, images.places, images.kept, device)
-            local = column.gather(1, packing.index)
+        chosen = choose(select, plan.needs[number], units, look, merge, device, step.number)
+        for i, (b, j) in enumerate(owner):
+            kept = images.kept[b][j] = chosen.get(i, left[i])
+            self.report.images[i].steps.append(
+                StepReport(stage.method, layer, len(left[i].offsets), len(kept.offsets), kept.offsets)
+            )
+        packing = pack(images.is_image, images.real, images.places, images.kept, device)
+        local = column.gather(1, packing.index)
         hidden = merged(hidden, places, images.kept)
         for row in images.kept:
             for kept in row:

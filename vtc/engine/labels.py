@@ -21,6 +21,11 @@ class Labels:
         work.post_hook(model, self._loss)
 
     def _take(self, module: nn.Module, args: tuple, kwargs: dict):
+        if torch.compiler.is_compiling():
+            raise UnsupportedError(
+                "torch.compile of a patched model would lose its hooks; possible: compile language_model or "
+                "its layers, or leave the model uncompiled"
+            )
         self.thread.labels = None
         given = named(module, args, kwargs)
         if given.get("pixel_values") is None and not given.get("mm_encoder_outputs"):

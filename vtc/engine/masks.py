@@ -22,7 +22,7 @@ def padding_mask(mask: object, length: int) -> Tensor | None:
         )
     if mask.ndim == 4:
         mask = mask[:, 0, :, :length]
-        seen = mask if mask.dtype == torch.bool else mask >= 0
+        seen = mask if mask.dtype == torch.bool else mask > torch.finfo(mask.dtype).min / 2
         real = seen.tril(-1).any(1)
         real[:, -1] |= seen[:, -1, -1]
         return real

@@ -1,6 +1,7 @@
 """One patched model: the hooks that record, select, cut and account, and nothing else."""
 
 import functools
+import itertools
 
 import torch
 from torch import Tensor, nn
@@ -15,11 +16,13 @@ from vtc.engine.masks import padding_mask
 from vtc.engine.question import Question
 from vtc.engine.select import Kept
 from vtc.engine.state import Call, PrunedPrompt, Segment, ThreadState, recall, remember
-from vtc.engine.vision import RUN, Vision
+from vtc.engine.vision import Vision
 from vtc.errors import PatchError, UnsupportedError
 from vtc.hooks import Patchwork
 from vtc.schedule import Schedule
 from vtc.signals import Decoder
+
+_NUMBERS = itertools.count(1)
 
 
 class Patch:
@@ -38,7 +41,7 @@ class Patch:
         if self.stage is not None and self.schedule.projector.keeps_all:
             self.stage = None
         needs = () if self.stage is None else self.stage.stage.needs(family.encoder)
-        self.patchwork, self.thread = Patchwork(), ThreadState()
+        self.patchwork, self.thread, self.number = Patchwork(), ThreadState(), next(_NUMBERS)
         self.vision = Vision(family, tuple(dict.fromkeys(needs)), self.thread)
         self.question = Question(family, strategy, processor, clip)
         self.last_report: Report | None = None
@@ -104,7 +107,7 @@ class Patch:
         call = self.thread.call = Call()
         images = (given.get("mm_encoder_outputs") or {}).get("image")
         if images is not None:
-            call.run = getattr(images, RUN, None)
+            call.run = self.vision.run_of(images)
             if call.run is None:
                 raise UnsupportedError(
                     "precomputed image features without vtc's signals (chunked prefill, features from "
@@ -133,9 +136,18 @@ class Patch:
         self.thread.last_pruned = None
         if call is None or kwargs.get("inputs_embeds") is None:
             return None
+        if call.begun:  # left behind by an interrupted forward
+            self.thread.call = None
+            return None
+        call.begun = True
         if call.run is None:
             prompt = recall(cache, kwargs["inputs_embeds"].shape[1])
             if prompt is not None:
+                if len(prompt.segments) > 1 and prompt.patch != self.number:
+                    raise PatchError(
+                        "this cache was filled under another patch, with drops before other layers; possible: a fresh "
+                        "cache, or the patch that filled it"
+                    )
                 site = None if self.plan is None else self.plan.site
                 call.inside = decode.step(kwargs, prompt, self.family.mrope, site)
             return args, kwargs
@@ -169,6 +181,11 @@ class Patch:
     def _prune(self, call: Call, kwargs: dict, real, start: float) -> None:
         run, embeds, mask, family = call.run, kwargs["inputs_embeds"], kwargs.get("attention_mask"), self.family
         length, device = embeds.shape[1], embeds.device
+        if real is not None and bool((call.is_image & ~real).any()):
+            raise UnsupportedError(
+                "the attention mask hides image tokens; possible: a mask that hides padding only, or the prompt "
+                "without the image"
+            )
         requests, source, places = prefill.image_runs(call.is_image, [i.tokens for i in run.images])
         flat = [(b, where) for b, parts in enumerate(places) for where in parts]
         tokens = [len(where) for _, where in flat]
@@ -200,12 +217,12 @@ class Patch:
             if where.following is not whole.following:
                 shift = whole.following - where.following
             segment = Segment(0, packing.index, packing.valid, shift)
-        prompt = call.pruned = PrunedPrompt([segment], length, length, whole.following)
+        prompt = call.pruned = PrunedPrompt([segment], length, length, whole.following, self.number)
         if kwargs.get("past_key_values") is not None:
             remember(kwargs["past_key_values"], prompt)
         # Counts first: a budget that an image cannot give is refused before anything is reported.
         counts = [self.schedule.counts(n, len(k.offsets)) for n, k in zip(tokens, kept, strict=True)]
-        report = self._report(requests, tokens, kept, before, after, run)
+        report = call.report = self._report(requests, tokens, kept, before, after, run)
         if self.plan is not None:
             images = Images(call.is_image, real, requests, places, grouped)
             call.inside = Prefill(self.plan, prompt, images, counts, where, after, mask, report)
@@ -232,11 +249,10 @@ class Patch:
                 f"keep={self.strategy.keep} is more than the schedule inside lets through: {first} keeps everything "
                 "and the schedule is relaxed"
             )
-        self.thread.report = self.last_report = Report(
+        return Report(
             self.family.name, self.dump, self.strategy.keep, notes, images, before, after, self.shape, [],
             run.observe_seconds,
         )  # fmt: skip
-        return self.last_report
 
     def _remember(self, module: nn.Module, args: tuple, kwargs: dict, output):
         """Language model, after: a cache made inside the forward is remembered; its lengths are measured."""
@@ -249,10 +265,11 @@ class Patch:
                 "layers did not run as modules"
             )
         self.thread.last_pruned = call.pruned
+        self.thread.report = self.last_report = call.report
         cache = getattr(output, "past_key_values", None)
         if cache is not None:
             remember(cache, call.pruned)
-            self.thread.report.cache_lengths = [_length(cache, i) for i in range(self.shape.layers)]
+            call.report.cache_lengths = [_length(cache, i) for i in range(self.shape.layers)]
 
     def _leave(self, module: nn.Module, args: tuple, kwargs: dict, output) -> None:
         self.thread.call = None

@@ -42,16 +42,24 @@ class Rows:
         text = ~self.is_image[b] if self.real is None else ~self.is_image[b] & self.real[b]
         return int(text[int(self.places[b][ordinal][-1]) + 1 :].sum())
 
+    def after(self, b: int, ordinal: int) -> int:
+        """The first column after an image. Before any drop it is where the prompt has it, holes in the mask or not;
+        later, padding is at the ends only, and it is counted from the end back."""
+        if self.segment.whole:
+            return int(self.places[b][ordinal][-1]) + 1
+        return self.ends()[b] - self.text_after(b, ordinal) - sum(self.left(b, ordinal)[1:])
+
     def text_columns(self, b: int, ordinal: int) -> Tensor:
         """Columns [t] of the text after an image (not of other images)."""
-        end, tail = self.ends()[b], self.text_after(b, ordinal)
-        start = end - tail - sum(self.left(b, ordinal)[1:])
-        text = ~self.is_image[b].to(self.segment.index.device)[self.segment.index[b]]
-        return text[start:end].nonzero().flatten() + start if tail else text.new_zeros(0, dtype=torch.long)
+        start, index = self.after(b, ordinal), self.segment.index[b]
+        text = ~self.is_image[b].to(index.device)[index]
+        text = text if self.valid is None else text & self.valid[b]
+        return text[start : self.ends()[b]].nonzero().flatten() + start
 
     def visual(self, b: int) -> Tensor:
         """Which columns [S] bool of a prompt are visual tokens."""
-        visual = self.is_image[b].to(self.segment.index.device)[self.segment.index[b]]
+        index = self.segment.index[b]
+        visual = self.is_image[b].to(index.device)[index]
         return visual if self.valid is None else visual & self.valid[b]
 
     def left(self, b: int, ordinal: int) -> list[int]:
@@ -74,19 +82,19 @@ def received(query: Tensor, key: Tensor, scale: float | None, rows: Rows, querie
         return attention_rows(picked, key, scale=scale, key_mask=rows.valid, causal_positions=last)[:, 0]
     chosen = torch.zeros(len(ends), rows.width, dtype=torch.bool, device=device)
     column = torch.arange(rows.width, device=device)
-    text = ~rows.is_image.to(device).gather(1, rows.segment.index)
+    text = ~rows.is_image.to(device).gather(1, rows.segment.index.to(device))
     first, stop = rows.width, 0
     for b in having:
-        # From the end of the prompt back: the text after the image, the images after it, and what is left of it.
-        own, *others = rows.left(b, ordinal)
-        after = ends[b] - tails[b] - sum(others)
+        after, where = rows.after(b, ordinal), rows.places[b][ordinal]
         if queries == "image":
-            inner = int(rows.places[b][ordinal][-1] - rows.places[b][ordinal][0]) + 1 - len(rows.places[b][ordinal])
-            start, end, wanted = after - own - inner, after, ~text[b]
+            inner = int(where[-1] - where[0]) + 1 - len(where)
+            start, end, wanted = after - rows.left(b, ordinal)[0] - inner, after, ~text[b]
         else:
             start, end, wanted = (after, ends[b], text[b]) if tails[b] else (ends[b] - 1, ends[b], column >= 0)
         chosen[b] = wanted & (column >= start) & (column < end)
         first, stop = min(first, start), max(stop, end)
+    if rows.valid is not None:
+        chosen &= rows.valid
     out = attention_columns(
         query[:, :, first:stop], key[:, :, :stop], scale=scale, query_mask=chosen[:, first:stop],
         key_mask=None if rows.valid is None else rows.valid[:, :stop], causal=True,

@@ -37,13 +37,14 @@ class PrunedPrompt:
     """A prompt after pruning: its segments by rising first layer; the first begins at layer 0.
 
     length: of the unpruned prompt; seen: unpruned tokens so far, decode included; next_position [B]: the unpruned
-    position that follows the prompt.
+    position that follows the prompt; patch: the number of the patch whose layer hooks its segments need.
     """
 
     segments: list[Segment]
     length: int
     seen: int
     next_position: Tensor
+    patch: int = 0
 
     @property
     def dropped(self) -> int:
@@ -61,20 +62,25 @@ class PrunedPrompt:
 class Call:
     """One forward of the inner model. run: what its vision encoder saw; pruned: what was done to its prompt;
     is_image [B, L] bool (host): the image placeholders; ids [B, L]: of the prompt, None for embeddings; inside: what
-    its decoder layers are to be given, if they are not to be left alone."""
+    its decoder layers are to be given, if they are not to be left alone; report: on what is done; begun: the language
+    model was entered."""
 
     run: VisionRun | None = None
     pruned: PrunedPrompt | None = None
     is_image: Tensor | None = None
     ids: Tensor | None = None
     inside: object = None
+    report: object = None
+    begun: bool = False
 
 
 class ThreadState(threading.local):
-    """Per thread: the forward in progress, the encoder run being recorded, the labels kept back, the last report."""
+    """Per thread: the forward in progress, the encoder run being recorded, the last one whose
+    features were not used yet, the labels kept back, the last report."""
 
     call: Call | None = None
     recording: VisionRun | None = None
+    pending: tuple = (None, ())
     last_pruned: PrunedPrompt | None = None
     labels: Tensor | None = None
     report: object = None

@@ -80,9 +80,24 @@ class Vision:
             setattr(output, RUN, run)
             if self.thread.call is not None:
                 self.thread.call.run = run
+            else:
+                self.thread.pending = run, output.pooler_output
             return output
 
         return get_image_features
+
+    def run_of(self, output: object) -> VisionRun | None:
+        """The run that gave this output; also where its attribute was lost on the way, as with accelerate's hooks,
+        which rebuild what they send to a device: then the features tell."""
+        run, (pending, features) = getattr(output, RUN, None), self.thread.pending
+        self.thread.pending = None, ()
+        if run is None and pending is not None:
+            given = getattr(output, "pooler_output", ())
+            if [len(f) for f in given] == [len(f) for f in features] and all(
+                torch.equal(a.to(b.device), b) for a, b in zip(features, given, strict=True)
+            ):
+                return pending
+        return run
 
     def select(
         self,

@@ -75,7 +75,7 @@ class Watch:
     def look_ahead(self, needs: tuple[Signal, ...], layer: int, hidden: Tensor, rotary) -> None:
         """What these signals need to know of a layer before it runs on hidden [B, S, D]."""
         self.probed = self.final = None
-        if any(isinstance(s, DecoderKeys) or isinstance(s, DecoderAttention) and s.ahead for s in needs):
+        if any(map(_ahead, needs)):
             self.probing = True
             try:
                 self.site.run_up_to_attention(layer, hidden, rotary)
@@ -111,6 +111,12 @@ class Watch:
         return columns[best[norms[best].sort(descending=True, stable=True).indices]]
 
     def gather(self, local: Tensor) -> None:
-        """Carries what was measured to the columns `local` [B, K] that are left."""
-        self.seen = {signal: x.to(local.device).gather(1, local) for signal, x in self.seen.items()}
+        """Carries what was measured to the columns `local` [B, K] that are left. What was asked ahead was asked of the
+        tokens that were there then, and is forgotten."""
+        kept = {key: x for key, x in self.seen.items() if not (isinstance(key, tuple) and _ahead(key[0]))}
+        self.seen = {key: x.to(local.device).gather(1, local) for key, x in kept.items()}
         self.probed = self.final = None
+
+
+def _ahead(signal: Signal) -> bool:
+    return isinstance(signal, DecoderKeys) or isinstance(signal, DecoderAttention) and signal.ahead
