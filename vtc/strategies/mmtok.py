@@ -1,0 +1,113 @@
+"""MMTok: the tokens that cover the question's words and the picture best, chosen one after the other."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from vtc.errors import ConfigError
+from vtc.kernels.coverage import coverage_greedy
+from vtc.selection import Selection
+from vtc.signals import Context, Encoder, EncoderFeatures, Features, Signal, TextEmbeddings
+from vtc.strategies import METHODS
+from vtc.strategies.base import Stage
+
+
+@torch.no_grad()
+def weights(
+    text: Tensor, projected: Tensor, unprojected: Tensor, alpha: float = 0.5, tau_v: float = 0.2, tau_t: float = 0.02
+) -> Tensor:
+    """How well each visual token stands for each word and for each visual token: [B, m + N, N].
+
+    text [B, m, D], projected [B, N, D], unprojected [B, N, E], compared by cosine. Each row is a softmax over the
+    tokens, divided by the number of such rows: m for words (temperature tau_t), N for tokens (tau_v, times alpha).
+    The storage is [B, N, m + N], token by token as `coverage_greedy` reads it, and no second matrix of N x N is made.
+    """
+    device, dtype = projected.device, torch.promote_types(projected.dtype, torch.float32)
+    text, projected, unprojected = (
+        normalize(x.to(device, dtype), dim=-1, eps=1e-8) for x in (text, projected, unprojected)
+    )
+    (batch, words), tokens = text.shape[:2], projected.shape[1]
+    out = projected.new_empty(batch, tokens, words + tokens)
+    for rows, t, v, u in zip(out, text, projected, unprojected):
+        _spread(torch.mm(v, t.t(), out=rows[:, :words]), tau_t, 1 / max(words, 1))
+        _spread(torch.mm(u, u.t(), out=rows[:, words:]), tau_v, alpha / tokens)
+    return out.transpose(1, 2)
+
+
+def _spread(cosines: Tensor, temperature: float, total: float) -> None:
+    """Softmax over the first axis, in place; each column then sums to `total`."""
+    cosines.sub_(cosines.amax(0)).div_(temperature).exp_()
+    cosines.mul_(total / cosines.sum(0))
+
+
+def select_tokens(weights: Tensor, count: int, excluded: Tensor | None = None) -> Selection:
+    """The `count` tokens by which `weights` [B, R, N] are covered best, chosen greedily.
+
+    excluded [B, N] bool: tokens that are not to be chosen, such as padding; a unit with fewer than `count` others keeps
+    just these (`valid` marks them).
+    """
+    keep = coverage_greedy(weights, count, excluded=excluded).sort(1).values
+    if excluded is None:
+        return Selection(keep)
+    last, order = excluded.gather(1, keep).sort(dim=1, stable=True)
+    return Selection(keep.gather(1, order), valid=~last)
+
+
+@METHODS.register("mmtok")
+@dataclass(frozen=True)
+class MMTok(Stage):
+    """Keeps the tokens that together cover the words of the question and all visual tokens, as in maximum coverage.
+
+    Each word and each visual token spreads its weight over the visual tokens by a softmax of cosines: words by
+    their input embeddings and the projected tokens, tokens by what the projector receives. A set is worth the sum, over
+    all of these, of the largest weight in it; tokens join it greedily by what they add (see `vtc.kernels.coverage`).
+
+    Knobs: alpha: how much the visual tokens count, against 1 for the words. tau_v, tau_t: temperatures of tokens and of
+    words. keywords: leave out stop words and the benchmarks' instructions. prefix: text before the question.
+
+    Paper: MMTok, arXiv 2508.18264. Official code: Apache-2.0.
+    Departures: each image is chosen by the last question of its own prompt (the code has one question per call). A
+    prompt without any is read as a whole; the code puts in a sentence of its own. Cosines in float32 (the code
+    normalises in the model's precision), ties to the lower index. For LLaVA-1.5 the code leaves out the padding of
+    pictures made square. Here nothing is left out, as in the paper's main tables: stock processors cut a square out of
+    the picture and pad nothing, and LLaVA-NeXT removes its padding itself. For pictures that were padded beforehand,
+    `vtc.text.padding_patches` and `select_tokens` do it, without choosing a token twice as the code can. A number of
+    tokens is divided by LLaVA-NeXT's tiles (the code has a fixed one for each). SigLIP and Qwen2-VL, where nothing is
+    published, follow LLaVA and Qwen2.5-VL. The paper's variant with a small answering model is not here.
+    """
+
+    alpha: float = 0.5
+    tau_v: float = 0.2
+    tau_t: float = 0.02
+    keywords: bool = True
+    prefix: str = ""
+
+    def __post_init__(self):
+        if not 0 <= self.alpha < float("inf"):
+            raise ConfigError(f"alpha={self.alpha} is out of range; possible: a number from 0")
+        for name in ("tau_v", "tau_t"):
+            if not 0.001 <= getattr(self, name) < float("inf"):
+                raise ConfigError(f"{name}={getattr(self, name)} is out of range; possible: a number from 0.001")
+
+    @property
+    def needs_text(self) -> bool:
+        """True, unless the question is taken as it is: then the ids of the prompt do."""
+        return self.keywords or bool(self.prefix)
+
+    def needs(self, encoder: Encoder) -> tuple[Signal, ...]:
+        """Words, and the tokens after and before the projector."""
+        return TextEmbeddings(self.keywords, self.prefix), Features(), EncoderFeatures()
+
+    def select(self, context: Context, encoder: Encoder) -> Selection:
+        """See `weights` and `select_tokens`; exactly `count`."""
+        if context.count == context.tokens:
+            every = torch.arange(context.tokens, device=context.device)
+            return Selection(every.expand(len(context.ordinals), -1).contiguous())
+        seen = [context[signal] for signal in self.needs(encoder)]
+        kept = []
+        for b in range(len(context.ordinals)):  # one by one: one matrix at a time, and no sum depends on the batch
+            found = weights(*(x[b : b + 1] for x in seen), self.alpha, self.tau_v, self.tau_t)
+            kept.append(select_tokens(found, context.count).keep)
+        return Selection(torch.cat(kept))
