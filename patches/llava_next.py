@@ -53,7 +53,8 @@ class LlavaNext(Llava):
 
     def describe_encoder(self) -> Encoder:
         """As LLaVA's, of several crops."""
-        return replace(super().describe_encoder(), tiled=True)
+        vision = self.tower.config
+        return replace(super().describe_encoder(), tiled=True, thumbnail=(vision.image_size // vision.patch_size) ** 2)
 
     def tokens_per_image(self, vision) -> None:
         """Depends on the picture's size."""

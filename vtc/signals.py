@@ -158,7 +158,8 @@ class Encoder:
 
     depth: attention layers. has_cls: a [CLS] token exists. global_layers: layers whose attention spans the whole
     image (all of them, but for encoders with windowed layers). tokens: visual tokens of an image where the family
-    fixes it, else None. tiled: an image may be several crops.
+    fixes it, else None. tiled: an image may be several crops. thumbnail: tokens of the first of these, which shows the
+    whole picture.
     """
 
     family: str
@@ -167,6 +168,7 @@ class Encoder:
     global_layers: tuple[int, ...]
     tokens: int | None = None
     tiled: bool = False
+    thumbnail: int | None = None
 
     def layer(self, value: int | float, knob: str) -> int:
         """A layer knob as a 0-based index: int = index (negative counts from the end), float in (0, 1] = relative

@@ -60,6 +60,6 @@ class ToDREEncoder(Stage):
         """See `selection_order`."""
         attention, features = (context[signal] for signal in self.needs(encoder))
         # Without a grid several tiles compete, and the thumbnail's tokens come first.
-        candidates = getattr(encoder, "thumbnail", None) if context.grid is None else None
+        candidates = encoder.thumbnail if context.grid is None else None
         order = selection_order(attention, features, context.count, self.objective, candidates)
         return Selection(order.sort(dim=1).values)
