@@ -23,6 +23,8 @@ VARIANTS = {
 CASES = [*vtc.families(), *VARIANTS]
 IMAGES = (1, 2, 1)
 INSIDE = [name for name in vtc.strategies() if vtc.load_strategy(name).decoder]
+# Those whose choice depends on the prompt's text: without a cache they choose anew when the text has grown.
+READERS = ("cdpruner", "mmtok")
 STRATEGIES = [name for name in vtc.strategies() if name not in INSIDE]  # at the projector only
 
 

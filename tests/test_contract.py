@@ -7,6 +7,7 @@ import vtc
 from tests.helpers import (
     CASES,
     IMAGES,
+    READERS,
     STRATEGIES,
     Words,
     check_no_trace,
@@ -143,7 +144,7 @@ def test_last_patch_alone_counts(strategy, case):
     assert state(model) == before
 
 
-@both
+@pytest.mark.parametrize("strategy", [name for name in STRATEGIES if name not in READERS])
 @cases
 def test_cached_decode_equals_recomputation(strategy, case):
     """Nine greedy steps on the pruned cache give the logits of full forwards over prompt plus text so far, and

@@ -48,7 +48,7 @@ def test_the_methods_inside_are_tested():
     assert {"transprune", "fastv", "pyramiddrop", "visiondrop"} <= set(INSIDE)
 
 
-@both
+@pytest.mark.parametrize("strategy", [*INSIDE, "visionzip"])
 @cases
 @renumbered
 def test_generate_equals_oracle(strategy, case, positions):
@@ -238,3 +238,19 @@ def test_the_oracle_without_drops_is_the_stock_model(case):
             answer = truth(model, single, drops, 6)
             assert answer.tokens == truth(model, single, drops, 6, draft=[5] * 6).tokens == out.tokens[b].tolist()
             torch.testing.assert_close(out.logits[:, b], answer.logits[-6:], atol=1e-12, rtol=0)
+
+
+@families
+@renumbered
+@pytest.mark.parametrize("cache", ["dynamic", "static"])
+def test_dropping_every_token_equals_oracle(case, positions, cache):
+    """ToDRE's second stage with a threshold that every prompt stays below: no visual token is left."""
+    options = {"positions": positions, "tau": 1.0}
+    model, inputs = model_of(case), inputs_of(case)
+    config = resolved("todre", case, **options)
+    with patched(model, "todre", **options):
+        out = generate(model, inputs, STEPS, **({} if cache == "dynamic" else {"cache_implementation": "static"}))
+        report = vtc.report(model)
+    assert [image.after for image in report.images] == [0] * 4
+    assert all(image.steps[0].after > 0 for image in report.images)
+    agree(out, truths(model, split(inputs), report, config, None, STEPS, out.tokens), 1e-9)
