@@ -163,7 +163,7 @@ def test_refusals(knobs, words):
 
 
 def test_a_model_too_shallow_to_sum_is_refused():
-    with pytest.raises(ConfigError, match="no layer to sum before the drop at layer 0 of 1"):
+    with pytest.raises(ConfigError, match="has 1 layer; possible: 2 or more"):
         TransPrune().steps(Decoder("llava", 1))
 
 

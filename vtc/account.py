@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 
+import torch
 from torch import Tensor
 
 from vtc.flops import FORMULA, PAPER_FORMULA, LanguageShape, paper_flops
@@ -50,7 +51,7 @@ class ImageReport:
     @property
     def kept(self) -> Tensor:
         """Places [after] of the last survivors in the image's own run of tokens, ascending."""
-        return self.steps[-1].kept.sort().values
+        return self.steps[-1].kept.sort().values if self.steps else torch.arange(self.entered)
 
     @property
     def stages(self) -> list[tuple[str, int, int]]:
@@ -185,7 +186,7 @@ class Report:
         flops, paper, kv = self.prefill_flops, self.paper_flops, self.kv_bytes
         methods = "+".join(stage["method"] for stage in self.strategy["stages"])
         asked = "the stages' own budgets" if self.keep is None else f"keep={self.keep} asked"
-        width = max(len(step.where) for image in self.images for step in image.steps)
+        width = max((len(step.where) for image in self.images for step in image.steps), default=5)
         lines = [
             f"vtc report: {methods} on {self.family}, {asked}, {self.average_share:.4f} of the visual tokens kept "
             "(mean over layers)",

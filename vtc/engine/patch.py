@@ -222,7 +222,9 @@ class Patch:
             remember(kwargs["past_key_values"], prompt)
         # Counts first: a budget that an image cannot give is refused before anything is reported.
         counts = [self.schedule.counts(n, len(k.offsets)) for n, k in zip(tokens, kept, strict=True)]
-        report = call.report = self._report(requests, tokens, kept, before, after, run)
+        report = self._report(requests, tokens, kept, before, after, run)
+        call.undone = self.thread.report, self.last_report
+        self.thread.report = self.last_report = report
         if self.plan is not None:
             images = Images(call.is_image, real, requests, places, grouped)
             call.inside = Prefill(self.plan, prompt, images, counts, where, after, mask, report)
@@ -265,14 +267,16 @@ class Patch:
                 "layers did not run as modules"
             )
         self.thread.last_pruned = call.pruned
-        self.thread.report = self.last_report = call.report
+        call.undone = None
         cache = getattr(output, "past_key_values", None)
         if cache is not None:
             remember(cache, call.pruned)
-            call.report.cache_lengths = [_length(cache, i) for i in range(self.shape.layers)]
+            self.thread.report.cache_lengths = [_length(cache, i) for i in range(self.shape.layers)]
 
     def _leave(self, module: nn.Module, args: tuple, kwargs: dict, output) -> None:
-        self.thread.call = None
+        call, self.thread.call = self.thread.call, None
+        if call is not None and call.undone is not None:  # the forward failed: its report goes with it
+            self.thread.report, self.last_report = call.undone
 
     def _hide_positions(self, module: nn.Module, args: tuple, kwargs: dict):
         """Decoder layers get their rotary embeddings ready-made; raw positions with gaps would only be mistaken for

@@ -62,21 +62,21 @@ class PrunedPrompt:
 class Call:
     """One forward of the inner model. run: what its vision encoder saw; pruned: what was done to its prompt;
     is_image [B, L] bool (host): the image placeholders; ids [B, L]: of the prompt, None for embeddings; inside: what
-    its decoder layers are to be given, if they are not to be left alone; report: on what is done; begun: the language
-    model was entered."""
+    its decoder layers are to be given, if they are not to be left alone; undone: the reports before this one, until it
+    is finished; begun: the language model was entered."""
 
     run: VisionRun | None = None
     pruned: PrunedPrompt | None = None
     is_image: Tensor | None = None
     ids: Tensor | None = None
     inside: object = None
-    report: object = None
+    undone: tuple | None = None
     begun: bool = False
 
 
 class ThreadState(threading.local):
-    """Per thread: the forward in progress, the encoder run being recorded, the last one whose
-    features were not used yet, the labels kept back, the last report."""
+    """Per thread: the forward in progress, the encoder run being recorded, the last one whose features were not used
+    yet, the labels kept back, the last report."""
 
     call: Call | None = None
     recording: VisionRun | None = None
