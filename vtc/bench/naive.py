@@ -37,7 +37,7 @@ def max_sum(cosines: Tensor, k: int) -> Tensor:
     """cosines [N, N]: every step, the sum of cosines with all picks so far; token 0 comes first."""
     picks = [0]
     while len(picks) < k:
-        total = cosines[picks].sum(0)
+        total = sum(cosines[pick] for pick in picks)
         total[picks] = torch.inf
         picks.append(int(total.argmin()))
     return torch.tensor(picks)

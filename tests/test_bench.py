@@ -1,0 +1,83 @@
+"""`vtc bench selection`: what it writes, that both forms pick the same, memory counted, wrong options refused."""
+
+import json
+
+import pytest
+import torch
+
+from tests.test_cli import run
+from vtc.bench.memory import peak_bytes
+from vtc.bench.selection import SELECTORS, measure
+from vtc.errors import ConfigError
+
+
+@pytest.mark.parametrize("name", SELECTORS)
+@pytest.mark.parametrize("tokens, picks", [(40, 7), (40, 40), (3, 1)])
+def test_both_forms_pick_the_same(name, tokens, picks):
+    """The plain loop and vtc's own, in order; every figure is there."""
+    row = measure(name, tokens, picks, "cpu", repeats=1, limit=60)
+    assert row.equal
+    assert min(row.similarities, row.loop, row.total, row.plain_loop, row.plain_total, row.random) > 0
+    assert row.memory > 4 * tokens * tokens
+    assert row.total_ratio == pytest.approx(row.plain_total / row.total)
+
+
+def test_a_plain_loop_beyond_the_limit_is_left_out():
+    """No figure is invented for it."""
+    row = measure("coverage", 64, 8, "cpu", repeats=1, limit=0)
+    assert (row.plain_loop, row.plain_total, row.loop_ratio, row.total_ratio, row.equal) == (None,) * 5
+
+
+@pytest.mark.parametrize(
+    "name, picks, words", [("covrage", 3, "'covrage'"), ("coverage", 0, "0 picks"), ("dpp", 9, "9")]
+)
+def test_refusals(name, picks, words):
+    """Unknown selectors, and more picks than tokens."""
+    with pytest.raises(ConfigError, match=f"{words}.*possible"):
+        measure(name, 8, picks, "cpu", 1, 1)
+
+
+def test_peak_bytes():
+    """What lives at the same time counts together, what was freed does not."""
+
+    def together():
+        return [torch.zeros(1000), torch.zeros(500)]
+
+    def one_after_the_other():
+        for _ in range(5):
+            torch.zeros(1000)
+
+    assert peak_bytes(together, torch.device("cpu")) == 6000
+    assert peak_bytes(one_after_the_other, torch.device("cpu")) == 4000
+
+
+def test_command(capsys, tmp_path):
+    """Table, JSON and plot; picks beyond the tokens are left out."""
+    options = ("--sizes", "16,48", "--picks", "8,32", "--repeats", "1", "--output", str(tmp_path / "out"))
+    code, out, _ = run(capsys, "bench", "selection", "--selectors", "coverage,max-min", *options)
+    assert code == 0
+    data = json.loads((tmp_path / "out" / "results.json").read_text())
+    rows = [(row["selector"], row["tokens"], row["picks"]) for row in data["rows"]]
+    assert rows == [(name, n, k) for name in ("coverage", "max-min") for n, k in ((16, 8), (48, 8), (48, 32))]
+    assert data["environment"]["torch"] == torch.__version__.partition("+")[0] or data["environment"]["torch"]
+    assert (tmp_path / "out" / "selection.png").stat().st_size > 5000
+    assert out.count("equal") == 6
+
+
+BAD = {
+    "selector": (["--selectors", "coverage,x"], "'x' is unknown"),
+    "sizes": (["--sizes", "16,a"], "--sizes"),
+    "picks": (["--sizes", "4", "--picks", "9"], "at least one k <= N"),
+    "device": (["--device", "tpu"], "--device 'tpu' is not there"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_options(capsys, tmp_path, name):
+    """One line, exit code 2, nothing written."""
+    options, words = BAD[name]
+    code, _, err = run(capsys, "bench", "selection", *options, "--output", str(tmp_path / "out"))
+    assert code == 2
+    assert words in err
+    assert "possible" in err
+    assert not (tmp_path / "out").exists()
