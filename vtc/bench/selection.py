@@ -26,46 +26,45 @@ WIDTH, UNPROJECTED, WORDS = 4096, 1024, 15  # LLaVA-1.5-7B: projected, before th
 
 @dataclass(frozen=True)
 class Selector:
-    """One way of choosing. similarities: from the inputs, what the loops read. fast: vtc's loop on them, or, where
-    `whole` is set, similarities and loop together from the inputs. plain: the definition on the similarities."""
+    """One way of choosing. similarities: from the inputs, what the loops read; matrix: the same as the definition has
+    it, one unit, rows by tokens. fast: vtc's loop on similarities and inputs. plain: the definition on the matrix."""
 
     method: str
-    similarities: Callable[[dict], Tensor]
-    fast: Callable[[object, int], Tensor]
+    similarities: Callable[[dict], object]
+    matrix: Callable[[object, dict], Tensor]
+    fast: Callable[[object, dict, int], Tensor]
     plain: Callable[[Tensor, int], Tensor]
-    whole: bool
 
 
 def _weights(inputs: dict) -> Tensor:
     from vtc.strategies.mmtok import weights
 
-    return weights(inputs["text"][None], inputs["projected"][None], inputs["unprojected"][None])[0]
+    return weights(inputs["text"][None], inputs["projected"][None], inputs["unprojected"][None])
 
 
-def _cosines(inputs: dict) -> Tensor:
-    cosines = Cosines(inputs["projected"][None])
+def _cosines(inputs: dict) -> Cosines:
+    return Cosines(inputs["projected"][None])
+
+
+def _square(cosines: Cosines, inputs: dict) -> Tensor:
     return cosines.x[0] @ cosines.x[0].T if cosines.matrix is None else cosines.matrix[0]
 
 
-def _first(inputs: dict) -> Tensor:
-    return torch.zeros(1, dtype=torch.long, device=inputs["projected"].device)
+def _kernel(cosines: Cosines, inputs: dict) -> Tensor:
+    return inputs["quality"][:, None] * _square(cosines, inputs) * inputs["quality"]
 
 
-def _kernel(inputs: dict) -> Tensor:
-    return inputs["quality"][:, None] * _cosines(inputs) * inputs["quality"]
+def _max_sum(cosines: Cosines, inputs: dict, k: int) -> Tensor:
+    return maxsum_greedy(cosines, torch.zeros(1, dtype=torch.long, device=cosines.x.device), k)[0]
 
 
 SELECTORS = {
-    "coverage": Selector("mmtok", _weights, lambda w, k: coverage_greedy(w[None], k)[0], naive.coverage, False),
-    "max-min": Selector(
-        "divprune", _cosines, lambda i, k: maxmin_greedy(i["projected"][None], k)[0], naive.max_min, True
+    "coverage": Selector(
+        "mmtok", _weights, lambda w, i: w[0].contiguous(), lambda w, i, k: coverage_greedy(w, k)[0], naive.coverage
     ),
-    "max-sum": Selector(
-        "todre", _cosines, lambda i, k: maxsum_greedy(i["projected"][None], _first(i), k)[0], naive.max_sum, True
-    ),
-    "dpp": Selector(
-        "cdpruner", _kernel, lambda i, k: dpp_greedy(i["projected"][None], i["quality"][None], k)[0], naive.dpp, True
-    ),
+    "max-min": Selector("divprune", _cosines, _square, lambda c, i, k: maxmin_greedy(c, k)[0], naive.max_min),
+    "max-sum": Selector("todre", _cosines, _square, _max_sum, naive.max_sum),
+    "dpp": Selector("cdpruner", _cosines, _kernel, lambda c, i, k: dpp_greedy(c, i["quality"][None], k)[0], naive.dpp),
 }
 
 
@@ -128,39 +127,34 @@ def measure(name: str, tokens: int, picks: int, device: str, repeats: int, limit
         _wait(where)
         return time.perf_counter() - start, found
 
-    similar = selector.similarities(inputs)
-    seconds: dict[str, list[float]] = {"similarities": [], "fast": [], "plain": [], "random": []}
-    plain = _fits(timed, selector, similar, picks, limit)
+    matrix = selector.matrix(selector.similarities(inputs), inputs)
+    seconds: dict[str, list[float]] = {"similarities": [], "loop": [], "plain": [], "random": []}
+    plain = _fits(timed, selector, matrix, picks, limit)
     chosen = defined = None
     for _ in range(repeats):
         taken, similar = timed(lambda: selector.similarities(inputs))
         seconds["similarities"].append(taken)
-        given = inputs if selector.whole else similar
-        taken, chosen = timed(lambda given=given: selector.fast(given, picks))
-        seconds["fast"].append(taken)
+        taken, chosen = timed(lambda similar=similar: selector.fast(similar, inputs, picks))
+        seconds["loop"].append(taken)
         if plain:
-            taken, defined = timed(lambda similar=similar: selector.plain(similar, picks))
+            taken, defined = timed(lambda: selector.plain(matrix, picks))
             seconds["plain"].append(taken)
         seconds["random"].append(timed(lambda: torch.randperm(tokens, device=where)[:picks].sort().values)[0])
     median = {part: statistics.median(values) if values else None for part, values in seconds.items()}
-    loop = median["fast"] - (median["similarities"] if selector.whole else 0.0)
-    total = median["fast"] + (0.0 if selector.whole else median["similarities"])
-    loop = max(loop, 1e-9)
-    plain_total = median["plain"] + median["similarities"] if plain else None
-    memory = peak_bytes(
-        lambda: selector.fast(inputs if selector.whole else selector.similarities(inputs), picks), where
-    )
+    total = median["similarities"] + median["loop"]
+    plain_total = median["similarities"] + median["plain"] if plain else None
+    memory = peak_bytes(lambda: selector.fast(selector.similarities(inputs), inputs, picks), where)
     return Row(
-        name, selector.method, tokens, picks, median["similarities"], loop, total, median["plain"], plain_total,
-        median["plain"] / loop if plain else None, plain_total / total if plain else None, median["random"], memory,
-        bool(torch.equal(chosen.cpu(), defined.cpu())) if plain else None,
+        name, selector.method, tokens, picks, median["similarities"], median["loop"], total, median["plain"],
+        plain_total, median["plain"] / median["loop"] if plain else None, plain_total / total if plain else None,
+        median["random"], memory, bool(torch.equal(chosen.cpu(), defined.cpu())) if plain else None,
     )  # fmt: skip
 
 
-def _fits(timed: Callable, selector: Selector, similar: Tensor, picks: int, limit: float) -> bool:
+def _fits(timed: Callable, selector: Selector, matrix: Tensor, picks: int, limit: float) -> bool:
     """Whether the plain loop stays within the limit. Its steps grow with the picks, so a tenth is scaled up."""
     some = max(1, picks // 10)
-    return timed(lambda: selector.plain(similar, some))[0] * (picks / some) ** 1.5 <= limit
+    return timed(lambda: selector.plain(matrix, some))[0] * (picks / some) ** 1.5 <= limit
 
 
 def _wait(device: torch.device) -> None:

@@ -72,6 +72,11 @@ def product(left: Tensor, right: Tensor) -> Tensor:
         return left @ right
 
 
+def cosines_of(features: "Tensor | Cosines", part: slice) -> Cosines:
+    """The cosines of some units; those that were computed before, for all units, are taken as they are."""
+    return features if isinstance(features, Cosines) else Cosines(features[part])
+
+
 def units_at_once(features: Tensor) -> int:
     """How many units [N, D] of features [B, N, D] fit into one `Cosines` that holds their matrices; at least 1."""
     return max(1, GRAM // max(1, features.shape[1] ** 2))

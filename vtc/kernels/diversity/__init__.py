@@ -13,7 +13,7 @@ import vtc.kernels.diversity.reference as reference
 __all__ = ["maxmin_greedy", "maxsum_greedy"]
 
 
-def _implementation(features: Tensor) -> ModuleType:
+def _implementation(features: object) -> ModuleType:
     """The module that does the work for these tensors: the torch reference on every device.
 
     A module for CUDA tensors is to be chosen here (and imported here, so that the CPU never needs its dependencies).
@@ -23,10 +23,10 @@ def _implementation(features: Tensor) -> ModuleType:
 
 
 @wraps(reference.maxmin_greedy)
-def maxmin_greedy(features: Tensor, k: int, **options) -> Tensor:
+def maxmin_greedy(features: object, k: int, **options) -> Tensor:
     return _implementation(features).maxmin_greedy(features, k, **options)
 
 
 @wraps(reference.maxsum_greedy)
-def maxsum_greedy(features: Tensor, first: Tensor, k: int) -> Tensor:
+def maxsum_greedy(features: object, first: Tensor, k: int) -> Tensor:
     return _implementation(features).maxsum_greedy(features, first, k)

@@ -13,18 +13,20 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from vtc.kernels.cosine import Cosines, units_at_once
+from vtc.kernels.cosine import Cosines, cosines_of, units_at_once
 
 
 @torch.no_grad()
-def maxmin_greedy(features: Tensor, k: int, *, first: Tensor | None = None, excluded: Tensor | None = None) -> Tensor:
+def maxmin_greedy(
+    features: Tensor | Cosines, k: int, *, first: Tensor | None = None, excluded: Tensor | None = None
+) -> Tensor:
     """Picks the token that is farthest from the picks so far, again and again (greedy max-min, k-center).
 
     The distance of two tokens is 1 - cosine; a token's distance from the picks is the smallest. Ties go to the lower
     index.
 
     Args:
-        features: [B, N, D].
+        features: [B, N, D], or their `Cosines`.
         k: how many to pick, 0..N.
         first: LongTensor [B] of 0..N-1, the first pick of each unit. If None, the token whose nearest other token is
             farthest, by the second-smallest entry of its row of distances (the smallest is its own).
@@ -40,13 +42,14 @@ def maxmin_greedy(features: Tensor, k: int, *, first: Tensor | None = None, excl
     Source: DivPrune (arXiv 2503.02175), which recomputes the minimum over all picks in every step and has no guard
     against repeats; the picks are the same as long as distinct tokens are left.
     """
-    _check(features, k, first)
-    if excluded is not None and (excluded.shape != features.shape[:2] or excluded.dtype != torch.bool):
-        possible = f"possible: bool {list(features.shape[:2])}"
+    x = features.x if isinstance(features, Cosines) else features
+    _check(x, k, first)
+    if excluded is not None and (excluded.shape != x.shape[:2] or excluded.dtype != torch.bool):
+        possible = f"possible: bool {list(x.shape[:2])}"
         raise ValueError(f"excluded is {excluded.dtype} {list(excluded.shape)}; {possible}")
 
     def choose(part: slice) -> Tensor:
-        cosines = Cosines(features[part])
+        cosines = cosines_of(features, part)
         hidden = None if excluded is None else excluded[part]
         lowest = torch.finfo(cosines.x.dtype).min
         if first is None:
@@ -64,17 +67,17 @@ def maxmin_greedy(features: Tensor, k: int, *, first: Tensor | None = None, excl
 
         return _follow(pick, k, step)
 
-    return _by_part(choose, features, k)
+    return _by_part(choose, features, x, k)
 
 
 @torch.no_grad()
-def maxsum_greedy(features: Tensor, first: Tensor, k: int) -> Tensor:
+def maxsum_greedy(features: Tensor | Cosines, first: Tensor, k: int) -> Tensor:
     """Picks the token whose cosines with the picks so far have the smallest sum, again and again.
 
     Ties go to the lower index.
 
     Args:
-        features: [B, N, D].
+        features: [B, N, D], or their `Cosines`.
         first: LongTensor [B] of 0..N-1, the first pick of each unit.
         k: how many to pick, 0..N.
 
@@ -87,10 +90,11 @@ def maxsum_greedy(features: Tensor, first: Tensor, k: int) -> Tensor:
     Source: ToDRE (arXiv 2505.18757v2), stage 1; no official code. Its first version speaks of k-center, which is
     `maxmin_greedy` with the same `first`.
     """
-    _check(features, k, first)
+    x = features.x if isinstance(features, Cosines) else features
+    _check(x, k, first)
 
     def choose(part: slice) -> Tensor:
-        cosines = Cosines(features[part])
+        cosines = cosines_of(features, part)
         total = torch.zeros_like(cosines.x[..., 0])
 
         def step(pick: Tensor) -> Tensor:
@@ -98,14 +102,14 @@ def maxsum_greedy(features: Tensor, first: Tensor, k: int) -> Tensor:
 
         return _follow(first[part], k, step)
 
-    return _by_part(choose, features, k)
+    return _by_part(choose, features, x, k)
 
 
-def _by_part(choose: Callable[[slice], Tensor], features: Tensor, k: int) -> Tensor:
+def _by_part(choose: Callable[[slice], Tensor], features: Tensor | Cosines, x: Tensor, k: int) -> Tensor:
     """Picks [B, k], as many units together as their similarities allow."""
-    order = torch.empty(features.shape[0], k, dtype=torch.long, device=features.device)
-    size = units_at_once(features)
-    for b in range(0, features.shape[0] if k else 0, size):
+    order = torch.empty(x.shape[0], k, dtype=torch.long, device=x.device)
+    size = x.shape[0] if isinstance(features, Cosines) else units_at_once(x)
+    for b in range(0, x.shape[0] if k else 0, size):
         part = slice(b, b + size)
         order[part] = choose(part)
     return order

@@ -13,7 +13,7 @@ import vtc.kernels.dpp.reference as reference
 __all__ = ["dpp_greedy"]
 
 
-def _implementation(features: Tensor) -> ModuleType:
+def _implementation(features: object) -> ModuleType:
     """The module that does the work for these tensors: the torch reference on every device.
 
     A module for CUDA tensors is to be chosen here (and imported here, so that the CPU never needs its dependencies).
@@ -23,5 +23,5 @@ def _implementation(features: Tensor) -> ModuleType:
 
 
 @wraps(reference.dpp_greedy)
-def dpp_greedy(features: Tensor, quality: Tensor, k: int) -> Tensor:
+def dpp_greedy(features: object, quality: Tensor, k: int) -> Tensor:
     return _implementation(features).dpp_greedy(features, quality, k)

@@ -11,7 +11,7 @@ DEPENDENT = 64
 
 
 @torch.no_grad()
-def dpp_greedy(features: Tensor, quality: Tensor, k: int) -> Tensor:
+def dpp_greedy(features: Tensor | Cosines, quality: Tensor, k: int) -> Tensor:
     """Picks the token that multiplies the determinant of the chosen part of K most, again and again.
 
     K = diag(q) L diag(q), L the cosines of the features. d_j = det K[S + j] / det K[S] starts at K_jj and is updated
@@ -23,7 +23,7 @@ def dpp_greedy(features: Tensor, quality: Tensor, k: int) -> Tensor:
     the picks are the lowest indices that are left.
 
     Args:
-        features: [B, N, D].
+        features: [B, N, D], or their `Cosines`.
         quality: [B, N], q >= 0.
         k: how many to pick, 0..N.
 
@@ -37,14 +37,17 @@ def dpp_greedy(features: Tensor, quality: Tensor, k: int) -> Tensor:
     Source: Chen, Zhang and Zhou, arXiv 1709.05135, algorithm 1, as used by CDPruner (arXiv 2506.10967), whose code
     divides by the square root of d_j even when that is 0 or negative.
     """
-    if features.ndim != 3 or not features.is_floating_point():
-        raise ValueError(f"features are {features.dtype} {list(features.shape)}; possible: floats [B, N, D]")
-    units, n, _ = features.shape
+    x = features.x if isinstance(features, Cosines) else features
+    if x.ndim != 3 or not x.is_floating_point():
+        raise ValueError(f"features are {x.dtype} {list(x.shape)}; possible: floats [B, N, D]")
+    units, n, _ = x.shape
     if tuple(quality.shape) != (units, n) or not quality.is_floating_point():
         raise ValueError(f"quality is {quality.dtype} {list(quality.shape)}; possible: floats [{units}, {n}]")
     if not 0 <= k <= n:
         raise ValueError(f"k={k} for {n} tokens; possible: 0 to {n}")
-    dtype = float_type(features, quality)
+    dtype = float_type(x, quality)
+    if isinstance(features, Cosines):
+        return _choose(features, quality.to(dtype), k)
     order = torch.empty(units, k, dtype=torch.long, device=features.device)
     # Batched products round differently from single ones on a CPU, and a unit must not depend on its neighbours.
     size = 1 if features.device.type == "cpu" else units_at_once(features)
