@@ -8,7 +8,7 @@ from rich.measure import Measurement
 from rich.table import Table
 
 PIPE_WIDTH = 160  # columns when the output is no terminal
-PAPERS = "papers'\nFLOPs %"
+PAPERS, SELECTION = "papers'\nFLOPs %", "selection\n% of prefill"
 SHORT = {"vision": "vision", "selection": "select", "prefill": "prefill", "decode": "decode"}
 
 
@@ -27,13 +27,20 @@ def print_summary(summary: dict, output: Path, picture: Path, console: Console) 
 
 def _fitting(console: Console, task: str, runs: list[dict], comparison: dict) -> Table:
     """The table with as many of the columns as the width allows: first the parts of the time go, then the kinds."""
-    rows = [
-        _cells(run, run["tasks"][task], comparison.get(run["name"], {}), console.options.ascii_only) for run in runs
-    ]
+    ascii_only = console.options.ascii_only
+    rows = [_cells(run, run["tasks"][task], comparison.get(run["name"], {}), ascii_only) for run in runs]
+    for run, row in zip(runs, rows, strict=True):
+        row[SELECTION] = _selection(run, runs, task)
     kinds = list(runs[0]["tasks"][task]["metrics"]["groups"])
     parts = list(SHORT.values())
     less = [PAPERS, *parts]
-    for left_out in ([], [PAPERS], less, [*less, *kinds], [*less, *kinds, "prefill\nFLOPs %", "ms per\nsample"]):
+    for left_out in (
+        [],
+        [PAPERS],
+        less,
+        [*less, *kinds],
+        [*less, *kinds, "prefill\nFLOPs %", "ms per\nsample", SELECTION],
+    ):
         table = _table(task, runs[0], rows, left_out, console.options.ascii_only)
         needed = Measurement.get(console, console.options.update(max_width=10_000), table).maximum
         if needed <= console.width:
@@ -75,6 +82,14 @@ def _cells(run: dict, result: dict, compared: dict, ascii_only: bool) -> dict[st
         "ms per\nsample": ms["total"],
         **{name: ms[part] for part, name in SHORT.items()},
     }
+
+
+def _selection(run: dict, runs: list[dict], task: str) -> str:
+    """Time of selection as a share of the prefill of the unpruned run, where it is in the table, else of its own."""
+    base = next((other for other in runs if other["name"] == "none"), run)
+    prefill = base["tasks"][task]["seconds"]["prefill"]["median"]
+    selection = run["tasks"][task]["seconds"]["selection"]["median"]
+    return "-" if not prefill or selection is None else f"{100 * selection / prefill:.1f}"
 
 
 def _number(value: float | None) -> str:

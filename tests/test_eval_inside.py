@@ -14,6 +14,7 @@ from vtc.eval import models
 from vtc.eval.answers import Answerer
 from vtc.eval.plan import plan
 from vtc.eval.runner import evaluate
+from vtc.eval.tables import _selection
 from vtc.eval.tasks.demo import Demo
 
 LIMIT, TOKENS = 9, 196
@@ -191,3 +192,17 @@ def test_old_results_are_left_out(tmp_path):
     path.write_text(path.read_text().replace("vtc.eval.samples/2", "vtc.eval.samples/1"))
     with pytest.raises(ConfigError, match="is no sample log"):
         evaluate(settings(tmp_path, strategies=("none",), limit=1))
+
+
+def test_selection_is_a_share_of_the_unpruned_prefill():
+    """Of its own where `none` is not in the table; no figure where nothing was measured."""
+
+    def run(name, prefill, selection):
+        spreads = {"prefill": {"median": prefill}, "selection": {"median": selection}}
+        return {"name": name, "tasks": {"demo": {"seconds": spreads}}}
+
+    none, fast, unknown = run("none", 0.2, 0.0), run("fastv", 0.1, 0.01), run("x", None, None)
+    assert _selection(fast, [none, fast], "demo") == "5.0"
+    assert _selection(fast, [fast], "demo") == "10.0"
+    assert _selection(none, [none, fast], "demo") == "0.0"
+    assert _selection(unknown, [unknown], "demo") == "-"
