@@ -13,6 +13,8 @@ from vtc.signals import Context, Encoder, EncoderFeatures, Features, Signal, Tex
 from vtc.strategies import METHODS
 from vtc.strategies.base import Stage
 
+TOGETHER = 2**20  # entries of the weights of several images that are held at once
+
 
 @torch.no_grad()
 def weights(
@@ -106,8 +108,13 @@ class MMTok(Stage):
             every = torch.arange(context.tokens, device=context.device)
             return Selection(every.expand(len(context.ordinals), -1).contiguous())
         seen = [context[signal] for signal in self.needs(encoder)]
+        units, size = len(context.ordinals), max(1, TOGETHER // context.tokens**2)
         kept = []
-        for b in range(len(context.ordinals)):  # one by one: one matrix at a time, and no sum depends on the batch
-            found = weights(*(x[b : b + 1] for x in seen), self.alpha, self.tau_v, self.tau_t)
-            kept.append(select_tokens(found, context.count).keep)
+        for i in range(0, units, size):
+            # Weights one by one, so that no sum depends on the batch; picks of small images together.
+            found = [
+                weights(*(x[b : b + 1] for x in seen), self.alpha, self.tau_v, self.tau_t)
+                for b in range(i, min(i + size, units))
+            ]
+            kept.append(select_tokens(found[0] if len(found) == 1 else torch.cat(found), context.count).keep)
         return Selection(torch.cat(kept))

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 BLOCK = {"cpu": 2**18, "other": 2**26}  # entries of the matrix that are subtracted and summed at once
+SMALL = 2**16  # entries of a matrix that a step reads as fast as it decides what to leave out
 BATCH = 8  # bounds brought up to date at once, doubled while a step goes on
 HIDDEN, TAKEN = -1.0, -torch.inf  # in the place of a gain, which is never negative: excluded, picked
 
@@ -38,7 +39,8 @@ def coverage_greedy(weights: Tensor, k: int, *, excluded: Tensor | None = None, 
             the order of their indices.
         method: "lazy": gains from earlier steps as upper bounds, and only the largest are renewed, which reads a few
             per cent of the matrix per step but looks at numbers on the host. "dense": all gains in every step, without
-            waiting for the device. None: lazy on the CPU, else dense. On the CPU the picks are the same.
+            waiting for the device. None: lazy on the CPU for all but small matrices, else dense. On the CPU
+            the picks are the same.
 
     Returns:
         LongTensor [B, k], in the order of the picks, without duplicates.
@@ -59,7 +61,7 @@ def coverage_greedy(weights: Tensor, k: int, *, excluded: Tensor | None = None, 
         raise ValueError(f"excluded is {excluded.dtype} {list(excluded.shape)}; possible: bool [{units}, {n}]")
     if method not in (None, "lazy", "dense"):
         raise ValueError(f"method={method!r}; possible: 'lazy', 'dense' or None")
-    lazy = method == "lazy" or (method is None and weights.device.type == "cpu")
+    lazy = method == "lazy" or (method is None and weights.device.type == "cpu" and length * n > SMALL)
     limit = BLOCK["cpu" if weights.device.type == "cpu" else "other"]
     together = 1 if lazy else max(1, limit // max(1, length * n))
     order = torch.empty(units, k, dtype=torch.long, device=weights.device)
