@@ -1,6 +1,6 @@
 """Settings for all tests: one thread each (tiny tensors, several workers), no network, the same examples every time.
 
-Also the fixtures that several files share.
+Also the fixtures that several files share. Without a GPU Triton kernels run in Triton's interpreter.
 """
 
 import os
@@ -11,6 +11,8 @@ import pytest  # noqa: E402
 import torch  # noqa: E402
 from hypothesis import settings  # noqa: E402
 
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")
 torch.set_num_threads(1)
 settings.register_profile("vtc", deadline=None, derandomize=True)
 settings.load_profile("vtc")
@@ -25,6 +27,19 @@ def model():
     model = model_of("llava")
     with unharmed(model, inputs_of("llava", images=(1,))):
         yield model
+
+
+@pytest.fixture
+def poisoned():
+    """What torch.empty and its kin give holds NaN (whole numbers: the largest), so that a place that a kernel forgets
+    to write is seen."""
+    before = torch.are_deterministic_algorithms_enabled(), torch.utils.deterministic.fill_uninitialized_memory
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.utils.deterministic.fill_uninitialized_memory = True
+    assert torch.empty(3).isnan().all()
+    yield
+    torch.use_deterministic_algorithms(before[0])
+    torch.utils.deterministic.fill_uninitialized_memory = before[1]
 
 
 @pytest.fixture
