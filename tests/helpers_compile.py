@@ -2,7 +2,9 @@
 
 The interpreter accepts much that the compiler refuses. Only for a process of its own without TRITON_INTERPRET, because
 a kernel decides when it is defined whether it is interpreted. `python -m tests.helpers_compile` prints what each kernel
-of `tests/compiled_kernels.py` takes of a GPU's registers and shared memory.
+that the files `tests/compiled_*.py` call takes of a GPU. Each of these has a list CALLS of functions without arguments
+that call `vtc/kernels/<op>/triton.py` directly, in every form that differs to the compiler, with CPU tensors that hold
+anything.
 """
 
 from collections.abc import Iterator
@@ -120,11 +122,13 @@ def _spills(ptx: str, capability: int) -> int:
 
 def main() -> None:
     """Compiles everything and prints a table."""
-    from tests.compiled_kernels import CALLS
+    import importlib
+    from pathlib import Path
 
     with compiling() as found:
-        for call in CALLS:
-            call()
+        for file in sorted(Path(__file__).parent.glob("compiled_*.py")):
+            for call in importlib.import_module(f"tests.{file.stem}").CALLS:
+                call()
     for c in sorted(found, key=lambda c: (c.name, c.capability)):
         print(f"{c.name:32} sm_{c.capability}  {str(dict(c.options)):40} shared {c.shared:>7}  spills {c.spills}")
 

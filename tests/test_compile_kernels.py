@@ -18,5 +18,5 @@ def test_kernels_compile_for_gpus():
     done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=900)
     assert done.returncode == 0, done.stderr[-3000:]
     rows = [line.split() for line in done.stdout.splitlines()]
-    assert len(rows) >= 2
+    assert rows
     assert not [row for row in rows if int(row[-3]) > 163 * 1024 or int(row[-1]) > 64]
