@@ -14,6 +14,18 @@ BLOCK = {"cpu": 2**18, "other": 2**24}  # elements of x in a block: a few copies
 EPS = 1e-8  # the least length that is divided by
 
 
+def check(x: Tensor, y: Tensor, valid: Tensor | None) -> None:
+    """Raises the ValueErrors of `transition_variation`."""
+    if x.ndim != 3 or x.shape != y.shape:
+        raise ValueError(f"x and y must both be [B, S, D], got shapes {tuple(x.shape)} and {tuple(y.shape)}")
+    batch, tokens, _ = x.shape
+    if valid is not None and (tuple(valid.shape) != (batch, tokens) or valid.dtype != torch.bool):
+        raise ValueError(f"valid must be bool [{batch}, {tokens}], got {valid.dtype} {list(valid.shape)}")
+    for name, given in (("y", y), ("valid", valid)):
+        if given is not None and given.device != x.device:
+            raise ValueError(f"{name} is on {given.device}, x on {x.device}; they must be on one device")
+
+
 @torch.no_grad()
 def transition_variation(x: Tensor, y: Tensor, valid: Tensor | None = None) -> Tensor:
     """Change of length times share in the changes of direction, for each token of one module.
@@ -31,13 +43,10 @@ def transition_variation(x: Tensor, y: Tensor, valid: Tensor | None = None) -> T
         [B, S], float32 or float64.
 
     Raises:
-        ValueError: a shape or dtype that doesn't fit.
+        ValueError: a shape, dtype or device that doesn't fit.
     """
-    if x.ndim != 3 or x.shape != y.shape:
-        raise ValueError(f"x and y must both be [B, S, D], got shapes {tuple(x.shape)} and {tuple(y.shape)}")
+    check(x, y, valid)
     batch, tokens, width = x.shape
-    if valid is not None and (tuple(valid.shape) != (batch, tokens) or valid.dtype != torch.bool):
-        raise ValueError(f"valid must be bool [{batch}, {tokens}], got {valid.dtype} {list(valid.shape)}")
     dtype = torch.float64 if torch.float64 in (x.dtype, y.dtype) else torch.float32
     length, cosine = x.new_empty((2, batch, tokens), dtype=dtype)
     step = max(1, BLOCK["cpu" if x.device.type == "cpu" else "other"] // max(1, batch * width))
