@@ -15,6 +15,8 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
+from vtc.kernels.attention_reduce.checks import check_bounds, check_columns, check_rows
+
 BLOCK = {"cpu": 2**20, "other": 2**24}  # elements in a block: about half of the cache of a core; few launches on a GPU
 GEMM_ROWS = 256  # rows below which a matrix product is slow: a block loses heads first, and rows only down to this
 
@@ -47,12 +49,8 @@ def attention_rows(
     Raises:
         ValueError: a shape, dtype or option that doesn't fit.
     """
-    batch, heads, rows, n = _check(queries, keys, key_mask)
-    _check_choice("reduce_heads", reduce_heads, ("mean", "sum", "none"))
+    batch, heads, rows, n = check_rows(queries, keys, key_mask, causal_positions, reduce_heads)
     if causal_positions is not None:
-        if tuple(causal_positions.shape) not in ((rows,), (batch, rows)):
-            possible = f"[{rows}] or [{batch}, {rows}]"
-            raise ValueError(f"causal_positions must be {possible}, got shape {tuple(causal_positions.shape)}")
         causal_positions = causal_positions.expand(batch, rows)
     kept = (heads,) if reduce_heads == "none" else ()
     out = queries.new_zeros((batch, *kept, rows, n), dtype=_dtype(queries, keys))
@@ -82,6 +80,7 @@ def attention_columns(
     causal: bool = False,
     cu_seqlens: Tensor | Sequence[int] | None = None,
     chunk: int | None = None,
+    lse: Tensor | None = None,
 ) -> Tensor:
     """The attention that every key receives, summed or averaged over (chosen) queries and heads.
 
@@ -98,9 +97,14 @@ def attention_columns(
         key_mask: bool [B, N], True where a key may be attended.
         causal: query i sees key j only if j <= i + (N - M): the queries are the last M of N positions.
         cu_seqlens: int [S + 1], from 0 to N: packed sequences that attend only inside themselves. Needs B == 1 and
-            M == N. A CUDA tensor is read once, which waits for the device; a list doesn't.
+            M == N. Here a CUDA tensor is read once, which waits for the device; a list doesn't. Triton never waits,
+            so it checks the values of a list only.
         chunk: queries in a block. By default a block has at most about 2 ** 20 elements on the CPU, where it should
-            stay in the cache, and 2 ** 24 elsewhere, but always one query. Results differ by rounding only.
+            stay in the cache, and 2 ** 24 elsewhere, but always one query. Results differ by rounding only. Triton
+            ignores it.
+        lse: float32 [B, H, M], the natural logarithm of the sum of exp(score) over the keys that a query sees, scores
+            scaled and masked, as flash attention returns it (packed: its [H, M] with a first axis added). It saves the
+            first of two passes. A probability is never taken as more than 1, whatever lse says.
 
     Returns:
         [B, N], float32 or float64.
@@ -108,25 +112,29 @@ def attention_columns(
     Raises:
         ValueError: a shape, dtype or option that doesn't fit.
     """
-    batch, heads, m, n = _check(queries, keys, key_mask)
-    _check_choice("reduce_queries", reduce_queries, ("mean", "sum"))
-    _check_choice("reduce_heads", reduce_heads, ("mean", "sum"))
-    _check_mask("query_mask", query_mask, batch, m)
-    if chunk is not None and chunk < 1:
-        raise ValueError(f"chunk={chunk} must be at least 1")
-    segments = [(0, m, 0, n)] if cu_seqlens is None else _segments(cu_seqlens, batch, m, n)
+    packed = cu_seqlens is not None
+    batch, heads, m, n = check_columns(
+        queries, keys, reduce_queries, reduce_heads, query_mask, key_mask, packed, chunk, lse
+    )
+    segments = [(0, m, 0, n)]
+    if packed:
+        bounds = cu_seqlens.tolist() if isinstance(cu_seqlens, Tensor) else list(cu_seqlens)
+        check_bounds(bounds, n)
+        segments = [(a, b, a, b) for a, b in pairwise(bounds)]
     out = queries.new_zeros((batch, n), dtype=_dtype(queries, keys))
     for b in range(batch):
         for q0, q1, k0, k1 in segments:
             q, weight = queries[b, :, q0:q1], out.new_ones(q1 - q0)
+            norm = None if lse is None else lse[b, :, q0:q1]
             if query_mask is not None:
                 chosen = query_mask[b, q0:q1]
                 q = q.masked_fill(~chosen[:, None], 0)  # whatever a padding row holds, NaN too, must not leak
+                norm = None if norm is None else norm.masked_fill(~chosen, 0)
                 weight = chosen.to(out.dtype)
             visible = None if key_mask is None else key_mask[b, k0:k1]
             offset = (k1 - k0) - (q1 - q0) if causal else None
             total = out[b, k0:k1]
-            for _, row, block, alive in _softmax_blocks(q, keys[b, :, k0:k1], scale, visible, offset, chunk):
+            for _, row, block, alive in _softmax_blocks(q, keys[b, :, k0:k1], scale, visible, offset, chunk, norm):
                 share = weight[row] if alive is None else weight[row] * alive
                 total[: block.shape[2]].addmv_(block.flatten(0, 1).t(), share.repeat(block.shape[0]))
             if reduce_queries == "mean":
@@ -141,13 +149,15 @@ def _softmax_blocks(
     visible: Tensor | None,
     limit: Tensor | int | None,
     chunk: int | None = None,
+    lse: Tensor | None = None,
 ) -> Iterator[tuple[slice, slice, Tensor, Tensor | None]]:
     """Softmax attention of one sample, block by block: (query heads, query rows, probabilities, rows that count).
 
     q [H, M, D], k [Hkv, N, D], visible bool [N] or None. limit: the last key that a row sees, a tensor [M], or an int x
     for "row i sees keys 0..i + x" (then the block holds only the first keys, as far as its rows see any). Rows that see
     no key have arbitrary probabilities and 0 in the last value [rows], which is None when there can be none of them.
-    Key heads aren't repeated: the query heads that share one are stacked as further rows of its product.
+    Key heads aren't repeated: the query heads that share one are stacked as further rows of its product. lse [H, M],
+    or None to have it computed.
     """
     (heads, m, dim), (heads_kv, n, _) = q.shape, k.shape
     if m == 0 or n == 0:
@@ -174,7 +184,11 @@ def _softmax_blocks(
             bias, alive = _mask_bias(row, seen, visible, limit, block)
             if bias is not None:
                 block.add_(bias)
-            yield head, row, torch.softmax(block, -1, out=block), alive
+            if lse is None:
+                torch.softmax(block, -1, out=block)
+            else:
+                block.sub_(lse[head, row, None]).clamp_(max=0).exp_()
+            yield head, row, block, alive
 
 
 def _no_autocast(device: str) -> AbstractContextManager:
@@ -198,39 +212,6 @@ def _mask_bias(
     alive = allowed.any(1)
     bias = torch.zeros(allowed.shape, dtype=block.dtype, device=block.device)
     return bias.masked_fill_(~allowed & alive[:, None], -torch.inf), alive.to(block.dtype)
-
-
-def _segments(cu_seqlens: Tensor | Sequence[int], batch: int, m: int, n: int) -> list[tuple[int, int, int, int]]:
-    bounds = cu_seqlens.tolist() if isinstance(cu_seqlens, Tensor) else list(cu_seqlens)
-    if batch != 1 or m != n:
-        raise ValueError(f"cu_seqlens needs B == 1 and as many queries as keys, got B={batch}, M={m}, N={n}")
-    if len(bounds) < 2 or bounds[0] != 0 or bounds[-1] != n or any(a > b for a, b in pairwise(bounds)):
-        raise ValueError(f"cu_seqlens must rise from 0 to N={n}, got {bounds}")
-    return [(a, b, a, b) for a, b in pairwise(bounds)]
-
-
-def _check(queries: Tensor, keys: Tensor, key_mask: Tensor | None) -> tuple[int, int, int, int]:
-    """Shapes that fit together; returns B, H, M, N."""
-    if queries.ndim != 4 or keys.ndim != 4:
-        shapes = f"{tuple(queries.shape)} and {tuple(keys.shape)}"
-        raise ValueError(f"queries must be [B, H, M, D] and keys [B, Hkv, N, D], got shapes {shapes}")
-    (batch, heads, m, dim), (batch_k, heads_kv, n, dim_k) = queries.shape, keys.shape
-    if (batch, dim) != (batch_k, dim_k):
-        raise ValueError(f"queries have B={batch}, D={dim} but keys B={batch_k}, D={dim_k}; they must be equal")
-    if heads_kv < 1 or heads % heads_kv:
-        raise ValueError(f"{heads} query heads can't share {heads_kv} key heads; H must be a multiple of Hkv")
-    _check_mask("key_mask", key_mask, batch, n)
-    return batch, heads, m, n
-
-
-def _check_mask(name: str, mask: Tensor | None, batch: int, length: int) -> None:
-    if mask is not None and (tuple(mask.shape) != (batch, length) or mask.dtype != torch.bool):
-        raise ValueError(f"{name} must be bool [{batch}, {length}], got {mask.dtype} {list(mask.shape)}")
-
-
-def _check_choice(name: str, value: str, possible: tuple[str, ...]) -> None:
-    if value not in possible:
-        raise ValueError(f"{name}={value!r} isn't one of {', '.join(possible)}")
 
 
 def _dtype(queries: Tensor, keys: Tensor) -> torch.dtype:
