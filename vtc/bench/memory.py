@@ -1,19 +1,19 @@
 """The peak of what torch has allocated while something runs."""
 
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 
 class _Count(TorchDispatchMode):
-    """Follows every new storage until it is freed."""
+    """Follows every new storage until it is freed; those of `there` are not new."""
 
-    def __init__(self):
+    def __init__(self, there: Iterable[torch.Tensor] = ()):
         super().__init__()
         self.now = self.peak = 0
-        self.known: set[int] = set()
+        self.known: set[int] = {x.untyped_storage().data_ptr() for x in there}
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         out = function(*args, **(kwargs or {}))
@@ -36,8 +36,11 @@ class _Count(TorchDispatchMode):
         self.now -= size
 
 
-def peak_bytes(run: Callable[[], object], device: torch.device) -> int:
-    """Bytes that `run` allocates at most on top of what there is: counted by torch on CUDA, else tensor by tensor."""
+def peak_bytes(run: Callable[[], object], device: torch.device, there: Iterable[torch.Tensor] = ()) -> int:
+    """Bytes that `run` allocates at most on top of what there is: counted by torch on CUDA, else tensor by tensor.
+
+    there: weights and inputs, whose views would else be counted as new on a CPU.
+    """
     if device.type == "cuda":
         torch.cuda.synchronize(device)
         before = torch.cuda.memory_allocated(device)
@@ -45,6 +48,6 @@ def peak_bytes(run: Callable[[], object], device: torch.device) -> int:
         run()
         torch.cuda.synchronize(device)
         return torch.cuda.max_memory_allocated(device) - before
-    with _Count() as count:
+    with _Count(there) as count:
         run()
     return count.peak

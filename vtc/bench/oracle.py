@@ -1,0 +1,271 @@
+"""The oracle of a strategy: the same unpatched model, fed the tokens that the strategy chose when it ran once.
+
+It shows what the strategy would gain if choosing and bookkeeping were free. The vision encoder still runs in full. At
+the projector, the prompt holds as many placeholders as tokens were kept, and `get_image_features` gives the chosen
+rows. Inside the language model, hooks before the recorded layers gather the recorded columns; later layers get the
+rotary embeddings that they had in the recorded run.
+"""
+
+import functools
+import inspect
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from vtc.account import ImageReport, Report
+from vtc.bench.prompts import with_types
+from vtc.hooks import Patchwork
+
+
+class NoOracle(Exception):
+    """This strategy has no oracle on this model; the text says why."""
+
+
+@dataclass
+class Recording:
+    """What one patched generate() showed. features: all visual tokens of each image; embeds [B, S, D]: what entered
+    the language model at prefill; positions, rotary: per forward, the position ids of the language model and the rotary
+    embeddings of each of its layers; drops: per layer before which tokens were dropped at prefill, the hidden states
+    before and after; logits [B, V]: of the first token; ids [B, T]: what was written."""
+
+    features: list[Tensor] = field(default_factory=list)
+    embeds: Tensor | None = None
+    positions: list[Tensor | None] = field(default_factory=list)
+    rotary: list[list[tuple[Tensor, Tensor]]] = field(default_factory=list)
+    drops: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
+    report: Report | None = None
+    logits: Tensor | None = None
+    ids: Tensor | None = None
+
+
+def record(family, run: Callable[[], object], told: Callable[[], Report]) -> Recording:
+    """Runs a patched generate() once and watches what the patch gives the model. Enter it with the patch on."""
+    found, work, last = Recording(), Patchwork(), None
+
+    def entering(module: nn.Module, args: tuple, kwargs: dict) -> None:
+        found.positions.append(kwargs.get("position_ids"))
+        found.rotary.append([])
+        if found.embeds is None:
+            found.embeds = kwargs["inputs_embeds"]
+
+    def layer(number: int, module: nn.Module, args: tuple, kwargs: dict) -> None:
+        nonlocal last
+        found.rotary[-1].append(kwargs["position_embeddings"])
+        hidden = args[0] if args else kwargs["hidden_states"]
+        last = found.embeds if number == 0 else last
+        if len(found.rotary) == 1 and hidden.shape != last.shape:
+            found.drops[number] = last, hidden
+
+    def done(module: nn.Module, args: tuple, kwargs: dict, output) -> None:
+        nonlocal last
+        last = output[0] if isinstance(output, tuple) else output
+
+    original = family.inner.get_image_features
+
+    @functools.wraps(original)
+    def features(*args, **kwargs):
+        output = original(*args, **kwargs)
+        found.features = list(output.pooler_output)
+        return output
+
+    work.attribute(family.inner, "get_image_features", features)
+    work.pre_hook(family.language_model, entering)
+    for number, block in enumerate(family.language_model.layers):
+        work.pre_hook(block, functools.partial(layer, number))
+        work.post_hook(block, done)
+    try:
+        output = run()
+    finally:
+        work.undo()
+    found.report, found.logits = told(), output.logits[0]
+    found.ids = output.sequences[:, -len(output.logits) :]
+    return found
+
+
+def _entered(image: ImageReport) -> list[int]:
+    """Places, in the image's own run, of the tokens that entered the language model, in the order of the sequence."""
+    first = image.steps[0] if image.steps and image.steps[0].layer is None else None
+    return list(range(image.before)) if first is None else first.kept.tolist()
+
+
+class Oracle:
+    """Built from a recording of `inputs`. `inputs` of its own: what to give to generate() within `fed()`.
+
+    Raises NoOracle where the strategy's tokens cannot be fed to an unpatched model.
+    """
+
+    def __init__(self, family, inputs: dict[str, Tensor], recording: Recording):
+        self.family, self.given = family, inputs
+        self.device = inputs["input_ids"].device
+        report = recording.report
+        self.prompts = [[i for i in report.images if i.prompt == b] for b in range(len(inputs["input_ids"]))]
+        self.image_token = family.image_token_id
+        if any(s["positions"] == "keep" for s in self._stages(report) if s["site"]) and not family.mrope:
+            raise NoOracle(f"positions=keep at the projector of {family.name}")
+        self.inputs = self._shortened()
+        is_image = self.inputs["input_ids"] == self.image_token
+        self._choose(recording, is_image)
+        self._place(recording)
+        self._go_inside(recording, is_image.tolist())
+
+    @staticmethod
+    def _stages(report: Report) -> list[dict]:
+        from vtc.strategies import METHODS
+
+        shared = report.strategy.get("positions")
+        return [
+            {"positions": s.get("positions", shared), "site": METHODS[s["method"]].site == "projector"}
+            for s in report.strategy["stages"]
+        ]
+
+    def _shortened(self) -> dict[str, Tensor]:
+        """The prompts with a placeholder for each token that entered the language model."""
+        rows = []
+        for b, row in enumerate(self.given["input_ids"].tolist()):
+            left, new, images = 0, [], iter(self.prompts[b])
+            for token in row:
+                if token != self.image_token:
+                    new.append(token)
+                elif left:
+                    left -= 1
+                else:
+                    image = next(images)
+                    left, entered = image.before - 1, image.entered
+                    new += [token] * entered
+            rows.append(new)
+        if len({len(row) for row in rows}) > 1:
+            raise NoOracle("the prompts of one batch keep different numbers of tokens")
+        ids = torch.tensor(rows, device=self.device)
+        other = {k: v for k, v in self.given.items() if k not in ("input_ids", "attention_mask", "mm_token_type_ids")}
+        text = with_types(
+            self.family.model, {"input_ids": ids, "attention_mask": torch.ones_like(ids)}, self.image_token
+        )
+        return {**text, **other}
+
+    def _choose(self, recording: Recording, is_image: Tensor) -> None:
+        """Rows of the features where tokens were only dropped, the features themselves where any were merged."""
+        images = [image for prompt in self.prompts for image in prompt]
+        if recording.embeds.shape[:2] != is_image.shape:
+            raise NoOracle(f"{recording.embeds.shape[1]} tokens entered the language model, not {is_image.shape[1]}")
+        rows = [torch.tensor(_entered(image), device=self.device) for image in images]
+        entered = recording.embeds[is_image].split([len(index) for index in rows])
+        picked = [x.index_select(0, index) for x, index in zip(recording.features, rows, strict=True)]
+        same = all(torch.equal(a, b.to(a.dtype)) for a, b in zip(entered, picked, strict=True))
+        self.rows = None if all(len(i) == image.before for i, image in zip(rows, images)) and same else rows
+        self.merged = None if same else [x.clone() for x in entered]
+
+    def _place(self, recording: Recording) -> None:
+        """With M-RoPE: positions [3, B, S] of the prompt, and by how much later ones exceed the number of tokens."""
+        self.positions = self.delta = None
+        if self.family.mrope:
+            if recording.positions[0] is None or len(recording.positions) < 2:
+                raise NoOracle("the language model was given no positions")
+            self.positions = recording.positions[0][-3:]
+            self.delta = recording.positions[1][-3:, :, 0].amax(0).unsqueeze(1) - self.inputs["input_ids"].shape[1]
+
+    def _go_inside(self, recording: Recording, is_image: list[list[bool]]) -> None:
+        """Per layer before which tokens are dropped, the columns [B, K] that stay."""
+        self.columns: dict[int, Tensor] = {}
+        steps = [sorted({s.layer for i in prompt for s in i.steps if s.layer is not None}) for prompt in self.prompts]
+        self.rotary, self.differs = recording.rotary, {}
+        if not any(steps):
+            return
+        now = [self._provenance(b, row) for b, row in enumerate(is_image)]
+        for layer in sorted({layer for mine in steps for layer in mine}):
+            chosen = []
+            for b, prompt in enumerate(self.prompts):
+                last = [[s for s in image.steps if s.layer == layer][-1:] for image in prompt]
+                stays = [None if not step else set(step[0].kept.tolist()) for step in last]
+                kept = [c for c, at in enumerate(now[b]) if at is None or stays[at[0]] is None or at[1] in stays[at[0]]]
+                chosen.append(kept)
+                now[b] = [now[b][c] for c in kept]
+            if len({len(kept) for kept in chosen}) > 1:
+                raise NoOracle("the prompts of one batch keep different numbers of tokens")
+            self.columns[layer] = torch.tensor(chosen, device=self.device)
+            before, after = recording.drops.get(layer, (None, None))
+            if before is not None and not torch.equal(_gathered(before, self.columns[layer]), after):
+                raise NoOracle("tokens are merged or reordered inside the language model")
+        for layer in range(min(self.columns), len(self.family.language_model.layers)):
+            pairs = [(step[0][0], step[layer][0]) for step in self.rotary[1:]]
+            self.differs[layer] = not all(a is b or torch.equal(a, b) for a, b in pairs)
+
+    def _provenance(self, b: int, row: list[bool]) -> list[tuple[int, int] | None]:
+        """Of each column: the image and the place in it, None for text."""
+        places = iter([(j, offset) for j, image in enumerate(self.prompts[b]) for offset in _entered(image)])
+        return [next(places) if visual else None for visual in row]
+
+    @contextmanager
+    def fed(self) -> Iterator[nn.Module]:
+        """Within this context the unpatched model works on the chosen tokens; afterwards it is as it was."""
+        work, inner = Patchwork(), self.family.inner
+        try:
+            if self.rows is not None or self.merged is not None:
+                work.attribute(inner, "get_image_features", self._giving(inner.get_image_features))
+            if self.positions is not None:
+                work.attribute(inner, "get_rope_index", self._placing(inner.get_rope_index))
+            if self.columns:
+                self.step = 0
+                layers = self.family.language_model.layers
+                for layer in range(min(self.columns), len(layers)):
+                    work.pre_hook(layers[layer], functools.partial(self._layer, layer))
+            yield self.family.model
+        finally:
+            work.undo()
+
+    def _giving(self, original: Callable) -> Callable:
+        @functools.wraps(original)
+        def get_image_features(*args, **kwargs):
+            output = original(*args, **kwargs)
+            if self.merged is not None:
+                output.pooler_output = self.merged
+            else:
+                found = zip(output.pooler_output, self.rows, strict=True)
+                output.pooler_output = [x.index_select(0, rows) for x, rows in found]
+            return output
+
+        return get_image_features
+
+    def _placing(self, original: Callable) -> Callable:
+        """Positions of the whole prompt are computed, as stock models do, and replaced by those that were kept."""
+        names = ("input_ids", "attention_mask", "mm_token_type_ids")
+        whole = {name: self.given[name] for name in names if name in self.given}
+        signature = inspect.signature(original)
+
+        @functools.wraps(original)
+        def get_rope_index(*args, **kwargs):
+            bound = signature.bind(*args, **kwargs)
+            bound.arguments.update({name: x for name, x in whole.items() if name in bound.arguments})
+            original(*bound.args, **bound.kwargs)
+            return self.positions, self.delta
+
+        return get_rope_index
+
+    def _layer(self, layer: int, module: nn.Module, args: tuple, kwargs: dict):
+        hidden = args[0] if args else kwargs["hidden_states"]
+        first = layer == min(self.columns)
+        if hidden.shape[1] == 1:
+            self.step += first
+            if not self.differs[layer]:
+                return None
+        elif first:
+            self.step = 0
+        given = {**kwargs, "position_embeddings": self.rotary[self.step][layer], "position_ids": None}
+        if given.get("attention_mask") is not None:
+            raise NoOracle("the layers were given a mask")
+        if hidden.shape[1] > 1 and layer in self.columns:
+            hidden = _gathered(hidden, self.columns[layer])
+        return ((hidden, *args[1:]), given) if args else (args, {**given, "hidden_states": hidden})
+
+
+def _gathered(hidden: Tensor, index: Tensor) -> Tensor:
+    """hidden [B, S, D] at the columns index [B, K] -> [B, K, D]."""
+    return hidden.gather(1, index.unsqueeze(-1).expand(-1, -1, hidden.shape[2]))
+
+
+def difference(recording: Recording, output: object) -> float:
+    """How far the first token's logits are from the patched model's, as a share of their largest."""
+    a, b = recording.logits.float(), output.logits[0].float()
+    return float((a - b).abs().max() / a.abs().max().clamp(min=1e-30))

@@ -1,0 +1,128 @@
+"""`vtc bench`: what was asked for, checked as a whole before anything is timed, and then measured row by row."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from itertools import product
+from pathlib import Path
+
+import torch
+
+from vtc.bench.measure import Case, measure, prepare, resolved
+from vtc.bench.models import Subject, device_of, dtype_of, load
+from vtc.bench.results import Results, environment
+from vtc.budget import parse_keep
+from vtc.errors import ConfigError
+from vtc.kernels.backend import CHOICES, INSTALLED, interpreted
+from vtc.patching import find_family
+
+SWEEP = (64, 144, 256, 400, 576)  # visual tokens of --break-even
+LIST = "possible: values with commas between, such as {}"
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """The command line. keeps: as text; warmup: rounds before those that count (default: 1 on a
+    CPU, 3 on a GPU); overrides: of every strategy."""
+
+    output: Path
+    preset: str | None = None
+    model: str | None = None
+    strategies: tuple[str, ...] = ("hiprune",)
+    keeps: tuple[str, ...] = ("0.25",)
+    batches: tuple[int, ...] = (1,)
+    prompts: tuple[int, ...] = (64,)
+    visual: tuple[int, ...] = (576,)
+    new_tokens: int = 16
+    rounds: int = 9
+    warmup: int | None = None
+    dtype: str | None = None
+    device: str | None = None
+    attention: str | None = None
+    kernels: str = "auto"
+    seed: int = 0
+    overrides: dict = field(default_factory=dict)
+    overwrite: bool = False
+
+    def __post_init__(self):
+        for name, least in (("new_tokens", 2), ("rounds", 1), ("warmup", 0), ("seed", 0)):
+            if getattr(self, name) is not None and getattr(self, name) < least:
+                option = name.replace("_", "-")
+                raise ConfigError(f"--{option} {getattr(self, name)} is out of range; possible: {least} or more")
+        if self.kernels not in CHOICES:
+            raise ConfigError(f"--kernels {self.kernels!r} is unknown; possible: {', '.join(CHOICES)}")
+        if self.attention == "eager":
+            raise ConfigError(
+                "--attention 'eager' is a slow baseline that would flatter every strategy; possible: sdpa, "
+                "flash_attention_2"
+            )
+        for keep in self.keeps:
+            parse_keep(keep)
+
+    def cases(self) -> list[Case]:
+        """Every row, each once."""
+        rows = product(self.visual, self.batches, self.prompts, self.strategies, self.keeps)
+        return list(dict.fromkeys(Case(s, k, b, p, v) for v, b, p, s, k in rows))
+
+
+def run(wanted: Wanted, watch: Callable[[list[Case]], object]) -> Results:
+    """Measures what is not in the output folder yet. watch: gives, for the rows to do, a context with `begin(case)` and
+    `advance()`. Raises ConfigError in one line before anything is timed."""
+    device = device_of(wanted.device)
+    dtype = dtype_of(wanted.dtype, device)
+    if wanted.kernels == "triton" and not (INSTALLED and (device.type == "cuda" or interpreted())):
+        raise ConfigError(f"--kernels 'triton' does not run on {device.type} here; possible: auto, reference")
+    subject = load(wanted.preset, wanted.model, device, dtype, wanted.attention, wanted.seed)
+    warmup = wanted.warmup if wanted.warmup is not None else 3 if device.type == "cuda" else 1
+    results = Results(wanted.output, _settings(wanted, warmup, subject), environment(device), wanted.overwrite)
+    family = find_family(subject.model)
+    todo = [c for c in wanted.cases() if not results.has(c, resolved(c, family, wanted.overrides))]
+    for case in todo:
+        prepare(subject, case, wanted.overrides, wanted.seed)
+    with watch(todo) as seen, _quiet():
+        for case in todo:
+            seen.begin(case)
+            row = measure(
+                subject, case, wanted.new_tokens, wanted.rounds, warmup, wanted.kernels, wanted.overrides,
+                wanted.seed, seen.advance,
+            )  # fmt: skip
+            results.add(row)
+    return results
+
+
+def _settings(wanted: Wanted, warmup: int, subject: Subject) -> dict:
+    return {
+        **subject.identity, "kernels": wanted.kernels, "new tokens": wanted.new_tokens, "rounds": wanted.rounds,
+        "warm-up rounds": warmup, "seed": wanted.seed, "set": wanted.overrides,
+    }  # fmt: skip
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the advice that transformers gives on generate()."""
+    from transformers.utils import logging
+
+    before = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(before)
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
+
+def texts(option: str, given: str, example: str = "hiprune,fastv") -> tuple[str, ...]:
+    """The entries of a list; raises ConfigError for an empty one."""
+    parts = tuple(part.strip() for part in given.split(","))
+    if not all(parts):
+        raise ConfigError(f"{option} {given!r} has an empty entry; {LIST.format(example)}")
+    return parts
+
+
+def numbers(option: str, given: str, example: str = "576,2880") -> tuple[int, ...]:
+    """The entries of a list of whole numbers from 1; raises ConfigError."""
+    parts = texts(option, given, example)
+    if not all(part.isdecimal() and int(part) for part in parts):
+        raise ConfigError(f"{option} {given!r} is no list of whole numbers >= 1; {LIST.format(example)}")
+    return tuple(int(part) for part in parts)
