@@ -1,46 +1,48 @@
 """Cosine similarities of the tokens of a unit, one row after another, as a greedy choice reads them."""
 
-from contextlib import nullcontext
-
 import torch
 from torch import Tensor
 
-GRAM = 2**24  # entries of the similarity matrices held at once: one unit of 4096 tokens, or several smaller ones
-BLOCK = 512  # rows of a matrix product: half of a symmetric matrix is enough, and a block that is not kept stays small
+from vtc.kernels.gram import cosine_matrix
+from vtc.kernels.gram.reference import BLOCK, float_type, product, unit_vectors
+
+# Entries of the similarity matrices held at once: one unit of 4096 tokens, or several smaller ones. On a GPU one of
+# 16384, 1 GiB: a product per pick would go through the whole features, many times what it reads of the matrix, and the
+# fewer launches there are, the more units run side by side.
+GRAM, GRAM_CUDA = 2**24, 2**28
 
 
 class Cosines:
     """Cosines between the tokens of B units, features [B, N, D], in float32 (float64 for float64 features).
 
-    The N x N matrix is computed once where all B of them have at most GRAM entries; only half of it is multiplied, and
-    the other half mirrored, so it is exactly symmetric. Otherwise (longer units) nothing of size N x N exists: a row is
-    a matrix-vector product when it is asked for. Which of the two it is depends on N and B alone; the two differ by
-    rounding. The products of a unit are the same whatever stands beside it in the batch. A vector whose norm is 0 or
-    not finite has cosine 0 with every token, itself too. Products follow torch's setting for float32 matmul precision;
-    autocast is off.
+    The N x N matrix (see `vtc.kernels.gram`) is computed once where all B of them have at most GRAM entries (GRAM_CUDA
+    on a GPU). Otherwise (longer units) nothing of size N x N exists: a row is a matrix-vector product when it is asked
+    for. Which of the two it is depends on N, B and the kind of device alone; the two differ by rounding. The products
+    of a unit are the same whatever stands beside it in the batch. A vector whose norm is 0 or not finite has cosine 0
+    with every token, itself too. Without the matrix products follow torch's setting for float32 matmul precision, with
+    autocast off.
+
+    Attributes: features, as given, not copied. shape: theirs. device, dtype: of the cosines. matrix: [B, N, N] or None.
     """
 
     def __init__(self, features: Tensor):
-        x = features.to(float_type(features))
-        norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
-        self.x = (x / norm).masked_fill_(~((norm > 0) & norm.isfinite()), 0)
-        units, n = x.shape[:2]
-        self._start = torch.arange(units, device=x.device) * n
-        self.matrix = None
-        if units * n * n <= GRAM:
-            self.matrix = x.new_empty(units, n, n)
-            for unit, out in zip(self.x, self.matrix):
-                unit = unit if units == 1 else unit.clone()  # a product may round by where its operand starts in memory
-                for i in range(0, n, BLOCK):
-                    block = product(unit[i : i + BLOCK], unit[i:].t())
-                    square = block[:, :BLOCK].triu()
-                    block[:, :BLOCK] = square + square.triu(1).t()
-                    out[i : i + BLOCK, i:] = block
-                    out[i:, i : i + BLOCK] = block.t()
+        self.features = features
+        self.shape, self.device, self.dtype = features.shape, features.device, float_type(features)
+        units, n = self.shape[:2]
+        self._start = torch.arange(units, device=self.device) * n
+        self._x = None
+        self.matrix = cosine_matrix(features) if units * n * n <= _limit(features) else None
+
+    @property
+    def x(self) -> Tensor:
+        """The vectors divided by their norms, [B, N, D]; computed when they are first asked for."""
+        if self._x is None:
+            self._x = unit_vectors(self.features)
+        return self._x
 
     def rows(self, tokens: Tensor) -> Tensor:
         """Cosines of one token of each unit, tokens [B], with all tokens of its unit: a new tensor [B, N]."""
-        index = tokens if len(self.x) == 1 else self._start + tokens
+        index = tokens if self.shape[0] == 1 else self._start + tokens
         if self.matrix is not None:
             return self.matrix.flatten(0, 1).index_select(0, index)
         chosen = self.x.flatten(0, 1).index_select(0, index)
@@ -50,8 +52,8 @@ class Cosines:
         """The second-largest entry of every row, [B, N]: the cosine with the nearest other token, as the largest is the
         token's own. Columns of tokens that are excluded, bool [B, N], do not count; -inf where one token or none is
         left."""
-        units, n, _ = self.x.shape
-        out = self.x.new_full((units, n), -torch.inf)
+        units, n, _ = self.shape
+        out = torch.full((units, n), -torch.inf, dtype=self.dtype, device=self.device)
         for b in range(units if n > 1 else 0):
             for i in range(0, n, BLOCK):
                 if self.matrix is not None:
@@ -64,24 +66,20 @@ class Cosines:
         return out
 
 
-def product(left: Tensor, right: Tensor) -> Tensor:
-    """left @ right in the dtype of both, inside autocast too."""
-    device = left.device.type
-    known = torch.amp.is_autocast_available(device)
-    with torch.autocast(device, enabled=False) if known else nullcontext():
-        return left @ right
-
-
 def cosines_of(features: "Tensor | Cosines", part: slice) -> Cosines:
     """The cosines of some units; those that were computed before, for all units, are taken as they are."""
     return features if isinstance(features, Cosines) else Cosines(features[part])
 
 
+def features_of(features: "Tensor | Cosines") -> Tensor:
+    """The features [B, N, D], also where their cosines are given."""
+    return features.features if isinstance(features, Cosines) else features
+
+
 def units_at_once(features: Tensor) -> int:
     """How many units [N, D] of features [B, N, D] fit into one `Cosines` that holds their matrices; at least 1."""
-    return max(1, GRAM // max(1, features.shape[1] ** 2))
+    return max(1, _limit(features) // max(1, features.shape[1] ** 2))
 
 
-def float_type(*tensors: Tensor) -> torch.dtype:
-    """float64 if one of the tensors is, otherwise float32."""
-    return torch.float64 if any(tensor.dtype == torch.float64 for tensor in tensors) else torch.float32
+def _limit(features: Tensor) -> int:
+    return GRAM_CUDA if features.device.type == "cuda" else GRAM

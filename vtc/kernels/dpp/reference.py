@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from vtc.kernels.cosine import Cosines, float_type, product, units_at_once
+from vtc.kernels.cosine import Cosines, features_of, float_type, product, units_at_once
 
 # Times the machine epsilon: a squared sine below this is rounding. Measured in float32: 13 epsilons after 200 picks,
 # one of each of 200 tokens that come several times, in 4096 dimensions; 35 once all of 256 dimensions are used up.
@@ -37,7 +37,23 @@ def dpp_greedy(features: Tensor | Cosines, quality: Tensor, k: int) -> Tensor:
     Source: Chen, Zhang and Zhou, arXiv 1709.05135, algorithm 1, as used by CDPruner (arXiv 2506.10967), whose code
     divides by the square root of d_j even when that is 0 or negative.
     """
-    x = features.x if isinstance(features, Cosines) else features
+    check(features, quality, k)
+    dtype = float_type(features_of(features), quality)
+    if isinstance(features, Cosines):
+        return choose(features, quality.to(dtype), k)
+    units = features.shape[0]
+    order = torch.empty(units, k, dtype=torch.long, device=features.device)
+    # Batched products round differently from single ones on a CPU, and a unit must not depend on its neighbours.
+    size = 1 if features.device.type == "cpu" else units_at_once(features)
+    for b in range(0, units if k else 0, size):
+        part = slice(b, b + size)
+        order[part] = choose(Cosines(features[part].to(dtype)), quality[part].to(dtype), k)
+    return order
+
+
+def check(features: Tensor | Cosines, quality: Tensor, k: int) -> None:
+    """Raises ValueError for arguments that don't fit."""
+    x = features_of(features)
     if x.ndim != 3 or not x.is_floating_point():
         raise ValueError(f"features are {x.dtype} {list(x.shape)}; possible: floats [B, N, D]")
     units, n, _ = x.shape
@@ -45,19 +61,9 @@ def dpp_greedy(features: Tensor | Cosines, quality: Tensor, k: int) -> Tensor:
         raise ValueError(f"quality is {quality.dtype} {list(quality.shape)}; possible: floats [{units}, {n}]")
     if not 0 <= k <= n:
         raise ValueError(f"k={k} for {n} tokens; possible: 0 to {n}")
-    dtype = float_type(x, quality)
-    if isinstance(features, Cosines):
-        return _choose(features, quality.to(dtype), k)
-    order = torch.empty(units, k, dtype=torch.long, device=features.device)
-    # Batched products round differently from single ones on a CPU, and a unit must not depend on its neighbours.
-    size = 1 if features.device.type == "cpu" else units_at_once(features)
-    for b in range(0, units if k else 0, size):
-        part = slice(b, b + size)
-        order[part] = _choose(Cosines(features[part].to(dtype)), quality[part].to(dtype), k)
-    return order
 
 
-def _choose(cosines: Cosines, quality: Tensor, k: int) -> Tensor:
+def choose(cosines: Cosines, quality: Tensor, k: int) -> Tensor:
     """Picks [B, k] of units that are computed together; quality [B, N]."""
     units, n = quality.shape
     unit = torch.arange(units, device=quality.device)
