@@ -37,5 +37,5 @@ CALLS: list[Callable[[], None]] = [
     *(partial(_packed, torch.float32, 64, torch.empty(3, 64, dtype=p)) for p in topk.MOVED if p != torch.int16),
     *(partial(_gather, dtype, width) for dtype in (*DTYPES, torch.int64, torch.bool) for width in (1, 1000, 4096)),
     *(partial(_transition, x, y, 4096, 2881, padded) for x in DTYPES for y in DTYPES for padded in (False, True)),
-    *(partial(_transition, dtype, 24, tokens, False) for dtype in DTYPES for tokens in (1, 577)),
+    *(partial(_transition, dtype, dtype, 24, tokens, False) for dtype in DTYPES for tokens in (1, 577)),
 ]

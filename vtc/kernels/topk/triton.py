@@ -20,7 +20,7 @@ from torch import Tensor
 import vtc.kernels.topk.reference as reference
 from vtc.kernels.backend import space
 
-HELD = 8192  # scores of a row in registers, 16 a thread
+HELD = 4096  # scores of a row in registers, up to 16 a thread
 LONGEST = 2**20 - 1  # scores of a row that are counted in 20 bits; longer rows go to the reference
 FORMATS = {torch.float32: (32, 0x7F800000), torch.float16: (16, 0x7C00), torch.bfloat16: (16, 0x7F80)}  # bits, infinity
 MOVED = (*FORMATS, torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool)  # what can be gathered
