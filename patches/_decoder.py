@@ -106,10 +106,15 @@ class DecoderSite:
         kinds = getattr(config, "layer_types", None)
         return kinds[layer] == "sliding_attention" if kinds else getattr(config, "sliding_window", None) is not None
 
-    def mask(self, layer: int, hidden: Tensor, mask: Tensor | None, cache: object, cache_position: Tensor | None):
+    def mask(
+        self, layer: int, hidden: Tensor, mask: Tensor | None, cache: object, cache_position: Tensor | None,
+        padded: bool = False,
+    ):  # fmt: skip
         """The mask that the model would make for a layer, whose cache may have another length than the others'.
 
         hidden [B, S, D]: what enters the layer. mask: None, 2-D over the layer's cache and hidden, or a ready 4-D one.
+        padded: something is masked, so that newer versions of transformers need not read whether a mask can be done
+        without (the host would wait for the device).
         """
         from transformers.masking_utils import create_causal_mask, create_sliding_window_causal_mask
 
@@ -122,6 +127,7 @@ class DecoderSite:
             "past_key_values": None if cache is None else OneLayer(cache, layer, self.sliding(layer)),
             "cache_position": cache_position,
             "position_ids": None,
+            "allow_is_causal_skip": not padded,
         }
         return make(**{key: value for key, value in given.items() if key in _parameters(make)})
 

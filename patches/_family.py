@@ -23,7 +23,8 @@ class Family(ABC):
 
     model: the ...ForConditionalGeneration. inner: the model with vision and language parts. language_model: the
     decoder, whose inputs are the boundary where tokens are dropped. mrope: positions have 3 axes. towers: model types
-    of the vision towers that are understood, None where the family has only one.
+    of the vision towers that are understood, None where the family has only one. sizes: the argument of
+    `get_image_features` whose values, the images' sizes, decide the layout; None where shapes do.
     """
 
     name: ClassVar[str]
@@ -31,6 +32,7 @@ class Family(ABC):
     may_have_cls: ClassVar[bool] = False
     mrope: ClassVar[bool] = False
     towers: ClassVar[tuple[str, ...] | None] = None
+    sizes: ClassVar[str | None] = None
     attention_path: ClassVar[str]
     tower_path: ClassVar[str]
 

@@ -14,6 +14,7 @@ from transformers import (
 
 from vtc.errors import UnsupportedError
 from vtc.hooks import Patchwork
+from vtc.kernels.transfer import upload
 from vtc.layout import ImageLayout, Tile, raster
 from vtc.patches import FAMILIES
 from vtc.patches._family import Family
@@ -57,9 +58,14 @@ class Llava(Family):
         return [raster(i, rows, columns) for i in range(pixels.shape[0])]
 
     def tile_scores(self, captured: list[Tensor], images: list[ImageLayout], arguments: dict) -> list[list[Tensor]]:
-        """captured: [crops, N] per call; a tile takes its patches of its crop."""
-        scores = torch.cat(captured)
-        return [[scores[t.crop][t.patches.to(scores.device)] for t in image.tiles] for image in images]
+        """captured: [crops, N] per call; a tile takes its patches of its crop, which are all of them or fewer."""
+        scores = captured[0] if len(captured) == 1 else torch.cat(captured)
+
+        def own(tile: Tile) -> Tensor:
+            found = scores[tile.crop]
+            return found if tile.tokens == len(found) else found[upload(tile.patches, found.device)]
+
+        return [[own(tile) for tile in image.tiles] for image in images]
 
     def observe_unprojected(self, patchwork: Patchwork, record: Callable) -> None:
         """Records the tower's hidden states."""
@@ -73,7 +79,10 @@ class Llava(Family):
         first = torch.arange(int(self.encoder.has_cls))
 
         def rows(tile: Tile) -> Tensor:
-            return hidden[tile.crop][torch.cat([first, tile.patches + len(first)]).to(hidden.device)]
+            found = hidden[tile.crop]
+            if tile.tokens + len(first) == len(found):
+                return found
+            return found[upload(torch.cat([first, tile.patches + len(first)]), found.device)]
 
         return [[rows(tile) for tile in image.tiles] for image in images]
 

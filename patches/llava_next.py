@@ -50,6 +50,7 @@ class LlavaNext(Llava):
 
     name = "llava_next"
     model_types = ("llava_next",)
+    sizes = "image_sizes"
 
     def describe_encoder(self) -> Encoder:
         """As LLaVA's, of several crops."""

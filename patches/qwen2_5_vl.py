@@ -11,7 +11,6 @@ from vtc.patches.qwen2_vl import Qwen2VL
 from vtc.signals import Encoder
 
 
-@lru_cache(maxsize=256)
 def window_index(rows: int, columns: int, window: int) -> Tensor:
     """Raster indices [rows * columns] of merged tokens in window order: windows of window x window tokens, row-major,
     cut off at the right and lower border."""
@@ -22,6 +21,12 @@ def window_index(rows: int, columns: int, window: int) -> Tensor:
         for x in range(0, columns, window)
     ]
     return torch.cat(blocks)
+
+
+@lru_cache(maxsize=256)
+def raster_order(rows: int, columns: int, window: int) -> Tensor:
+    """The place in window order of each merged token of the raster [rows * columns]."""
+    return window_index(rows, columns, window).argsort()
 
 
 @FAMILIES.register("qwen2_5_vl")
@@ -44,7 +49,7 @@ class Qwen2_5VL(Qwen2VL):
         for frames, height, width in torch.as_tensor(arguments["image_grid_thw"]).tolist():
             for _ in range(frames):
                 rows, columns = height // merge, width // merge
-                parts.append(window_index(rows, columns, window).argsort() + start)
+                parts.append(raster_order(rows, columns, window) + start)
                 start += rows * columns
         return torch.cat(parts)
 

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from transformers import Qwen2VLConfig, Qwen2VLForConditionalGeneration
 
 from vtc.hooks import Patchwork
+from vtc.kernels.transfer import upload
 from vtc.layout import ImageLayout, raster
 from vtc.patches import FAMILIES
 from vtc.patches._family import Family
@@ -26,6 +27,7 @@ class Qwen2VL(Family):
     name = "qwen2_vl"
     model_types = ("qwen2_vl",)
     mrope = True
+    sizes = "image_grid_thw"
     tower_path = "model.visual"
     attention_path = r"blocks\.(\d+)\.attn"
 
@@ -61,7 +63,7 @@ class Qwen2VL(Family):
         """The patches of each merged token side by side, in raster order."""
         blocks = torch.cat(captured).reshape(-1, self.tower.config.spatial_merge_size**2 * captured[0].shape[-1])
         order = self.token_order(arguments)
-        blocks = blocks if order is None else blocks[order.to(blocks.device)]
+        blocks = blocks if order is None else blocks[upload(order, blocks.device)]
         return [[part] for part in blocks.split([image.tokens for image in images])]
 
     def encoder_features(self, tokens: Tensor) -> Tensor:
@@ -123,4 +125,4 @@ def merged_scores(scores: Tensor, block: int, order: Tensor | None) -> Tensor:
     block: patches merged into a token (next to each other). order [n]: the place of each raster token, or None.
     """
     merged = scores.unflatten(0, (-1, block)).mean(1)
-    return merged if order is None else merged[order.to(merged.device)]
+    return merged if order is None else merged[upload(order, merged.device)]

@@ -94,5 +94,7 @@ class Step:
             segment, cache = self.prompt.segments[number], kwargs.get("past_key_values")
             static, cached = bool(getattr(cache, "is_compileable", False)), segment.width + self.decoded
             flat = cut_decode(self.mask, segment.index, segment.valid, self.prompt.length, cached, static)
-            self.masks[key] = self.site.mask(layer, hidden, flat, cache, kwargs.get("cache_position"))
+            self.masks[key] = self.site.mask(
+                layer, hidden, flat, cache, kwargs.get("cache_position"), segment.valid is not None
+            )
         return self.masks[key]

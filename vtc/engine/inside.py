@@ -8,6 +8,7 @@ from torch import Tensor
 from vtc.account import Report, StepReport
 from vtc.engine import clock
 from vtc.engine.masks import cut_prefill
+from vtc.engine.placement import Batch, Placement
 from vtc.engine.prefill import Tokens, merged, move, pack
 from vtc.engine.received import Rows
 from vtc.engine.select import Kept, Unit, choose
@@ -37,13 +38,10 @@ class Plan:
 
 @dataclass
 class Images:
-    """The images of a batch. is_image, real, places, requests: see `prefill`. kept: what is left of each image, per
-    prompt."""
+    """The images of a batch of prompts, and what is left of each, per prompt."""
 
-    is_image: Tensor
-    real: Tensor | None
-    requests: list[list[int]]
-    places: list[list[Tensor]]
+    batch: Batch
+    placement: Placement
     kept: list[list[Kept]]
 
 
@@ -58,7 +56,7 @@ class Prefill:
     ):  # fmt: skip
         self.plan, self.prompt, self.images, self.tokens, self.lengths = plan, prompt, images, tokens, lengths
         self.counts, self.mask, self.report = counts, mask, report
-        self.watch = Watch(plan.watched, plan.site, max(map(len, images.requests)))
+        self.watch = Watch(plan.watched, plan.site, max(map(len, images.placement.requests)))
         self.masks: dict[bool, object] = {}
         self.rotary = self.width = None
         self.positions_kept = True  # since layer 0
@@ -103,8 +101,8 @@ class Prefill:
         stage = plan.schedule.stages[step.index]
         device = hidden.device
         column = _columns(prompt.segments[-1], prompt.length).to(device)
-        places = [[column[b, w.to(device)] for w in row] for b, row in enumerate(images.places)]
-        owner = [(b, j) for b, row in enumerate(images.requests) for j in range(len(row))]
+        places = [[column[b, w.to(device)] for w in row] for b, row in enumerate(images.placement.places)]
+        owner = [(b, j) for b, row in enumerate(images.placement.requests) for j in range(len(row))]
         left = [Kept(images.kept[b][j].offsets.to(device)) for b, j in owner]
         units = [
             Unit(i, None, left[i].offsets, None, owner[i][1], min(self.counts[i][number], len(left[i].offsets)))
@@ -134,7 +132,7 @@ class Prefill:
             self.report.images[i].steps.append(
                 StepReport(stage.method, layer, len(left[i].offsets), len(kept.offsets), kept.offsets)
             )
-        packing = pack(images.is_image, images.real, images.places, images.kept, device)
+        packing = pack(images.batch, images.placement, images.kept).to(device)
         local = column.gather(1, packing.index)
         hidden = merged(hidden, places, images.kept)
         for row in images.kept:
@@ -168,12 +166,14 @@ class Prefill:
             if isinstance(flat, Tensor) and flat.ndim == 2 and segment.valid is None:
                 flat = None
             flat = cut_prefill(flat, segment.index, segment.valid, static)
-            self.masks[sliding] = self.plan.site.mask(layer, hidden, flat, cache, kwargs.get("cache_position"))
+            self.masks[sliding] = self.plan.site.mask(
+                layer, hidden, flat, cache, kwargs.get("cache_position"), segment.valid is not None
+            )
         return self.masks[sliding]
 
     def _rows(self) -> Rows:
         images, segment = self.images, self.prompt.segments[-1]
-        return Rows(images.is_image, images.real, images.places, images.kept, segment, self.tokens.valid, self.lengths)
+        return Rows(images.batch, images.placement, images.kept, segment, self.tokens.valid, self.lengths)
 
 
 def _columns(segment: Segment, length: int) -> Tensor:

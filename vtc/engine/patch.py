@@ -13,6 +13,7 @@ from vtc.engine.calls import named
 from vtc.engine.inside import Images, Plan, Prefill
 from vtc.engine.labels import Labels
 from vtc.engine.masks import padding_mask
+from vtc.engine.placement import Batch, place
 from vtc.engine.question import Question
 from vtc.engine.select import Kept
 from vtc.engine.state import Call, PrunedPrompt, Segment, ThreadState, recall, remember
@@ -125,10 +126,10 @@ class Patch:
 
     def _placeholders(self, ids, embeds):
         if ids is not None:
-            return (ids == self.family.image_token_id).cpu()
+            return ids == self.family.image_token_id
         table = self.family.inner.get_input_embeddings()
-        token = table(torch.tensor(self.family.image_token_id, device=embeds.device))
-        return (embeds == token).all(-1).cpu()
+        token = table(torch.full((), self.family.image_token_id, dtype=torch.long, device=embeds.device))
+        return (embeds == token).all(-1)
 
     def _boundary(self, module: nn.Module, args: tuple, kwargs: dict):
         """Language model, before: drops the tokens at prefill, maps the bookkeeping at decode."""
@@ -155,10 +156,11 @@ class Patch:
             remember(cache, None)
         self._check_prefill(module, kwargs, cache)
         with torch.no_grad():
-            start = clock.now()
-            real = padding_mask(kwargs.get("attention_mask"), kwargs["inputs_embeds"].shape[1])
-            real = None if real is None else real.expand(call.is_image.shape[0], -1).cpu()
-        self._prune(call, kwargs, real, start)
+            start, embeds = clock.now(), kwargs["inputs_embeds"]
+            real = padding_mask(kwargs.get("attention_mask"), embeds.shape[1])
+            real = None if real is None else real.to(embeds.device)
+            batch = Batch(call.is_image.to(embeds.device), real, call.ids)
+        self._prune(call, kwargs, batch, start)
         return args, kwargs
 
     def _check_prefill(self, module: nn.Module, kwargs: dict, cache: object) -> None:
@@ -178,40 +180,35 @@ class Patch:
                 "model.gradient_checkpointing_disable(), or a strategy at the projector only"
             )
 
-    def _prune(self, call: Call, kwargs: dict, real, start: float) -> None:
+    def _prune(self, call: Call, kwargs: dict, batch: Batch, start: float) -> None:
         run, embeds, mask, family = call.run, kwargs["inputs_embeds"], kwargs.get("attention_mask"), self.family
         length, device = embeds.shape[1], embeds.device
-        if real is not None and bool((call.is_image & ~real).any()):
-            raise UnsupportedError(
-                "the attention mask hides image tokens; possible: a mask that hides padding only, or the prompt "
-                "without the image"
-            )
-        requests, source, places = prefill.image_runs(call.is_image, [i.tokens for i in run.images])
+        placement = place(batch, [i.tokens for i in run.images], read=self.plan is not None)
+        requests, places = placement.requests, placement.places
         flat = [(b, where) for b, parts in enumerate(places) for where in parts]
         tokens = [len(where) for _, where in flat]
 
         def features(image: int) -> Tensor:
             b, where = flat[image]
-            return embeds[b, where.to(device)]
+            return embeds[b, where]
 
         def text(signal, b: int):
-            return self.question.look(signal, b, call.ids, call.is_image, real)
+            return self.question.look(signal, b, batch.host)
 
         if self.stage is None:
             kept = [Kept(torch.arange(n, device=device)) for n in tokens]
         else:
             budget = self.schedule.projector
-            kept = self.vision.select(self.stage, budget, requests, source, run, features, text, device)
+            kept = self.vision.select(self.stage, budget, requests, placement.source, run, features, text, device)
             self._check_dropped(tokens, kept, budget)
         grouped = [[kept[i] for i in images] for images in requests]
-        before = [length] * len(requests) if real is None else real.sum(1).tolist()
-        whole = prefill.whole(kwargs, real, family.mrope)
+        whole = prefill.whole(kwargs, batch.padded, family.mrope)
         if self.stage is None:
-            where, after = whole, before
+            where, after = whole, placement.lengths
             index = torch.arange(length, device=device).expand(len(requests), -1)
             segment = Segment(0, index, whole.valid, None, whole=True)
         else:
-            packing = prefill.pack(call.is_image, real, places, grouped, device)
+            packing = prefill.pack(batch, placement, grouped)
             where = prefill.apply(kwargs, packing, whole, self.stage.positions, places, grouped)
             after, shift = packing.lengths, None
             if where.following is not whole.following:
@@ -222,11 +219,11 @@ class Patch:
             remember(kwargs["past_key_values"], prompt)
         # Counts first: a budget that an image cannot give is refused before anything is reported.
         counts = [self.schedule.counts(n, len(k.offsets)) for n, k in zip(tokens, kept, strict=True)]
-        report = self._report(requests, tokens, kept, before, after, run)
+        report = self._report(requests, tokens, kept, placement.lengths, after, run)
         call.undone = self.thread.report, self.last_report
         self.thread.report = self.last_report = report
         if self.plan is not None:
-            images = Images(call.is_image, real, requests, places, grouped)
+            images = Images(batch, placement, grouped)
             call.inside = Prefill(self.plan, prompt, images, counts, where, after, mask, report)
         report.select_seconds = clock.now() - start
 

@@ -6,81 +6,57 @@ import torch
 from torch import Tensor
 
 from vtc.engine.masks import cut_prefill
+from vtc.engine.placement import Batch, Placement
 from vtc.engine.select import Kept
-from vtc.errors import PatchError
-
-
-def image_runs(is_image: Tensor, totals: list[int]) -> tuple[list[list[int]], list[int], list[list[Tensor]]]:
-    """Assigns the placeholders of a batch to images.
-
-    is_image [B, L] bool (host). totals: tokens of each image of the encoder's run, in order. Returns per prompt the
-    indices of its images; per image its source in the run (beams repeat a prompt's images); per prompt and image
-    its places [tokens]. Raises PatchError when they do not add up.
-    """
-    rows = [row.nonzero().flatten() for row in is_image]
-    count, available = sum(len(r) for r in rows), sum(totals)
-    if not available or count % available:
-        raise PatchError(
-            f"the prompts hold {count} image tokens, the encoder gave {available}; possible: equal numbers"
-        )
-    copies = count // available
-    requests, source, places, cursor = [], [], [], 0
-    for b, row in enumerate(rows):
-        if b % copies == 0:
-            start = cursor
-        cursor, mine, parts, left = start, [], [], row
-        while len(left):
-            if cursor >= len(totals) or totals[cursor] > len(left):
-                raise PatchError(f"prompt {b} holds {len(row)} image tokens, which are not those of the next images")
-            parts.append(left[: totals[cursor]])
-            left = left[totals[cursor] :]
-            mine.append(len(source))
-            source.append(cursor)
-            cursor += 1
-        requests.append(mine)
-        places.append(parts)
-    return requests, source, places
 
 
 @dataclass
 class Packing:
     """The kept places of a batch. index [B, K] with filler repeated; valid [B, K] bool or None; lengths [B]: real
-    tokens of each prompt after pruning (host); real [B, L] bool or None: real tokens before (host)."""
+    tokens of each prompt after pruning (host)."""
 
     index: Tensor
     valid: Tensor | None
     lengths: list[int]
-    real: Tensor | None
+
+    def to(self, device: torch.device) -> "Packing":
+        """The same on a device (the layers of a model may lie on several)."""
+        return Packing(self.index.to(device), None if self.valid is None else self.valid.to(device), self.lengths)
 
 
-def pack(is_image: Tensor, real: Tensor | None, places: list[list[Tensor]], kept: list[list[Kept]], device) -> Packing:
+def pack(batch: Batch, placement: Placement, kept: list[list[Kept]]) -> Packing:
     """Text and kept visual tokens of each prompt in order, padding re-made: on the side where the batch had it, on the
-    left if it had none (so that the last column stays the last token)."""
-    rows = []
-    for b in range(is_image.shape[0]):
-        stays = ~is_image[b] if real is None else ~is_image[b] & real[b]
-        parts = [stays.nonzero().flatten().to(device)]
-        for where, image in zip(places[b], kept[b], strict=True):
-            parts.append(where.to(device)[image.offsets])
-        row = torch.cat(parts)
-        if any(image.ordered for image in kept[b]):
-            # An image's tokens stand in its kept places, but in their own order.
-            slots = torch.cat([parts[0], *(part.sort().values for part in parts[1:])])
-            rows.append(row[slots.argsort()])
-        else:
-            rows.append(row.sort().values)
-    lengths = [len(r) for r in rows]
-    width = max(lengths)
-    right = real is not None and not bool(real[:, -1].all())
-    index = []
-    for row in rows:
-        filler = row[:1].expand(width - len(row))
-        index.append(torch.cat([row, filler] if right else [filler, row]))
-    if min(lengths) == width:
-        return Packing(torch.stack(index), None, lengths, real)
-    column, counts = torch.arange(width), torch.tensor(lengths).unsqueeze(1)
-    valid = column < counts if right else column >= width - counts
-    return Packing(torch.stack(index), valid.to(device), lengths, real)
+    left if it had none (so that the last column stays the last token). Lengths follow from counts, so the host waits
+    for nothing."""
+    rows, total = batch.is_image.shape
+    padded, device = batch.padded, batch.is_image.device
+    stays = ~batch.is_image if padded is None else ~batch.is_image & padded
+    places = [
+        [where[image.offsets.to(device)] + b * total for where, image in zip(placement.places[b], kept[b], strict=True)]
+        for b in range(rows)
+    ]
+    flat = [where for row in places for where in row]
+    stays.view(-1).index_fill_(0, torch.cat(flat) if flat else stays.new_empty(0, dtype=torch.long), True)
+    lengths = [
+        n + sum(len(image.offsets) for image in kept[b]) - sum(map(len, placement.places[b]))
+        for b, n in enumerate(placement.lengths)
+    ]
+    width, even = max(lengths), min(lengths) == max(lengths)
+    front = even or placement.right
+    order = stays.to(torch.uint8).sort(dim=1, descending=front, stable=True).indices
+    index = order[:, :width] if front else order[:, total - width :]
+    valid = None
+    if not even:
+        valid = stays.gather(1, index)
+        index = torch.where(valid, index, index.gather(1, valid.to(torch.uint8).argmax(1, keepdim=True)))
+    if any(image.ordered for row in kept for image in row):
+        # An image's tokens stand in its kept places, but in their own order.
+        own = torch.arange(rows * total, device=device)
+        for where in flat:
+            own[where.sort().values] = where
+        first = torch.arange(rows, device=device).unsqueeze(1) * total
+        index = own[index + first] - first
+    return Packing(index, valid, lengths)
 
 
 @dataclass
@@ -135,8 +111,9 @@ def merged(x: Tensor, places, kept: list[list[Kept]]) -> Tensor:
     return x
 
 
-def whole(kwargs: dict, real: Tensor | None, mrope: bool) -> Tokens:
-    """The positions of the prompt as the language model was given it. real [B, L]: see Packing."""
+def whole(kwargs: dict, padded: Tensor | None, mrope: bool) -> Tokens:
+    """The positions of the prompt as the language model was given it. padded [B, L] bool: its real tokens, None without
+    padding."""
     batch, length = kwargs["inputs_embeds"].shape[:2]
     device = kwargs["inputs_embeds"].device
     given = kwargs.get("position_ids")
@@ -145,9 +122,8 @@ def whole(kwargs: dict, real: Tensor | None, mrope: bool) -> Tokens:
     if given.ndim == 2 and mrope:
         given = given.unsqueeze(0).expand(3, -1, -1)
     given = given.expand(*given.shape[:-2], batch, -1).to(device)
-    valid = None if real is None or bool(real.all()) else real.to(device)
-    last = _text(given) if valid is None else _text(given).masked_fill(~valid, -1)
-    return Tokens(given, valid, last.amax(1) + 1)
+    last = _text(given) if padded is None else _text(given).masked_fill(~padded, -1)
+    return Tokens(given, padded, last.amax(1) + 1)
 
 
 def move(tokens: Tokens, index: Tensor, valid: Tensor | None, positions: str) -> Tokens:

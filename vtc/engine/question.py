@@ -6,7 +6,9 @@ import torch
 from torch import Tensor
 
 from vtc.config import StrategyConfig
+from vtc.engine.placement import Host
 from vtc.errors import ConfigError, UnsupportedError
+from vtc.kernels.transfer import upload
 from vtc.signals import Signal, TextEmbeddings, TextRelevance
 from vtc.text import keywords_of, question_of, without_instructions
 
@@ -47,16 +49,15 @@ class Question:
                 "tokenizer) of the model's own vision tower, or relevance=embeddings"
             )
 
-    def look(self, signal: Signal, b: int, ids: Tensor | None, is_image: Tensor, real: Tensor | None):
+    def look(self, signal: Signal, b: int, host: Host):
         """A signal of the question of prompt b: embeddings [m, D], or for TextRelevance a function of the encoder's
-        features [N, D] -> [N]. ids [B, L]: of the prompts."""
-        if ids is None:
+        features [N, D] -> [N]."""
+        if host.ids is None:
             raise UnsupportedError("the question cannot be read from inputs_embeds; possible: input_ids")
-        row = ids[b].cpu()
-        stays = ~is_image[b] if real is None else ~is_image[b] & real[b]
+        row, stays = host.ids[b], host.stays(b)
         if isinstance(signal, TextRelevance):
             return self._relevance(without_instructions(self._question(row[stays])))
-        return self._embeddings(signal, row, stays, is_image[b])
+        return self._embeddings(signal, row, stays, host.is_image[b])
 
     def _question(self, ids: Tensor) -> str:
         return question_of(self.tokenizer.decode(ids.tolist(), skip_special_tokens=False))
@@ -72,7 +73,7 @@ class Question:
             words = (keywords_of(words) if signal.keywords else words).split()
             given = self.tokenizer(words, is_split_into_words=True, add_special_tokens=False)["input_ids"]
             ids = torch.tensor(given or row[stays].tolist(), dtype=torch.long)
-        return table(ids.to(table.weight.device)).detach()
+        return table(upload(ids, table.weight.device)).detach()
 
     def _relevance(self, question: str) -> Callable[[Tensor], Tensor]:
         model, tokenizer = self.clip
@@ -83,7 +84,8 @@ class Question:
         padded[: len(ids)], mask[: len(ids)] = ids, 1
         device = model.visual_projection.weight.device
         text = model.get_text_features(
-            input_ids=padded.view(segments, SEGMENT).to(device), attention_mask=mask.view(segments, SEGMENT).to(device)
+            input_ids=upload(padded.view(segments, SEGMENT), device),
+            attention_mask=upload(mask.view(segments, SEGMENT), device),
         )
         text = text if isinstance(text, Tensor) else text.pooler_output
 

@@ -8,18 +8,19 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from vtc.engine.placement import Batch, Placement
 from vtc.engine.state import Segment
 from vtc.kernels.attention_reduce import attention_columns, attention_rows
+from vtc.kernels.transfer import upload
 
 
 @dataclass
 class Rows:
-    """A batch as one segment holds it. is_image [B, L], real [B, L] or None, places, kept: of the unpruned prompts, see
-    `prefill`; valid [B, S] bool or None and lengths [B]: real columns of the segment."""
+    """A batch as one segment holds it. batch, placement: of the unpruned prompts; kept: what is left of each image;
+    valid [B, S] bool or None and lengths [B]: real columns of the segment."""
 
-    is_image: Tensor
-    real: Tensor | None
-    places: list
+    batch: Batch
+    placement: Placement
     kept: list
     segment: Segment
     valid: Tensor | None
@@ -32,34 +33,34 @@ class Rows:
 
     def ends(self) -> list[int]:
         """One past the last real column of each prompt; filler stands on the side where `pack` puts it."""
-        if self.segment.whole and self.real is not None:
-            return [int(row.nonzero()[-1]) + 1 for row in self.real]
-        right = self.real is not None and not bool(self.real[:, -1].all())
-        return list(self.lengths) if right else [self.width] * len(self.lengths)
+        real = self.batch.host.real
+        if self.segment.whole and real is not None:
+            return [int(row.nonzero()[-1]) + 1 for row in real]
+        return list(self.lengths) if self.placement.right else [self.width] * len(self.lengths)
 
     def text_after(self, b: int, ordinal: int) -> int:
         """Text tokens after the last token of an image."""
-        text = ~self.is_image[b] if self.real is None else ~self.is_image[b] & self.real[b]
-        return int(text[int(self.places[b][ordinal][-1]) + 1 :].sum())
+        return int(self.batch.host.stays(b)[self.placement.bounds[b][ordinal][1] + 1 :].sum())
 
     def after(self, b: int, ordinal: int) -> int:
         """The first column after an image. Before any drop it is where the prompt has it, holes in the mask or not;
         later, padding is at the ends only, and it is counted from the end back."""
         if self.segment.whole:
-            return int(self.places[b][ordinal][-1]) + 1
+            return self.placement.bounds[b][ordinal][1] + 1
         return self.ends()[b] - self.text_after(b, ordinal) - sum(self.left(b, ordinal)[1:])
 
     def text_columns(self, b: int, ordinal: int) -> Tensor:
         """Columns [t] of the text after an image (not of other images)."""
         start, index = self.after(b, ordinal), self.segment.index[b]
-        text = ~self.is_image[b].to(index.device)[index]
+        text = ~self.batch.is_image[b].to(index.device)[index]
         text = text if self.valid is None else text & self.valid[b]
-        return text[start : self.ends()[b]].nonzero().flatten() + start
+        order = text[start : self.ends()[b]].to(torch.uint8).sort(descending=True, stable=True).indices
+        return order[: self.text_after(b, ordinal)] + start
 
     def visual(self, b: int) -> Tensor:
         """Which columns [S] bool of a prompt are visual tokens."""
         index = self.segment.index[b]
-        visual = self.is_image[b].to(index.device)[index]
+        visual = self.batch.is_image[b].to(index.device)[index]
         return visual if self.valid is None else visual & self.valid[b]
 
     def left(self, b: int, ordinal: int) -> list[int]:
@@ -77,17 +78,17 @@ def received(query: Tensor, key: Tensor, scale: float | None, rows: Rows, querie
     ends, device = rows.ends(), query.device
     tails = {b: rows.text_after(b, ordinal) for b in having}
     if queries == "last" or queries == "after" and not any(tails.values()):
-        last = torch.tensor(ends, device=device).unsqueeze(1) - 1
+        last = upload(torch.tensor(ends), device).unsqueeze(1) - 1
         picked = query.gather(2, last[:, None, :, None].expand(-1, query.shape[1], -1, query.shape[3]))
         return attention_rows(picked, key, scale=scale, key_mask=rows.valid, causal_positions=last)[:, 0]
     chosen = torch.zeros(len(ends), rows.width, dtype=torch.bool, device=device)
     column = torch.arange(rows.width, device=device)
-    text = ~rows.is_image.to(device).gather(1, rows.segment.index.to(device))
+    text = ~rows.batch.is_image.to(device).gather(1, rows.segment.index.to(device))
     first, stop = rows.width, 0
     for b in having:
-        after, where = rows.after(b, ordinal), rows.places[b][ordinal]
+        after, (head, tail) = rows.after(b, ordinal), rows.placement.bounds[b][ordinal]
         if queries == "image":
-            inner = int(where[-1] - where[0]) + 1 - len(where)
+            inner = tail - head + 1 - len(rows.placement.places[b][ordinal])
             start, end, wanted = after - rows.left(b, ordinal)[0] - inner, after, ~text[b]
         else:
             start, end, wanted = (after, ends[b], text[b]) if tails[b] else (ends[b] - 1, ends[b], column >= 0)

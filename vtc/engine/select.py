@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from vtc.budget import Budget
+from vtc.kernels.transfer import upload
 from vtc.layout import ImageLayout
 from vtc.selection import Merge, Selection
 from vtc.signals import Context, Signal
@@ -18,7 +19,8 @@ class Unit:
     """What competes for one quota: a tile, or all that is left of an image.
 
     image, tile: where it is (tile None = all). offsets [n]: places in the image's run, in the order of the sequence.
-    ordinal: its place in the prompt. count: tokens to keep.
+    ordinal: its place in the prompt. count: tokens to keep. plain: it is all of an image in order, so that offsets are
+    0..n-1.
     """
 
     image: int
@@ -27,6 +29,11 @@ class Unit:
     grid: tuple[int, int] | None
     ordinal: int
     count: int
+    plain: bool = False
+
+    def of(self, x: Tensor) -> Tensor:
+        """Its rows of x [tokens of the image, ...] -> [n, ...]."""
+        return x if self.plain else x[upload(self.offsets, x.device)]
 
 
 @dataclass
@@ -50,7 +57,8 @@ def units_of(budget: Budget, requests: list[list[int]], layouts: list[ImageLayou
             if len(counts) == 1:
                 offsets = tiles[0].offsets if len(tiles) == 1 else torch.cat([t.offsets for t in tiles])
                 grid = tiles[0].grid if len(tiles) == 1 else None
-                units.append(Unit(i, None, offsets, grid, ordinal, counts[0]))
+                plain = len(tiles) == 1 and tiles[0].tokens == layouts[i].tokens
+                units.append(Unit(i, None, offsets, grid, ordinal, counts[0], plain))
                 ordinal += 1
                 continue
             for t, (tile, count) in enumerate(zip(tiles, counts, strict=True)):
@@ -78,26 +86,41 @@ def choose(
     for unit in units:
         seen = [look(signal, unit) for signal in needs]
         groups[len(unit.offsets), unit.count, unit.grid, tuple(x.shape for x in seen)].append((unit, seen))
-    chosen: dict[int, list[Kept]] = defaultdict(list)
+    selected: list[tuple[list[Unit], Selection]] = []
     for (tokens, count, grid, _), found in groups.items():
         members = [unit for unit, _ in found]
         stacked = [torch.stack(rows) for rows in zip(*(seen for _, seen in found), strict=True)]
         signals = dict(zip(needs, stacked, strict=True))
         ordinals = tuple(unit.ordinal for unit in members)
         selection = select(Context(tokens, count, grid, ordinals, device, signals, step)).check(tokens)
-        for b, unit in enumerate(members):
-            chosen[unit.image].append(_kept(selection, b, unit, merged, device))
+        selected.append((members, selection))
+    chosen: dict[int, list[Kept]] = defaultdict(list)
+    for (members, selection), lengths in zip(selected, _lengths([s for _, s in selected]), strict=True):
+        for b, (unit, length) in enumerate(zip(members, lengths, strict=True)):
+            chosen[unit.image].append(_kept(selection, b, length, unit, merged, device))
     return {image: _join(found) for image, found in chosen.items()}
 
 
-def _kept(selection: Selection, b: int, unit: Unit, merged: Callable, device: torch.device) -> Kept:
-    kept, features = unit.offsets.to(device)[selection.row(b).to(device)], None
+def _lengths(selections: list[Selection]) -> list[list[int]]:
+    """How many tokens each unit of each selection keeps. Where that depends on the picture (adaptive methods) the host
+    waits for the device, once."""
+    found = [[s.keep.shape[1]] * len(s.keep) for s in selections]
+    adaptive = [i for i, s in enumerate(selections) if s.valid is not None]
+    if adaptive:
+        read = iter(torch.cat([selections[i].valid.sum(1) for i in adaptive]).tolist())
+        for i in adaptive:
+            found[i] = [next(read) for _ in found[i]]
+    return found
+
+
+def _kept(selection: Selection, b: int, length: int, unit: Unit, merged: Callable, device: torch.device) -> Kept:
+    row, features = selection.keep[b, :length].to(device), None
+    kept = row if unit.plain else upload(unit.offsets, device)[row]
     if selection.merge is not None:
         merge = selection.merge
         mine = Merge(merge.target[b : b + 1], merge.weight[b : b + 1], merge.unprojected)
         features = merged(unit, Selection(selection.keep[b : b + 1], None, mine))
-        if selection.valid is not None:
-            features = features[selection.valid[b].to(features.device)]
+        features = features[:length]
     if selection.order is None:
         return Kept(kept, features)
     order = selection.order[b].to(device)

@@ -61,7 +61,7 @@ class PrunedPrompt:
 @dataclass
 class Call:
     """One forward of the inner model. run: what its vision encoder saw; pruned: what was done to its prompt;
-    is_image [B, L] bool (host): the image placeholders; ids [B, L]: of the prompt, None for embeddings; inside: what
+    is_image [B, L] bool: the image placeholders; ids [B, L]: of the prompt, None for embeddings; inside: what
     its decoder layers are to be given, if they are not to be left alone; undone: the reports before this one, until it
     is finished; begun: the language model was entered."""
 
@@ -105,7 +105,7 @@ def recall(cache: object, new_tokens: int) -> PrunedPrompt | None:
         return None
     length = cache.get_seq_length()
     # A static cache counts on the device; reading that on a GPU would make every decode step wait for it.
-    if isinstance(length, torch.Tensor) and length.is_cuda and new_tokens == 1:
+    if isinstance(length, torch.Tensor) and length.device.type != "cpu" and new_tokens == 1:
         return prompt
     length = int(length)
     if length == 0:

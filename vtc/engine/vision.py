@@ -60,16 +60,16 @@ class Vision:
 
         @functools.wraps(original)
         def get_image_features(*args, **kwargs):
-            arguments = signature.bind(*args, **kwargs).arguments
-            run = self.thread.recording = VisionRun()
+            arguments, family = dict(signature.bind(*args, **kwargs).arguments), self.family
+            if family.sizes is not None:  # read before the encoder is queued, so that nothing is waited for
+                arguments[family.sizes] = torch.as_tensor(arguments[family.sizes]).cpu()
+            run = self.thread.recording = VisionRun(images=family.image_layouts(arguments))
             try:
                 output = original(*args, **kwargs)
             finally:
                 self.thread.recording = None
             if isinstance(output, tuple):
                 return output
-            family = self.family
-            run.images = family.image_layouts(arguments)
             for signal, captured in run.captured.items():
                 sort = family.unprojected if isinstance(signal, Unprojected) else family.tile_scores
                 run.signals[signal] = sort(captured, run.images, arguments)
@@ -122,8 +122,7 @@ class Vision:
 
         def look(signal: Signal, unit: Unit) -> Tensor:
             if isinstance(signal, Features):
-                found = features(unit.image)
-                return found[unit.offsets.to(found.device)]
+                return unit.of(features(unit.image))
             if isinstance(signal, EncoderFeatures):
                 tiles = run.signals[Unprojected()][source[unit.image]]
                 tiles = tiles if unit.tile is None else tiles[unit.tile : unit.tile + 1]
@@ -140,8 +139,7 @@ class Vision:
         def merged(unit: Unit, mine: Selection) -> Tensor:
             if mine.merge.unprojected:
                 return family.project(mine.apply_features(look(Unprojected(), unit).unsqueeze(0))[0])
-            found = features(unit.image)
-            return mine.apply_features(found[unit.offsets.to(found.device)].unsqueeze(0))[0]
+            return mine.apply_features(unit.of(features(unit.image)).unsqueeze(0))[0]
 
         needs = [signal for signal in stage.stage.needs(encoder) if not isinstance(signal, Unprojected)]
         units = units_of(budget, requests, layouts)

@@ -100,7 +100,7 @@ class Watch:
             raise PatchError(f"the signal {signal} was not seen; the decoder layer that it reads did not run")
         found = self.seen[key][b].to(columns.device)
         if isinstance(signal, TextToVisual):
-            return found[rows.visual(b)].sum()
+            return found.masked_fill(~rows.visual(b), 0).sum()
         return found[columns]
 
     def _pivots(self, signal: TextPivots, b: int, ordinal: int, rows: Rows) -> Tensor:

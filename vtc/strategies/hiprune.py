@@ -8,6 +8,7 @@ from torch import Tensor
 
 from vtc.errors import ConfigError
 from vtc.kernels.topk import topk_sorted
+from vtc.kernels.transfer import upload
 from vtc.selection import Selection
 from vtc.signals import AttentionColumns, Context, Encoder
 from vtc.strategies import METHODS
@@ -31,7 +32,7 @@ def select_tokens(
     batch, tokens = object_score.shape
     anchors = anchor_count(count, alpha)
     near = topk_sorted(object_score, anchors)
-    offsets = near.new_tensor([0, -1, 1, -width, width])
+    offsets = upload(torch.tensor([0, -1, 1, -width, width]), near.device)
     cross = (near.unsqueeze(-1) + offsets).clamp(0, tokens - 1).flatten(1)
     chosen = torch.zeros(batch, tokens, dtype=torch.bool, device=object_score.device).scatter_(1, cross, True)
     if exclude == "exact":

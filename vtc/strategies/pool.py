@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import torch
 
 from vtc.kernels.grid import strided_grid
+from vtc.kernels.transfer import upload
 from vtc.selection import Merge, Selection
 from vtc.signals import Context, Encoder
 from vtc.strategies import METHODS
@@ -23,14 +24,15 @@ class Pool(Stage):
     def select(self, context: Context, encoder: Encoder) -> Selection:
         """The strided grid, with a merge whose weights sum to 1 in every slot."""
         rows, columns = context.grid or (1, context.tokens)
-        keep = torch.tensor(strided_grid(rows, columns, context.count), device=context.device)
+        keep = upload(torch.tensor(strided_grid(rows, columns, context.count)), context.device)
         point = torch.arange(context.tokens, device=context.device)
         down = (point // columns).unsqueeze(1) - (keep // columns)
         across = (point % columns).unsqueeze(1) - (keep % columns)
         distance = down.square() + across.square()
         slots = torch.arange(context.count, device=context.device)
         target = (distance * context.count + slots).argmin(1)
-        weight = 1.0 / torch.bincount(target, minlength=context.count)[target].float()
+        size = torch.zeros(context.count, device=context.device).index_add_(0, target, torch.ones_like(target).float())
+        weight = 1.0 / size[target]
         units = len(context.ordinals)
         merge = Merge(target.expand(units, -1), weight.expand(units, -1))
         return Selection(keep.expand(units, -1).contiguous(), merge=merge)

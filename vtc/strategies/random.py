@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 import torch
 
+from vtc.kernels.transfer import upload
 from vtc.selection import Selection
 from vtc.signals import Context, Encoder
 from vtc.strategies import METHODS
@@ -27,4 +28,4 @@ class Random(Stage):
         for ordinal in context.ordinals:
             generator = torch.Generator().manual_seed((self.seed * 1_000_003 + ordinal) % 2**63)
             rows.append(torch.randperm(context.tokens, generator=generator)[: context.count].sort().values)
-        return Selection(torch.stack(rows).to(context.device))
+        return Selection(upload(torch.stack(rows), context.device))

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import torch
 
 from vtc.kernels.grid import strided_grid
+from vtc.kernels.transfer import upload
 from vtc.selection import Selection
 from vtc.signals import Context, Encoder
 from vtc.strategies import METHODS
@@ -19,5 +20,5 @@ class Uniform(Stage):
     def select(self, context: Context, encoder: Encoder) -> Selection:
         """The same indices for every unit of this grid."""
         rows, columns = context.grid or (1, context.tokens)
-        keep = torch.tensor(strided_grid(rows, columns, context.count), device=context.device)
+        keep = upload(torch.tensor(strided_grid(rows, columns, context.count)), context.device)
         return Selection(keep.expand(len(context.ordinals), -1).contiguous())

@@ -1,0 +1,90 @@
+"""How often a patched forward makes the host wait for the device, counted on a device that is not there.
+
+The budget, per prefill with images, on top of what the stock model waits for:
+
+- nothing for one prompt without padding, with a stage at the projector that does not read the question;
+- one wait, for the ids and the mask, for a batch, a padded prompt, a method that reads the question, or drops inside
+  the language model;
+- one before the encoder starts where the sizes of the images are values (LLaVA-NeXT, Qwen-VL);
+- one for each stage whose count depends on the picture (adaptive methods; `hiprune` on Qwen-VL as released).
+
+Decoding waits for nothing.
+"""
+
+from collections import Counter
+
+import pytest
+import torch
+
+import vtc
+from tests.helpers import READERS, build, family_of, inputs_of
+from tests.helpers_device import Device, on_device, to_device
+from vtc.kernels import backend
+
+ONE, BATCH = (1,), (1, 2, 1)
+INSIDE = ("dart", "fastv", "pyramiddrop", "transprune")
+ADAPTIVE = {("hiprune", "qwen2_vl"): 1, ("hiprune", "qwen2_5_vl"): 1, ("todre", None): 1}
+STRATEGIES = ["hiprune", "vtc_cls", "random", "uniform", "pool", "visionzip", "cdpruner", "todre", "visiondrop", *INSIDE]
+
+
+@pytest.fixture(scope="module", params=["llava", "llava_next", "qwen2_5_vl"])
+def device(request):
+    """A family's tiny model on the device, inputs of one prompt and of a batch, and what the stock model waits for."""
+    case = request.param
+    model = build(case, torch.float32)
+    inputs = {images: inputs_of(case, images, torch.float32) for images in (ONE, BATCH)}
+    with torch.no_grad(), Device() as device:
+        to_device(model)
+        inputs = {images: on_device(given) for images, given in inputs.items()}
+        stock = {(images, n): waits(model, device, given, n) for images, given in inputs.items() for n in (1, 4)}
+    return case, model, inputs, stock
+
+
+def waits(model, device, inputs: dict, tokens: int) -> Counter:
+    """What the host waits for in one generate(), by line."""
+    device.waits.clear()
+    model.generate(**inputs, max_new_tokens=tokens, do_sample=False)
+    return Counter(device.waits)
+
+
+def own(found: Counter) -> Counter:
+    """Those that code of vtc asks for itself."""
+    return Counter({line: n for line, n in found.items() if "site-packages" not in line})
+
+
+def allowed(case: str, strategy: str, images: tuple[int, ...]) -> int:
+    """The budget of one prefill, as the top of this file has it."""
+    reads = images != ONE or strategy in (*INSIDE, *READERS, "todre", "visiondrop")
+    sizes = case != "llava"
+    adaptive = ADAPTIVE.get((strategy, family_of(case)), ADAPTIVE.get((strategy, None), 0))
+    return int(reads) + int(sizes) + adaptive
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("images", [ONE, BATCH], ids=["one", "batch"])
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_waits_of_a_generation(device, strategy, images):
+    """Prefill keeps to its budget, decoding adds nothing, and transformers itself waits no more often than before."""
+    case, model, inputs, stock = device
+    with torch.no_grad(), Device() as counted, backend.use("reference"), vtc.patched(model, strategy):
+        first = waits(model, counted, inputs[images], 1)
+        longer = waits(model, counted, inputs[images], 4)
+    assert own(first).total() <= allowed(case, strategy, images), dict(own(first))
+    assert own(longer) == own(first)
+    theirs = longer - own(longer)
+    assert theirs.total() <= stock[images, 4].total(), theirs - stock[images, 4]
+
+
+def test_the_device_counts():
+    """A read, a shape that depends on values, and a plain copy to the device are waits; a queued copy is not."""
+    with Device() as device:
+        x = on_device({"x": torch.arange(4)})["x"]
+        assert int(x[2]) == 2
+        assert x.tolist() == [0, 1, 2, 3]
+        assert x[x > 1].shape == (2,)
+        torch.tensor([1], device=x.device)
+        torch.ones(3).to(x.device)
+        assert device.waits.total() == 5
+        y = torch.ones(4).to(x.device, non_blocking=True)
+        assert (x + y).sum().device == x.device
+    assert device.waits.total() == 5
