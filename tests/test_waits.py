@@ -22,9 +22,9 @@ from tests.helpers_device import Device, on_device, to_device
 from vtc.kernels import backend
 
 ONE, BATCH = (1,), (1, 2, 1)
-INSIDE = ("dart", "fastv", "pyramiddrop", "transprune")
+INSIDE = ("dart", "fastv", "pyramiddrop", "todre", "transprune", "visiondrop")
 ADAPTIVE = {("hiprune", "qwen2_vl"): 1, ("hiprune", "qwen2_5_vl"): 1, ("todre", None): 1}
-STRATEGIES = ["hiprune", "vtc_cls", "random", "uniform", "pool", "visionzip", "cdpruner", "todre", "visiondrop", *INSIDE]
+PROJECTOR = ("hiprune", "vtc_cls", "random", "uniform", "pool", "visionzip", "cdpruner")
 
 
 @pytest.fixture(scope="module", params=["llava", "llava_next", "qwen2_5_vl"])
@@ -54,7 +54,7 @@ def own(found: Counter) -> Counter:
 
 def allowed(case: str, strategy: str, images: tuple[int, ...]) -> int:
     """The budget of one prefill, as the top of this file has it."""
-    reads = images != ONE or strategy in (*INSIDE, *READERS, "todre", "visiondrop")
+    reads = images != ONE or strategy in (*INSIDE, *READERS)
     sizes = case != "llava"
     adaptive = ADAPTIVE.get((strategy, family_of(case)), ADAPTIVE.get((strategy, None), 0))
     return int(reads) + int(sizes) + adaptive
@@ -62,7 +62,7 @@ def allowed(case: str, strategy: str, images: tuple[int, ...]) -> int:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("images", [ONE, BATCH], ids=["one", "batch"])
-@pytest.mark.parametrize("strategy", STRATEGIES)
+@pytest.mark.parametrize("strategy", [*PROJECTOR, *INSIDE])
 def test_waits_of_a_generation(device, strategy, images):
     """Prefill keeps to its budget, decoding adds nothing, and transformers itself waits no more often than before."""
     case, model, inputs, stock = device

@@ -47,7 +47,9 @@ def step(kwargs: dict, prompt: PrunedPrompt, mrope: bool, site: object = None) -
             kwargs["cache_position"] = kwargs["cache_position"] - prompt.dropped
         cached = prompt.seen - prompt.dropped + tokens
         static = bool(getattr(kwargs["past_key_values"], "is_compileable", False))
-        kwargs["attention_mask"] = cut_decode(mask, first.index, first.valid, prompt.length, cached, static)
+        kwargs["attention_mask"] = cut_decode(
+            mask, first.index, first.valid, prompt.length, cached, tokens, static, first.grown
+        )
     prompt.seen += tokens
     return inside
 
@@ -60,7 +62,7 @@ class Step:
 
     def __init__(self, site, prompt: PrunedPrompt, mask: object, positions: Tensor, tokens: int):
         self.site, self.prompt, self.mask, self.positions = site, prompt, mask, positions
-        self.decoded = prompt.seen - prompt.length + tokens
+        self.tokens, self.decoded = tokens, prompt.seen - prompt.length + tokens
         self.masks: dict[tuple[int, bool], object] = {}
         self.rotary: dict[int, tuple[Tensor, Tensor]] = {}
 
@@ -93,7 +95,9 @@ class Step:
         if key not in self.masks:
             segment, cache = self.prompt.segments[number], kwargs.get("past_key_values")
             static, cached = bool(getattr(cache, "is_compileable", False)), segment.width + self.decoded
-            flat = cut_decode(self.mask, segment.index, segment.valid, self.prompt.length, cached, static)
+            flat = cut_decode(
+                self.mask, segment.index, segment.valid, self.prompt.length, cached, self.tokens, static, segment.grown
+            )
             self.masks[key] = self.site.mask(
                 layer, hidden, flat, cache, kwargs.get("cache_position"), segment.valid is not None
             )

@@ -5,6 +5,8 @@ from torch import Tensor
 
 from vtc.errors import UnsupportedError
 
+SPARE = 256  # columns that a growing mask has in reserve
+
 
 def padding_mask(mask: object, length: int) -> Tensor | None:
     """Which prompt tokens are real [B, length] bool, read from whatever mask the language model was given.
@@ -40,19 +42,48 @@ def cut_prefill(mask: object, index: Tensor, valid: Tensor | None, static: bool)
     return _columns(mask, index, valid, mask.shape[3])
 
 
-def cut_decode(mask: object, index: Tensor, valid: Tensor | None, prompt: int, cached: int, static: bool) -> object:
+class Grown:
+    """A 2-D mask over a cache that grows: a step writes the columns of its own tokens, whatever the prompt's length."""
+
+    def __init__(self):
+        self.buffer: Tensor | None = None
+        self.filled = 0
+
+    def upto(self, start: int, valid: Tensor | None, after: Tensor, tokens: int) -> Tensor:
+        """[B, start + n]: `valid` [B, start] or ones, then `after` [B, n], whose last `tokens` columns are new. A view
+        of one buffer."""
+        width, room = start + after.shape[1], self.buffer
+        if room is None or self.filled != width - tokens or room.shape[1] < width or not _alike(room, after):
+            self.buffer = room = after.new_empty(after.shape[0], width + after.shape[1] + SPARE)
+            room[:, :start] = 1 if valid is None else valid
+            tokens = after.shape[1]
+        room[:, width - tokens : width] = after[:, after.shape[1] - tokens :]
+        self.filled = width
+        return room[:, :width]
+
+
+def _alike(room: Tensor, after: Tensor) -> bool:
+    """Whether values can be written from one to the other as they are; what inference mode made is closed outside."""
+    closed = room.is_inference() and not torch.is_inference_mode_enabled()
+    return (room.dtype, room.device, len(room)) == (after.dtype, after.device, len(after)) and not closed
+
+
+def cut_decode(
+    mask: object, index: Tensor, valid: Tensor | None, prompt: int, cached: int, tokens: int, static: bool, grown: Grown
+) -> object:  # fmt: skip
     """The mask over the pruned cache for a step after prefill.
 
     prompt: tokens of the unpruned prompt, whose columns come first in `mask`. cached: columns of the pruned cache
-    including this step's tokens (needed when the caller passes no mask but rows have filler).
+    including this step's `tokens` (needed when the caller passes no mask but rows have filler). grown: what the steps
+    before left; a 4-D mask is as long as the cache and is cut anew.
     """
     if mask is None or _ready_made(mask, static):
         if valid is None:
             return None
-        return torch.cat([valid, valid.new_ones(valid.shape[0], cached - valid.shape[1])], 1).long()
+        after = torch.ones((), dtype=torch.long, device=valid.device).expand(len(valid), cached - valid.shape[1])
+        return grown.upto(index.shape[1], valid, after, tokens)
     if mask.ndim == 2:
-        kept = torch.ones_like(index) if valid is None else valid
-        return torch.cat([kept.to(mask), mask[:, prompt:]], 1)
+        return grown.upto(index.shape[1], valid, mask[:, prompt:], tokens)
     return _columns(mask, index, valid, prompt)
 
 

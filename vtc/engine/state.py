@@ -1,11 +1,12 @@
 """What must be remembered: of the call in progress (per thread), and of a pruned prompt (on its cache object)."""
 
 import threading
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
+from vtc.engine.masks import Grown
 from vtc.errors import PatchError
 from vtc.layout import VisionRun
 
@@ -18,6 +19,7 @@ class Segment:
 
     index [B, K]: places of the unpruned prompt; valid [B, K] bool or None (no filler); shift [B]: how far positions
     are behind the unpruned ones (compact) or None. whole: nothing was dropped yet, the caller's bookkeeping holds.
+    grown: the mask over it and what was decoded since.
     """
 
     first: int
@@ -25,6 +27,7 @@ class Segment:
     valid: Tensor | None
     shift: Tensor | None
     whole: bool = False
+    grown: Grown = field(default_factory=Grown, repr=False)
 
     @property
     def width(self) -> int:
