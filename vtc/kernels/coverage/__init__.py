@@ -9,16 +9,21 @@ from types import ModuleType
 from torch import Tensor
 
 import vtc.kernels.coverage.reference as reference
+from vtc.kernels.backend import triton_wanted
 
 __all__ = ["coverage_greedy"]
 
 
 def _implementation(weights: Tensor) -> ModuleType:
-    """The module that does the work for these tensors: the torch reference on every device.
+    """The module that does the work for these tensors: Triton where it is wanted, else the torch reference.
 
-    A module for CUDA tensors is to be chosen here (and imported here, so that the CPU never needs its dependencies).
-    It has to offer the same function and to agree with the reference in `tests/test_kernels_sets.py`.
+    `triton.py` is imported here, so that the CPU never needs it. It offers the same function and agrees with the
+    reference in `tests/test_triton_sets.py`.
     """
+    if triton_wanted(weights):
+        import vtc.kernels.coverage.triton as triton
+
+        return triton
     return reference
 
 

@@ -52,6 +52,21 @@ def coverage_greedy(weights: Tensor, k: int, *, excluded: Tensor | None = None, 
     more picks than tokens that are not excluded it repeats index 0. Lazy evaluation: Minoux, Accelerated greedy
     algorithms for maximizing submodular set functions, 1978.
     """
+    check(weights, k, excluded, method)
+    units, length, n = weights.shape
+    lazy = method == "lazy" or (method is None and weights.device.type == "cpu" and length * n > SMALL)
+    limit = BLOCK["cpu" if weights.device.type == "cpu" else "other"]
+    together = 1 if lazy else max(1, limit // max(1, length * n))
+    order = torch.empty(units, k, dtype=torch.long, device=weights.device)
+    for b in range(0, units if k else 0, together):
+        part = slice(b, b + together)
+        hidden = None if excluded is None else excluded[part]
+        order[part] = (_lazy if lazy else _dense)(candidate_major(weights[part]), k, hidden, limit)
+    return order
+
+
+def check(weights: Tensor, k: int, excluded: Tensor | None, method: str | None) -> None:
+    """Raises ValueError for arguments that don't fit."""
     if weights.ndim != 3 or not weights.is_floating_point():
         raise ValueError(f"weights are {weights.dtype} {list(weights.shape)}; possible: floats [B, R, N]")
     units, length, n = weights.shape
@@ -61,18 +76,9 @@ def coverage_greedy(weights: Tensor, k: int, *, excluded: Tensor | None = None, 
         raise ValueError(f"excluded is {excluded.dtype} {list(excluded.shape)}; possible: bool [{units}, {n}]")
     if method not in (None, "lazy", "dense"):
         raise ValueError(f"method={method!r}; possible: 'lazy', 'dense' or None")
-    lazy = method == "lazy" or (method is None and weights.device.type == "cpu" and length * n > SMALL)
-    limit = BLOCK["cpu" if weights.device.type == "cpu" else "other"]
-    together = 1 if lazy else max(1, limit // max(1, length * n))
-    order = torch.empty(units, k, dtype=torch.long, device=weights.device)
-    for b in range(0, units if k else 0, together):
-        part = slice(b, b + together)
-        hidden = None if excluded is None else excluded[part]
-        order[part] = (_lazy if lazy else _dense)(_candidate_major(weights[part]), k, hidden, limit)
-    return order
 
 
-def _candidate_major(weights: Tensor) -> Tensor:
+def candidate_major(weights: Tensor) -> Tensor:
     """Contiguous [B, N, R] from [B, R, N], float32 or float64; unit by unit, as torch is quicker to turn a matrix."""
     rows, dtype = weights.transpose(1, 2), torch.promote_types(weights.dtype, torch.float32)
     if rows.is_contiguous() and rows.dtype == dtype:

@@ -9,19 +9,25 @@ from types import ModuleType
 from torch import Tensor
 
 import vtc.kernels.dpp.reference as reference
+from vtc.kernels.backend import triton_wanted
+from vtc.kernels.cosine import Cosines, features_of
 
 __all__ = ["dpp_greedy"]
 
 
-def _implementation(features: object) -> ModuleType:
-    """The module that does the work for these tensors: the torch reference on every device.
+def _implementation(features: Tensor | Cosines, quality: Tensor) -> ModuleType:
+    """The module that does the work for these tensors: Triton where it is wanted, else the torch reference.
 
-    A module for CUDA tensors is to be chosen here (and imported here, so that the CPU never needs its dependencies).
-    It has to offer the same function and to agree with the reference in `tests/test_kernels_sets.py`.
+    `triton.py` is imported here, so that the CPU never needs it. It offers the same function and agrees with the
+    reference in `tests/test_triton_sets.py`.
     """
+    if triton_wanted(features_of(features), quality):
+        import vtc.kernels.dpp.triton as triton
+
+        return triton
     return reference
 
 
 @wraps(reference.dpp_greedy)
-def dpp_greedy(features: object, quality: Tensor, k: int) -> Tensor:
-    return _implementation(features).dpp_greedy(features, quality, k)
+def dpp_greedy(features: Tensor | Cosines, quality: Tensor, k: int) -> Tensor:
+    return _implementation(features, quality).dpp_greedy(features, quality, k)
