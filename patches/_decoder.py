@@ -20,6 +20,13 @@ def _parameters(function: Callable) -> frozenset[str]:
     return frozenset(inspect.signature(function).parameters)
 
 
+def _sliding(config: object, layers: int) -> list[bool]:
+    """Which layers have a sliding window."""
+    kinds = getattr(config, "layer_types", None) or []
+    every = getattr(config, "sliding_window", None) is not None
+    return [kinds[i] == "sliding_attention" if kinds else every for i in range(layers)]
+
+
 class DecoderSite:
     """The layers of a text model. Constructing it only looks: a missing part raises UnsupportedError.
 
@@ -28,6 +35,7 @@ class DecoderSite:
 
     def __init__(self, language_model: nn.Module):
         self.model, self.layers = language_model, list(language_model.layers)
+        self._sliding = _sliding(language_model.config, len(self.layers))
         for name in ("self_attn", "mlp", "input_layernorm"):
             if not all(hasattr(layer, name) for layer in self.layers):
                 raise UnsupportedError(
@@ -102,9 +110,7 @@ class DecoderSite:
 
     def sliding(self, layer: int) -> bool:
         """Whether a layer has a sliding window."""
-        config = self.model.config
-        kinds = getattr(config, "layer_types", None)
-        return kinds[layer] == "sliding_attention" if kinds else getattr(config, "sliding_window", None) is not None
+        return self._sliding[layer]
 
     def mask(
         self, layer: int, hidden: Tensor, mask: Tensor | None, cache: object, cache_position: Tensor | None,

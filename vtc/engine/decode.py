@@ -93,12 +93,15 @@ class Step:
     def _mask(self, number: int, layer: int, hidden: Tensor, kwargs: dict):
         key = number, self.site.sliding(layer)
         if key not in self.masks:
-            segment, cache = self.prompt.segments[number], kwargs.get("past_key_values")
-            static, cached = bool(getattr(cache, "is_compileable", False)), segment.width + self.decoded
-            flat = cut_decode(
-                self.mask, segment.index, segment.valid, self.prompt.length, cached, self.tokens, static, segment.grown
-            )
-            self.masks[key] = self.site.mask(
-                layer, hidden, flat, cache, kwargs.get("cache_position"), segment.valid is not None
-            )
+            self.masks[key] = self._made(number, layer, hidden, kwargs)
         return self.masks[key]
+
+    def _made(self, number: int, layer: int, hidden: Tensor, kwargs: dict):
+        segment, cache = self.prompt.segments[number], kwargs.get("past_key_values")
+        static, cached = bool(getattr(cache, "is_compileable", False)), segment.width + self.decoded
+        flat = cut_decode(
+            self.mask, segment.index, segment.valid, self.prompt.length, cached, self.tokens, static, segment.grown
+        )
+        if flat is None and self.tokens == 1 and not static and not self.site.sliding(layer):
+            return None  # one token sees all that a growing cache holds
+        return self.site.mask(layer, hidden, flat, cache, kwargs.get("cache_position"), segment.valid is not None)

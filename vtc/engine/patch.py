@@ -120,6 +120,7 @@ class Patch:
             return None
         tokens = (ids if ids is not None else embeds).shape[1]
         prompt = recall(given.get("past_key_values"), tokens)
+        call.recalled = given.get("past_key_values"), prompt
         if prompt is not None and given.get("position_ids") is None:
             return (), {**given, "position_ids": decode.unpruned_positions(prompt, tokens, self.family.mrope)}
         return None
@@ -142,7 +143,9 @@ class Patch:
             return None
         call.begun = True
         if call.run is None:
-            prompt = recall(cache, kwargs["inputs_embeds"].shape[1])
+            known, prompt = call.recalled
+            if known is None or known is not cache:
+                prompt = recall(cache, kwargs["inputs_embeds"].shape[1])
             if prompt is not None:
                 if len(prompt.segments) > 1 and prompt.patch != self.number:
                     raise PatchError(

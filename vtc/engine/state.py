@@ -66,7 +66,7 @@ class Call:
     """One forward of the inner model. run: what its vision encoder saw; pruned: what was done to its prompt;
     is_image [B, L] bool: the image placeholders; ids [B, L]: of the prompt, None for embeddings; inside: what
     its decoder layers are to be given, if they are not to be left alone; undone: the reports before this one, until it
-    is finished; begun: the language model was entered."""
+    is finished; begun: the language model was entered; recalled: its cache and what is noted on it."""
 
     run: VisionRun | None = None
     pruned: PrunedPrompt | None = None
@@ -75,6 +75,7 @@ class Call:
     inside: object = None
     undone: tuple | None = None
     begun: bool = False
+    recalled: tuple = (None, None)
 
 
 class ThreadState(threading.local):
