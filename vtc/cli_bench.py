@@ -1,4 +1,4 @@
-"""`vtc bench`: what vtc's own parts cost on this machine."""
+"""`vtc bench`: what a strategy gains on this machine, what vtc's own parts cost, and two results side by side."""
 
 from pathlib import Path
 from typing import Annotated
@@ -6,20 +6,112 @@ from typing import Annotated
 import typer
 
 from vtc import ConfigError
+from vtc.cli_options import SETTING, overrides
 
-bench = typer.Typer(help="Measure what vtc's own parts cost on this machine.", rich_markup_mode=None)
-
-
-@bench.callback()
-def _group() -> None:
-    """Measure what vtc's own parts cost on this machine."""
+bench = typer.Typer(help="Measure what strategies gain on this machine.", rich_markup_mode=None)
 
 
-def _numbers(option: str, text: str) -> list[int]:
-    parts = [part.strip() for part in text.split(",")]
-    if not all(part.isdecimal() and int(part) for part in parts):
-        raise ConfigError(f"{option} {text!r} is no list of whole numbers >= 1; possible: such as 576,2880")
-    return [int(part) for part in parts]
+@bench.callback(invoke_without_command=True)
+def speed(
+    context: typer.Context,
+    preset: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help=(
+                "An architecture with random weights: tiny, llava-mini, llava-1.5-7b, llava-1.5-13b, llava-next-7b, "
+                "qwen2.5-vl-3b, qwen2.5-vl-7b, qwen2-vl-7b."
+            ),
+        ),
+    ] = None,
+    model: Annotated[str | None, typer.Option(metavar="DIR", help="A local model instead.")] = None,
+    strategy: Annotated[
+        str, typer.Option(metavar="S,S", help="Strategies or YAML files, or several as A+B.")
+    ] = "hiprune",
+    keep: Annotated[
+        str, typer.Option(metavar="K,K", help="Budgets: fractions or counts; `own` is the strategy's own.")
+    ] = "0.25",
+    settings: Annotated[list[str] | None, SETTING] = None,
+    batch_sizes: Annotated[str, typer.Option(metavar="B,B", help="Equal prompts at a time.")] = "1",
+    prompt_lengths: Annotated[str, typer.Option(metavar="L,L", help="Tokens of a prompt that are not visual.")] = "64",
+    visual_tokens: Annotated[
+        str, typer.Option(metavar="N,N", help="Visual tokens of a prompt; the nearest that the model can have.")
+    ] = "576",
+    break_even: Annotated[
+        bool,
+        typer.Option("--break-even", help="Also 64,144,256,400,576 visual tokens, to find where it starts to pay."),
+    ] = False,
+    new_tokens: Annotated[int, typer.Option(metavar="N", help="Written by each run, 2 or more.")] = 16,
+    rounds: Annotated[int, typer.Option(metavar="N", help="Of baseline, strategy and oracle in turn.")] = 9,
+    warmup: Annotated[int | None, typer.Option(metavar="N", help="Rounds before that. Default: 1; on a GPU 3.")] = None,
+    dtype: Annotated[
+        str | None,
+        typer.Option(metavar="T", help="float32, bfloat16, float16. Default: bfloat16 on a GPU, else float32."),
+    ] = None,
+    device: Annotated[str | None, typer.Option(metavar="D", help="Default: cuda if there is one, else cpu.")] = None,
+    attention: Annotated[
+        str | None, typer.Option(metavar="A", help="Default: flash_attention_2 where it is installed, else sdpa.")
+    ] = None,
+    kernels: Annotated[str, typer.Option(metavar="K", help="auto, reference, triton.")] = "auto",
+    seed: Annotated[int, typer.Option(metavar="N", help="Of weights, pictures and words.")] = 0,
+    output: Annotated[Path, typer.Option(metavar="DIR", help="For results.json and plots.")] = Path("results/bench"),
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Start anew.")] = False,
+) -> None:
+    """Time a model as it is, with a strategy, and as the strategy's oracle: the same model fed the chosen tokens.
+
+    The three take turns in one process, and ratios are taken within each round. Rows are written as they come; the same
+    command goes on where it stopped.
+
+    \b
+    Examples:
+      vtc bench --preset tiny --strategy hiprune --keep 0.25
+      vtc bench --preset llava-1.5-7b --strategy hiprune,fastv --keep 0.25,0.11 --visual-tokens 576,2880 \\
+          --batch-sizes 1,8 --output results/h100
+      vtc bench --preset tiny --break-even --output results/pays
+      vtc bench compare results/a results/b
+    """
+    if context.invoked_subcommand is not None:
+        return
+    from rich.console import Console
+
+    from vtc.bench.progress import Bar
+    from vtc.bench.show import lines, plot, table
+    from vtc.bench.speed import SWEEP, Wanted, numbers, run, texts
+
+    visual = numbers("--visual-tokens", visual_tokens)
+    wanted = Wanted(
+        output, preset, model, texts("--strategy", strategy), texts("--keep", keep, "0.25,192"),
+        numbers("--batch-sizes", batch_sizes, "1,8"), numbers("--prompt-lengths", prompt_lengths, "64,512"),
+        (*SWEEP, *visual) if break_even else visual, new_tokens, rounds, warmup, dtype, device, attention, kernels,
+        seed, overrides(settings), overwrite,
+    )  # fmt: skip
+    results = run(wanted, Bar)
+    Console(width=150).print(table(results.rows))
+    for line in lines(results.rows):
+        typer.echo(line)
+    plot(results.rows, output)
+    typer.echo(f"results  {output}")
+
+
+@bench.command()
+def compare(
+    first: Annotated[Path, typer.Argument(metavar="DIR", help="A folder that vtc bench wrote.")],
+    second: Annotated[Path, typer.Argument(metavar="DIR", help="Another one.")],
+) -> None:
+    """Show two results side by side; refused when they differ in anything but strategy and keep.
+
+    \b
+    Example:
+      vtc bench compare results/hiprune results/fastv
+    """
+    from rich.console import Console
+
+    from vtc.bench.results import read
+    from vtc.bench.show import compared
+
+    shown = compared(read(first), read(second))
+    typer.echo(f"A  {first}\nB  {second}")
+    Console(width=150).print(shown)
 
 
 @bench.command()
@@ -46,13 +138,14 @@ def selection(
 
     from vtc.bench.report import environment, table, write
     from vtc.bench.selection import SELECTORS, measure
+    from vtc.bench.speed import numbers
 
     names = [name.strip() for name in selectors.split(",")]
     unknown = [name for name in names if name not in SELECTORS]
     if unknown:
         raise ConfigError(f"selector {unknown[0]!r} is unknown; possible: {', '.join(SELECTORS)}")
     _check_device(device)
-    tokens, counts = _numbers("--sizes", sizes), _numbers("--picks", picks)
+    tokens, counts = numbers("--sizes", sizes), numbers("--picks", picks)
     record = {"schema": "vtc.bench.selection/1", "environment": environment(device), "repeats": repeats, "seed": seed}
     console, rows = Console(stderr=True), []
     with console.status("") as status:

@@ -1,5 +1,6 @@
 """The model that is measured: a preset or a local folder, on its device, with the best attention there is."""
 
+import copy
 import hashlib
 import json
 from dataclasses import dataclass
@@ -8,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from vtc.bench.presets import build, config_of, count
+from vtc.bench.presets import build, config_of
 from vtc.bench.prompts import special_ids
 from vtc.errors import ConfigError
 
@@ -18,12 +19,38 @@ ROOM = 0.9  # share of the free memory that weights may take; the rest is for ac
 
 @dataclass(frozen=True)
 class Subject:
-    """What is measured. native: patches along a crop of a preset's tower, None where the tower must stay as it is;
-    identity: what names the model in a result."""
+    """A model that is measured. native: patches along a crop of a preset's tower, None where the tower must stay as it
+    is."""
 
     model: nn.Module
     native: int | None
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """A model by name, before its weights are there. folder: None for a preset; identity: what names it in a result;
+    skeleton: on the meta device, on which everything can be checked first."""
+
+    config: object
+    folder: Path | None
+    device: torch.device
+    dtype: torch.dtype
+    seed: int
     identity: dict
+    skeleton: Subject
+
+    def load(self) -> Subject:
+        """Weights on the device, ready for generate(). Raises ConfigError when they do not fit or cannot be loaded."""
+        what, attention = f"model {self.identity['model']!r}", self.identity["attention"]
+        if self.folder is None:
+            check_fits(what, self.identity["parameters"] * self.dtype.itemsize, self.device)
+            model = build(self.config, self.device, self.dtype, attention, self.seed)
+        else:
+            check_fits(what, sum(f.stat().st_size for f in self.folder.glob("*.safetensors")), self.device)
+            model = _from_folder(self.folder, self.device, self.dtype, attention)
+        check_attention(model)
+        _prepare(model)
+        return Subject(model, self.skeleton.native)
 
 
 def device_of(name: str | None) -> torch.device:
@@ -44,47 +71,51 @@ def dtype_of(name: str | None, device: torch.device) -> torch.dtype:
     return DTYPES[name]
 
 
-def best_attention(device: torch.device, dtype: torch.dtype) -> str:
-    """flash_attention_2 where it is installed and works, else sdpa."""
+def attention_of(name: str | None, device: torch.device, dtype: torch.dtype) -> str:
+    """The attention of this name, or the best there is: flash_attention_2 where it is installed and works, else sdpa.
+
+    Raises ConfigError for one that is not there, and for eager attention, which no baseline should have.
+    """
     from transformers.utils import is_flash_attn_2_available
 
     flash = device.type == "cuda" and dtype.itemsize == 2 and is_flash_attn_2_available()
-    return "flash_attention_2" if flash else "sdpa"
+    possible = [*["flash_attention_2"] * flash, "sdpa"]
+    if name == "eager":
+        raise ConfigError(
+            f"--attention 'eager' is a slow baseline that would flatter every strategy; possible: {', '.join(possible)}"
+        )
+    if name is not None and name not in possible:
+        raise ConfigError(f"--attention {name!r} is not there; possible: {', '.join(possible)}")
+    return name or possible[0]
 
 
-def load(
-    preset: str | None, folder: str | None, device: torch.device, dtype: torch.dtype, attention: str | None, seed: int
-) -> Subject:
-    """The preset with random weights, or the model in a folder; ready for generate().
-
-    Raises ConfigError for both or neither of them, weights beyond the free memory, a folder that cannot be loaded, and
-    eager attention (which no baseline should have).
-    """
+def choose(
+    preset: str | None, folder: str | None, device: torch.device, dtype: torch.dtype, attention: str, seed: int
+) -> Chosen:
+    """The preset, or the model in a folder. Raises ConfigError for both or neither, and for an unknown one."""
     if (preset is None) == (folder is None):
         raise ConfigError("one of --preset and --model is needed; possible: --preset tiny, or --model DIR")
-    attention = attention or best_attention(device, dtype)
     if preset is not None:
-        config = config_of(preset)
-        parameters = count(config)
-        check_fits(f"preset {preset!r}", parameters * dtype.itemsize, device)
+        config, path, name = config_of(preset), None, preset
         shapes = json.dumps(config.to_diff_dict(), sort_keys=True, default=str)
-        model = build(config, device, dtype, attention, seed)
-        vision = config.vision_config
-        native = vision.image_size // vision.patch_size if config.model_type == "llava" else None
-        name, digest = preset, hashlib.sha256(f"{seed}:{shapes}".encode()).hexdigest()[:16]
+        digest = hashlib.sha256(f"{seed}:{shapes}".encode()).hexdigest()[:16]
     else:
         path = _folder(folder)
-        check_fits(f"model {folder!r}", sum(f.stat().st_size for f in path.glob("*.safetensors")), device)
-        model, native = _from_folder(path, device, dtype, attention), None
-        name, digest = path.resolve().name, _digest(path)
-    check_attention(model)
+        config, name, digest = _config(path), path.resolve().name, _digest(path)
+    try:
+        model = build(config, torch.device("meta"), dtype, attention)
+    except (ValueError, ImportError) as error:
+        raise ConfigError(f"{name!r} cannot be measured: {' '.join(str(error).split())[:300]}") from None
     _prepare(model)
+    vision = getattr(config, "vision_config", None)
+    resizable = preset is not None and config.model_type == "llava"
     identity = {
         "model": name, "digest": digest, "parameters": sum(p.numel() for p in model.parameters()),
-        "random_weights": preset is not None, "dtype": str(dtype).removeprefix("torch."),
-        "attention": model.config._attn_implementation, "device": device.type,
+        "random weights": preset is not None, "dtype": str(dtype).removeprefix("torch."), "attention": attention,
+        "device": device.type,
     }  # fmt: skip
-    return Subject(model, native, identity)
+    native = vision.image_size // vision.patch_size if resizable else None
+    return Chosen(copy.deepcopy(config), path, device, dtype, seed, identity, Subject(model, native))
 
 
 def check_fits(what: str, size: int, device: torch.device) -> None:
@@ -114,7 +145,7 @@ def check_attention(model: nn.Module) -> None:
         if getattr(config, "_attn_implementation", None) == "eager":
             raise ConfigError(
                 f"{type(module).__name__} has eager attention, a slow baseline that would flatter every strategy; "
-                "possible: --attention sdpa or flash_attention_2"
+                "possible: --attention sdpa"
             )
 
 
@@ -123,6 +154,16 @@ def _folder(name: str) -> Path:
     if not (path / "config.json").is_file():
         raise ConfigError(f"--model {name!r} is no folder with a config.json; possible: one made by save_pretrained")
     return path
+
+
+def _config(path: Path) -> object:
+    from transformers import AutoConfig
+
+    try:
+        return AutoConfig.from_pretrained(path, local_files_only=True, trust_remote_code=False)
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise ConfigError(f"--model {str(path)!r} has no config that can be read: {reason}") from None
 
 
 def _from_folder(path: Path, device: torch.device, dtype: torch.dtype, attention: str) -> nn.Module:

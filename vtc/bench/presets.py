@@ -98,9 +98,9 @@ _SMALL = dict(hidden=384, mlp=1024, layers=8, heads=6, vocab=8192)
 _BASE = dict(hidden=1024, mlp=2816, layers=12, heads=16, vocab=32064)
 
 PRESETS = {
-    "tiny": Preset(partial(_llava, _SMALL_TOWER, **_SMALL), 41_099_264, "LLaVA, 6 + 8 layers; for a CPU in seconds"),
+    "tiny": Preset(partial(_llava, _SMALL_TOWER, **_SMALL), 25_738_368, "LLaVA, 6 + 8 layers; for a CPU in seconds"),
     "llava-mini": Preset(
-        partial(_llava, _BASE_TOWER, **_BASE), 359_011_840, "LLaVA, CLIP of base size and 12 layers; for a CPU"
+        partial(_llava, _BASE_TOWER, **_BASE), 307_623_424, "LLaVA, CLIP of base size and 12 layers; for a CPU"
     ),
     "llava-1.5-7b": Preset(partial(_llava, {}, **_VICUNA_7B), 7_063_427_072, "LLaVA-1.5-7B"),
     "llava-1.5-13b": Preset(partial(_llava, {}, **_VICUNA_13B), 13_350_839_296, "LLaVA-1.5-13B"),

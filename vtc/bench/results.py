@@ -121,7 +121,8 @@ def check_comparable(a: dict, b: dict) -> None:
         found.append(f"(batch, prompt, visual tokens) {shapes[0]} and {shapes[1]}")
     if found:
         raise ConfigError(
-            f"these results cannot be compared: {'; '.join(found)}; possible: runs that differ in strategy and keep alone"
+            f"these results cannot be compared: {'; '.join(found)}; possible: runs that differ in strategy and keep "
+            "alone"
         )
 
 
@@ -140,13 +141,13 @@ def break_even(points: Sequence[tuple[float, float]]) -> tuple[float | None, str
         return None, "nothing was measured"
     least, (most, last) = points[0][0], points[-1]
     if last > 1:
-        return None, f"never within {least:g} to {most:g}" if len(points) > 1 else f"not at {most:g}"
+        return None, f"never within {least:g} to {most:g}"
     above = [i for i, (_, ratio) in enumerate(points) if ratio > 1]
     if not above:
         return None, f"below {least:g}, the smallest measured"
     (n0, r0), (n1, r1) = points[above[-1]], points[above[-1] + 1]
     found = n0 + (n1 - n0) * (r0 - 1) / (r0 - r1)
-    return found, f"{found:.0f}"
+    return found, f"at {found:.0f}"
 
 
 def break_evens(rows: list[dict]) -> list[dict]:

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import torch
 
-from vtc.bench.measure import Case, measure, prepare, resolved
-from vtc.bench.models import Subject, device_of, dtype_of, load
+from vtc.bench.measure import OWN, Case, measure, prepare, resolved
+from vtc.bench.models import Chosen, attention_of, choose, device_of, dtype_of
 from vtc.bench.results import Results, environment
 from vtc.budget import parse_keep
 from vtc.errors import ConfigError
@@ -51,13 +51,9 @@ class Wanted:
                 raise ConfigError(f"--{option} {getattr(self, name)} is out of range; possible: {least} or more")
         if self.kernels not in CHOICES:
             raise ConfigError(f"--kernels {self.kernels!r} is unknown; possible: {', '.join(CHOICES)}")
-        if self.attention == "eager":
-            raise ConfigError(
-                "--attention 'eager' is a slow baseline that would flatter every strategy; possible: sdpa, "
-                "flash_attention_2"
-            )
         for keep in self.keeps:
-            parse_keep(keep)
+            if keep != OWN:
+                parse_keep(keep)
 
     def cases(self) -> list[Case]:
         """Every row, each once."""
@@ -65,21 +61,25 @@ class Wanted:
         return list(dict.fromkeys(Case(s, k, b, p, v) for v, b, p, s, k in rows))
 
 
-def run(wanted: Wanted, watch: Callable[[list[Case]], object]) -> Results:
-    """Measures what is not in the output folder yet. watch: gives, for the rows to do, a context with `begin(case)` and
-    `advance()`. Raises ConfigError in one line before anything is timed."""
+def run(wanted: Wanted, watch: Callable[[list[Case], int], object]) -> Results:
+    """Measures what is not in the output folder yet. watch: gives, for the rows to do and the rounds of each, a context
+    with `begin(case)` and `advance()`. Raises ConfigError in one line before anything is timed."""
     device = device_of(wanted.device)
     dtype = dtype_of(wanted.dtype, device)
     if wanted.kernels == "triton" and not (INSTALLED and (device.type == "cuda" or interpreted())):
         raise ConfigError(f"--kernels 'triton' does not run on {device.type} here; possible: auto, reference")
-    subject = load(wanted.preset, wanted.model, device, dtype, wanted.attention, wanted.seed)
+    attention = attention_of(wanted.attention, device, dtype)
+    chosen = choose(wanted.preset, wanted.model, device, dtype, attention, wanted.seed)
     warmup = wanted.warmup if wanted.warmup is not None else 3 if device.type == "cuda" else 1
-    results = Results(wanted.output, _settings(wanted, warmup, subject), environment(device), wanted.overwrite)
-    family = find_family(subject.model)
+    results = Results(wanted.output, _settings(wanted, warmup, chosen), environment(device), wanted.overwrite)
+    family = find_family(chosen.skeleton.model)
     todo = [c for c in wanted.cases() if not results.has(c, resolved(c, family, wanted.overrides))]
     for case in todo:
-        prepare(subject, case, wanted.overrides, wanted.seed)
-    with watch(todo) as seen, _quiet():
+        prepare(chosen.skeleton, case, wanted.overrides, wanted.seed)
+    if not todo:
+        return results
+    subject = chosen.load()
+    with watch(todo, warmup + wanted.rounds) as seen, _quiet():
         for case in todo:
             seen.begin(case)
             row = measure(
@@ -90,9 +90,9 @@ def run(wanted: Wanted, watch: Callable[[list[Case]], object]) -> Results:
     return results
 
 
-def _settings(wanted: Wanted, warmup: int, subject: Subject) -> dict:
+def _settings(wanted: Wanted, warmup: int, chosen: Chosen) -> dict:
     return {
-        **subject.identity, "kernels": wanted.kernels, "new tokens": wanted.new_tokens, "rounds": wanted.rounds,
+        **chosen.identity, "kernels": wanted.kernels, "new tokens": wanted.new_tokens, "rounds": wanted.rounds,
         "warm-up rounds": warmup, "seed": wanted.seed, "set": wanted.overrides,
     }  # fmt: skip
 
