@@ -3,6 +3,7 @@
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from itertools import pairwise
 from typing import ClassVar
 
 import torch
@@ -74,6 +75,11 @@ class Family(ABC):
     def image_layouts(self, arguments: dict) -> list[ImageLayout]:
         """The layout of each image, in prompt order, from the arguments of the model's `get_image_features`."""
 
+    def packed_bounds(self, arguments: dict) -> list[int] | None:
+        """Where the sequences begin and end that an encoder packs one after another and that attend only within
+        themselves (in layers without windows), known without reading the device; None if it packs nothing."""
+        return None
+
     @abstractmethod
     def tile_scores(self, captured: list[Tensor], images: list[ImageLayout], arguments: dict) -> list[list[Tensor]]:
         """Sorts what `reduce` gave for one signal, in call order, to images and tiles: a tensor [n] for each tile."""
@@ -112,7 +118,7 @@ class Family(ABC):
         """One signal from the q [B, H, N, D] and k of one attention call -> [B, N] float32 (keys: [B, N, D]), [CLS]
         removed.
 
-        With `cu_seqlens` (flash attention over packed images) each segment attends within itself.
+        With `cu_seqlens` (flash attention over packed images; a list, or a tensor) each segment attends within itself.
         """
         if isinstance(signal, EncoderKeys):
             scores = key.mean(1, dtype=torch.promote_types(key.dtype, torch.float32))
@@ -125,7 +131,8 @@ class Family(ABC):
         elif cu_seqlens is None:
             scores = attention_rows(query.mean(2, keepdim=True), key, scale=scale)[:, 0]
         else:
-            sizes = (cu_seqlens[1:] - cu_seqlens[:-1]).tolist()
+            bounds = cu_seqlens if isinstance(cu_seqlens, list) else cu_seqlens.tolist()
+            sizes = [stop - start for start, stop in pairwise(bounds)]
             parts = zip(query.split(sizes, 2), key.split(sizes, 2), strict=True)
             scores = torch.cat([attention_rows(q.mean(2, keepdim=True), k, scale=scale)[:, 0] for q, k in parts], 1)
         return scores[:, 1:] if self.encoder.has_cls else scores

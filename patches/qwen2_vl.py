@@ -2,6 +2,7 @@
 
 import inspect
 from collections.abc import Callable
+from itertools import accumulate
 
 import torch
 from torch import Tensor, nn
@@ -44,6 +45,11 @@ class Qwen2VL(Family):
     def image_layouts(self, arguments: dict) -> list[ImageLayout]:
         """One full raster of merged tokens per image, from `image_grid_thw` [images, 3] (patches)."""
         return [raster(i, *grid) for i, grid in enumerate(self.grids(arguments))]
+
+    def packed_bounds(self, arguments: dict) -> list[int]:
+        """One sequence of patches per frame."""
+        frames = [h * w for t, h, w in torch.as_tensor(arguments["image_grid_thw"]).tolist() for _ in range(t)]
+        return [0, *accumulate(frames)]
 
     def token_order(self, arguments: dict) -> Tensor | None:
         """Places of the raster's tokens in the encoder's sequence; None when it is the raster itself."""

@@ -47,10 +47,12 @@ class VisionRun:
     """One run of the vision encoder: what was asked for, what was seen, and the layout of its images.
 
     captured: per signal what was recorded, in call order. signals: per signal, per image, per tile a tensor [n] (keys:
-    [n, e]; what the projector receives: [n, D], or [1 + n, D] with [CLS] first).
+    [n, e]; what the projector receives: [n, D], or [1 + n, D] with [CLS] first). bounds: of packed sequences, see
+    `Family.packed_bounds`.
     """
 
     captured: dict[Signal, list[Tensor]] = field(default_factory=dict)
     images: list[ImageLayout] = field(default_factory=list)
     signals: dict[Signal, list[list[Tensor]]] = field(default_factory=dict)
+    bounds: list[int] | None = None
     observe_seconds: float = 0.0

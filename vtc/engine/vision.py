@@ -43,6 +43,8 @@ class Vision:
         if run is None:
             return
         start = clock.now()
+        if cu_seqlens is not None and run.bounds is not None and len(cu_seqlens) == len(run.bounds):
+            cu_seqlens = run.bounds  # the same, unless there are windows; on the host, where nothing waits for it
         for signal in self.observed:
             if signal.layer == layer:
                 run.captured.setdefault(signal, []).append(self.family.reduce(signal, query, key, scale, cu_seqlens))
@@ -63,7 +65,8 @@ class Vision:
             arguments, family = dict(signature.bind(*args, **kwargs).arguments), self.family
             if family.sizes is not None:  # read before the encoder is queued, so that nothing is waited for
                 arguments[family.sizes] = torch.as_tensor(arguments[family.sizes]).cpu()
-            run = self.thread.recording = VisionRun(images=family.image_layouts(arguments))
+            images, bounds = family.image_layouts(arguments), family.packed_bounds(arguments)
+            run = self.thread.recording = VisionRun(images=images, bounds=bounds)
             try:
                 output = original(*args, **kwargs)
             finally:
