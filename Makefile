@@ -14,7 +14,7 @@ REDUCED := $(wildcard tests/test_contract*.py tests/test_engine*.py tests/test_g
 TEST_ENV := HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false MPLBACKEND=Agg OMP_NUM_THREADS=1
 PYTEST = -m pytest -n $(JOBS) $(PYTEST_ARGS)
 
-.PHONY: help demo test test-matrix test-oldest test-oldest-reduced lint format wheel-check clean distclean
+.PHONY: help demo test test-matrix test-oldest test-oldest-reduced lint format wheel-check gpu-check clean distclean
 .DELETE_ON_ERROR:
 
 help: ## this list
@@ -50,6 +50,12 @@ wheel-check: .venv/.ready .venv-wheel/.torch ## build the wheel, install it else
 	.venv-wheel/bin/python -m pip install -qq -c constraints.txt "$$tmp"/dist/*.whl; \
 	mkdir "$$tmp/outside"; cp tests/wheel/check_wheel.py "$$tmp/outside/"; \
 	(cd "$$tmp/outside"; env -u PYTHONPATH HF_HUB_OFFLINE=1 "$(CURDIR)/.venv-wheel/bin/python" check_wheel.py "$(CURDIR)")
+
+# Straight from the checkout, with the python3 that has torch, triton and transformers; nothing is installed.
+GPU_OUTPUT ?= results/gpu
+
+gpu-check: ## on a machine with a GPU: kernels against their references, their times, vtc bench; ends with a table
+	@PYTHONPATH=. $(PYTHON) -m vtc.bench.gpu --output $(GPU_OUTPUT)
 
 clean: ## remove build products and caches
 	rm -rf build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
