@@ -1,0 +1,147 @@
+"""Presets of `vtc bench`: published sizes, visual tokens near what is asked, prompts that stock generate() takes."""
+
+import pytest
+import torch
+
+from tests.helpers import model_of
+from vtc.bench.models import check_attention, check_fits, choose, device_of, dtype_of
+from vtc.bench.presets import PRESETS, build, config_of, count, resize_tower
+from vtc.bench.prompts import inputs_of, pictures, special_ids
+from vtc.errors import ConfigError
+from vtc.patching import find_family
+
+CPU = torch.device("cpu")
+META = torch.device("meta")
+NATIVE = {"tiny": 24, "llava-1.5-7b": 24}
+
+
+def family_of(name):
+    """The family of a preset without weights."""
+    return find_family(build(config_of(name), META, torch.bfloat16, "sdpa"))
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_parameters(name):
+    """As published, within 2 %."""
+    found = count(config_of(name))
+    assert found == pytest.approx(PRESETS[name].parameters, rel=0.02)
+    assert find_family(build(config_of(name), META, torch.bfloat16, "sdpa")).language_shape().layers >= 6
+
+
+def test_small_presets():
+    """`tiny` has tens of millions of parameters, `llava-mini` more than 300."""
+    assert 20e6 < count(config_of("tiny")) < 100e6
+    assert 300e6 < count(config_of("llava-mini")) < 400e6
+
+
+def test_weights_are_seeded_and_alive():
+    """The same seed gives the same weights, norms are ones, and the caller's generator is left alone."""
+    torch.manual_seed(3)
+    expected = torch.rand(2)
+    torch.manual_seed(3)
+    a, b = (build(config_of("tiny"), CPU, torch.bfloat16, "sdpa", seed) for seed in (0, 0))
+    assert torch.equal(torch.rand(2), expected)
+    for (name, x), y in zip(a.named_parameters(), b.parameters(), strict=True):
+        assert torch.equal(x, y), name
+        assert x.dtype == torch.bfloat16
+    layer = a.model.language_model.layers[0]
+    assert (layer.input_layernorm.weight == 1).all()
+    assert 0.005 < float(layer.mlp.up_proj.weight.detach().float().std()) < 0.05
+    assert torch.get_default_dtype() == torch.float32
+
+
+@pytest.mark.parametrize(
+    "name, asked, found",
+    [
+        ("tiny", 576, 576),
+        ("tiny", 64, 64),
+        ("tiny", 2880, 2880),
+        ("llava-1.5-7b", 1152, 1152),
+        ("llava-next-7b", 2880, 2928),
+        ("llava-next-7b", 1200, 1200),
+        ("qwen2.5-vl-3b", 576, 576),
+        ("qwen2-vl-7b", 2880, 2880),
+        ("qwen2.5-vl-7b", 97, 96),
+    ],
+)
+def test_visual_tokens(name, asked, found):
+    """The nearest that the layouts give; layouts and pixels agree with the family's own account."""
+    family = family_of(name)
+    shown = pictures(family, asked, NATIVE.get(name))
+    assert abs(shown.total - found) <= 0.02 * found
+    layouts = find_family(family.model).image_layouts(shown.inputs)
+    assert [layout.tokens for layout in layouts] == list(shown.tokens)
+
+
+@pytest.mark.parametrize("name, asked", [("llava-next-7b", 64), ("tiny", 2), ("llava-next-7b", 400)])
+def test_impossible_visual_tokens(name, asked):
+    """What is far off is refused, with the nearest."""
+    with pytest.raises(ConfigError, match=f"--visual-tokens {asked} .*possible: such as"):
+        pictures(family_of(name), asked, NATIVE.get(name))
+
+
+def test_a_trained_tower_is_not_resized():
+    """Without a preset, LLaVA has multiples of an image's tokens only."""
+    family = find_family(model_of("llava"))
+    assert pictures(family, 128, None).tokens == (64, 64)
+    with pytest.raises(ConfigError, match="possible: multiples of 64"):
+        pictures(family, 100, None)
+
+
+def test_resized_tower_runs():
+    """New position embeddings, the same patches and class token."""
+    model = build(config_of("tiny"), CPU, torch.float32, "sdpa")
+    tower = find_family(model).tower
+    before = {name: x for name, x in tower.named_parameters() if "position" not in name}
+    resize_tower(tower, 5)
+    after = dict(tower.named_parameters())
+    assert all(after[name] is x for name, x in before.items())
+    assert tower(torch.randn(1, 3, 70, 70)).last_hidden_state.shape[1] == 26
+    assert find_family(model).encoder.tokens == 25
+
+
+@pytest.mark.parametrize("name", ["llava", "llava_next", "qwen2_vl", "qwen2_5_vl"])
+def test_prompts(name):
+    """Text of the wanted length, equal rows, placeholders for the pictures, no other special token but the marks."""
+    model = model_of(name)
+    family = find_family(model)
+    shown = pictures(family, {"llava": 64, "llava_next": 150}.get(name, 100), None)
+    inputs = inputs_of(family, shown, 20, 3)
+    ids = inputs["input_ids"]
+    visual = ids == family.image_token_id
+    assert (ids == ids[0]).all()
+    assert (visual.sum(1) == shown.total).all()
+    assert ids.shape == (3, 20 + shown.total)
+    special = torch.isin(ids[0], torch.tensor(special_ids(model.config))) & ~visual[0]
+    assert int(special.sum()) == (2 if family.mrope else 0)
+    assert torch.isfinite(model(**inputs).logits).all()
+    with pytest.raises(ConfigError, match="--prompt-lengths 1 is too short.*possible: at least"):
+        inputs_of(family, shown, 1, 1)
+
+
+BAD = {
+    "preset": (lambda: config_of("tinny"), "unknown preset 'tinny': did you mean 'tiny'"),
+    "device": (lambda: device_of("tpu"), "--device 'tpu' is not there; possible: cpu"),
+    "dtype": (lambda: dtype_of("int8", CPU), "--dtype 'int8' is unknown; possible: float32, bfloat16, float16"),
+    "memory": (lambda: check_fits("it", 10**15, CPU), "it needs 1000000.0 GB for its weights, cpu has .* possible"),
+    "both": (lambda: choose("tiny", "x", CPU, torch.float32, "sdpa", 0), "one of --preset and --model is needed"),
+    "folder": (lambda: choose(None, "x", CPU, torch.float32, "sdpa", 0), "--model 'x' is no folder.*possible"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_input(name):
+    """One line: what is wrong, the value, what is possible."""
+    call, words = BAD[name]
+    with pytest.raises(ConfigError, match=words) as error:
+        call()
+    assert "\n" not in str(error.value)
+
+
+def test_eager_attention_is_refused():
+    """A model that was made with it, in any of its parts."""
+    model = build(config_of("tiny"), META, torch.float32, "sdpa")
+    check_attention(model)
+    model.model.vision_tower.config._attn_implementation = "eager"
+    with pytest.raises(ConfigError, match="eager attention.*possible"):
+        check_attention(model)
