@@ -9,24 +9,29 @@ from types import ModuleType
 from torch import Tensor
 
 import vtc.kernels.attention_reduce.reference as reference
+from vtc.kernels.backend import triton_wanted
 
 __all__ = ["attention_columns", "attention_rows"]
 
 
-def _implementation(queries: Tensor) -> ModuleType:
-    """The module that does the work for these tensors: the torch reference on every device.
+def _implementation(*tensors: Tensor) -> ModuleType:
+    """The module that does the work for these tensors: Triton where it is wanted, else the torch reference.
 
-    A module for CUDA tensors is to be chosen here (and imported here, so that the CPU never needs its dependencies).
-    It has to offer the same two functions and to agree with the reference in `tests/test_kernels.py`.
+    `triton.py` is imported here, so that the CPU never needs it. It offers the same functions and agrees with the
+    reference in `tests/test_triton_attention.py`.
     """
+    if triton_wanted(*tensors):
+        import vtc.kernels.attention_reduce.triton as triton
+
+        return triton
     return reference
 
 
 @wraps(reference.attention_rows)
 def attention_rows(queries: Tensor, keys: Tensor, **options) -> Tensor:
-    return _implementation(queries).attention_rows(queries, keys, **options)
+    return _implementation(queries, keys).attention_rows(queries, keys, **options)
 
 
 @wraps(reference.attention_columns)
 def attention_columns(queries: Tensor, keys: Tensor, **options) -> Tensor:
-    return _implementation(queries).attention_columns(queries, keys, **options)
+    return _implementation(queries, keys).attention_columns(queries, keys, **options)

@@ -1,0 +1,1 @@
+"""Kernels of attention rows; they are launched by `vtc/kernels/attention_reduce/triton.py`."""
