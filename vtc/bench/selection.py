@@ -55,7 +55,7 @@ def _kernel(cosines: Cosines, inputs: dict) -> Tensor:
 
 
 def _max_sum(cosines: Cosines, inputs: dict, k: int) -> Tensor:
-    return maxsum_greedy(cosines, torch.zeros(1, dtype=torch.long, device=cosines.x.device), k)[0]
+    return maxsum_greedy(cosines, torch.zeros(1, dtype=torch.long, device=cosines.device), k)[0]
 
 
 SELECTORS = {
