@@ -73,7 +73,7 @@ def measure(
 
     Raises ConfigError where the visual tokens or the strategy are not possible for this model.
     """
-    with use(kernels):
+    with use(kernels), _frozen():
         family, found = prepare(subject, case, overrides, seed)
         systems = [
             System("baseline", nullcontext, found, lambda: None),
@@ -200,12 +200,24 @@ def _check(model: nn.Module, oracle: System, told: Recording) -> dict:
 
 @contextmanager
 def _no_collection() -> Iterator[None]:
+    """Python's garbage is collected before and not meanwhile."""
     gc.collect()
     gc.disable()
     try:
         yield
     finally:
         gc.enable()
+
+
+@contextmanager
+def _frozen() -> Iterator[None]:
+    """What there is now is left out of collections, which would else take longer than a small model's forward."""
+    gc.collect()
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
 
 
 def _round(model: nn.Module, family, system: System, new_tokens: int) -> dict[str, float]:
