@@ -234,16 +234,17 @@ def _tuned(kernel, *sizes: tuple[int, int, int, int]):
     return triton.autotune(space(configs), key=["m_bucket", "n_bucket", "CAUSAL", "D_PAD"])(kernel)
 
 
-def _kinds(kernel) -> dict:
+def _kinds(kernel, largest: tuple[int, int, int, int]) -> dict:
     """By how a tile fits: heads of up to 128 in 16 bits, up to 256, and what is multiplied a few columns at a time."""
     return {
-        "narrow": _tuned(kernel, (64, 64, 4, 3), (128, 64, 8, 3), (64, 128, 4, 3), (128, 128, 8, 3)),
+        "narrow": _tuned(kernel, (64, 64, 4, 3), (128, 64, 8, 3), (64, 128, 4, 3), largest),
         "wide": _tuned(kernel, (64, 64, 4, 2), (128, 64, 8, 2)),
         "parts": _tuned(kernel, (64, 64, 8, 1), (32, 64, 4, 1)),
     }
 
 
-QUERY_SUMS, KEY_SUMS = _kinds(query_sums), _kinds(key_sums)
+QUERY_SUMS = _kinds(query_sums, (128, 128, 8, 3))
+KEY_SUMS = _kinds(key_sums, (64, 128, 8, 3))  # it holds a tile of sums beside the products
 
 
 def kind_of(dtype: torch.dtype, padded: int) -> tuple[str, int]:
