@@ -106,7 +106,7 @@ def _attention_rows(
                 *some.stride()[:3], *k.stride()[:3], *_strides(key_mask, 2), *_strides(limits, 2),
                 heads_kv, group, size, n, factor, NEGATIVE=negative, D=dim, D_PAD=padded,
                 WIDTH=min(padded, 32 if q.dtype == torch.float32 else 64), BLOCK_M=block_m, BLOCK_N=BLOCK_N,
-                num_warps=4, num_stages=1,
+                num_warps=8 if block_m == 64 else 4, num_stages=1,
             )  # fmt: skip
             normalize_rows[parts * batch * size,](
                 scores, sums[0], sums[1], place, place.stride(0), place.stride(1) if keep else 0, place.stride(-2),

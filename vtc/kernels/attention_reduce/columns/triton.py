@@ -234,17 +234,20 @@ def _tuned(kernel, *sizes: tuple[int, int, int, int]):
     return triton.autotune(space(configs), key=["m_bucket", "n_bucket", "CAUSAL", "D_PAD"])(kernel)
 
 
-def _kinds(kernel, largest: tuple[int, int, int, int]) -> dict:
-    """By how a tile fits: heads of up to 128 in 16 bits, up to 256, and what is multiplied a few columns at a time."""
+def _kinds(kernel, wide_warps: int) -> dict:
+    """By how a tile fits: heads of up to 128 in 16 bits, up to 256, and what is multiplied a few columns at a time.
+
+    The sizes are the largest that hardly spill registers on sm_80 and sm_90 (24 bytes at most), also for odd strides.
+    """
     return {
-        "narrow": _tuned(kernel, (64, 64, 4, 3), (128, 64, 8, 3), (64, 128, 4, 3), largest),
+        "narrow": _tuned(kernel, (64, 64, 4, 3), (128, 64, 8, 3), (64, 128, wide_warps, 3)),
         "wide": _tuned(kernel, (64, 64, 4, 2), (128, 64, 8, 2)),
         "parts": _tuned(kernel, (64, 64, 8, 1), (32, 64, 4, 1)),
     }
 
 
-QUERY_SUMS = _kinds(query_sums, (128, 128, 8, 3))
-KEY_SUMS = _kinds(key_sums, (64, 128, 8, 3))  # it holds a tile of sums beside the products
+QUERY_SUMS = _kinds(query_sums, 4)
+KEY_SUMS = _kinds(key_sums, 8)  # it holds a tile of sums beside the products
 
 
 def kind_of(dtype: torch.dtype, padded: int) -> tuple[str, int]:
