@@ -128,6 +128,7 @@ def build(config: object, device: torch.device, dtype: torch.dtype, attention: s
     with torch.random.fork_rng([device] if device.type == "cuda" else []), device, _default_dtype(dtype):
         torch.manual_seed(seed)
         model = AutoModelForImageTextToText.from_config(config, dtype=dtype, attn_implementation=attention)
+        model.tie_weights()  # transformers 5.0 leaves that out on the meta device
     return model.eval()
 
 
