@@ -12,6 +12,7 @@ from tests.helpers import model_of
 from tests.test_cli import run
 from vtc.bench.measure import Case, ratios
 from vtc.bench.results import Results, break_even, break_evens, check_comparable, read
+from vtc.bench.show import lines
 from vtc.cli import main
 from vtc.errors import ConfigError
 
@@ -170,6 +171,22 @@ def test_break_evens_are_per_strategy():
 
     found = break_evens([row("a", 64, 1.2), row("b", 64, 0.9), row("a", 128, 0.8)])
     assert [(entry["strategy"], entry["tokens"]) for entry in found] == [("a", 96)]
+
+
+@pytest.mark.parametrize("most, noisy", [(1.2, False), (2.0, True)])
+def test_noise_is_said(most, noisy):
+    """Rounds of the baseline that differ a lot are named under the table."""
+    row = {
+        "batch": 1,
+        "tokens": {"visual": 64},
+        "oracle": {"difference": 0.0},
+        "prompt": 9,
+        "strategy": "a",
+        "keep": "1",
+    }
+    row |= {"systems": {"baseline": {"ttft": {"min": 1.0, "median": 1.1, "max": most}}}}
+    row |= {"ratios": {"ttft/baseline": {"median": 0.5}}}
+    assert [line.startswith("noisy: with 64 visual tokens") for line in lines([row])] == [True] * noisy
 
 
 def test_ratios_are_paired():

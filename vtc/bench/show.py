@@ -6,6 +6,7 @@ from vtc.bench.results import break_evens, check_comparable
 
 PARTS = ("vision", "selection", "prefill")
 SYSTEMS = ("baseline", "strategy", "oracle")
+NOISY = 1.3  # largest over smallest baseline from which on a row is called noisy
 COLORS = {"vision": "#4c78a8", "selection": "#e45756", "prefill": "#72b7b2", "rest": "#bab0ac"}
 
 
@@ -57,12 +58,19 @@ def _ratio(row: dict, key: str) -> str:
 
 
 def lines(rows: list[dict]) -> list[str]:
-    """What the table has no room for: oracles that there are not, break-even points."""
+    """What the table has no room for: oracles that there are not, rounds that differ too much, break-even points."""
     found = [
         f"{row['strategy']} {row['keep']} has no oracle: {row['oracle']['missing']}"
         for row in rows
         if "missing" in row["oracle"]
     ]
+    for row in rows:
+        ttft = row["systems"]["baseline"]["ttft"]
+        if ttft["max"] > NOISY * ttft["min"]:
+            found.append(
+                f"noisy: with {row['tokens']['visual']} visual tokens, batch {row['batch']}, the baseline took "
+                f"{_ms(ttft['min'])} to {_ms(ttft['max'])} ms to the first token; other work on this machine?"
+            )
     for entry in break_evens(rows):
         where = f"{entry['strategy']} {entry['keep']}, batch {entry['batch']}, {entry['prompt']} text tokens"
         found.append(f"{where}, break-even in visual tokens: {entry['words']}")
