@@ -170,6 +170,7 @@ def _softmax_blocks(
     step = rows if chunk else min(m, max(1, budget // (step_kv * group * n)))
     if visible is not None:
         k = k.masked_fill(~visible[:, None], 0)  # a bias of -inf would not hide NaN in padding
+    room = q.new_empty(step_kv * group * step * n, dtype=dtype)  # fresh memory for each block costs page faults
     for h in range(0, heads_kv, step_kv):
         kt = k[h : h + step_kv].to(dtype).transpose(1, 2)
         head = slice(h * group, (h + kt.shape[0]) * group)
@@ -180,7 +181,9 @@ def _softmax_blocks(
                 continue
             part = q[head, row].to(dtype) * scale
             with _no_autocast(q.device.type):
-                block = torch.bmm(part.reshape(kt.shape[0], -1, dim), kt[:, :, :seen]).view(part.shape[0], -1, seen)
+                block = room[: part.shape[0] * part.shape[1] * seen].view(kt.shape[0], -1, seen)
+                torch.bmm(part.reshape(kt.shape[0], -1, dim), kt[:, :, :seen], out=block)
+            block = block.view(part.shape[0], -1, seen)
             bias, alive = _mask_bias(row, seen, visible, limit, block)
             if bias is not None:
                 block.add_(bias)
