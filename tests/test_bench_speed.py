@@ -17,7 +17,7 @@ from vtc.cli import main
 from vtc.errors import ConfigError
 
 SMALL = ("--prompt-lengths", "9", "--new-tokens", "3", "--rounds", "2", "--warmup", "0", "--device", "cpu")
-TIMES = ("vision", "selection", "prefill", "ttft", "decode", "total")
+TIMES = ("vision", "observing", "selection", "prefill", "ttft", "decode", "total")
 
 
 @pytest.fixture(scope="module")
@@ -64,12 +64,17 @@ def test_rows_are_complete(done):
             assert 0 < system["ttft"]["median"] < system["total"]["median"]
             assert system["decode"]["min"] > 0
             assert (system["selection"]["median"] > 0) == (name == "strategy")
+            assert system["selection"]["min"] >= system["observing"]["min"]
             assert 0 < system["kv_bytes"] < system["peak_bytes"]
         mine, base = row["rounds"]["strategy"]["ttft"], row["rounds"]["baseline"]["ttft"]
         expected = sorted(a / b for a, b in zip(mine, base, strict=True))
         assert row["ratios"]["ttft/baseline"]["median"] == pytest.approx(sum(expected) / 2)
         assert row["ratios"]["kv/baseline"]["median"] < 0.6
         assert ("ttft/oracle" in row["ratios"]) == (not merges)
+        assert (row["scoring"] is not None) == (row["strategy"] == "hiprune")
+        if row["scoring"] is not None:
+            assert row["scoring"]["observed"] == 2
+            assert row["scoring"]["median"] > 0
     for name in ("ttft.png", "break_even.png"):
         assert (out / name).stat().st_size > 5000
 
@@ -180,6 +185,7 @@ def test_noise_is_said(most, noisy):
         "batch": 1,
         "tokens": {"visual": 64},
         "oracle": {"difference": 0.0},
+        "scoring": None,
         "prompt": 9,
         "strategy": "a",
         "keep": "1",

@@ -134,9 +134,11 @@ def selection(
       vtc bench selection --sizes 2880 --picks 320
       vtc bench selection --selectors coverage --device cuda --output results/h200
     """
+    import torch
     from rich.console import Console
 
-    from vtc.bench.report import environment, table, write
+    from vtc.bench.report import table, write
+    from vtc.bench.results import environment
     from vtc.bench.selection import SELECTORS, measure
     from vtc.bench.speed import numbers
 
@@ -146,7 +148,8 @@ def selection(
         raise ConfigError(f"selector {unknown[0]!r} is unknown; possible: {', '.join(SELECTORS)}")
     _check_device(device)
     tokens, counts = numbers("--sizes", sizes), numbers("--picks", picks)
-    record = {"schema": "vtc.bench.selection/1", "environment": environment(device), "repeats": repeats, "seed": seed}
+    where = environment(torch.device(device))
+    record = {"schema": "vtc.bench.selection/1", "environment": where, "repeats": repeats, "seed": seed}
     console, rows = Console(stderr=True), []
     with console.status("") as status:
         for name in names:

@@ -20,7 +20,7 @@ from pathlib import Path
 import torch
 
 from vtc.bench import kernels
-from vtc.bench.report import environment
+from vtc.bench.results import environment
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 TESTS = ("tests/test_gpu.py", "tests/test_triton_*.py")
@@ -88,7 +88,7 @@ def kernel_rows(folder: Path, device: torch.device, small: bool, limit: float) -
         rows.append(row.to_dict())
         print(line_of(row), flush=True)
         verdict = verdict if row.passed else "failed"
-        record = {"schema": "vtc.bench.kernels/1", "environment": environment(str(device)), "rows": rows}
+        record = {"schema": "vtc.bench.kernels/1", "environment": environment(device), "rows": rows}
         (folder / "kernels.json").write_text(json.dumps(record, indent=1), encoding="utf-8")
     good = sum(bool(row.get("passed")) for row in rows)
     return Step("kernels", verdict, time.monotonic() - start, f"{good} of {len(rows)} within their tolerance")
@@ -138,7 +138,7 @@ def main(arguments: list[str] | None = None) -> int:
         return 2
     folder, device = given.output.resolve(), torch.device("cpu" if given.trial else "cuda")
     folder.mkdir(parents=True, exist_ok=True)
-    print(json.dumps(environment(str(device))), flush=True)
+    print(json.dumps(environment(device)), flush=True)
     steps = [] if given.trial else [tests(folder, 0.45 * given.limit)]
     left = given.limit - sum(step.seconds for step in steps)
     steps.append(kernel_rows(folder, device, given.trial, 0.4 * left))

@@ -26,10 +26,11 @@ from vtc.patching import find_family, patched, report
 from vtc.signals import TextRelevance
 
 OWN = "own"  # as a keep: the strategy's own budget
-TIMES = ("vision", "selection", "prefill", "ttft", "decode", "total")
+TIMES = ("vision", "observing", "selection", "prefill", "ttft", "decode", "total")
 RATIOS = (("ttft", "baseline"), ("ttft", "oracle"), ("decode", "baseline"), ("decode", "oracle"), ("total", "baseline"))
 DEFINITIONS = {
     "vision": "seconds of the vision encoder, observing its attention left out",
+    "observing": "seconds of observing signals, part of selection (vtc.report)",
     "selection": "seconds of observing signals, selecting and packing (vtc.report)",
     "prefill": "seconds of the language model's first forward without selection and output head",
     "ttft": "seconds from generate() to the end of the first full forward, output head included",
@@ -38,6 +39,7 @@ DEFINITIONS = {
     "rate": "new tokens per second of the whole batch over `total`",
     "peak_bytes": "most bytes allocated at once on top of weights and inputs",
     "kv_bytes": "bytes of the KV cache after the last step",
+    "scoring": "observing one encoder layer (of `observed`) as a share of one layer of the encoder (of `depth`)",
     "ratios": "taken in each round, then the median; peak: one run each",
     "oracle": "the unpatched model fed the tokens that the strategy chose; difference: of the first token's logits",
 }
@@ -109,7 +111,8 @@ def measure(
             name: {**{p: spread(v) for p, v in parts.items()}, **_rate(parts, case.batch * new_tokens), **spaces[name]}
             for name, parts in seconds.items()
         },
-        "ratios": ratios(seconds, spaces), "rounds": seconds,
+        "ratios": ratios(seconds, spaces), "scoring": _scoring(family, case, overrides, seconds["strategy"]),
+        "rounds": seconds,
     }  # fmt: skip
 
 
@@ -157,6 +160,19 @@ def ratios(seconds: dict, spaces: dict) -> dict:
         value = spaces["strategy"][key] / spaces["baseline"][key]
         found[f"{key.removesuffix('_bytes')}/baseline"] = {"median": value, "min": value, "max": value}
     return found
+
+
+def _scoring(family, case: Case, overrides: dict, seconds: dict) -> dict | None:
+    """What observing one layer of the encoder costs beside the layer; None where no encoder layer is observed, or
+    layers of the language model are, too."""
+    config = resolve(case.strategy, family.name, **_given(case, overrides))
+    needs = () if config.projector is None or config.decoder else config.projector.stage.needs(family.encoder)
+    observed = {signal.layer for signal in needs if hasattr(signal, "layer")}
+    if not observed:
+        return None
+    depth = family.encoder.depth
+    shares = [a / len(observed) / (b / depth) for a, b in zip(seconds["observing"], seconds["vision"], strict=True)]
+    return {"observed": len(observed), "depth": depth, **spread(shares)}
 
 
 def _rate(parts: dict, tokens: int) -> dict:
@@ -225,10 +241,11 @@ def _round(model: nn.Module, family, system: System, new_tokens: int) -> dict[st
 
     with system.context(), _no_collection():
         with Stopwatch(family) as watch:
-            parts = watch.measure(lambda: generate(model, system.inputs, 1), system.told)[2]
+            _, told, parts = watch.measure(lambda: generate(model, system.inputs, 1), system.told)
         ends = _ends(model, lambda: generate(model, system.inputs, new_tokens))
     return {
-        "vision": parts["vision"], "selection": parts["selection"], "prefill": parts["prefill"],
+        "vision": parts["vision"], "observing": 0.0 if told is None else told.observe_seconds,
+        "selection": parts["selection"], "prefill": parts["prefill"],
         "ttft": ends[0], "decode": (ends[-1] - ends[0]) / (len(ends) - 1), "total": ends[-1],
     }  # fmt: skip
 

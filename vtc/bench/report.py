@@ -1,26 +1,9 @@
-"""The results of a benchmark as JSON, a table and a plot."""
+"""The results of `vtc bench selection` as JSON, a table and a plot."""
 
 import json
-import platform
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-import torch
-
 from vtc.bench.selection import Row
-
-
-def environment(device: str) -> dict:
-    """Versions and machine, as far as they explain a time."""
-    found = {"python": platform.python_version(), "device": device, "threads": torch.get_num_threads()}
-    if device.startswith("cuda"):
-        found["gpu"] = torch.cuda.get_device_name(device)
-    for name in ("vtc-vlm", "torch", "triton"):
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            found[name] = None
-    return found
 
 
 def write(rows: list[Row], folder: Path, record: dict) -> Path:

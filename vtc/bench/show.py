@@ -65,6 +65,11 @@ def lines(rows: list[dict]) -> list[str]:
         if "missing" in row["oracle"]
     ]
     for row in rows:
+        cost = row["scoring"]
+        if cost is not None:
+            which = f"{row['strategy']} {row['keep']}, {row['tokens']['visual']} visual tokens, batch {row['batch']}"
+            share = f"{cost['median']:.0%} of the layer ({cost['observed']} of {cost['depth']} layers)"
+            found.append(f"{which}: scoring a layer of the encoder costs {share}")
         ttft = row["systems"]["baseline"]["ttft"]
         if ttft["max"] > NOISY * ttft["min"]:
             found.append(
