@@ -2,9 +2,10 @@
 
 The budget, per prefill with images, on top of what the stock model waits for:
 
-- nothing for one prompt without padding, with a stage at the projector that does not read the question;
-- one wait, for the ids and the mask, for a batch, a padded prompt, a method that reads the question, or drops inside
-  the language model;
+- nothing for one prompt without a mask (generate() drops one of ones, in versions of transformers that encode images
+  first), with a stage at the projector that does not read the question;
+- one wait, for the ids and the mask, for a batch, a prompt with a mask, a method that reads the question, or drops
+  inside the language model;
 - one before the encoder starts where the sizes of the images are values (LLaVA-NeXT, Qwen-VL);
 - one for each stage whose count depends on the picture (adaptive methods; `hiprune` on Qwen-VL as released).
 

@@ -30,7 +30,7 @@ def pack(batch: Batch, placement: Placement, kept: list[list[Kept]]) -> Packing:
     for nothing."""
     rows, total = batch.is_image.shape
     padded, device = batch.padded, batch.is_image.device
-    stays = ~batch.is_image if padded is None else ~batch.is_image & padded
+    stays = (~batch.is_image if padded is None else ~batch.is_image & padded).contiguous()
     places = [
         [where[image.offsets.to(device)] + b * total for where, image in zip(placement.places[b], kept[b], strict=True)]
         for b in range(rows)

@@ -64,6 +64,8 @@ class Vision:
         def get_image_features(*args, **kwargs):
             arguments, family = dict(signature.bind(*args, **kwargs).arguments), self.family
             if family.sizes is not None:  # read before the encoder is queued, so that nothing is waited for
+                if arguments.get(family.sizes) is None:
+                    return original(*args, **kwargs)  # which says what is missing
                 arguments[family.sizes] = torch.as_tensor(arguments[family.sizes]).cpu()
             images, bounds = family.image_layouts(arguments), family.packed_bounds(arguments)
             run = self.thread.recording = VisionRun(images=images, bounds=bounds)
