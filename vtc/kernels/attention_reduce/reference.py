@@ -17,7 +17,7 @@ from torch import Tensor
 
 from vtc.kernels.attention_reduce.checks import check_bounds, check_columns, check_rows
 
-BLOCK = {"cpu": 2**20, "other": 2**24}  # elements in a block: about half of the cache of a core; few launches on a GPU
+BLOCK = {"cpu": 2**19, "other": 2**24}  # elements in a block: it stays in the cache of a core; few launches on a GPU
 GEMM_ROWS = 256  # rows below which a matrix product is slow: a block loses heads first, and rows only down to this
 
 
@@ -99,7 +99,7 @@ def attention_columns(
         cu_seqlens: int [S + 1], from 0 to N: packed sequences that attend only inside themselves. Needs B == 1 and
             M == N. Here a CUDA tensor is read once, which waits for the device; a list doesn't. Triton never waits,
             so it checks the values of a list only.
-        chunk: queries in a block. By default a block has at most about 2 ** 20 elements on the CPU, where it should
+        chunk: queries in a block. By default a block has at most about 2 ** 19 elements on the CPU, where it should
             stay in the cache, and 2 ** 24 elsewhere, but always one query. Results differ by rounding only. Triton
             ignores it.
         lse: float32 [B, H, M], the natural logarithm of the sum of exp(score) over the keys that a query sees, scores
@@ -165,9 +165,8 @@ def _softmax_blocks(
     group, dtype = heads // heads_kv, _dtype(q, k)
     scale = dim**-0.5 if scale is None else scale
     budget = BLOCK["cpu" if q.device.type == "cpu" else "other"]
-    rows = min(m, chunk or max(1, GEMM_ROWS // group))
-    step_kv = min(heads_kv, max(1, budget // (group * rows * n)))
-    step = rows if chunk else min(m, max(1, budget // (step_kv * group * n)))
+    step = min(m, chunk or max(1, GEMM_ROWS // group, budget // (group * n)))
+    step_kv = min(heads_kv, max(1, budget // (group * step * n)))
     if visible is not None:
         k = k.masked_fill(~visible[:, None], 0)  # a bias of -inf would not hide NaN in padding
     room = q.new_empty(step_kv * group * step * n, dtype=dtype)  # fresh memory for each block costs page faults
