@@ -64,7 +64,9 @@ def tests(folder: Path, limit: float) -> Step:
     if missing:
         return Step("tests", "left out", 0.0, f"{', '.join(missing)} not installed")
     files = sorted({str(file.relative_to(ROOT)) for pattern in TESTS for file in ROOT.glob(pattern)})
-    command = [sys.executable, "-m", "pytest", "-q", "-x", "--maxfail=20", "-p", "no:cacheprovider", *files]
+    command = [sys.executable, "-m", "pytest", "-q", "--maxfail=20", "-p", "no:cacheprovider", *files]
+    if importlib.util.find_spec("xdist") is not None:  # most of the time goes into compiling, on the host's cores
+        command += ["-n", str(max(1, min(8, (os.cpu_count() or 1) // 2)))]
     return run_step("tests", command, folder / "tests.log", limit, VTC_AUTOTUNE="0")
 
 
