@@ -112,6 +112,13 @@ class DecoderSite:
         """Whether a layer has a sliding window."""
         return self._sliding[layer]
 
+    def _is_one_row(self, layer: int, hidden: Tensor, mask: Tensor | None, cache: object) -> bool:
+        """Whether a 2-D mask over a growing cache is already all of the mask of one new token, in the form that SDPA
+        takes. Making it by the model's own function would read whether it can be done without, for each segment."""
+        alone = mask is not None and mask.ndim == 2 and hidden.shape[1] == 1 and hidden.device.type != "cpu"
+        plain = not self.sliding(layer) and not getattr(cache, "is_compileable", False)
+        return alone and plain and self.model.config._attn_implementation == "sdpa"
+
     def mask(
         self, layer: int, hidden: Tensor, mask: Tensor | None, cache: object, cache_position: Tensor | None,
         padded: bool = False,
@@ -124,6 +131,8 @@ class DecoderSite:
         """
         from transformers.masking_utils import create_causal_mask, create_sliding_window_causal_mask
 
+        if self._is_one_row(layer, hidden, mask, cache):
+            return mask[:, None, None].bool()
         make = create_sliding_window_causal_mask if self.sliding(layer) else create_causal_mask
         given = {
             "config": self.model.config,

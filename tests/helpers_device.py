@@ -8,6 +8,7 @@ these are computed all the same, and noted with the line of code that asked for 
 
 import sys
 from collections import Counter
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +16,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
+ROOT = Path(__file__).resolve().parent.parent
 DEVICE = torch.device("meta")
 WAITS = (
     "_local_scalar_dense", "nonzero", "nonzero_numpy", "is_nonzero", "equal", "masked_select", "unique_dim", "_unique2",
@@ -134,6 +136,24 @@ def _caller() -> str:
             return f"{file}:{frame.f_lineno}"
         frame = frame.f_back
     return "?:0"
+
+
+def ours(file: str) -> bool:
+    """Whether a path, or a "file:line operation", is of the library itself."""
+    return file.startswith(tuple(f"{ROOT / folder}/" for folder in ("vtc", "patches")))
+
+
+def is_masked(model: nn.Module, inputs: dict) -> bool:
+    """Whether generate() gives the language model a mask at prefill (older versions do with a mask of ones, too)."""
+    seen = []
+    handle = model.model.language_model.register_forward_pre_hook(
+        lambda module, args, kwargs: seen.append(kwargs.get("attention_mask") is not None), with_kwargs=True
+    )
+    try:
+        model.generate(**inputs, max_new_tokens=1, do_sample=False)
+    finally:
+        handle.remove()
+    return seen[0]
 
 
 def to_device(model: nn.Module) -> nn.Module:
