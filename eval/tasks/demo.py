@@ -10,10 +10,11 @@ to compare is `macro`, the mean over the seven kinds. Samples are generated, not
 the same number is always the same sample. Tune on `tune`, publish on `test`; `train` is what the demo model saw.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 
 from vtc.demo import benchmark
 from vtc.errors import ConfigError
+from vtc.eval.data import Docs
 from vtc.eval.tasks import TASKS, Task
 
 ENOUGH = 700  # samples when no limit is given: 100 of each kind
@@ -21,27 +22,32 @@ ENOUGH = 700  # samples when no limit is given: 100 of each kind
 
 @TASKS.register("demo")
 class Demo(Task):
-    """Questions about generated scenes."""
+    """Questions about generated scenes; the same prompts in every dialect."""
 
     name = "demo"
-    version = 1
+    version = 2
     splits = ("test", "tune", "train")
     max_new_tokens = 4
+    primary = "macro"
 
-    def docs(self, split: str, limit: int | None) -> Sequence[dict]:
-        """The first samples of a split; raises ConfigError for an unknown split."""
+    def open(self, split: str | None = None, limit: int | None = None, place: str | None = None) -> Docs:
+        """The first samples of a split; raises ConfigError for an unknown split or a place."""
+        split = split or self.splits[0]
         if split not in self.splits:
             raise ConfigError(f"split={split!r} is unknown to task 'demo'; possible: {', '.join(self.splits)}")
-        return list(benchmark.samples(split, ENOUGH if limit is None else limit))
+        if place is not None:
+            raise ConfigError(f"--dataset-path {place!r} is not for task 'demo'; possible: none, it is generated")
+        rows = list(benchmark.samples(split, ENOUGH if limit is None else limit))
+        return Docs(rows, rows, {"id": "generated", "split": split})
 
-    def group(self, doc: dict) -> str:
+    def category(self, doc: Mapping) -> str:
         """color, shape, exist, position, count, ocr or relation."""
         return doc["type"]
 
-    def prompt(self, doc: dict) -> str:
+    def prompt(self, doc: Mapping) -> str:
         """The bare question; the demo model knows no instructions."""
         return doc["question"]
 
-    def score(self, doc: dict, text: str) -> dict:
+    def score(self, reference: str, text: str) -> dict:
         """Exact match."""
-        return {"correct": float(benchmark.is_correct(doc["answer"], text))}
+        return {"correct": float(benchmark.is_correct(reference, text))}

@@ -1,0 +1,213 @@
+"""Rows of a benchmark from the hub or from local files, pictures undecoded until they are needed.
+
+A place is a hub id (`owner/name`, `owner/name@revision`), a folder or a file. A folder holds what `save_to_disk` wrote,
+or files named after the split (`test.jsonl`, `test-00000-of-00002.parquet`, also below `data/` or the config's name), or
+one data file of any name, or is a copy of the hub's repository. Files are parquet, arrow, or JSON lines (`.jsonl`,
+`.jsonl.gz`; a `.json` list too) whose pictures are paths relative to the file.
+"""
+
+import gzip
+import io
+import json
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from PIL import Image
+
+from vtc.errors import ConfigError
+from vtc.eval.digest import digest
+
+ROW, FOLDER = "_row", "_folder"  # added to each doc: its number in the source; where its relative paths begin
+SUFFIXES = (".jsonl", ".jsonl.gz", ".json", ".parquet", ".arrow")
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a benchmark is on the hub. ids: `owner/name` in the order in which they are tried, the newest first."""
+
+    ids: tuple[str, ...]
+    config: str | None = None
+
+
+class Docs(Sequence[dict]):
+    """Rows in a fixed order. `docs[i]` has everything, `docs.text(i)` no pictures, which is much cheaper.
+
+    rows, texts: the same rows with and without pictures. record: what names the data in a run key and in results.
+    """
+
+    def __init__(self, rows: Sequence, texts: Sequence, record: dict, chosen: Sequence[int] | None = None,
+                 folder: Path | None = None):  # fmt: skip
+        self.rows, self.texts, self.record, self.folder = rows, texts, record, folder
+        self.chosen = range(len(rows)) if chosen is None else chosen
+
+    def __len__(self) -> int:
+        return len(self.chosen)
+
+    def __getitem__(self, i: int) -> dict:
+        return self._doc(self.rows, i)
+
+    def text(self, i: int) -> dict:
+        """A doc without its pictures."""
+        return self._doc(self.texts, i)
+
+    def _doc(self, rows: Sequence, i: int) -> dict:
+        return {**rows[self.chosen[i]], ROW: self.chosen[i], FOLDER: self.folder}
+
+    def where(self, wanted: Callable[[Mapping], bool]) -> "Docs":
+        """The docs for which `wanted`, which sees no pictures, is true."""
+        return self._of([self.chosen[i] for i in range(len(self)) if wanted(self.text(i))])
+
+    def limited(self, limit: int | None, group: Callable[[Mapping], str]) -> "Docs":
+        """The docs of the first groups (in the order of their first docs) that together have at most `limit` docs.
+
+        At least one group stays; None is no limit.
+        """
+        if limit is None or limit >= len(self):
+            return self
+        groups: dict[str, list[int]] = {}
+        for i in range(len(self)):
+            groups.setdefault(group(self.text(i)), []).append(i)
+        taken: list[int] = []
+        for members in groups.values():
+            if taken and len(taken) + len(members) > limit:
+                break
+            taken += members
+        return self._of([self.chosen[i] for i in sorted(taken)])
+
+    def _of(self, chosen: Sequence[int]) -> "Docs":
+        return Docs(self.rows, self.texts, self.record, chosen, self.folder)
+
+
+def picture(value: object, doc: Mapping) -> Image.Image:
+    """A picture from what a column holds: PIL, bytes, a path, or the `{"bytes": ..., "path": ...}` of datasets.
+
+    Raises ConfigError if it is none of these, OSError if it cannot be read.
+    """
+    if isinstance(value, Image.Image):
+        return value
+    if isinstance(value, Mapping):
+        value = value["path"] if value.get("bytes") is None else value["bytes"]
+    if isinstance(value, bytes):
+        return Image.open(io.BytesIO(value))
+    if isinstance(value, str | Path):
+        with Image.open((doc.get(FOLDER) or Path()) / value) as image:
+            image.load()
+        return image
+    raise ConfigError(f"a picture cannot be a {type(value).__name__}; possible: PIL, bytes, a path")
+
+
+def open_source(task: str, source: Source, split: str, pictures: Sequence[str], place: str | None = None) -> Docs:
+    """The docs of a split, from `place` or from the first id of `source` that can be had.
+
+    pictures: columns that hold them. Raises ConfigError in one line, with what was tried, if nothing can be had.
+    """
+    if place is not None and (path := Path(place).expanduser()).exists():
+        return _local(task, path, source, split, pictures)
+    if place is not None and not re.fullmatch(r"[\w.-]+/[\w.-]+(@[\w./-]+)?", place):
+        raise ConfigError(f"--dataset-path {place!r} does not exist; possible: a folder, a data file, a hub id")
+    return _hub(task, (place,) if place else source.ids, source.config, split, pictures)
+
+
+def _hub(task: str, ids: Iterable[str], config: str | None, split: str, pictures: Sequence[str]) -> Docs:
+    import datasets
+
+    tried = []
+    for full in ids:
+        name, _, revision = full.partition("@")
+        try:
+            rows = datasets.load_dataset(name, config, split=split, revision=revision or None)
+        except Exception as error:
+            tried.append(f"{full} ({' '.join(str(error).split())[:160]})")
+            continue
+        record = {"id": name, "config": config, "split": split, "revision": _revision(rows) or revision or None}
+        return _docs(rows, record, pictures)
+    raise ConfigError(f"no data for task {task!r}: {'; '.join(tried)}; possible: --dataset-path with a local copy")
+
+
+def _revision(rows) -> str | None:
+    """The commit that a data set was loaded from: it is in the addresses of its files."""
+    for address in rows.info.download_checksums or {}:
+        if found := re.search(r"@([0-9a-f]{40})/", address):
+            return found[1]
+    return None
+
+
+def _local(task: str, path: Path, source: Source, split: str, pictures: Sequence[str]) -> Docs:
+    import datasets
+
+    record = {"id": path.resolve().name, "config": source.config, "split": split, "revision": digest(path)}
+    try:
+        if path.is_dir() and any((path / name).is_file() for name in ("state.json", "dataset_dict.json")):
+            rows = datasets.load_from_disk(str(path))
+            return _docs(rows[split] if isinstance(rows, datasets.DatasetDict) else rows, record, pictures)
+        files = [path] if path.is_file() else _files(path, source.config, split)
+        if not files:
+            rows = datasets.load_dataset(str(path), source.config, split=split)
+            return _docs(rows, record, pictures)
+        return _read(files, record, pictures)
+    except ConfigError:
+        raise
+    except Exception as error:
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise ConfigError(f"--dataset-path {str(path)!r} cannot be read for task {task!r}: {reason}") from None
+
+
+def _files(folder: Path, config: str | None, split: str) -> list[Path]:
+    """The data files of a split: those named after it, else the only one; none if this folder needs another reader."""
+    for place in [folder / config, folder / config / "data"] if config else []:
+        if place.is_dir():
+            folder = place
+    for place in (folder, folder / "data"):
+        there = sorted(f for f in place.iterdir() if f.name.endswith(SUFFIXES)) if place.is_dir() else []
+        named = [f for f in there if re.match(rf"{re.escape(split)}(-\d+-of-\d+)?\.", f.name)]
+        if named or len(there) == 1:
+            return named or there
+    return []
+
+
+def _read(files: list[Path], record: dict, pictures: Sequence[str]) -> Docs:
+    import datasets
+
+    if all(file.suffix == ".parquet" for file in files):
+        return _docs(datasets.Dataset.from_parquet([str(file) for file in files]), record, pictures)
+    if all(file.suffix == ".arrow" for file in files):
+        parts = [datasets.Dataset.from_file(str(file)) for file in files]
+        return _docs(datasets.concatenate_datasets(parts), record, pictures)
+    if len(files) > 1:
+        raise ConfigError(f"several files could be meant: {', '.join(f.name for f in files)}; possible: name one")
+    rows = read_json(files[0])
+    return Docs(rows, rows, record, folder=files[0].parent)
+
+
+def read_json(file: Path) -> list[dict]:
+    """The objects of a file of JSON lines (also gzipped), or of a JSON list; raises ConfigError naming a bad line."""
+    opened = gzip.open(file, "rt", encoding="utf-8") if file.suffix == ".gz" else file.open(encoding="utf-8")
+    with opened as stream:
+        text = stream.read()
+    if file.suffix == ".json":
+        return json.loads(text)
+    rows = []
+    for number, line in enumerate(text.split("\n"), 1):
+        if line.strip():
+            try:
+                rows.append(json.loads(line))
+            except json.JSONDecodeError as error:
+                raise ConfigError(f"line {number} of {file.name!r} is no JSON: {error}") from None
+    return rows
+
+
+def _docs(rows, record: dict, pictures: Sequence[str]) -> Docs:
+    """Docs of a `datasets.Dataset`, whose pictures stay as the bytes that they are."""
+    import datasets
+
+    raw = datasets.Image(decode=False)
+    there = [column for column in pictures if column in rows.column_names]
+    for column in there:
+        feature = rows.features[column]
+        if isinstance(feature, datasets.Image):
+            rows = rows.cast_column(column, raw)
+        elif isinstance(getattr(feature, "feature", None), datasets.Image):
+            rows = rows.cast_column(column, datasets.Sequence(raw))
+    return Docs(rows, rows.remove_columns(there), record)
