@@ -1,7 +1,6 @@
 """A model with its processor, loaded once for all runs, and what is needed to ask it a batch of questions."""
 
 import contextlib
-import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,9 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from vtc.errors import ConfigError, UnsupportedError
+from vtc.eval.digest import digest
+from vtc.eval.processors import chat, load_processor, prepare, square
 from vtc.patching import find_family
 
-FULL_HASH = 64 * 2**20  # bytes up to which a file is hashed whole; of larger ones the two ends and the size
+MODEL_FILES = (".json", ".jinja", ".txt", ".model", ".safetensors", ".bin")
 PROCESSOR_ARGS = ("min_pixels", "max_pixels", "use_fast")
 
 
@@ -34,20 +35,24 @@ class Loaded:
         config = self.model.config
         return getattr(config, "image_token_id", None) or getattr(config, "image_token_index", None)
 
-    def encode(self, prompts: Sequence[str], images: Sequence[Sequence]) -> dict[str, Tensor]:
+    def encode(
+        self, prompts: Sequence, images: Sequence[Sequence], system: str | None = None, pad_square: bool = False
+    ) -> dict[str, Tensor]:
         """Inputs of B prompts on the model's device, padded on the left: `input_ids` [B, L], `pixel_values`, ...
 
-        images: per prompt its PIL pictures, which come before the text in the user's turn.
+        prompts: texts, or lists of texts with None where a picture stands. images: per prompt its PIL pictures, before
+        the text if that has no places for them. system: the text of a turn before the user's. pad_square: see
+        `vtc.eval.processors.square`.
         """
-        turns = [
-            [{"role": "user", "content": [*[{"type": "image"}] * len(pictures), {"type": "text", "text": prompt}]}]
-            for prompt, pictures in zip(prompts, images)
-        ]
+        turns = [chat(prompt, len(mine), system) for prompt, mine in zip(prompts, images)]
         texts = [self.processor.apply_chat_template(turn, add_generation_prompt=True) for turn in turns]
         bos = self.processor.tokenizer.bos_token
         special = not (bos and texts[0].startswith(bos))
         pictures = [[picture.convert("RGB") for picture in mine] for mine in images]
-        given = {"images": pictures} if any(pictures) else {}
+        if pad_square:
+            pictures = [[square(picture, self.processor) for picture in mine] for mine in pictures]
+        # A prompt without pictures has no entry: processors take a list per prompt, and some refuse an empty one.
+        given = {"images": [mine for mine in pictures if mine]} if any(pictures) else {}
         inputs = self.processor(text=texts, **given, padding=True, add_special_tokens=special, return_tensors="pt")
         return dict(inputs.to(self.model.device, dtype=self.model.dtype))
 
@@ -84,7 +89,7 @@ def load(name: str, args: dict, device: str | None) -> Loaded:
     Code from a hub repository runs only with `trust_remote_code=True` in `args`. Raises ConfigError in one line when
     it is not there or cannot be loaded.
     """
-    from transformers import AutoModelForImageTextToText, AutoProcessor
+    from transformers import AutoModelForImageTextToText
 
     path = _path(name)
     explicit = {key: str(value) for key, value in sorted(args.items()) if key not in ("token", "cache_dir")}
@@ -97,22 +102,23 @@ def load(name: str, args: dict, device: str | None) -> Loaded:
         _reachable(path, shared)
     try:
         with _quiet():
-            processor = AutoProcessor.from_pretrained(path, **shared, **for_processor)
+            processor = load_processor(path, **shared, **for_processor)
             model = AutoModelForImageTextToText.from_pretrained(path, **{**shared, **args})
             if "device_map" not in args:
                 model = model.to(device)
     except (OSError, ValueError, TypeError, ImportError, RuntimeError, KeyError, AttributeError) as error:
         reason = " ".join(str(error).split())[:300] or type(error).__name__
         raise ConfigError(f"model {name!r} cannot be loaded: {reason}") from None
-    _prepare(name, processor)
+    prepare(name, processor)
     family, unsupported = None, None
     try:
         family = find_family(model)
     except UnsupportedError as error:
         unsupported = error
     model.eval()
+    commit = getattr(model.config, "_commit_hash", None)
     identity = {
-        "digest": _digest(path) if isinstance(path, Path) else f"{name}@{getattr(model.config, '_commit_hash', None)}",
+        "digest": _digest(path) if isinstance(path, Path) else f"{name}@{commit}",
         "args": explicit,
         "dtype": str(model.dtype).removeprefix("torch."),
         "attention": getattr(model.config, "_attn_implementation", None),
@@ -169,32 +175,9 @@ def _device(name: str | None) -> torch.device:
     return device
 
 
-def _prepare(name: str, processor: object) -> None:
-    tokenizer = getattr(processor, "tokenizer", None)
-    if tokenizer is None or not hasattr(processor, "apply_chat_template"):
-        kind = type(processor).__name__
-        raise ConfigError(f"model {name!r} comes with a {kind}; possible: a processor of text and images")
-    if not (getattr(processor, "chat_template", None) or getattr(tokenizer, "chat_template", None)):
-        raise ConfigError(f"model {name!r} has no chat template; possible: an instruction-tuned model's folder")
-    tokenizer.padding_side = "left"
-    if tokenizer.pad_token is None:
-        tokenizer.pad_token = tokenizer.eos_token
-
-
 def _digest(folder: Path) -> str:
-    """sha256 over the names and contents of config, tokenizer, processor and weights."""
-    digest = hashlib.sha256()
-    for file in sorted(folder.iterdir()):
-        if not file.is_file() or file.suffix not in (".json", ".jinja", ".txt", ".model", ".safetensors", ".bin"):
-            continue
-        size = file.stat().st_size
-        with file.open("rb") as stream:
-            data = stream.read(FULL_HASH if size <= FULL_HASH else 2**20)
-            if size > FULL_HASH:
-                stream.seek(-(2**20), 2)
-                data += stream.read()
-        digest.update(f"{file.name}:{size}:{hashlib.sha256(data).hexdigest()}\n".encode())
-    return digest.hexdigest()[:16]
+    """Names the contents of config, tokenizer, processor and weights."""
+    return digest(folder, lambda file: file.parent == folder and file.suffix in MODEL_FILES)
 
 
 def _plain(value: object) -> bool:

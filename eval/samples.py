@@ -1,15 +1,20 @@
-"""The sample log: one JSON line per sample, flushed as it is written, behind a header that says which run it is."""
+"""The sample log: one JSON line per sample, flushed as it is written, behind a header that says which run it is.
+
+Several processes write one run, each its own file: `samples/NAME.jsonl` the first, `samples/NAME.rank1.jsonl` the
+second, ...; at the end the first takes over what the others wrote. Times, which no two runs share, stand apart in
+`times/NAME.jsonl`, so that equal runs give equal lines.
+"""
 
 import fcntl
 import hashlib
 import json
 from collections.abc import Iterable, Iterator
-from datetime import UTC, datetime
 from pathlib import Path
 
 from vtc.errors import ConfigError
 
-SCHEMA = "vtc.eval.samples/2"
+SCHEMA = "vtc.eval.samples/3"
+ANEW = "possible: another --output, --overwrite"
 
 
 def run_key(identity: dict) -> str:
@@ -17,83 +22,180 @@ def run_key(identity: dict) -> str:
     return hashlib.sha256(json.dumps(identity, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
-class SampleLog:
-    """The rows of one run in a file, each row a dict with `id` and `error` (None, or why there is no answer).
+def parse(path: Path, text: str) -> Iterator[dict]:
+    """The objects of the lines that were written to their end; raises ConfigError for one that is damaged."""
+    for number, line in enumerate(text[: text.rfind("\n") + 1].splitlines(), 1):
+        try:
+            yield json.loads(line)
+        except json.JSONDecodeError:
+            raise ConfigError(f"line {number} of {str(path)!r} is damaged; possible: --overwrite") from None
 
-    Opening an existing file continues it: rows already there are in `rows`, a last line that was cut off is dropped.
-    Raises ConfigError if the file belongs to another run (and `overwrite` is not given), if another process writes
-    it, or if it is damaged before its last line.
+
+def read_log(path: Path) -> tuple[dict | None, dict[str, dict]]:
+    """The header of a log (None: there is none) and its rows by `id`, the last of each sample.
+
+    A file that is not there has none; a last line that was cut off is left out. Raises ConfigError for damage before.
     """
+    lines = list(parse(path, path.read_text(encoding="utf-8"))) if path.is_file() else []
+    header = lines.pop(0) if lines and "schema" in lines[0] else None
+    return header, {row["id"]: row for row in lines}
 
-    def __init__(self, path: Path, identity: dict, overwrite: bool = False):
-        self.path, self.identity, self.key = path, identity, run_key(identity)
-        self.rows: dict[str, dict] = {}
+
+class Lines:
+    """A file of JSON lines that one process appends to; a last line that was cut off is dropped when it is opened."""
+
+    def __init__(self, path: Path):
+        self.path = path
         path.parent.mkdir(parents=True, exist_ok=True)
         self._file = path.open("a+", encoding="utf-8")
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            self._open(overwrite)
         except BlockingIOError:
             self._file.close()
             raise ConfigError(f"{str(path)!r} is in use by another process; possible: another --output") from None
-        except BaseException:
-            self._file.close()
-            raise
 
-    def _open(self, overwrite: bool) -> None:
-        lines = [] if overwrite else list(self._whole_lines())
-        if not lines:
-            self._file.truncate(0)
-            now = datetime.now(UTC).isoformat(timespec="seconds")
-            self._write([{"schema": SCHEMA, "key": self.key, "created": now, "identity": self.identity}])
-            return
-        self._check_header(lines[0])
-        for row in lines[1:]:
-            self._keep(row)
-
-    def _whole_lines(self) -> Iterator[dict]:
-        """Parsed lines; the file is cut after the last one that was written to its end."""
+    def read(self) -> list[dict]:
+        """What was written to its end."""
         self._file.seek(0)
         text = self._file.read()
         whole = text[: text.rfind("\n") + 1]
         if whole != text:
             self._file.truncate(len(whole.encode()))
-        for number, line in enumerate(whole.splitlines(), 1):
-            try:
-                yield json.loads(line)
-            except json.JSONDecodeError:
-                raise ConfigError(f"line {number} of {str(self.path)!r} is damaged; possible: --overwrite") from None
+        return list(parse(self.path, whole))
 
-    def _check_header(self, header: dict) -> None:
+    def clear(self) -> None:
+        """Empties the file."""
+        self._file.truncate(0)
+
+    def write(self, row: dict) -> None:
+        """Appends a line and hands it to the operating system."""
+        self._file.write(json.dumps(row, ensure_ascii=False) + "\n")
+        self._file.flush()
+
+    def close(self) -> None:
+        """Releases the file."""
+        self._file.close()
+
+
+class SampleLog:
+    """The rows of one run on one task: each a dict with `id` and `error` (None, or why there is no answer).
+
+    output, name: of the files. rank, world: which of how many processes this is. Opening a log continues it: the rows
+    of all processes, however many there were, are in `rows`. Raises ConfigError if a file belongs to another run (and
+    `overwrite` is not given), if another process writes it, or if it is damaged before its last line.
+    """
+
+    def __init__(
+        self, output: Path, name: str, identity: dict, overwrite: bool = False, rank: int = 0, world: int = 1
+    ):
+        self.output, self.name, self.identity, self.key = output, name, identity, run_key(identity)
+        self.rank, self.world = rank, world
+        self.rows: dict[str, dict] = {}
+        self.path = self._path("samples", rank)
+        self._samples = Lines(self.path)
+        try:
+            self._times = Lines(self._path("times", rank))
+        except BaseException:
+            self._samples.close()
+            raise
+        try:
+            self._open(overwrite)
+        except BaseException:
+            self.close()
+            raise
+
+    def _path(self, kind: str, rank: int) -> Path:
+        return self.output / kind / f"{self.name}{f'.rank{rank}' if rank else ''}.jsonl"
+
+    def _open(self, overwrite: bool) -> None:
+        lines = [] if overwrite else self._samples.read()
+        if not lines:
+            self._samples.clear()
+            self._samples.write({"schema": SCHEMA, "key": self.key, "identity": self.identity})
+        else:
+            self._check(self.path, lines[0])
+        if overwrite:
+            self._times.clear()
+            for path in self._others(beyond=True):
+                path.unlink()
+        else:
+            self._times.read()
+            for path in self._others():
+                self._take(path)
+        for row in lines[1:]:
+            self._keep(row)
+
+    def _others(self, beyond: bool = False) -> list[Path]:
+        """Sample files of other processes; beyond: only of those that do not take part now, and their times."""
+        own, ranks = self.path, {self._path("samples", rank) for rank in range(self.world)}
+        found = [*self.path.parent.glob(f"{_literal(self.name)}.rank*.jsonl"), self._path("samples", 0)]
+        found = sorted({path for path in found if path != own and path.is_file() and _is_rank(path, self.name)})
+        if not beyond:
+            return found
+        gone = [path for path in found if path not in ranks] if self.rank == 0 else []
+        return [*gone, *(times for path in gone if (times := self.output / "times" / path.name).is_file())]
+
+    def _take(self, path: Path) -> dict[str, dict]:
+        """Reads another process's file into `rows` where they have nothing better; returns its rows."""
+        header, rows = read_log(path)
+        if header is not None:
+            self._check(path, header)
+        for row in rows.values():
+            if not self.done(row["id"]):
+                self._keep(row)
+        return rows
+
+    def _check(self, path: Path, header: dict) -> None:
         if header.get("schema") != SCHEMA:
-            raise ConfigError(f"{str(self.path)!r} is no sample log; possible: another --output, --overwrite")
+            raise ConfigError(f"{str(path)!r} is no sample log of this version; {ANEW}")
         if header["key"] != self.key:
             what = "; ".join(_differences(header["identity"], self.identity)) or "its key"
-            raise ConfigError(
-                f"{str(self.path)!r} holds another run, it differs in {what}; possible: another --output, --overwrite"
-            )
+            raise ConfigError(f"{str(path)!r} holds another run, it differs in {what}; {ANEW}")
 
     def _keep(self, row: dict) -> None:
         self.rows[row["id"]] = row
-
-    def _write(self, rows: Iterable[dict]) -> None:
-        for row in rows:
-            self._file.write(json.dumps(row, ensure_ascii=False) + "\n")
-            self._file.flush()
 
     def done(self, ident: str) -> bool:
         """Whether a sample was answered; one that failed is not done and will be tried again."""
         return ident in self.rows and self.rows[ident]["error"] is None
 
-    def append(self, rows: Iterable[dict]) -> None:
-        """Writes rows, each flushed before the next; a later row for the same sample replaces the earlier."""
-        for row in rows:
-            self._write([row])
-            self._keep(row)
+    def append(self, row: dict, times: dict | None = None) -> None:
+        """Writes a row, its times before it; a later row for the same sample replaces the earlier."""
+        if times is not None:
+            self._times.write({"id": row["id"], **times})
+        self._samples.write(row)
+        self._keep(row)
+
+    def gather(self) -> None:
+        """Takes over the files of the other processes, which must have closed them, and removes them."""
+        for path in self._others():
+            times_path = self.output / "times" / path.name
+            times = read_log(times_path)[1]
+            own = read_log(self.path)[1]
+            for ident, row in self._take(path).items():
+                if ident not in own or (own[ident]["error"] is not None and row["error"] is None):
+                    self.append(row, times.get(ident))
+            path.unlink()
+            times_path.unlink(missing_ok=True)
+
+    def times(self) -> dict[str, dict]:
+        """Per sample `seconds` and `batch`, where known."""
+        return read_log(self._path("times", 0))[1]
 
     def close(self) -> None:
-        """Releases the file."""
-        self._file.close()
+        """Releases the files."""
+        self._samples.close()
+        self._times.close()
+
+
+def _literal(name: str) -> str:
+    """A name as a glob pattern that matches nothing else."""
+    return name.replace("[", "[[]").replace("*", "[*]").replace("?", "[?]")
+
+
+def _is_rank(path: Path, name: str) -> bool:
+    rest = path.name[len(name) :].removesuffix(".jsonl")
+    return rest == "" or rest.removeprefix(".rank").isdecimal()
 
 
 def _differences(there: dict, now: dict, prefix: str = "") -> list[str]:

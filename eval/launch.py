@@ -1,0 +1,64 @@
+"""The processes that share an evaluation: one, or those of `accelerate launch` (torchrun does as well)."""
+
+import os
+from datetime import timedelta
+
+PATIENCE = timedelta(days=30)  # that a finished process waits for the slowest
+
+
+class Processes:
+    """This process among the `world` that work on one output folder, which all of their machines must share.
+
+    While samples are answered nothing is exchanged; `share` is the only meeting. Raises what torch.distributed raises
+    when the processes cannot find each other.
+    """
+
+    def __init__(self):
+        self.rank, self.world, self.local = 0, 1, 0
+        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+            import torch
+            from accelerate import PartialState
+
+            # gloo: nothing but a few numbers is exchanged, and it waits without using a GPU.
+            state = PartialState(cpu=not torch.cuda.is_available(), backend="gloo", timeout=PATIENCE)
+            self.rank, self.world, self.local = (
+                state.process_index, state.num_processes, state.local_process_index
+            )  # fmt: skip
+
+    @property
+    def first(self) -> bool:
+        """Whether this is the process that writes results and prints."""
+        return self.rank == 0
+
+    def device(self, wanted: str | None) -> str | None:
+        """The device for this process: of `cuda` the one of its number."""
+        if self.world == 1 or wanted not in (None, "cuda"):
+            return wanted
+        import torch
+
+        return f"cuda:{self.local}" if torch.cuda.is_available() else wanted
+
+    def share(self, value: object = None) -> object:
+        """Waits for all processes; returns the first one's value."""
+        if self.world == 1:
+            return value
+        import torch.distributed as dist
+
+        values = [value]
+        dist.broadcast_object_list(values, src=0)
+        return values[0]
+
+    def meet(self) -> None:
+        """Waits for all processes."""
+        if self.world > 1:
+            import torch.distributed as dist
+
+            dist.barrier()
+
+    def close(self) -> None:
+        """Leaves the group."""
+        if self.world > 1:
+            import torch.distributed as dist
+
+            if dist.is_initialized():
+                dist.destroy_process_group()

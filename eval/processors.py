@@ -1,0 +1,76 @@
+"""A model's processor: loaded, also where there is no torchvision, and what it is given besides pictures and text."""
+
+import importlib.util
+from collections.abc import Sequence
+from pathlib import Path
+
+from PIL import Image
+
+from vtc.errors import ConfigError
+
+
+def load_processor(path: str | Path, **args):
+    """AutoProcessor.from_pretrained, or the same class for pictures alone where videos would need torchvision."""
+    from transformers import AutoProcessor
+
+    try:
+        return AutoProcessor.from_pretrained(path, **args)
+    except (ImportError, AttributeError, ValueError, TypeError):
+        if importlib.util.find_spec("torchvision") is not None:
+            raise
+        kind = _class(path, args)
+        if "video_processor" not in kind.get_attributes():
+            raise
+        return pictures_only(kind).from_pretrained(path, **args)
+
+
+def pictures_only(kind: type) -> type:
+    """A processor class without its video part, which in transformers exists with torchvision only."""
+
+    def get_attributes(cls) -> list[str]:
+        return [name for name in super(found, cls).get_attributes() if name != "video_processor"]
+
+    found = type(kind.__name__, (kind,), {"get_attributes": classmethod(get_attributes)})
+    return found
+
+
+def _class(path: str | Path, args: dict) -> type:
+    from transformers import AutoConfig
+    from transformers.models.auto.processing_auto import PROCESSOR_MAPPING
+
+    shared = {key: value for key, value in args.items() if key in ("revision", "cache_dir", "token")}
+    return PROCESSOR_MAPPING[type(AutoConfig.from_pretrained(path, trust_remote_code=False, **shared))]
+
+
+def prepare(name: str, processor: object) -> None:
+    """Padding on the left; raises ConfigError for what is no processor of pictures and chats."""
+    tokenizer = getattr(processor, "tokenizer", None)
+    if tokenizer is None or not hasattr(processor, "apply_chat_template"):
+        kind = type(processor).__name__
+        raise ConfigError(f"model {name!r} comes with a {kind}; possible: a processor of text and images")
+    if not (getattr(processor, "chat_template", None) or getattr(tokenizer, "chat_template", None)):
+        raise ConfigError(f"model {name!r} has no chat template; possible: an instruction-tuned model's folder")
+    tokenizer.padding_side = "left"
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+
+
+def chat(prompt: str | Sequence[str | None], pictures: int, system: str | None) -> list[dict]:
+    """The turns of one prompt: pictures before a text; in a list of parts, where None stands."""
+    parts = [*[None] * pictures, prompt] if isinstance(prompt, str) else list(prompt)
+    if parts.count(None) != pictures:
+        raise ValueError(f"the prompt has {parts.count(None)} places for {pictures} pictures")
+    content = [{"type": "image"} if part is None else {"type": "text", "text": part} for part in parts]
+    turns = [{"role": "user", "content": content}]
+    return turns if system is None else [{"role": "system", "content": [{"type": "text", "text": system}]}, *turns]
+
+
+def square(picture: Image.Image, processor: object) -> Image.Image:
+    """The picture in the middle of a square of the processor's mean colour, as LLaVA-1.5's own code shows it."""
+    if picture.width == picture.height:
+        return picture
+    mean = getattr(processor.image_processor, "image_mean", None) or (0.5, 0.5, 0.5)
+    side = max(picture.size)
+    canvas = Image.new("RGB", (side, side), tuple(int(255 * part) for part in mean))
+    canvas.paste(picture, ((side - picture.width) // 2, (side - picture.height) // 2))
+    return canvas
