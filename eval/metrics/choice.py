@@ -1,0 +1,192 @@
+"""Multiple choice: finding the letter in an answer as each benchmark's scorer does, and scoring it."""
+
+import re
+import string
+from collections.abc import Callable, Iterable, Mapping, Sequence
+
+FAILED = "Failed to obtain answer via API"
+REFUSALS = (
+    "Sorry, I can't help with images of people yet.",
+    "I can't process this file.",
+    "I'm sorry, but without the image provided",
+    "Cannot determine the answer",
+)
+REFUSED = "Z"
+
+_RANKED = ((6, "({})"), (5, "{}."), (4, "{}:"), (3, "{})"), (2, "{} "))
+_NAMED = tuple(
+    f"{kind} is"
+    for kind in ("answer", "correct answer", "best answer", "correct option", "best option", "choice", "correct choice")
+)
+_PHRASES = (
+    *_NAMED, *(f"the {phrase}" for phrase in _NAMED), "my answer is", "my choice is", "i choose", "i select", "i pick",
+    "옵션", "정답은", "답은", "답:", "答案是", "答案为", "选", "答えは",
+)  # fmt: skip
+_TOKENS = ("{}", "{}.", "{},", "{}:", "{})", "{}).", "({})", "({}).", ":{}", ":{},", ":{}.", ":{})", ":{}).")
+_SPACED = str.maketrans(dict.fromkeys(".()[],:;!*#{}", " "))
+_DECLARED = re.compile(r"answer\s+is\s+\**([ABCD])", re.IGNORECASE)
+_LEADING = re.compile(r"\s*([A-Z])\.")
+_SCIENCEQA = re.compile(r"The answer is ([A-Z]).")
+_PUNCTUATION = str.maketrans("", "", string.punctuation)
+
+
+def without_punctuation(text: str) -> str:
+    """The text in lower case without the characters of `string.punctuation`, as lmms-eval's exact_match compares it."""
+    return text.lower().translate(_PUNCTUATION)
+
+
+def find_letter(text: str, letters: Sequence[str] = "ABCDEFGH") -> str:
+    """The letter that lmms-eval's letter finder takes for the answer, "" if there is none.
+
+    The text is trimmed of spaces, then of each of `,.!?;:'"` once. Letters are ranked by how they occur: stand-alone at
+    the start 10, at the end 9, after words such as `answer is` 7, `(X)` 6, `X.` 5, `X:` 4, `X)` 3, `X ` 2, anywhere 0
+    if none of these is found; the highest rank wins, then the last place. Case counts: `b` is not found, and `Cat`
+    gives C. Source: https://github.com/EvolvingLMMs-Lab/lmms-eval 0.7.3, tasks/_task_utils/mcq_extract.py; a later
+    version gives up more often.
+    """
+    text = text.strip()
+    for mark in ",.!?;:'\"":
+        text = text.strip(mark)
+    bare, text = text.strip(), f" {text} "
+    lower = text.lower()
+    behind = [lower.find(phrase) + len(phrase) for phrase in _PHRASES if phrase in lower]
+    found = []
+    for letter in letters:
+        if bare.startswith(letter) and not bare[1:2].isalpha():
+            found.append((10, 0, letter))
+        if bare.endswith(letter) and not bare[-2:-1].isalpha():
+            found.append((9, 0, letter))
+        found += [(7, text.find(letter, start), letter) for start in behind if letter in text[start:]]
+        for rank, form in _RANKED:
+            if (form := form.format(letter)) in text:
+                found.append((rank, text.rfind(form), letter))
+    if not found:
+        found = [(0, text.rfind(letter), letter) for letter in letters if letter in text]
+    return max(found)[2] if found else ""
+
+
+def _named_option(text: str, options: Mapping[str, object]) -> str | None:
+    """The one option whose text stands in the answer, case ignored."""
+    found = [letter for letter, option in options.items() if str(option).lower() in text.lower()]
+    return found[0] if len(found) == 1 else None
+
+
+def mmbench_prefetch(text: str, options: Mapping[str, object]) -> str | None:
+    """The letter that MMBench's rules find before a judge is asked, None if they find none.
+
+    Words between spaces: exactly one of A to E alone (but not A among more than three words, which may be an article),
+    else exactly one as `X.`, as `X,` and so on; else the one option (letter -> text, those that exist) whose text
+    stands in the answer. Source: https://arxiv.org/abs/2307.06281, lmms-eval's tasks/mmbench/mmbench_evals.py.
+    """
+    words = text.split()
+    if FAILED not in text:
+        for form in _TOKENS:
+            found = [letter for letter in "ABCDE" if form.format(letter) in words]
+            if len(found) == 1 and not (form == "{}" and found == ["A"] and len(words) > 3):
+                return found[0]
+    return _named_option(text, options)
+
+
+def mmbench_letter(text: str, options: Mapping[str, object]) -> str | None:
+    """MMBench's letter without a judge, None if there is none: `mmbench_prefetch`, else `find_letter`.
+
+    The form of lmms-eval's mmbench_en_dev_static.
+    """
+    return mmbench_prefetch(text, options) or find_letter(text, sorted(options)) or None
+
+
+def vlmevalkit_letter(text: str, options: Mapping[str, object]) -> str | None:
+    """The letter that VLMEvalKit's exact matching finds, "Z" for a refusal, None if it finds none (counted wrong).
+
+    Words once `.()[],:;!*#{}` are spaces: exactly one of the options' letters (letter -> text, those that exist), if it
+    first stands among the last four words; "Z" if only that is there; else A to D in `answer is X`; else the one
+    option whose text stands in the answer, unless the answer is longer than all options twice.
+    Source: https://github.com/open-compass/VLMEvalKit, vlmeval/utils/matching_util.py.
+    """
+    if FAILED not in text:
+        if any(refusal in text for refusal in REFUSALS):
+            return REFUSED
+        words = text.translate(_SPACED).split()
+        found = [letter for letter in options if letter in words]
+        if len(found) == 1 and words.index(found[0]) > len(words) - 5:
+            return found[0]
+        if not found and REFUSED in words:
+            return REFUSED
+        declared = _DECLARED.search(text)
+        if declared and declared[1].upper() in options:
+            return declared[1].upper()
+    if len(text.lower()) > 2 * sum(len(str(option)) for option in options.values()):
+        return None
+    return _named_option(text, options)
+
+
+def circular_hit(items: Iterable[Mapping], letter: Callable[[str, Mapping[str, object]], str | None]) -> float:
+    """1 if all rotations of a question are answered right, else 0: MMBench's CircularEval.
+
+    items: each with `prediction`, `answer` (a letter) and the options `A`, `B`, ... (None: does not exist).
+    letter: `mmbench_letter` or `vlmevalkit_letter`.
+    """
+
+    def right(item: Mapping) -> bool:
+        options = {name: item[name] for name in string.ascii_uppercase if item.get(name) is not None}
+        return letter(item["prediction"], options) == item["answer"]
+
+    return float(all(right(item) for item in items))
+
+
+def seed_letter(text: str) -> str:
+    """The first character of the trimmed answer: SEED-Bench (https://arxiv.org/abs/2307.16125), LLaVA and lmms-eval."""
+    return text.strip()[:1]
+
+
+def seed(pred: str, answer: str) -> float:
+    """SEED-Bench: whether `seed_letter` is the answer, case ignored."""
+    return float(seed_letter(pred).lower() == answer.strip().lower())
+
+
+def ai2d_answer(text: str) -> str:
+    """The letter if the answer begins with one and a full stop, else the answer: lmms-eval's filter for AI2D."""
+    found = _LEADING.match(text)
+    return found[1] if found else text
+
+
+def ai2d(pred: str, answer: str) -> float:
+    """AI2D (https://arxiv.org/abs/1603.07396) as lmms-eval scores it: `ai2d_answer` equals the letter.
+
+    Case and punctuation are ignored: `(b)` is right for B, `B) text` is not.
+    """
+    return float(without_punctuation(ai2d_answer(pred).strip()) == without_punctuation(answer))
+
+
+def mmstar(pred: str, answer: str) -> float:
+    """MMStar (https://arxiv.org/abs/2403.20330) as lmms-eval scores it: `find_letter` among A to D gives the answer."""
+    return float(find_letter(pred, "ABCD") == answer.strip().upper())
+
+
+def scienceqa_letter(text: str) -> str | None:
+    """The letter that LLaVA's script reads for ScienceQA (https://arxiv.org/abs/2209.09513), None if it reads none.
+
+    The answer is A to E, or begins with one and `. `, or holds exactly one `The answer is X` that some character
+    follows. Source: https://github.com/haotian-liu/LLaVA, llava/eval/eval_science_qa.py.
+    """
+    if text[:1] in tuple("ABCDE") and (len(text) == 1 or text[1:3] == ". "):
+        return text[0]
+    found = _SCIENCEQA.findall(text)
+    return found[0] if len(found) == 1 else None
+
+
+def scienceqa_llava(pred: str, n_choices: int) -> str | None:
+    """`scienceqa_letter` if it is one of the first `n_choices` of A to E, else None (counted wrong)."""
+    letter = scienceqa_letter(pred)
+    return letter if letter in tuple("ABCDE"[:n_choices]) else None
+
+
+def scienceqa_lmms(pred: str, answer_letter: str) -> float:
+    """ScienceQA as lmms-eval scores it: the answer is the letter in any case, or begins with its capital and a stop.
+
+    Source: lmms-eval's tasks/scienceqa/utils.py.
+    """
+    pred, letter = pred.strip(), answer_letter.strip().lower()
+    if pred[:1].isupper() and pred[1:2] == ".":
+        return float(pred[0].lower() == letter)
+    return float(pred.lower() == letter)

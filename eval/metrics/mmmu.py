@@ -1,0 +1,87 @@
+"""MMMU (https://arxiv.org/abs/2311.16502): the letter of a choice, and the candidates of an open answer.
+
+Source: https://github.com/MMMU-Benchmark/MMMU, eval/eval_utils.py, in the form of lmms-eval 0.7.3. Earlier versions of
+lmms-eval compared open answers letter by letter, and their scores are off.
+"""
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+
+_MARKS = ",.!?;:'"
+_KEYS = ("could be ", "so ", "is ", "thus ", "therefore ", "final ", "answer ", "result ")
+_NUMBERS = tuple(
+    re.compile(pattern)
+    for pattern in (
+        r"-?\b\d{1,3}(?:,\d{3})+\b",  # 1,234
+        r"-?\d+(?:\.\d+)?[eE][+-]?\d+",  # 1e3
+        r"-?(?:\d+\.\d+|\.\d+|\d+\b)(?![eE][+-]?\d+)(?![,\d])",  # 1.5
+    )
+)
+
+
+def mmmu_choice(text: str, options: Mapping[str, str]) -> str | None:
+    """The letter in an answer to a question with options (letter -> text), None if there is none.
+
+    The text is trimmed of each of `,.!?;:'` once and padded with spaces. Letters as `(X)`, else as `X `, else as `X.`,
+    else, in an answer of more than five words, options whose text stands in it; of several the one whose `(X)`, ` X `
+    or text stands last, the first of those for which none of these is there. Where this gives None the official code
+    guesses at random; we count the answer wrong.
+    """
+    for mark in _MARKS:
+        text = text.strip(mark)
+    text = f" {text} "
+    for form, place in (("({})", "({})"), ("{} ", " {} "), ("{}.", " {} ")):
+        found = [letter for letter in options if form.format(letter) in text]
+        if found:
+            return max(found, key=lambda letter: text.rfind(place.format(letter)))
+    lower = text.lower()
+    found = [letter for letter, option in options.items() if option.lower() in lower]
+    if found and len(text.split()) > 5:
+        return max(found, key=lambda letter: lower.rfind(options[letter].lower()))
+    return None
+
+
+def _normal(text: str) -> list[str | float]:
+    """A number rounded to two digits, or the text in lower case; a single letter only with a space beside it."""
+    text = text.strip()
+    try:
+        return [round(float(text.replace(",", "")), 2)]
+    except ValueError:
+        text = text.lower()
+        return [f" {text}", f"{text} "] if len(text) == 1 else [text]
+
+
+def _tail(line: str, keys: Iterable[str]) -> str:
+    """The shortest end of a line behind one of the keys, "" if there is none. An empty end gives way to any later."""
+    shortest = ""
+    for end in (line.rpartition(key)[2].strip() for key in keys if key in line):
+        if not shortest or len(end) < len(shortest):
+            shortest = end
+    return shortest
+
+
+def mmmu_open(text: str) -> list[str | float]:
+    """Candidates in an answer to an open question, numbers rounded to two digits and texts, sorted as text.
+
+    Of each line what stands behind words such as `is ` or `answer `, in the last line also behind `=`; if that is
+    nowhere the whole answer. With the numbers in these.
+    """
+    text = text.strip().strip(".").lower()
+    lines = text.split("\n")
+    ends = [_tail(line, _KEYS) for line in lines[:-1]] + [_tail(lines[-1], (*_KEYS, "="))]
+    kept = [end for end in ends if end and not (len(end) == 1 and end in _MARKS)] or [text]
+    numbers = [number for end in kept for pattern in _NUMBERS for number in pattern.findall(end)]
+    return sorted({candidate for part in (*kept, *numbers) for candidate in _normal(part)}, key=str)
+
+
+def mmmu_open_score(pred: str, answer: str | Sequence[str]) -> float:
+    """1 if a reference stands in a text of `mmmu_open`, or is one of its numbers; else 0."""
+    answers = [answer] if isinstance(answer, str) else answer
+    refs = [ref for one in answers for ref in _normal(one)]
+    texts = [ref for ref in refs if isinstance(ref, str)]
+    return float(
+        any(
+            any(ref in candidate for ref in texts) if isinstance(candidate, str) else candidate in refs
+            for candidate in mmmu_open(pred)
+        )
+    )
