@@ -2,8 +2,9 @@
 
 import contextlib
 import functools
+import gc
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from types import TracebackType
 
 import torch
@@ -14,20 +15,23 @@ from vtc.eval import counts
 from vtc.eval.downsample import Downsample
 from vtc.eval.models import Loaded
 from vtc.eval.plan import Run
-from vtc.eval.tasks import Task
+from vtc.eval.tasks import PICTURE, Task
 from vtc.eval.timing import PARTS, Stopwatch
 
 
 class Answerer:
     """A model made ready for one run by `with`: patched, or with smaller pictures, and with the stopwatch on.
 
-    Calling it with docs answers them in one generate() call and returns their rows, in order.
+    Calling it with docs answers them, in one generate() call if memory allows, and returns their rows and times, in
+    order. system, pad_square: see `vtc.eval.models.Loaded.encode`.
     """
 
-    def __init__(self, loaded: Loaded, run: Run, task: Task, max_new_tokens: int):
+    def __init__(self, loaded: Loaded, run: Run, task: Task, max_new_tokens: int, **encoding):
         self.loaded, self.run, self.task, self.max_new_tokens = loaded, run, task, max_new_tokens
+        self.encoding = encoding
         self.downsample = Downsample(loaded, run.config.stages[0].budget) if run.kind == "downsample" else None
         self.notes: list[str] = []
+        self.most: int | None = None  # samples at a time that memory has room for, once that is known
 
     def __enter__(self) -> "Answerer":
         with contextlib.ExitStack() as stack:
@@ -42,29 +46,52 @@ class Answerer:
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self._stack.close()
 
-    def __call__(self, docs: Sequence[dict]) -> list[dict]:
-        """Rows of the docs. If the batch raises, its docs are tried one by one, and only the culprit's row fails.
+    def __call__(self, docs: Sequence[Mapping]) -> list[tuple[dict, dict]]:
+        """(row, times) of each doc. If a batch does not fit into memory, it and all later ones are halved until they
+        do; if it raises anything else, its docs are tried one by one, and only the culprit's row fails.
 
         Raises PatchError if a budget below 1 dropped nothing: figures of such a run would be a lie.
         """
-        try:
-            rows = self._answer(docs)
-        except Exception as error:
-            if len(docs) > 1:
-                return [row for doc in docs for row in self([doc])]
-            rows = [self._failed(docs[0], error)]
-        for row in rows:
+        found, waiting = [], list(docs)
+        while waiting:
+            batch = waiting[: self.most or len(waiting)]
+            try:
+                answered = self._answer(batch)
+            except Exception as error:
+                too_much, reason = _out_of_memory(error), error
+                if len(batch) == 1:
+                    answered = [self._failed(batch[0], error)]
+                elif too_much:
+                    answered = None
+                else:
+                    answered = [one for doc in batch for one in self([doc])]
+                del error
+            if answered is None:
+                self._halve(len(batch), reason)
+                continue
+            found += answered
+            waiting = waiting[len(batch) :]
+        for row, _ in found:
             self._check_drop(row)
-        return rows
+        return found
 
-    def _answer(self, docs: Sequence[dict]) -> list[dict]:
+    def _halve(self, size: int, reason: Exception) -> None:
+        self.most = size // 2
+        note = f"out of memory with {size} samples at a time, went on with {self.most}"
+        self.notes = [*[n for n in self.notes if not n.startswith("out of memory")], note]
+        reason.__traceback__ = None  # it holds the tensors of the call that failed
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
+    def _answer(self, docs: Sequence[Mapping]) -> list[tuple[dict, dict]]:
         loaded = self.loaded
         prompts = [self.task.prompt(doc) for doc in docs]
         pictures = [self.task.images(doc) for doc in docs]
         full: list[int | None] = [None] * len(docs)
         if self.downsample is not None:
             pictures, full = zip(*[self.downsample.apply(mine) for mine in pictures])
-        inputs = loaded.encode(prompts, pictures)
+        inputs = loaded.encode([self._parts(prompt) for prompt in prompts], pictures, **self.encoding)
         placed = loaded.visual_tokens(inputs)
         generate = functools.partial(loaded.answer, inputs, self.max_new_tokens)
         told = self._report if any(pictures) else lambda: None
@@ -77,38 +104,47 @@ class Answerer:
             seen = [n if before is None else before for before, n in zip(full, placed)]
             measured = [counts.of_prompt(*given, shape) for given in zip(seen, placed, text_in)]
         else:
-            self.notes = report.notes
+            self.notes = list(dict.fromkeys([*self.notes, *report.notes]))
             measured = counts.of_report(report)
         texts = loaded.processor.batch_decode(answers, skip_special_tokens=True)
         share = {part: None if value is None else value / len(docs) for part, value in seconds.items()}
         written = loaded.new_tokens(answers)
         return [
-            self._row(docs[b], prompts[b], texts[b].strip())
-            | {"images": len(pictures[b]), **measured[b], "text_in": text_in[b], "tokens_out": written[b]}
-            | {"seconds": share, "batch": len(docs), "error": None}
+            (
+                self._row(docs[b], prompts[b], texts[b].strip())
+                | {"images": len(pictures[b]), **measured[b], "text_in": text_in[b], "tokens_out": written[b]}
+                | {"error": None},
+                {"batch": len(docs), "seconds": share},
+            )
             for b in range(len(docs))
         ]
 
-    def _row(self, doc: dict, prompt: str, text: str) -> dict:
-        scores = self.task.score(doc, text)
-        return {
-            **self._names(doc), "question": prompt, "reference": self.task.reference(doc), "text": text,
-            "score": scores, "correct": scores["correct"],
-        }  # fmt: skip
+    def _parts(self, prompt: str) -> str | list[str | None]:
+        """A prompt that says where its pictures stand, as `Loaded.encode` takes it."""
+        if not self.task.inline or PICTURE not in prompt:
+            return prompt
+        first, *others = prompt.split(PICTURE)
+        parts = [first, *(part for text in others for part in (None, text))]
+        return [part for part in parts if part != ""]
 
-    def _names(self, doc: dict) -> dict:
-        return {"id": self.task.ident(doc), "group": self.task.group(doc)}
+    def _row(self, doc: Mapping, prompt: str, text: str) -> dict:
+        reference = self.task.reference(doc)
+        known = {"prompt": prompt, "reference": reference, "text": text}
+        return {**self._names(doc), **known, "score": self.task.score(reference, text)}
 
-    def _failed(self, doc: dict, error: Exception) -> dict:
+    def _names(self, doc: Mapping) -> dict:
+        return {"id": self.task.ident(doc), "group": self.task.group(doc), "category": self.task.category(doc)}
+
+    def _failed(self, doc: Mapping, error: Exception) -> tuple[dict, dict]:
         reason = " ".join(str(error).split())[:500]
-        empty = dict.fromkeys(("text", "score", "correct", "images", "text_in", "tokens_out"))
-        known = {"question": None, "reference": None}
+        empty = dict.fromkeys(("text", "score", "images", "text_in", "tokens_out"))
+        known = {"prompt": None, "reference": None}
         with contextlib.suppress(Exception):  # whatever raised may be what would be called here
-            known = {"question": self.task.prompt(doc), "reference": self.task.reference(doc)}
-        return {
-            **self._names(doc), **known, **empty, **counts.nothing(), "seconds": dict.fromkeys(PARTS), "batch": 1,
-            "error": f"{type(error).__name__}: {reason}",
+            known = {"prompt": self.task.prompt(doc), "reference": self.task.reference(doc)}
+        row = {
+            **self._names(doc), **known, **empty, **counts.nothing(), "error": f"{type(error).__name__}: {reason}",
         }  # fmt: skip
+        return row, {"batch": 1, "seconds": dict.fromkeys(PARTS)}
 
     def _report(self):
         """The patch's account of the call; None where there is no patch, or one that keeps everything."""
@@ -131,3 +167,8 @@ class Answerer:
             raise PatchError(
                 f"{self.run.name}: sample {row['id']} kept all {before} visual tokens where the budget asks for {asked}"
             )
+
+
+def _out_of_memory(error: Exception) -> bool:
+    """Whether a device or the machine had no room; the CPU says so in words only."""
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)

@@ -1,9 +1,9 @@
 """Rows of a benchmark from the hub or from local files, pictures undecoded until they are needed.
 
-A place is a hub id (`owner/name`, `owner/name@revision`), a folder or a file. A folder holds what `save_to_disk` wrote,
-or files named after the split (`test.jsonl`, `test-00000-of-00002.parquet`, also below `data/` or the config's name), or
-one data file of any name, or is a copy of the hub's repository. Files are parquet, arrow, or JSON lines (`.jsonl`,
-`.jsonl.gz`; a `.json` list too) whose pictures are paths relative to the file.
+A place is a hub id (`owner/name`, `owner/name@revision`), a folder or a file. A folder holds what `save_to_disk`
+wrote, or files named after the split (`test.jsonl`, `test-00000-of-00002.parquet`, also below `data/` or the config's
+name), or one data file of any name, or is a copy of the hub's repository. Files are parquet, arrow, or JSON lines
+(`.jsonl`, `.jsonl.gz`; a `.json` list too) whose pictures are paths relative to the file.
 """
 
 import gzip
@@ -183,9 +183,8 @@ def _read(files: list[Path], record: dict, pictures: Sequence[str]) -> Docs:
 
 def read_json(file: Path) -> list[dict]:
     """The objects of a file of JSON lines (also gzipped), or of a JSON list; raises ConfigError naming a bad line."""
-    opened = gzip.open(file, "rt", encoding="utf-8") if file.suffix == ".gz" else file.open(encoding="utf-8")
-    with opened as stream:
-        text = stream.read()
+    data = file.read_bytes()
+    text = (gzip.decompress(data) if file.suffix == ".gz" else data).decode("utf-8")
     if file.suffix == ".json":
         return json.loads(text)
     rows = []

@@ -1,5 +1,6 @@
 """A model's processor: loaded, also where there is no torchvision, and what it is given besides pictures and text."""
 
+import contextlib
 import importlib.util
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,11 +16,9 @@ def load_processor(path: str | Path, **args):
 
     try:
         return AutoProcessor.from_pretrained(path, **args)
-    except (ImportError, AttributeError, ValueError, TypeError):
-        if importlib.util.find_spec("torchvision") is not None:
-            raise
-        kind = _class(path, args)
-        if "video_processor" not in kind.get_attributes():
+    except Exception:  # its kind depends on the version of transformers
+        kind = None if importlib.util.find_spec("torchvision") is not None else _class(path, args)
+        if kind is None or "video_processor" not in kind.get_attributes():
             raise
         return pictures_only(kind).from_pretrained(path, **args)
 
@@ -34,12 +33,15 @@ def pictures_only(kind: type) -> type:
     return found
 
 
-def _class(path: str | Path, args: dict) -> type:
+def _class(path: str | Path, args: dict) -> type | None:
+    """The processor class that goes with the model's config; None if that cannot be told."""
     from transformers import AutoConfig
     from transformers.models.auto.processing_auto import PROCESSOR_MAPPING
 
     shared = {key: value for key, value in args.items() if key in ("revision", "cache_dir", "token")}
-    return PROCESSOR_MAPPING[type(AutoConfig.from_pretrained(path, trust_remote_code=False, **shared))]
+    with contextlib.suppress(Exception):
+        return PROCESSOR_MAPPING[type(AutoConfig.from_pretrained(path, trust_remote_code=False, **shared))]
+    return None
 
 
 def prepare(name: str, processor: object) -> None:

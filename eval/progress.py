@@ -15,13 +15,17 @@ class _Rate(ProgressColumn):
 
 
 class Monitor:
-    """Counts the samples of all runs together, on stderr; those of an earlier start are left out."""
+    """Counts the samples of all runs together, on stderr; those of an earlier start are left out.
 
-    def __init__(self, total: int):
-        self.console = Console(stderr=True)
+    silent: shows nothing, for processes beside the first.
+    """
+
+    def __init__(self, total: int, silent: bool = False):
+        self.console, self.silent = Console(stderr=True), silent
         self.total, self.name, self.fresh = total, "", 0
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), _Rate(), TimeRemainingColumn())
-        self.bar = Progress(*columns, console=self.console, transient=True, disable=not self.console.is_terminal)
+        hidden = silent or not self.console.is_terminal
+        self.bar = Progress(*columns, console=self.console, transient=True, disable=hidden)
 
     def __enter__(self) -> "Monitor":
         self.bar.start()
@@ -47,7 +51,7 @@ class Monitor:
 
     def _say(self) -> None:
         """The line on the run that ended."""
-        if self.name and not self.console.is_terminal:
+        if self.name and not self.silent and not self.console.is_terminal:
             seconds = time.perf_counter() - self.since
             rate = f"{self.fresh} samples in {seconds:.1f} s" if self.fresh else "complete in the log"
             print(f"vtc eval: {self.name}: {rate}", file=sys.stderr, flush=True)

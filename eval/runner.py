@@ -13,8 +13,11 @@ import vtc
 from vtc.errors import ConfigError
 from vtc.eval import results
 from vtc.eval.answers import Answerer
+from vtc.eval.data import Docs
 from vtc.eval.downsample import Downsample
+from vtc.eval.launch import Processes
 from vtc.eval.models import Loaded, load
+from vtc.eval.papers import against, load_card
 from vtc.eval.plan import Run, plan
 from vtc.eval.plot import draw
 from vtc.eval.progress import Monitor
@@ -26,69 +29,135 @@ from vtc.eval.tasks import TASKS, Task
 DEMO_BATCH = 16  # the demo model answers batches exactly as it answers one by one, several times faster
 
 
+class Work:
+    """A task's docs, and which of them are this process's: whole groups, dealt out in turn.
+
+    Raises ConfigError if two docs have one name.
+    """
+
+    def __init__(self, task: Task, docs: Docs, rank: int = 0, world: int = 1):
+        self.task, self.docs = task, docs
+        self.idents, self.mine, groups = [], [], {}
+        for i in range(len(docs)):
+            doc = docs.text(i)
+            self.idents.append(task.ident(doc))
+            if groups.setdefault(task.group(doc), len(groups)) % world == rank:
+                self.mine.append(i)
+        if len(set(self.idents)) < len(self.idents):
+            twice = next(ident for ident in self.idents if self.idents.count(ident) > 1)
+            raise ConfigError(f"data of task {task.name!r}: the name {twice!r} stands twice; possible: each id once")
+
+    def batches(self, log: SampleLog, size: int) -> Iterator[list[int]]:
+        """Batches of this process with a sample that is not done; cut from all, so a restart meets the same ones."""
+        for start in range(0, len(self.mine), size):
+            batch = self.mine[start : start + size]
+            if not all(log.done(self.idents[i]) for i in batch):
+                yield batch
+
+
 @dataclass
 class Job:
-    """One run on one task: its docs in order, and its log."""
+    """One run on one task: its docs, and its log."""
 
     run: Run
-    task: Task
-    docs: Sequence[dict]
+    work: Work
     log: SampleLog
 
-    def idents(self) -> list[str]:
-        """Names of the docs."""
-        return [self.task.ident(doc) for doc in self.docs]
+    @property
+    def task(self) -> Task:
+        """The benchmark."""
+        return self.work.task
 
-    def todo(self, size: int) -> Iterator[list[dict]]:
-        """Batches with a sample that is not done. Batches are cut from all docs, so a restart meets the same ones."""
-        for start in range(0, len(self.docs), size):
-            batch = [self.docs[i] for i in range(start, min(start + size, len(self.docs)))]
-            if not all(self.log.done(self.task.ident(doc)) for doc in batch):
-                yield batch
+    @property
+    def identity(self) -> dict:
+        """All that the answers depend on."""
+        return self.log.identity
+
+    @property
+    def key(self) -> str:
+        """The hash of `identity`."""
+        return self.log.key
+
+    @property
+    def times(self) -> dict[str, dict]:
+        """Per sample `seconds` and `batch`, where known."""
+        return self.log.times()
 
     def rows(self) -> list[dict]:
         """The log's rows of these docs."""
-        return [self.log.rows[ident] for ident in self.idents() if ident in self.log.rows]
+        return [self.log.rows[ident] for ident in self.work.idents if ident in self.log.rows]
 
 
 def evaluate(settings: Settings, console: Console | None = None) -> int:
     """Runs the grid, writes results to `settings.output`, prints the table; returns the number of failed samples.
 
-    Everything that can be checked is checked before the model is loaded, and the rest before the first sample: raises
-    ConfigError or UnsupportedError in one line.
+    Started by `accelerate launch`, each process answers its part, and the first writes and prints. Everything that can
+    be checked is checked before the model is loaded, and the rest before the first sample: raises ConfigError or
+    UnsupportedError in one line.
     """
-    tasks = [TASKS[name]() for name in settings.tasks]
+    tasks = [TASKS[name](dialect=settings.dialect) for name in settings.tasks]
+    places = [settings.place(task.name) for task in tasks]
     plan(settings)
+    cards = [load_card(name) for name in settings.against]
     output = _writable(settings.output)
-    docs = {task.name: task.docs(settings.split or task.splits[0], settings.limit) for task in tasks}
-    loaded = load(settings.model, settings.model_args, settings.device)
+    processes = Processes()
+    docs = [task.open(settings.split, settings.limit, place) for task, place in zip(tasks, places)]
+    works = [Work(*given, processes.rank, processes.world) for given in zip(tasks, docs)]
+    loaded = load(settings.model, settings.model_args, processes.device(settings.device))
     runs = plan(settings, None if loaded.family is None else loaded.family.name)
     _check_methods(loaded, runs)
     batch = settings.batch_size or (DEMO_BATCH if settings.model == "demo" else 1)
+    failed = None
     with contextlib.ExitStack() as stack:
+        stack.callback(processes.close)
         jobs = []
         for run in runs:
-            for task in tasks:
-                path = output / "samples" / f"{run.name}.{task.name}.jsonl"
-                log = SampleLog(path, _identity(settings, loaded, run, task, batch), settings.overwrite)
+            for work in works:
+                identity = _identity(settings, loaded, run, work, batch)
+                log = SampleLog(
+                    output, f"{run.name}.{work.task.name}", identity, settings.overwrite, processes.rank,
+                    processes.world,
+                )  # fmt: skip
                 stack.callback(log.close)
-                jobs.append(Job(run, task, docs[task.name], log))
-        with Monitor(sum(len(job.docs) for job in jobs)) as monitor:
+                jobs.append(Job(run, work, log))
+        with Monitor(sum(len(job.work.mine) for job in jobs), silent=not processes.first) as monitor:
+            notes = [_answer(job, loaded, settings, batch, monitor) for job in jobs]
+        if not processes.first:
             for job in jobs:
-                notes = _work(job, loaded, settings, batch, monitor)
-                results.write_run(output, loaded, job, notes)
-    summary = results.write_summary(output, loaded, jobs)
+                job.log.close()
+        processes.meet()
+        if processes.first:
+            failed = _conclude(jobs, notes, loaded, output, cards, console or Console())
+        return processes.share(failed)
+
+
+def _conclude(jobs: Sequence[Job], notes: list, loaded: Loaded, output: Path, cards: list, console: Console) -> int:
+    """Results, pictures and tables from the logs of all processes."""
+    for job, said in zip(jobs, notes):
+        job.log.gather()
+        missing = len(job.work.idents) - len(job.rows())
+        if missing:
+            raise ConfigError(
+                f"{missing} samples of {job.log.name!r} are in no log of {str(output)!r}; possible: an --output that "
+                "all machines share"
+            )
+        results.write_run(output, loaded.record, job, said)
+    summary = results.write_summary(output, loaded.record, jobs)
     picture = draw(summary, output / "accuracy_vs_tokens.png")
-    print_summary(summary, output, picture, console or Console())
+    print_summary(summary, output, picture, console)
+    for card in cards:
+        against(card, summary, console, output)
     return sum(row["error"] is not None for job in jobs for row in job.rows())
 
 
 def _writable(folder: Path) -> Path:
+    places = (folder, folder / "samples", folder / "times")
     try:
-        (folder / "samples").mkdir(parents=True, exist_ok=True)
+        for place in places:
+            place.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ConfigError(f"--output {str(folder)!r} cannot be used: {error.strerror or error}") from None
-    for place in (folder, folder / "samples"):
+    for place in places:
         if not os.access(place, os.W_OK | os.X_OK):
             raise ConfigError(f"--output {str(place)!r} is not writable; possible: another folder")
     return folder
@@ -109,29 +178,37 @@ def _check_methods(loaded: Loaded, runs: list[Run]) -> None:
             Downsample(loaded, run.config.stages[0].budget)
 
 
-def _identity(settings: Settings, loaded: Loaded, run: Run, task: Task, batch: int) -> dict:
-    """Everything that an answer or its time may depend on. --limit is not in it: with a larger one the run goes on."""
+def _identity(settings: Settings, loaded: Loaded, run: Run, work: Work, batch: int) -> dict:
+    """Everything that an answer may depend on; --limit and the number of processes are not, the run goes on."""
+    task = work.task
     return {
         "vtc": vtc.__version__,
         "versions": {name: results.version(name) for name in ("torch", "transformers")},
         "model": loaded.identity,
         "method": run.record(),
-        "task": {"name": task.name, "version": task.version, "split": settings.split or task.splits[0]},
+        "task": {
+            "name": task.name, "version": task.version, "dialect": task.dialect,
+            "split": settings.split or task.splits[0], "data": work.docs.record,
+        },
         "seed": settings.seed,
+        "prompt": {"system": settings.system, "pad_square": settings.pad_square},
         "generation": {"max_new_tokens": settings.max_new_tokens or task.max_new_tokens, "batch_size": batch},
-    }
+    }  # fmt: skip
 
 
-def _work(job: Job, loaded: Loaded, settings: Settings, batch: int, monitor: Monitor) -> list[str] | None:
+def _answer(job: Job, loaded: Loaded, settings: Settings, batch: int, monitor: Monitor) -> list[str] | None:
     """Answers what the job's log does not have; returns the patch's notes on the model, None if nothing was missing."""
-    done = sum(job.log.done(ident) for ident in job.idents())
+    done = sum(job.log.done(job.work.idents[i]) for i in job.work.mine)
     monitor.begin(f"{job.run.name}, {job.task.name}", done)
-    if done == len(job.docs):
+    if done == len(job.work.mine):
         return None
     torch.manual_seed(settings.seed)
-    with Answerer(loaded, job.run, job.task, settings.max_new_tokens or job.task.max_new_tokens) as answer:
-        for docs in job.todo(batch):
-            fresh = [row for row in answer(docs) if not job.log.done(row["id"])]
-            job.log.append(fresh)
+    most = settings.max_new_tokens or job.task.max_new_tokens
+    encoding = {"system": settings.system, "pad_square": settings.pad_square}
+    with Answerer(loaded, job.run, job.task, most, **encoding) as answer:
+        for members in job.work.batches(job.log, batch):
+            fresh = [one for one in answer([job.work.docs[i] for i in members]) if not job.log.done(one[0]["id"])]
+            for row, times in fresh:
+                job.log.append(row, times)
             monitor.advance(len(fresh))
     return answer.notes

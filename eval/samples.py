@@ -8,7 +8,7 @@ second, ...; at the end the first takes over what the others wrote. Times, which
 import fcntl
 import hashlib
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 from vtc.errors import ConfigError
@@ -141,8 +141,7 @@ class SampleLog:
         if header is not None:
             self._check(path, header)
         for row in rows.values():
-            if not self.done(row["id"]):
-                self._keep(row)
+            self._keep(row)
         return rows
 
     def _check(self, path: Path, header: dict) -> None:
@@ -153,7 +152,8 @@ class SampleLog:
             raise ConfigError(f"{str(path)!r} holds another run, it differs in {what}; {ANEW}")
 
     def _keep(self, row: dict) -> None:
-        self.rows[row["id"]] = row
+        if row["error"] is None or not self.done(row["id"]):
+            self.rows[row["id"]] = row
 
     def done(self, ident: str) -> bool:
         """Whether a sample was answered; one that failed is not done and will be tried again."""

@@ -1,5 +1,6 @@
 """What `vtc eval` was asked to do: options of the command line over those of a suite, checked before work starts."""
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib.resources import files
@@ -8,6 +9,7 @@ from pathlib import Path
 import yaml
 
 from vtc.errors import ConfigError
+from vtc.eval.data import SUFFIXES
 from vtc.registry import unknown
 
 _NUMBERS = {"limit": 1, "batch_size": 1, "max_new_tokens": 1, "seed": 0}  # the least of each
@@ -18,7 +20,9 @@ class Settings:
     """One grid of runs: strategies x keeps x tasks on one model.
 
     keeps: as text, None for each strategy's own budget. overrides: knobs and budget options for every strategy.
-    batch_size, max_new_tokens, device, split, limit: None for the default of model or task.
+    batch_size, max_new_tokens, device, split, limit: None for the default of model or task. dataset_path: places by
+    task, that of "" for tasks without their own. system: the text of a system turn. pad_square: pictures become
+    squares in the processor's mean colour. against: paper cards to compare with.
     """
 
     output: Path
@@ -28,12 +32,17 @@ class Settings:
     keeps: tuple[str | None, ...] = (None,)
     overrides: dict = field(default_factory=dict)
     tasks: tuple[str, ...] = ("demo",)
+    dialect: str = "llava"
     split: str | None = None
+    dataset_path: dict = field(default_factory=dict)
     limit: int | None = None
     batch_size: int | None = None
     max_new_tokens: int | None = None
     seed: int = 0
     device: str | None = None
+    system: str | None = None
+    pad_square: bool = False
+    against: tuple[str, ...] = ()
     overwrite: bool = False
 
     def __post_init__(self):
@@ -47,9 +56,33 @@ class Settings:
             if twice:
                 raise ConfigError(f"{', '.join(sorted(map(repr, twice)))} stands twice; possible: each of {name} once")
 
+    def place(self, task: str) -> str | None:
+        """Where the data of a task is, None for the task's own place; raises ConfigError.
 
-_LISTS = {"strategy": "strategies", "keep": "keeps", "tasks": "tasks"}
-_PLAIN = ("model", "split", "limit", "batch_size", "max_new_tokens", "seed", "device", "overwrite")
+        One path for several tasks is a folder that has each one's data under its name.
+        """
+        if task in self.dataset_path:
+            return self.dataset_path[task]
+        shared = self.dataset_path.get("")
+        if shared is None or task == "demo":
+            return None
+        folder = Path(shared).expanduser()
+        named = [folder / name for name in (task, *(task + suffix for suffix in SUFFIXES)) if (folder / name).exists()]
+        if named:
+            return str(named[0])
+        if sum(other != "demo" for other in self.tasks) > 1:
+            raise ConfigError(
+                f"--dataset-path {shared!r} has nothing for task {task!r}; possible: a folder with {task}/ in it, or "
+                f"{task}=PATH"
+            )
+        return shared
+
+
+_LISTS = {"strategy": "strategies", "keep": "keeps", "tasks": "tasks", "against": "against"}
+_PLAIN = (
+    "model", "dialect", "split", "limit", "batch_size", "max_new_tokens", "seed", "device", "system", "pad_square",
+    "overwrite",
+)  # fmt: skip
 
 
 def settings_from(suite: str | None, options: Mapping) -> Settings:
@@ -69,7 +102,10 @@ def settings_from(suite: str | None, options: Mapping) -> Settings:
     if "keep" in overrides:
         raise ConfigError("--set keep=... is not possible here; possible: --keep")
     model_args = parse_model_args(merged.get("model_args", {}))
-    return Settings(output=Path(merged["output"]), overrides=overrides, model_args=model_args, **values)
+    places = parse_places(merged.get("dataset_path", {}))
+    return Settings(
+        output=Path(merged["output"]), overrides=overrides, model_args=model_args, dataset_path=places, **values
+    )
 
 
 def _suite(name: str, possible: list[str]) -> dict:
@@ -97,6 +133,19 @@ def split_list(name: str, value: object) -> tuple[str, ...]:
     if not all(parts):
         raise ConfigError(f"--{name} {value!r} has an empty entry; possible: values with commas between, such as a,b")
     return parts
+
+
+def parse_places(value: str | Mapping) -> dict[str, str]:
+    """`PATH`, or `task=PATH,task=PATH`, as places by task ("" for all); raises ConfigError for an empty path."""
+    if isinstance(value, Mapping):
+        return {str(key): str(path) for key, path in value.items()}
+    found = {}
+    for part in value.split(",") if re.match(r"\w+=", value) else [value]:
+        task, _, path = part.partition("=") if re.match(r"\w+=", part) else ("", "=", part)
+        if not path.strip():
+            raise ConfigError(f"--dataset-path {value!r} has an empty path; possible: PATH, or task=PATH,task=PATH")
+        found[task] = path.strip()
+    return found
 
 
 def parse_model_args(value: str | Mapping) -> dict:

@@ -12,7 +12,7 @@ import typer
 
 from vtc import ConfigError, VtcError, __version__
 from vtc.cli_bench import bench
-from vtc.cli_eval import eval_
+from vtc.cli_eval import evaluation
 from vtc.cli_options import FAMILY, SETTING, family_names, known_family, overrides
 from vtc.cli_schedule import check_depths, table
 
@@ -165,7 +165,7 @@ def validate(
         raise typer.Exit(1)
 
 
-app.command("eval")(eval_)
+app.add_typer(evaluation, name="eval")
 app.add_typer(bench, name="bench")
 
 

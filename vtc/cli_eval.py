@@ -1,4 +1,4 @@
-"""`vtc eval`: its options, handed to `vtc.eval`."""
+"""`vtc eval`: its options, handed to `vtc.eval`; `vtc eval score` and `vtc eval tasks`."""
 
 from pathlib import Path
 from typing import Annotated
@@ -7,8 +7,24 @@ import typer
 
 from vtc.cli_options import SETTING, overrides
 
+evaluation = typer.Typer(help="Answer benchmark questions and compare strategies.", rich_markup_mode=None)
 
+TASKS = typer.Option(metavar="T,T", help="Benchmarks; `vtc eval tasks` names them. Default: demo.")
+DIALECT = typer.Option(
+    metavar="NAME",
+    help="Prompts and scoring: llava (LLaVA's scripts), lmms (lmms-eval), qwen (VLMEvalKit for Qwen-VL).",
+)
+PLACE = typer.Option(
+    "--dataset-path",
+    metavar="PATH|T=PATH,..",
+    help="Data from a local folder or file (parquet, arrow, JSON lines) or another hub id, for all tasks or per task.",
+)
+AGAINST = typer.Option(metavar="P,P", help="Paper cards, shipped or FILE.yaml: print measured beside published.")
+
+
+@evaluation.callback(invoke_without_command=True)
 def eval_(
+    context: typer.Context,
     model: Annotated[str | None, typer.Option(metavar="M", help="`demo`, a local directory, or a hub id.")] = None,
     model_args: Annotated[
         str | None,
@@ -40,11 +56,15 @@ def eval_(
         ),
     ] = None,
     settings: Annotated[list[str] | None, SETTING] = None,
-    tasks: Annotated[str | None, typer.Option(metavar="T,T", help="Benchmarks. Default: demo.")] = None,
+    tasks: Annotated[str | None, TASKS] = None,
+    dialect: Annotated[str | None, DIALECT] = None,
+    dataset_path: Annotated[str | None, PLACE] = None,
     split: Annotated[
         str | None, typer.Option(metavar="NAME", help="Split of the benchmark. Default: the task's own.")
     ] = None,
-    limit: Annotated[str | None, typer.Option(metavar="N", help="Only the first N samples.")] = None,
+    limit: Annotated[
+        str | None, typer.Option(metavar="N", help="Only the first N samples, in whole groups.")
+    ] = None,
     batch_size: Annotated[
         str | None,
         typer.Option(
@@ -56,6 +76,11 @@ def eval_(
         str | None, typer.Option(metavar="N", help="For torch, and for strategies that draw. Default: 0.")
     ] = None,
     device: Annotated[str | None, typer.Option(metavar="NAME", help="Default: cuda if there is one, else cpu.")] = None,
+    system: Annotated[str | None, typer.Option(metavar="TEXT", help="A system turn before each question.")] = None,
+    pad_square: Annotated[
+        bool, typer.Option("--pad-square", help="Pad pictures to squares first, as LLaVA-1.5's own code does.")
+    ] = False,
+    against: Annotated[str | None, AGAINST] = None,
     output: Annotated[Path | None, typer.Option(metavar="DIR", help="Folder of the results (needed).")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Start these runs anew.")] = False,
     suite: Annotated[
@@ -68,8 +93,8 @@ def eval_(
 ) -> None:
     """Answer benchmark questions with the model as it is and with pruned visual tokens, and compare.
 
-    A run that was interrupted goes on where it stopped when the same command is given again. Exit code 1 if any
-    sample failed.
+    A run that was interrupted goes on where it stopped when the same command is given again, on as many processes as
+    there are then. Exit code 1 if any sample failed.
 
     \b
     Examples:
@@ -78,15 +103,67 @@ def eval_(
       vtc eval --model demo --strategy none,transprune,hiprune+transprune --output results/inside
       vtc eval --suite demo --output results/demo
       vtc eval --model path/to/llava-1.5-7b-hf --model_args dtype=float16,attn_implementation=sdpa \\
-          --strategy none,hiprune --keep 192,128,64 --output results/llava
+          --strategy none,hiprune --keep 192,128,64 --tasks gqa,pope,textvqa_ocr --pad-square --against hiprune \\
+          --output results/llava
+      vtc eval --model demo --strategy none --tasks mmbench_en --dataset-path my/mmbench --output results/mmbench
+      accelerate launch --num_processes 8 -m vtc.eval --model ... (the same options)
+      vtc eval score results/llava
     """
+    if context.invoked_subcommand is not None:
+        return
     from vtc.eval.runner import evaluate
     from vtc.eval.settings import settings_from
 
     options = {
         "model": model, "model_args": model_args, "strategy": strategy, "keep": keep, "set": overrides(settings),
-        "tasks": tasks, "split": split, "limit": limit, "batch_size": batch_size, "max_new_tokens": max_new_tokens,
-        "seed": seed, "device": device, "output": output, "overwrite": overwrite or None,
+        "tasks": tasks, "dialect": dialect, "dataset_path": dataset_path, "split": split, "limit": limit,
+        "batch_size": batch_size, "max_new_tokens": max_new_tokens, "seed": seed, "device": device, "system": system,
+        "pad_square": pad_square or None, "against": against, "output": output, "overwrite": overwrite or None,
     }  # fmt: skip
     if evaluate(settings_from(suite, options)):
         raise typer.Exit(1)
+
+
+@evaluation.command()
+def score(
+    place: Annotated[Path, typer.Argument(metavar="PATH", help="A folder of `vtc eval`, or files of answers.")],
+    tasks: Annotated[
+        str | None, typer.Option(metavar="T", help="The benchmark of files of answers; of a folder, only these.")
+    ] = None,
+    dialect: Annotated[str | None, DIALECT] = None,
+    dataset_path: Annotated[str | None, PLACE] = None,
+    against: Annotated[str | None, AGAINST] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Score saved answers again, without a model.
+
+    A folder of `vtc eval` gets its results anew from its sample logs (with another --dialect, in a folder of their own
+    inside it). Other answers are rows of .jsonl, .jsonl.gz or .json files with the columns of the benchmark and the
+    answer in `text`, `pred`, `prediction`, `response` or `answer_text`; right answers that they lack come from
+    --dataset-path.
+
+    \b
+    Examples:
+      vtc eval score results/llava
+      vtc eval score results/llava --dialect lmms
+      vtc eval score pope_answers.jsonl.gz --tasks pope
+    """
+    from vtc.eval.score import score_answers, score_folder
+
+    if (place / "samples").is_dir():
+        score_folder(place, tasks, dialect, against, as_json)
+    else:
+        score_answers(place, tasks, dialect, dataset_path, as_json)
+
+
+@evaluation.command("tasks")
+def tasks_(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
+    """List the benchmarks: where their data is, their splits, and the figure that tables show.
+
+    \b
+    Examples:
+      vtc eval tasks
+    """
+    from vtc.eval.listing import list_tasks
+
+    list_tasks(as_json)

@@ -1,0 +1,32 @@
+"""The benchmarks as a list for people and for programs."""
+
+import json
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from vtc.eval.tasks import TASKS
+
+
+def list_tasks(as_json: bool) -> None:
+    """Prints the benchmarks."""
+    found = []
+    for name in TASKS:
+        task = TASKS[name]
+        source = None if task.source is None else {"ids": list(task.source.ids), "config": task.source.config}
+        about = {"splits": list(task.splits), "primary": task.primary, "max_new_tokens": task.max_new_tokens}
+        found.append({"name": name, "version": task.version, "source": source, **about})
+    if as_json:
+        print(json.dumps(found, indent=2))
+        return
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for column in ("task", "data on the hub", "splits", "figure"):
+        table.add_column(column)
+    for task in found:
+        source = task["source"]
+        place = "generated" if source is None else source["ids"][0]
+        if source is not None and source["config"]:
+            place += f" ({source['config']})"
+        table.add_row(task["name"], place, ", ".join(task["splits"]), task["primary"])
+    Console().print(table)

@@ -1,0 +1,188 @@
+"""Saved answers scored again without a model: folders of `vtc eval`, and files of answers from anywhere."""
+
+import dataclasses
+import json
+from collections.abc import Callable, Mapping
+from functools import cached_property
+from pathlib import Path
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from vtc.errors import ConfigError
+from vtc.eval import results
+from vtc.eval.data import FOLDER, ROW, Docs, read_json
+from vtc.eval.papers import against, load_card
+from vtc.eval.plot import draw
+from vtc.eval.samples import read_log, run_key
+from vtc.eval.settings import Settings, parse_places, split_list
+from vtc.eval.statistics import bootstrap
+from vtc.eval.tables import print_summary
+from vtc.eval.tasks import TASKS, Task
+
+TEXTS = ("text", "pred", "prediction", "response", "answer_text")  # columns that may hold an answer
+ANSWER_FILES = (".jsonl", ".jsonl.gz", ".json")
+
+
+@dataclasses.dataclass(frozen=True)
+class SavedRun:
+    """What a log says of the method that was run."""
+
+    name: str
+    method: dict
+
+    @property
+    def kind(self) -> str:
+        """none, downsample or vtc."""
+        return self.method["kind"]
+
+    def record(self) -> dict:
+        """The method as it was recorded."""
+        return dict(self.method)
+
+
+class SavedJob:
+    """One run on one task as its log has it; task: what scores its answers now."""
+
+    def __init__(self, path: Path, header: dict, rows: dict[str, dict], task: Task):
+        self.path, self.task, self._rows = path, task, rows
+        self.identity = {**header["identity"], "task": {**header["identity"]["task"], "dialect": task.dialect}}
+        self.key = header["key"] if self.identity == header["identity"] else run_key(self.identity)
+        name = path.name.removesuffix(f".{task.name}.jsonl")
+        self.run = SavedRun(name, self.identity["method"])
+
+    def rows(self) -> list[dict]:
+        """All rows of the log."""
+        return list(self._rows.values())
+
+    @cached_property
+    def times(self) -> dict[str, dict]:
+        """Per sample `seconds` and `batch`, where known."""
+        return read_log(self.path.parent.parent / "times" / self.path.name)[1]
+
+
+def score_folder(folder: Path, tasks: str | None, dialect: str | None, cards: str | None, as_json: bool) -> None:
+    """Results, plot and table of a folder of `vtc eval` from its sample logs, scored by the tasks as they are now.
+
+    dialect: other than that of the run, the results go to `scored-DIALECT/` in the folder, with copies of the logs'
+    figures only. Raises ConfigError if there is no log.
+    """
+    wanted = split_list("tasks", tasks) if tasks else None
+    loaded_cards = [load_card(name) for name in (split_list("against", cards) if cards else ())]
+    jobs, other = [], False
+    for path in sorted((folder / "samples").glob("*.jsonl")):
+        header, rows = read_log(path)
+        if header is None or not rows:
+            continue
+        name, ran = (header["identity"]["task"][key] for key in ("name", "dialect"))
+        if not path.name.endswith(f".{name}.jsonl") or (wanted and name not in wanted):
+            continue
+        other = other or dialect not in (None, ran)
+        jobs.append(SavedJob(path, header, rows, TASKS[name](dialect=dialect or ran)))
+    if not jobs:
+        raise ConfigError(f"{str(folder)!r} has no sample log to score; possible: the --output of a `vtc eval`")
+    output = folder / f"scored-{dialect}" if other else folder
+    models = {json.dumps(model := _model(folder, job), sort_keys=True): model for job in jobs}
+    console = Console(stderr=as_json)
+    for model in models.values():
+        mine = [job for job in jobs if _model(folder, job) == model]
+        for job in mine:
+            results.write_run(output, model, job, None)
+        summary = results.write_summary(output, model, mine)
+        picture = draw(summary, output / "accuracy_vs_tokens.png")
+        print_summary(summary, output, picture, console)
+        for card in loaded_cards:
+            against(card, summary, console, output)
+    if as_json:
+        print(json.dumps(summary, indent=2, ensure_ascii=False))
+
+
+def _model(folder: Path, job: SavedJob) -> dict:
+    """The model's record in the run's results; where the run was killed before it had any, what its log says."""
+    path = folder / "runs" / f"{job.run.name}.json"
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))["model"]
+    except (OSError, KeyError, json.JSONDecodeError):
+        return {"id": None, "type": None, "family": None, **job.identity["model"]}
+
+
+def score_answers(place: Path, tasks: str | None, dialect: str | None, dataset_path: str | None, as_json: bool) -> None:
+    """Prints the figures of files of answers to one benchmark, each with its bootstrap error.
+
+    place: a file, or a folder with such files. Raises ConfigError in one line for anything that does not fit.
+    """
+    names = split_list("tasks", tasks) if tasks else ()
+    if len(names) != 1:
+        raise ConfigError(f"--tasks {tasks!r} must name the one benchmark that {str(place)!r} answers; see --help")
+    task = TASKS[names[0]](dialect=dialect or "llava")
+    settings = Settings(output=place, tasks=names, dataset_path=parse_places(dataset_path or {}))
+    data = settings.place(task.name)
+    docs = None if data is None else task.open(place=data)
+    rows = [row for file in _files(place) for row in answered(task, file, docs)]
+    twice = len(rows) - len({row["id"] for row in rows})
+    if twice:
+        raise ConfigError(f"{twice} samples stand twice in {str(place)!r}; possible: each id once")
+    figures = bootstrap(task, rows)
+    unread = sum("parsed" in row["score"] and row["score"]["parsed"] is None for row in rows)
+    if as_json:
+        shown = {"task": task.name, "version": task.version, "dialect": task.dialect, "n": len(rows)}
+        print(json.dumps({**shown, "n_unparsed": unread, "primary": task.primary, "figures": figures}, indent=2))
+        return
+    title = f"task {task.name}, dialect {task.dialect}, {len(rows)} answers, {unread} of them not understood"
+    table = Table(box=box.SIMPLE_HEAD, title=title, title_justify="left", pad_edge=False)
+    for column, justify in (("figure", "left"), ("value", "right"), ("+- error", "right")):
+        table.add_column(column, justify=justify, no_wrap=True)
+    for name, figure in figures.items():
+        value, error = (figure[key] for key in ("value", "stderr"))
+        bold = "bold" if name == task.primary else ""
+        cells = ["-" if x is None else f"{x * task.scale:.2f}" for x in (value, error)]
+        table.add_row(name, *cells, style=bold)
+    Console().print(table)
+
+
+def _files(place: Path) -> list[Path]:
+    found = sorted(f for f in place.iterdir() if f.name.endswith(ANSWER_FILES)) if place.is_dir() else [place]
+    if not found or not all(file.is_file() for file in found):
+        raise ConfigError(f"{str(place)!r} holds no answers; possible: {', '.join(ANSWER_FILES)}")
+    return found
+
+
+def answered(task: Task, file: Path, docs: Docs | None) -> list[dict]:
+    """Sample rows from a file of answers; docs: where right answers are looked up by name, None if rows have them."""
+    known = None if docs is None else {task.ident(doc): doc for doc in map(docs.text, range(len(docs)))}
+    rows = []
+    for number, raw in enumerate(read_json(file)):
+        where = f"answer {number + 1} of {file.name!r}"
+        column = next((name for name in TEXTS if isinstance(raw.get(name), str)), None)
+        if column is None:
+            raise ConfigError(f"{where} has columns {', '.join(raw)}; possible for its text: {', '.join(TEXTS)}")
+        doc = {**raw, ROW: number, FOLDER: file.parent} if known is None else _found(task, raw, known, where)
+        rows.append(_row(task, doc, raw[column], where))
+    return rows
+
+
+def _found(task: Task, raw: Mapping, known: Mapping, where: str) -> Mapping:
+    """The doc that an answer belongs to, by the task's own name for it or by the usual columns."""
+    for name in (lambda: task.ident(raw), *[lambda key=key: str(raw[key]) for key in ("id", "question_id", "index")]):
+        if (ident := _try(name)) in known:
+            return known[ident]
+    raise ConfigError(f"{where} is of no sample in the data; possible: the id or question_id of one")
+
+
+def _try(call: Callable) -> object:
+    try:
+        return call()
+    except KeyError:
+        return None
+
+
+def _row(task: Task, doc: Mapping, text: str, where: str) -> dict:
+    try:
+        reference = task.reference(doc)
+        names = {"id": task.ident(doc), "group": task.group(doc), "category": task.category(doc)}
+        return {**names, "text": text, "score": task.score(reference, text.strip()), "error": None}
+    except KeyError as error:
+        raise ConfigError(
+            f"{where} lacks column {error} of task {task.name!r}; possible: --dataset-path with the benchmark's data"
+        ) from None
