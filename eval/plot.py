@@ -1,12 +1,18 @@
-"""Accuracy against visual tokens (of the average decoder layer): one line per method, the unpruned model across."""
+"""Each task's figure against visual tokens (of the average decoder layer): one line per method, the unpruned model
+across."""
 
 from collections import defaultdict
 from pathlib import Path
+
+from vtc.eval.tables import unit
 
 # Okabe and Ito's colours, told apart by most eyes, then two more.
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8B5A2B", "#7F7F7F")
 MARKERS = "osD^vPX*<>"
 CLOSE = 1.18  # places on the axis with a smaller ratio share a label
+ACROSS = 3  # panels beside each other
+NONE = "none (all tokens)"
+LONG = {"macro": "accuracy, mean over kinds of question", "f1": "F1"}
 
 
 def draw(summary: dict, path: Path) -> Path:
@@ -14,51 +20,71 @@ def draw(summary: dict, path: Path) -> Path:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    tasks = list(summary["comparison"])
-    figure = Figure(figsize=(8.0 * len(tasks), 4.8), dpi=150, layout="constrained")
+    panels = {task: _lines(summary, task) for task in summary["comparison"]}
+    columns = min(ACROSS, len(panels))
+    rows = -(-len(panels) // columns)
+    size = (8.0, 4.8) if len(panels) == 1 else (4.6 * columns + 2.4, 3.9 * rows + 0.3)
+    figure = Figure(figsize=size, dpi=150, layout="constrained")
     FigureCanvasAgg(figure)
-    for axes, task in zip(figure.subplots(1, len(tasks), squeeze=False)[0], tasks):
-        _panel(axes, summary, task)
+    every = sorted({label for lines, *_ in panels.values() for label in lines})
+    grid = list(figure.subplots(rows, columns, squeeze=False).flat)
+    for axes, (task, (lines, full, runs)) in zip(grid, panels.items()):
+        _panel(axes, lines, full, every)
+        _label_axes(axes, lines, full, runs, task, alone=len(panels) == 1)
+    for axes in grid[len(panels) :]:
+        axes.set_axis_off()
+    if len(panels) > 1:
+        model = next((runs[0]["model"]["id"] for *_, runs in panels.values() if runs), None)
+        figure.suptitle(f"model {model}; bars: 1 standard error", fontsize=11)
+    _legend(figure, every)
     figure.savefig(path)
     return path
 
 
-def _panel(axes, summary: dict, task: str) -> None:
+def _lines(summary: dict, task: str) -> tuple[dict[str, list], tuple | None, list[dict]]:
+    """Per label the points (tokens, value, error, what to write there); tokens, value and error of `none`; the runs."""
     runs = [run for run in summary["runs"] if run["name"] in summary["comparison"][task]]
     lines, full = defaultdict(list), None
     for run in runs:
         result = run["tasks"][task]
         value, error = _figure(result)
+        before = result["tokens"]["visual_before"]
         if value is None:
             continue
-        before = result["tokens"]["visual_before"]
         if run["method"]["kind"] == "none":
             full = (before, value, error)
         elif before:
             named = run["method"]["budget"] if run["method"]["keep"] is None else ""
             lines[_label(run)].append((_tokens(run, result), value, error, named))
-    places = {round(x, 3) for points in lines.values() for x, *_ in points} | ({full[0]} if full and full[0] else set())
+    return lines, full, runs
+
+
+def _panel(axes, lines: dict[str, list], full: tuple | None, every: list[str]) -> None:
     for i, (label, points) in enumerate(sorted(lines.items())):
         x, y, error, named = zip(*sorted(points))
         # A little to the side of each other, so that error bars at one budget do not hide each other.
         x = [place * 1.012 ** (i - (len(lines) - 1) / 2) for place in x]
-        hollow = {"mfc": "white", "ls": ":"} if "blurred" in label else {}
-        axes.errorbar(x, y, yerr=error, label=label, color=COLORS[i % len(COLORS)], marker=MARKERS[i % len(MARKERS)],
-                      ms=5, lw=1.4, capsize=2.5, elinewidth=0.9, **hollow)  # fmt: skip
+        axes.errorbar(x, y, yerr=error, label=label, capsize=2.5, elinewidth=0.9, **_style(label, every))
         for place in zip(x, y, named):
             axes.annotate(place[2], place[:2], (4, -8), textcoords="offset points", fontsize=6, color="0.3")
     if full is not None:
-        axes.axhline(full[1], color="0.25", ls="--", lw=1.2, label="none (all tokens)")
+        axes.axhline(full[1], color="0.25", ls="--", lw=1.2, label=NONE)
         axes.axhspan(full[1] - full[2], full[1] + full[2], color="0.25", alpha=0.08, lw=0)
-    _label_axes(axes, sorted(places), full, runs, task)
 
 
-def _figure(result: dict) -> tuple[float | None, float | None]:
-    """The primary figure and its standard error in percent."""
-    primary, metrics = result["primary"], result["metrics"]
-    if metrics[primary] is None:
-        return None, None
-    return 100 * metrics[primary], 100 * metrics["macro_stderr" if primary == "macro" else "stderr"]
+def _style(label: str, every: list[str]) -> dict:
+    """The same for a label in every panel."""
+    i = every.index(label)
+    hollow = {"mfc": "white", "ls": ":"} if "blurred" in label else {}
+    return {"color": COLORS[i % len(COLORS)], "marker": MARKERS[i % len(MARKERS)], "ms": 5, "lw": 1.4, **hollow}
+
+
+def _figure(result: dict) -> tuple[float | None, float]:
+    """The primary figure and its standard error (0 where that is unknown) times the task's scale."""
+    figure = result["figures"].get(result["primary"], {"value": None})
+    if figure["value"] is None:
+        return None, 0.0
+    return figure["value"] * result["scale"], (figure["stderr"] or 0.0) * result["scale"]
 
 
 def _label(run: dict) -> str:
@@ -76,29 +102,52 @@ def _tokens(run: dict, result: dict) -> float:
     return result["tokens"]["visual_average"]
 
 
-def _label_axes(axes, places: list[float], full: tuple | None, runs: list[dict], task: str) -> None:
+def _label_axes(axes, lines: dict, full: tuple | None, runs: list[dict], task: str, alone: bool) -> None:
     import matplotlib.ticker as ticker
 
+    whole = full[0] if full and full[0] else None
+    places = {round(x, 3) for points in lines.values() for x, *_ in points} | ({whole} if whole else set())
     axes.set_xscale("log", base=2)
     axes.xaxis.set_minor_locator(ticker.NullLocator())
     merged: list[float] = []
-    for x in reversed(places):
+    for x in sorted(places, reverse=True):
         if not merged or x * CLOSE < merged[-1]:
             merged.append(x)
-    whole = full[0] if full and full[0] else None
     axes.set_xticks(merged, [f"{x:.0f}" + (f"\n{100 * x / whole:.0f}%" if whole else "") for x in merged])
-    axes.set_xlabel("visual tokens in the language model (mean per layer and sample)")
-    axes.set_ylabel("accuracy, mean over kinds of question (%)")
-    low, high = axes.get_ylim()
-    axes.set_ylim(*((max(low, -2.0), min(high, 102.0)) if high - low > 1 else (-2.0, 102.0)))
+    axes.tick_params(labelsize=10 if alone else 8)
+    axes.set_xlabel("visual tokens" + (" in the language model (mean per layer and sample)" if alone else ""))
     axes.grid(True, color="0.9", lw=0.8)
     axes.set_axisbelow(True)
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)
     if runs:
         result = runs[0]["tasks"][task]
+        _scale_axis(axes, result)
         n = result["n"] + result["n_errors"]
-        title = f"model {runs[0]['model']['id']}, task {task} ({result['split']}), n = {n}; bars: 1 standard error"
-        axes.set_title(title, fontsize=10)
-    if axes.get_legend_handles_labels()[0]:
-        axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False, fontsize=9)
+        about = f"{task} (dialect {result['dialect']}, {result['split']}), n = {n}"
+        if alone:
+            about = f"model {runs[0]['model']['id']}, task {about}; bars: 1 standard error"
+        axes.set_title(about, fontsize=9.5 if alone else 9)
+
+
+def _scale_axis(axes, result: dict) -> None:
+    """Names the figure; leaves no room where no score can be, but some around a flat line."""
+    primary, scale = result["primary"], result["scale"]
+    axes.set_ylabel(f"{LONG.get(primary, primary.replace('_', ' '))} ({unit(scale)})")
+    low, high = axes.get_ylim()
+    if scale == 1:
+        axes.set_ylim(max(low, 0.0) if high > 0 else low, high)
+        return
+    least, most = -0.02 * scale, 1.02 * scale
+    axes.set_ylim(*((max(low, least), min(high, most)) if high - low > 0.01 * scale else (least, most)))
+
+
+def _legend(figure, every: list[str]) -> None:
+    """One for all panels, beside them, in the order of the styles."""
+    found: dict[str, object] = {}
+    for axes in figure.axes:
+        for handle, label in zip(*axes.get_legend_handles_labels()):
+            found.setdefault(label, handle)
+    order = [label for label in (NONE, *every) if label in found]
+    if order:
+        figure.legend([found[o] for o in order], order, loc="outside right center", frameon=False, fontsize=9)

@@ -2,31 +2,40 @@
 
 import functools
 import json
+import math
 import os
 import platform
 import statistics
 import subprocess
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError
 from importlib.metadata import version as installed
 from pathlib import Path
 
 import vtc
+from vtc.eval.compare import BASELINE, MEANINGS, compare_runs, fingerprint, scored
 from vtc.eval.counts import COSTS
 from vtc.eval.downsample import MODES
-from vtc.eval.metrics import paired_difference
-from vtc.eval.models import Loaded
+from vtc.eval.figures import PER_CATEGORY
+from vtc.eval.statistics import REPLICATES, average, bootstrap
 from vtc.eval.timing import DEFINITIONS, PARTS
 
-SCHEMA = "vtc.eval.run/2"
-SUMMARY_SCHEMA = "vtc.eval.results/2"
+SCHEMA = "vtc.eval.run/3"
+SUMMARY_SCHEMA = "vtc.eval.results/3"
 TOKENS = {
     "visual_before": "visual tokens of a sample's images without pruning",
     "visual_after": "those that the last decoder layer sees at prefill",
     "visual_average": "those that a decoder layer sees on average",
     "kept": "visual_average / visual_before, what a fraction as budget asks for",
 }
+FIGURES = {
+    "value": "from the logged answers, scored by the task's present code; primary: printed times scale",
+    "stderr": f"standard deviation over {REPLICATES} bootstrap replicates (seed 0) that draw groups of samples",
+    "ci95": "2.5 and 97.5 percentiles of the replicates",
+}
+UNTIMED = {"median": None, "mean": None}
 PACKAGES = ("torch", "transformers", "tokenizers", "accelerate", "numpy", "pillow")
 
 
@@ -52,19 +61,20 @@ def commit() -> str | None:
         return None
 
 
-def write_run(output: Path, loaded: Loaded, job, notes: list[str] | None) -> None:
+def write_run(output: Path, model: dict, job, notes: list[str] | None) -> None:
     """Writes or completes `runs/NAME.json`: the method, the model, and per task the figures of the sample log.
 
-    job: of `vtc.eval.runner`. notes: the patch's; None if nothing was answered now, and the file then keeps
-    its date and versions. A file of the same method on the same model keeps its other tasks.
+    model: what the result says of it (`Loaded.record`). job: of `vtc.eval.runner`. notes: the patch's; None if nothing
+    was answered now, and the file then keeps its date and versions. A file of the same method on the same model keeps
+    its other tasks.
     """
     path = output / "runs" / f"{job.run.name}.json"
-    method, identity = job.run.record(), job.log.identity
+    method, identity, rows = job.run.record(), job.identity, scored(job.task, job.rows())
     if job.run.kind == "downsample":
-        mode = "grid" if any(row["visual_before"] != row["visual_after"] for row in job.rows()) else "blur"
+        mode = "grid" if any(row["visual_before"] != row["visual_after"] for row in rows) else "blur"
         method["downsample"] = {"mode": mode, "meaning": MODES[mode]}
     before = _read(path)
-    if any(before.get(k) != v for k, v in (("schema", SCHEMA), ("model", loaded.record), ("method", method))):
+    if any(before.get(k) != v for k, v in (("schema", SCHEMA), ("model", model), ("method", method))):
         before = {}
     now = {
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -75,14 +85,15 @@ def write_run(output: Path, loaded: Loaded, job, notes: list[str] | None) -> Non
         "schema": SCHEMA,
         "name": job.run.name,
         **({key: before[key] for key in now} if before and notes is None else now),
-        "model": loaded.record,
+        "model": model,
         "method": method,
         "notes": notes or before.get("notes", []),
         "seeds": {"torch": identity["seed"], "strategy": _strategy_seed(method)},
         "generation": {**identity["generation"], "do_sample": False, "num_beams": 1},
+        "figures_are": FIGURES,
         "tokens_are": TOKENS,
         "seconds_are": DEFINITIONS,
-        "tasks": {**before.get("tasks", {}), job.task.name: _task_result(job)},
+        "tasks": {**before.get("tasks", {}), job.task.name: _task_result(job, rows)},
     }
     _write(path, run)
 
@@ -92,29 +103,45 @@ def _strategy_seed(method: dict) -> int | None:
     return next((stage["seed"] for stage in stages if "seed" in stage), None)
 
 
-def _task_result(job) -> dict:
-    rows = job.rows()
+def _task_result(job, rows: list[dict]) -> dict:
     good = [row for row in rows if row["error"] is None]
-    before, average = _mean(good, "visual_before"), _mean(good, "visual_average")
+    before, average_seen = _mean(good, "visual_before"), _mean(good, "visual_average")
+    figures, times = bootstrap(job.task, good), job.times
     return {
-        **job.log.identity["task"],
-        "key": job.log.key,
+        **job.identity["task"],
+        "prompt": job.identity.get("prompt"),
+        "max_new_tokens": job.identity["generation"]["max_new_tokens"],
+        "key": job.key,
+        "ids": fingerprint(row["id"] for row in rows),
         "n": len(good),
         "n_errors": len(rows) - len(good),
+        "n_unparsed": sum("parsed" in row["score"] and row["score"]["parsed"] is None for row in good),
         "first_error": next((row["error"] for row in rows if row["error"] is not None), None),
         "primary": job.task.primary,
-        "metrics": job.task.aggregate(good),
+        "scale": job.task.scale,
+        "figures": figures,
+        "categories": _categories(figures, Counter(row["category"] for row in good)),
         "tokens": {
             "visual_before": before,
             "visual_after": _mean(good, "visual_after"),
-            "visual_average": average,
-            "kept": average / before if before and average is not None else None,
+            "visual_average": average_seen,
+            "kept": average_seen / before if before and average_seen is not None else None,
             "text_in": _mean(good, "text_in"),
             "out": _mean(good, "tokens_out"),
         },
         **{cost: _cost(good, cost) for cost in COSTS},
-        "seconds": {part: _spread([row["seconds"][part] for row in good]) for part in PARTS},
+        "seconds": _seconds([times[row["id"]]["seconds"] for row in good if row["id"] in times]),
     }
+
+
+def _categories(figures: dict, sizes: Mapping[str, int]) -> dict:
+    """The figures per category, with the number of answered rows."""
+    found = {}
+    for name, figure in figures.items():
+        category = name.removeprefix(PER_CATEGORY)
+        if category != name:
+            found[category] = {"n": sizes.get(category, 0), "value": figure["value"], "stderr": figure["stderr"]}
+    return found
 
 
 def _mean(rows: list[dict], field: str) -> float | None:
@@ -132,68 +159,46 @@ def _cost(rows: list[dict], field: str) -> dict:
     return {"before": before, "after": after, "ratio": after / before if before else None}
 
 
-def _spread(values: list[float | None]) -> dict:
-    """Per sample: median and mean."""
-    known = [value for value in values if value is not None]
-    if not known:
-        return {"median": None, "mean": None}
-    return {"median": statistics.median(known), "mean": statistics.fmean(known)}
-
-
-def write_summary(output: Path, loaded: Loaded, jobs: list) -> dict:
-    """Writes `results.json` with every run of the folder, and returns it.
-
-    `comparison`, per task: the runs that saw the same model and the same samples as the present ones, each with its
-    primary figure relative to `none` and the paired difference in plain accuracy.
-    """
-    runs = [_read(file) for file in sorted((output / "runs").glob("*.json"))]
-    runs = [run for run in runs if run.get("schema") == SCHEMA]
-    order = {job.run.name: i for i, job in enumerate(jobs)}
-    runs.sort(key=lambda run: (order.get(run["name"], len(order)), run["name"]))
-    summary = {
-        "schema": SUMMARY_SCHEMA,
-        "created": datetime.now(UTC).isoformat(timespec="seconds"),
-        "present": list(dict.fromkeys(job.run.name for job in jobs)),
-        "runs": runs,
-        "comparison": {},
-    }
-    for job in jobs:
-        if job.task.name not in summary["comparison"]:
-            summary["comparison"][job.task.name] = _compare(output, job, loaded, runs)
-    _write(output / "results.json", summary)
-    return summary
-
-
-def _compare(output: Path, job, loaded: Loaded, runs: list[dict]) -> dict:
-    """Figures of comparable runs by name; `job` says what is comparable."""
-    like = _task_result(job)
-    same = ("name", "version", "split")
+def _seconds(times: list[dict]) -> dict:
+    """Per part of a sample's time: median and mean."""
     found = {}
-    for run in runs:
-        task = run["tasks"].get(job.task.name)
-        total = 0 if task is None else task["n"] + task["n_errors"]
-        like_total = like["n"] + like["n_errors"]
-        if total == like_total and run["model"] == loaded.record and all(task[k] == like[k] for k in same):
-            found[run["name"]] = {"n": task["n"], "n_errors": task["n_errors"], "relative": None, "difference": None}
-    results = {run["name"]: run["tasks"].get(job.task.name) for run in runs}
-    if "none" not in found:
-        return found
-    reference = results["none"]["metrics"][like["primary"]]
-    baseline = _rows(output, "none", job)
-    for name, entry in found.items():
-        value = results[name]["metrics"][like["primary"]]
-        if reference and value is not None:
-            entry["relative"] = value / reference
-        entry["difference"] = paired_difference(_rows(output, name, job), baseline)
+    for part in PARTS:
+        known = [seconds[part] for seconds in times if seconds.get(part) is not None]
+        found[part] = {"median": statistics.median(known), "mean": statistics.fmean(known)} if known else UNTIMED
     return found
 
 
-def _rows(output: Path, name: str, job) -> list[dict]:
-    """The rows of a sample log for the job's docs."""
-    path = output / "samples" / f"{name}.{job.task.name}.jsonl"
-    lines = path.read_text(encoding="utf-8").splitlines()[1:] if path.is_file() else []
-    rows = {row["id"]: row for row in map(json.loads, lines)}
-    return [rows[ident] for ident in job.idents() if ident in rows]
+def write_summary(output: Path, model: dict, jobs: list) -> dict:
+    """Writes `results.json` with every run of the folder, and returns it.
+
+    `comparison`, per task: the runs on the same model and the same samples as the present ones, each beside `none`, see
+    `vtc.eval.compare.MEANINGS`. `average`: over tasks, of each run that is in a comparison. model, jobs: as for
+    `write_run`.
+    """
+    runs = [_read(file) for file in sorted((output / "runs").glob("*.json"))]
+    runs = [run for run in runs if run.get("schema") == SCHEMA]
+    order = {name: i for i, name in enumerate(dict.fromkeys(job.run.name for job in jobs))}
+    runs.sort(key=lambda run: (order.get(run["name"], len(order)), run["name"]))
+    comparison = {}
+    for name in dict.fromkeys(job.task.name for job in jobs):
+        mine = [job for job in jobs if job.task.name == name]
+        like = next((job for job in mine if job.run.name == BASELINE), mine[0])
+        comparison[name] = compare_runs(output, like, jobs, model, runs)
+    compared: dict[str, dict] = {}
+    for task, entries in comparison.items():
+        for name, entry in entries.items():
+            compared.setdefault(name, {})[task] = entry
+    summary = {
+        "schema": SUMMARY_SCHEMA,
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "present": list(order),
+        "comparison_is": MEANINGS,
+        "runs": runs,
+        "comparison": comparison,
+        "average": {name: average(entries) for name, entries in compared.items()},
+    }
+    _write(output / "results.json", summary)
+    return summary
 
 
 def _read(path: Path) -> dict:
@@ -205,8 +210,17 @@ def _read(path: Path) -> dict:
 
 
 def _write(path: Path, data: dict) -> None:
-    """Puts the whole file in place at once."""
+    """Puts the whole file in place at once; what is not a number is null."""
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_suffix(".part")
-    part.write_text(json.dumps(data, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    text = json.dumps(_finite(data), indent=2, ensure_ascii=False, allow_nan=False)
+    part.write_text(text + "\n", encoding="utf-8")
     os.replace(part, path)
+
+
+def _finite(data: object) -> object:
+    if isinstance(data, Mapping):
+        return {key: _finite(value) for key, value in data.items()}
+    if isinstance(data, list | tuple):
+        return [_finite(value) for value in data]
+    return None if isinstance(data, float) and not math.isfinite(data) else data

@@ -1,87 +1,131 @@
-"""The comparison as a table on the terminal, as wide as it may be."""
+"""The comparison as tables on the terminal, as wide as it may be: one per task, and the papers' over all tasks."""
 
 from pathlib import Path
 
 from rich import box
 from rich.console import Console
+from rich.markup import escape
 from rich.measure import Measurement
 from rich.table import Table
 
 PIPE_WIDTH = 160  # columns when the output is no terminal
-PAPERS, SELECTION = "papers'\nFLOPs %", "selection\n% of prefill"
+MOST_CATEGORIES = 8  # columns of kinds of question; with more of them there are none
+NAME, BUDGET, TOKENS, KEPT, RELATIVE = "strategy", "budget", "visual\ntokens", "kept %", "% of\nnone"
+LOYALTY, SENSITIVE = "loyalty\n%", "sensi-\ntive %"
+PREFILL, PAPERS, TOTAL, SELECTION = "prefill\nFLOPs %", "papers'\nFLOPs %", "ms per\nsample", "selection\n% of prefill"
 SHORT = {"vision": "vision", "selection": "select", "prefill": "prefill", "decode": "decode"}
+AVERAGE = "avg\n% of none"
 
 
 def print_summary(summary: dict, output: Path, picture: Path, console: Console) -> None:
-    """A table per task of the present runs, what failed, and where the files are."""
+    """A table per task of the present runs, what failed, a table over all tasks, and where the files are."""
     if not console.is_terminal:
         console = Console(file=console.file, width=PIPE_WIDTH, force_terminal=False)
     runs = {run["name"]: run for run in summary["runs"]}
+    present = [runs[name] for name in summary["present"]]
     for task, comparison in summary["comparison"].items():
-        present = [runs[name] for name in summary["present"]]
-        console.print(_fitting(console, task, present, comparison))
-        _print_remarks(console, task, present)
+        mine = [run for run in present if task in run["tasks"]]
+        console.print(_fitting(console, task, mine, comparison))
+        _print_remarks(console, task, mine)
+    if len(summary["comparison"]) > 1:
+        for table in _over_tasks(console, list(summary["comparison"]), present, summary["average"]):
+            console.print(table)
     console.print(f"plot     {picture}", soft_wrap=True, highlight=False)
     console.print(f"results  {output}", soft_wrap=True, highlight=False)
 
 
+def scaled(value: float | None, scale: float) -> str:
+    """A figure as it is printed, with one decimal place; - where it is unknown."""
+    return "-" if value is None else f"{scale * value:.1f}"
+
+
+def unit(scale: float) -> str:
+    """What a figure times its scale is counted in."""
+    return {100: "%", 1: "points"}.get(scale, f"of {scale:g}")
+
+
+def _fits(console: Console, table: Table) -> bool:
+    return Measurement.get(console, console.options.update(max_width=10_000), table).maximum <= console.width
+
+
 def _fitting(console: Console, task: str, runs: list[dict], comparison: dict) -> Table:
-    """The table with as many of the columns as the width allows: first the parts of the time go, then the kinds."""
+    """The table with as many of the columns as the width allows.
+
+    First the parts of the time go, then the agreement with `none` or, if that is not enough, the kinds of question.
+    """
     ascii_only = console.options.ascii_only
     rows = [_cells(run, run["tasks"][task], comparison.get(run["name"], {}), ascii_only) for run in runs]
     for run, row in zip(runs, rows, strict=True):
         row[SELECTION] = _selection(run, runs, task)
-    kinds = list(runs[0]["tasks"][task]["metrics"]["groups"])
-    parts = list(SHORT.values())
-    less = [PAPERS, *parts]
+    kinds = [f"{name}\n%" for name in runs[0]["tasks"][task]["categories"]]
+    always = [name for name in (LOYALTY, SENSITIVE) if all(row[name] == "-" for row in rows)]
+    always += kinds if len(kinds) > MOST_CATEGORIES else []
+    less = [*always, PAPERS]
+    times = [*less, *SHORT.values()]
+    agreement = [*times, LOYALTY, SENSITIVE]
     for left_out in (
-        [],
-        [PAPERS],
+        always,
         less,
-        [*less, *kinds],
-        [*less, *kinds, "prefill\nFLOPs %", "ms per\nsample", SELECTION],
+        times,
+        agreement,
+        [*times, *kinds],
+        [*agreement, *kinds],
+        [*agreement, *kinds, PREFILL, TOTAL, SELECTION],
     ):
-        table = _table(task, runs[0], rows, left_out, console.options.ascii_only)
-        needed = Measurement.get(console, console.options.update(max_width=10_000), table).maximum
-        if needed <= console.width:
+        table = _table(task, runs[0], rows, left_out, ascii_only)
+        if _fits(console, table):
             break
     return table
+
+
+def _new_table(title: str, ascii_only: bool) -> Table:
+    style = box.ASCII if ascii_only else box.SIMPLE_HEAD
+    return Table(box=style, title=escape(title), title_justify="left", pad_edge=False)
 
 
 def _table(task: str, run: dict, rows: list[dict], left_out: list[str], ascii_only: bool) -> Table:
     result, batch = run["tasks"][task], run["generation"]["batch_size"]
     n = result["n"] + result["n_errors"]
-    title = f"model {run['model']['id']}, task {task} ({result['split']}), {n} samples, batch size {batch}"
-    table = Table(box=box.ASCII if ascii_only else box.SIMPLE_HEAD, title=title, title_justify="left", pad_edge=False)
+    said = f"dialect {result['dialect']}, {result['split']}"
+    title = f"model {run['model']['id']}, task {task} ({said}), {n} samples, batch size {batch}"
+    table = _new_table(title, ascii_only)
     shown = [name for name in rows[0] if name not in left_out]
     for name in shown:
-        table.add_column(name, justify="left" if name == "strategy" else "right", no_wrap=True)
+        table.add_column(escape(name), justify="left" if name == NAME else "right", no_wrap=True)
     for row in rows:
-        table.add_row(*(row.get(name, "-") for name in shown))
+        table.add_row(*(escape(row.get(name, "-")) for name in shown))
     return table
 
 
 def _cells(run: dict, result: dict, compared: dict, ascii_only: bool) -> dict[str, str]:
     """All columns of a run, in their order."""
-    tokens, metrics, primary = result["tokens"], result["metrics"], result["primary"]
-    sign = "+-" if ascii_only else "±"
-    value, error = metrics[primary], metrics["macro_stderr" if primary == "macro" else "stderr"]
-    mode = run["method"].get("downsample", {}).get("mode")
+    tokens, primary, scale = result["tokens"], result["primary"], result["scale"]
     seconds = {part: spread["median"] for part, spread in result["seconds"].items()}
     ms = {part: "-" if value is None else f"{1000 * value:.1f}" for part, value in seconds.items()}
     return {
-        "strategy": run["method"]["name"] + (f" ({mode})" if mode else ""),
-        "budget": run["method"]["budget"] or "",
-        "visual\ntokens": f"{_number(tokens['visual_before'])} -> {_number(tokens['visual_average'])}",
-        "kept %": _percent(tokens["kept"]),
-        f"accuracy %\n({primary})": "-" if value is None else f"{100 * value:.1f} {sign} {100 * error:.1f}",
-        "% of\nnone": _percent(compared.get("relative")),
-        **{name: _percent(group["accuracy"]) for name, group in metrics["groups"].items()},
-        "prefill\nFLOPs %": _percent(result["prefill_flops"]["ratio"]),
+        **_name(run),
+        TOKENS: f"{_number(tokens['visual_before'])} -> {_number(tokens['visual_average'])}",
+        KEPT: _percent(tokens["kept"]),
+        f"{primary}\n{unit(scale)}": _with_error(result["figures"].get(primary, {}), scale, ascii_only),
+        RELATIVE: _percent(compared.get("relative")),
+        LOYALTY: _percent(compared.get("loyalty")),
+        SENSITIVE: _percent((compared.get("sensitive") or {}).get("value")),
+        **{f"{name}\n%": _percent(category["value"]) for name, category in result["categories"].items()},
+        PREFILL: _percent(result["prefill_flops"]["ratio"]),
         PAPERS: _percent(result["paper_flops"]["ratio"]),
-        "ms per\nsample": ms["total"],
+        TOTAL: ms["total"],
         **{name: ms[part] for part, name in SHORT.items()},
     }
+
+
+def _name(run: dict) -> dict[str, str]:
+    mode = run["method"].get("downsample", {}).get("mode")
+    return {NAME: run["method"]["name"] + (f" ({mode})" if mode else ""), BUDGET: run["method"]["budget"] or ""}
+
+
+def _with_error(figure: dict, scale: float, ascii_only: bool) -> str:
+    error, sign = figure.get("stderr"), "+-" if ascii_only else "±"
+    return scaled(figure.get("value"), scale) + ("" if error is None else f" {sign} {scaled(error, scale)}")
 
 
 def _selection(run: dict, runs: list[dict], task: str) -> str:
@@ -97,7 +141,53 @@ def _number(value: float | None) -> str:
 
 
 def _percent(value: float | None) -> str:
-    return "-" if value is None else f"{100 * value:.1f}"
+    return scaled(value, 100)
+
+
+def _over_tasks(console: Console, tasks: list[str], runs: list[dict], averages: dict) -> list[Table]:
+    """Scores of all tasks and the papers' average; in several tables where one would be too wide."""
+    ascii_only = console.options.ascii_only
+    for size in range(len(tasks), 0, -1):
+        parts = [tasks[start : start + size] for start in range(0, len(tasks), size)]
+        tables = [_scores(part, tasks, runs, averages, ascii_only) for part in parts]
+        if all(_fits(console, table) for table in tables):
+            break
+    return tables
+
+
+def _scores(shown: list[str], tasks: list[str], runs: list[dict], averages: dict, ascii_only: bool) -> Table:
+    results = {task: next(run["tasks"][task] for run in runs if task in run["tasks"]) for task in shown}
+    dialects = {result["dialect"] for run in runs for name, result in run["tasks"].items() if name in tasks}
+    plural = "s" if len(dialects) > 1 else ""
+    said = f"dialect{plural} {', '.join(sorted(dialects))}"
+    table = _new_table(f"model {runs[0]['model']['id']}, {len(tasks)} tasks ({said})", ascii_only)
+    for name in (NAME, BUDGET):
+        table.add_column(name, justify="left" if name == NAME else "right", no_wrap=True)
+    for task, result in results.items():
+        head = f"{task}\n{result['split']}\n{result['primary']} {unit(result['scale'])}"
+        table.add_column(escape(head), justify="right", no_wrap=True)
+    last = shown[-1] == tasks[-1]
+    if last:
+        table.add_column(AVERAGE, justify="right", no_wrap=True)
+    for run in runs:
+        cells = [_score(run["tasks"].get(task)) for task in shown]
+        average = [_average(averages.get(run["name"]), len(tasks), ascii_only)] if last else []
+        table.add_row(*(escape(cell) for cell in (*_name(run).values(), *cells, *average)))
+    return table
+
+
+def _score(result: dict | None) -> str:
+    if result is None:
+        return "-"
+    return scaled(result["figures"].get(result["primary"], {}).get("value"), result["scale"])
+
+
+def _average(entry: dict | None, tasks: int, ascii_only: bool) -> str:
+    """With the number of tasks that are in it where some are not."""
+    if entry is None or entry["value"] is None:
+        return "-"
+    some = "" if len(entry["tasks"]) == tasks else f" ({len(entry['tasks'])} of {tasks})"
+    return _with_error(entry, 100, ascii_only) + some
 
 
 def _print_remarks(console: Console, task: str, runs: list[dict]) -> None:
