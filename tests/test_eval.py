@@ -1,7 +1,6 @@
 """Evaluation: the grid through the bundled model, logs that survive a kill, figures that say what was measured."""
 
 import json
-import math
 from pathlib import Path
 
 import pytest
@@ -11,7 +10,6 @@ import vtc
 import vtc.demo
 from vtc.errors import ConfigError, UnsupportedError
 from vtc.eval import models
-from vtc.eval.metrics import accuracy, paired_difference
 from vtc.eval.plan import plan
 from vtc.eval.runner import evaluate
 from vtc.eval.settings import Settings, settings_from
@@ -33,6 +31,12 @@ def log(output: Path, run: str) -> list[dict]:
     """The rows of a sample log, without its header."""
     lines = (output / "samples" / f"{run}.demo.jsonl").read_text().splitlines()
     return [json.loads(line) for line in lines[1:]]
+
+
+def times(output: Path, run: str) -> dict[str, dict]:
+    """Seconds per part and sample of a run."""
+    lines = (output / "times" / f"{run}.demo.jsonl").read_text().splitlines()
+    return {row["id"]: row["seconds"] for row in map(json.loads, lines)}
 
 
 def answers(output: Path, run: str) -> dict[str, str]:
@@ -66,15 +70,17 @@ def test_rows(grid):
         rows = log(grid, run)
         assert [row["id"] for row in rows] == [f"test-{i:05d}" for i in range(LIMIT)]
         after = {"random-keep0.5": 98, "hiprune-keep0.5": 98, "random-keep20": 20, "hiprune-keep20": 20}.get(run, 196)
+        seconds = times(grid, run)
         for row in rows:
-            assert {"group", "question", "reference", "text", "score", "tokens_out", "text_in"} <= set(row)
+            assert {"group", "category", "prompt", "reference", "text", "score", "tokens_out", "text_in"} <= set(row)
             assert row["error"] is None
             assert (row["visual_before"], row["visual_after"]) == (196, after)
             assert 0 < row["tokens_out"] <= Demo.max_new_tokens
-            assert row["correct"] == float(row["text"] == row["reference"])
-            parts = [row["seconds"][part] for part in ("vision", "selection", "prefill", "decode")]
+            assert row["score"]["correct"] == float(row["text"] == row["reference"])
+            spent = seconds[row["id"]]
+            parts = [spent[part] for part in ("vision", "selection", "prefill", "decode")]
             assert all(part >= 0 for part in parts)
-            assert sum(parts) <= row["seconds"]["total"] * 1.001
+            assert sum(parts) <= spent["total"] * 1.001
             assert (parts[1] > 0) == (after < 196)
 
 
@@ -87,8 +93,11 @@ def test_results(grid):
         assert {"id", "dtype", "attention", "device", "digest"} <= set(result["model"])
         task, rows = result["tasks"]["demo"], log(grid, run)
         assert (task["n"], task["n_errors"], task["split"]) == (LIMIT, 0, "test")
-        assert task["metrics"]["accuracy"] == pytest.approx(sum(row["correct"] for row in rows) / LIMIT)
-        assert sum(group["n"] for group in task["metrics"]["groups"].values()) == LIMIT
+        right = sum(row["score"]["correct"] for row in rows)
+        assert task["figures"]["accuracy"]["value"] == pytest.approx(right / LIMIT)
+        assert sum(category["n"] for category in task["categories"].values()) == LIMIT
+        assert task["dialect"] == "llava"
+        assert task["data"] == {"id": "generated", "split": "test"}
         assert {"visual_before", "visual_after", "text_in", "out"} <= set(task["tokens"])
         assert set(task["seconds"]) == {"vision", "selection", "prefill", "decode", "total"}
         assert all(set(spread) == {"median", "mean"} for spread in task["seconds"].values())
@@ -104,7 +113,8 @@ def test_summary(grid):
     assert [run["name"] for run in summary["runs"]] == summary["present"] == list(RUNS)
     compared = summary["comparison"]["demo"]
     assert list(compared) == list(RUNS)
-    assert compared["none"]["difference"] == {"mean": 0.0, "stderr": 0.0, "n": LIMIT}
+    assert (compared["none"]["difference"]["value"], compared["none"]["difference"]["n"]) == (0.0, LIMIT)
+    assert compared["none"]["loyalty"] == compared["none"]["relative"] == 1.0
 
 
 def test_downsample_says_what_it_did(grid):
@@ -117,7 +127,7 @@ def test_downsample_says_what_it_did(grid):
 def test_none_is_the_plain_model(grid):
     """The logged answers are those of stock generate(), one prompt at a time."""
     model, processor = vtc.demo.load()
-    for doc in Demo().docs("test", 5):
+    for doc in Demo().open("test", 5):
         turn = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": doc["question"]}]}]
         text = processor.apply_chat_template(turn, add_generation_prompt=True)
         inputs = processor(images=doc["image"], text=text, return_tensors="pt")
@@ -167,7 +177,7 @@ def test_model_is_left_alone():
     from vtc.eval.answers import Answerer
 
     loaded = models.load("demo", {}, "cpu")
-    docs = Demo().docs("test", 1)
+    docs = Demo().open("test", 1)
     # transformers itself puts hooks on the tower at the first call.
     loaded.answer(loaded.encode([docs[0]["question"]], [[docs[0]["image"]]]), 1)
     modules = [(m, dict(vars(m))) for m in loaded.model.modules()]
@@ -187,7 +197,7 @@ def test_unsupported_family(tmp_path, monkeypatch):
 
     monkeypatch.setattr(models, "find_family", refuse)
     assert evaluate(settings(tmp_path, strategies=("none",), limit=2)) == 0
-    seconds = log(tmp_path, "none")[0]["seconds"]
+    seconds = times(tmp_path, "none")["test-00000"]
     assert seconds["total"] > 0
     assert seconds["prefill"] is None
     with pytest.raises(UnsupportedError, match="unknown family 'x'"):
@@ -214,20 +224,6 @@ def test_local_directory_and_model_args(tmp_path):
     with pytest.raises(ConfigError, match="cannot be loaded") as caught:
         evaluate(settings(tmp_path, **changes, model_args={"attn_implementation": "abacus"}))
     assert "\n" not in str(caught.value)
-
-
-def test_metrics():
-    """Binomial errors by hand, groups, macro, pairs."""
-    rows = [{"id": str(i), "group": "ab"[i % 2], "correct": float(i < 3), "error": None} for i in range(8)]
-    found = accuracy(rows)
-    assert found["accuracy"] == 3 / 8
-    assert found["stderr"] == pytest.approx(math.sqrt(3 / 8 * 5 / 8 / 8))
-    assert found["groups"]["a"] == {"n": 4, "accuracy": 0.5, "stderr": 0.25}
-    assert found["macro"] == 3 / 8
-    assert found["macro_stderr"] == pytest.approx(math.sqrt(0.25**2 + 0.25 * 0.75 / 4) / 2)
-    assert accuracy([])["macro"] is None
-    better = [{**row, "correct": 1.0} for row in rows]
-    assert paired_difference(better, rows)["mean"] == 5 / 8
 
 
 def test_plan(tmp_path):

@@ -1,0 +1,71 @@
+"""Evaluation on several processes: the same lines as on one, whoever is killed and whatever goes on."""
+
+import json
+
+import pytest
+from PIL import Image
+
+from tests.helpers_checkpoints import save_tiny
+from tests.helpers_launch import figures, finish, kill_at, logs, start
+from tests.test_golden import roots
+
+WORDS = ("red", "blue", "a cat", "two dogs")
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """The real MMBench sample where it is, else invented rows of its form."""
+    for root in roots():
+        if (root / "realdata" / "mmbench_samples").is_dir():
+            return root / "realdata" / "mmbench_samples"
+    folder = tmp_path_factory.mktemp("mmbench")
+    rows = []
+    for i in range(20):
+        Image.effect_noise((40 + 7 * i, 90 - 3 * i), 90).save(folder / f"{i}.png")
+        options = dict(zip("ABCD", WORDS))
+        rows.append({"image": f"{i}.png", "hint": None, "question": f"What is on picture {i}?", "options": options,
+                     "answer": "ABCD"[i % 4], "category": WORDS[i % 3], "language": "en"})  # fmt: skip
+    (folder / "questions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return folder
+
+
+@pytest.fixture(scope="module", params=["llava", "qwen2_5_vl"])
+def options(request, data, tmp_path_factory):
+    """The options of a run with a tiny random model from a local folder."""
+    model = save_tiny(request.param, tmp_path_factory.mktemp("models") / request.param)
+    return [
+        "--model", str(model), "--strategy", "none,hiprune", "--keep", "0.25", "--tasks", "mmbench_en",
+        "--dataset-path", str(data), "--max-new-tokens", "24", "--batch-size", "3",
+    ]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def whole(options, tmp_path_factory):
+    """The finished run of one process."""
+    output = tmp_path_factory.mktemp("whole")
+    code, out = finish(start(1, [*options, "--output", str(output)]))
+    assert code == 0, out
+    assert "hiprune" in out
+    return output
+
+
+def test_two_processes(options, whole, tmp_path):
+    """Two processes write the same lines into the same files, byte for byte but for the order, and the same figures."""
+    code, out = finish(start(2, [*options, "--output", str(tmp_path)]))
+    assert code == 0, out
+    assert out.count("task mmbench_en") == 1, "one process prints"
+    assert logs(tmp_path) == logs(whole)
+    assert figures(tmp_path) == figures(whole)
+    assert all(len(lines) == 21 for lines in logs(whole).values())
+
+
+def test_three_kills(options, whole, tmp_path):
+    """SIGKILL at three moments, on two, one and three processes, then to the end on two."""
+    before = 2
+    for processes, more in ((2, 3), (1, 12), (3, 9)):
+        process = start(processes, [*options, "--output", str(tmp_path)])
+        before = kill_at(process, tmp_path, before + more)
+    code, out = finish(start(2, [*options, "--output", str(tmp_path)]))
+    assert code == 0, out
+    assert logs(tmp_path) == logs(whole)
+    assert figures(tmp_path) == figures(whole)
