@@ -1,0 +1,99 @@
+"""Measured beside published: a summary of runs held against what a paper prints.
+
+`load_card` reads a card (`configs/papers/*.yaml`, described in `vtc.eval.papers_card`), `against` prints and writes the
+comparison, `commands` gives the command lines that would measure a card.
+"""
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from vtc.eval.papers_card import Card, cards, load_card
+from vtc.eval.papers_commands import commands
+from vtc.eval.papers_compare import MARKED, compare
+
+__all__ = ["Card", "against", "cards", "commands", "load_card"]
+
+PIPE_WIDTH = 160  # columns when the output is no terminal
+
+
+def against(card: Card, summary: Mapping, console: Console | None = None, output: Path | None = None) -> dict:
+    """Compares the runs of a summary (`results.json`) with a card, prints tables and returns the comparison.
+
+    console: None prints nothing. output: a folder that gets `against_NAME.json`, put in place at once. Published and
+    measured figures are in the paper's scale, `..._of_full` are fractions. Where nothing can be compared, the card's
+    command lines are printed.
+    """
+    found = compare(card, summary)
+    if console is not None:
+        _print(card, found, console)
+    if output is not None:
+        path = Path(output) / f"against_{card.name}.json"
+        part = path.with_suffix(".part")
+        part.write_text(json.dumps(found, indent=2, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
+        os.replace(part, path)
+    return found
+
+
+def _print(card: Card, found: Mapping, console: Console) -> None:
+    if not console.is_terminal:
+        console = Console(file=console.file, width=PIPE_WIDTH, force_terminal=False)
+
+    def say(text: str, style: str = "") -> None:
+        console.print(text, style=style, soft_wrap=True, highlight=False, markup=False)
+
+    say(f"\nagainst {card.name}: {card.title} ({card.year}), {card.url}", "bold")
+    compared = [model for model in found["models"] if model["rows"]]
+    for model in compared:
+        if not model["same_checkpoint"]:
+            names = f"measured {model['measured_with']}, published {model['checkpoint']}"
+            say(f"THE CHECKPOINT DIFFERS: {names}", "bold red")
+        say(f"published for {model['checkpoint']}" + (f": {model['note']}" if model["note"] else ""))
+        for row in model["rows"]:
+            console.print(_table(row, console.options.ascii_only))
+        say(
+            f"{model['published_without_run']} published figures have no run here, "
+            f"{model['published_without_method']} are of methods that vtc has not got"
+        )
+    if not compared:
+        say("no run here is one of the card's; these would be:")
+        for line in commands(card):
+            say(f"  {line}")
+    else:
+        say(f"* more than {MARKED} standard errors of the measured figure apart")
+    say(f"measured so far  {card.measured}")
+    for reason in card.differs:
+        say(f"can differ       {reason}")
+    say(f"source           {card.source}")
+
+
+def _table(row: Mapping, ascii_only: bool) -> Table:
+    """One published row: a line per task that was measured."""
+    title = f"{row['label']}, {row['budget']} (run {row['run']})" + (f"; {row['remark']}" if row["remark"] else "")
+    table = Table(box=box.ASCII if ascii_only else box.SIMPLE_HEAD, title=title, title_justify="left", pad_edge=False)
+    table.add_column("task", no_wrap=True)
+    for name in ("n", "published", "measured", "difference", "% of full\npublished", "% of full\nmeasured"):
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("remarks")
+    sign = "+-" if ascii_only else "±"
+    for score in row["scores"]:
+        error = "" if score["stderr"] is None else f" {sign} {score['stderr']:.1f}"
+        table.add_row(
+            score["task"], str(score["n"]), f"{score['published']:g}", f"{score['measured']:.1f}{error}",
+            f"{score['difference']:+.1f}{'*' if score['beyond'] else ' '}", _percent(score["published_of_full"]),
+            _percent(score["measured_of_full"]), "; ".join(score["remarks"]),
+        )  # fmt: skip
+    if row["strategy"] != "none" and len(row["scores"]) > 1:
+        printed = "" if row["average_published"] is None else f"printed over all: {row['average_published']:g}"
+        means = (_percent(row["mean_published_of_full"]), _percent(row["mean_measured_of_full"]))
+        table.add_row("mean of these", "", "", "", "", *means, printed)
+    return table
+
+
+def _percent(value: float | None) -> str:
+    return "-" if value is None else f"{100 * value:.1f}"

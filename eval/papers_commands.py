@@ -1,0 +1,97 @@
+"""The `vtc eval` command lines that would measure a paper card."""
+
+import shlex
+from collections import Counter
+from collections.abc import Iterator
+
+from vtc.eval.papers_card import FULL, Card, Model, Row
+
+DTYPE = "float16"  # of command lines for models whose card names none
+
+
+def commands(card: Card) -> list[str]:
+    """Command lines for every model that vtc can prune, in the card's order: one where one is enough.
+
+    Strategies that share their budgets share a line; tasks of another dialect, and settings in place of a budget, need
+    lines of their own, into the same folder. A strategy with several settings gets a folder for each.
+    """
+    return [line for model in card.models if model.family for line in _of_model(card, model)]
+
+
+def _of_model(card: Card, model: Model) -> Iterator[str]:
+    jobs = _jobs(model) or [(1, (), (), {})]
+    for dialect, tasks in _dialects(model).items():
+        begun = set()
+        for number, strategies, keeps, settings in jobs:
+            full = () if number in begun else (FULL,)
+            begun.add(number)
+            yield _line(card, model, number, full + strategies, keeps, settings, tasks, dialect)
+
+
+def _jobs(model: Model) -> list[tuple[int, tuple[str, ...], tuple, dict]]:
+    """The grids with the number of the folder that each goes to: runs of one strategy with other settings would have
+    the same name."""
+    jobs, seen = [], Counter()
+    for strategies, keeps, settings in _grids(model):
+        seen[strategies] += bool(settings)
+        jobs.append((max(1, seen[strategies]) if settings else 1, strategies, keeps, settings))
+    return jobs
+
+
+def _line(
+    card: Card, model: Model, number: int, strategies: tuple, keeps: tuple, settings: dict, tasks: list,
+    dialect: str | None,
+) -> str:  # fmt: skip
+    given = {"dtype": DTYPE, **(model.settings.model_args or {})}
+    words = ["vtc", "eval", "--model", model.checkpoint, "--model_args", ",".join(f"{k}={v}" for k, v in given.items())]
+    words += ["--strategy", ",".join(strategies)]
+    words += ["--keep", ",".join(map(str, keeps))] if keeps else []
+    for key, value in settings.items():
+        words += ["--set", f"{key}={value}"]
+    words += ["--tasks", ",".join(tasks)]
+    words += ["--dialect", dialect] if dialect else []
+    words += ["--pad-square"] if model.settings.pad_square else []
+    words += ["--system", model.settings.system] if model.settings.system else []
+    folder = f"results/{card.name}/{model.checkpoint.split('/')[-1]}{'' if number == 1 else f'-{number}'}"
+    return shlex.join([*words, "--against", card.name, "--output", folder])
+
+
+def _dialects(model: Model) -> dict[str | None, list[str]]:
+    """The tasks of rows that vtc has, by dialect, in the order of the card."""
+    found: dict[str | None, list[str]] = {}
+    for row in model.rows:
+        for task, score in row.scores.items():
+            mine = found.setdefault(model.dialect_of(task), [])
+            if row.strategy is not None and score is not None and task not in mine:
+                mine.append(task)
+    return {dialect: tasks for dialect, tasks in found.items() if tasks}
+
+
+def _grids(model: Model) -> list[tuple[tuple[str, ...], tuple, dict]]:
+    """Strategies with their budgets, or one strategy with settings, that go on one command line."""
+    budgets: dict[str, list] = {}
+    own: list[tuple[str, dict]] = []
+    for row in model.rows:
+        if row.strategy in (FULL, None) or not any(row.scores.values()):
+            continue
+        if row.set is not None:
+            own += [] if (row.strategy, dict(row.set)) in own else [(row.strategy, dict(row.set))]
+        elif row.keep is not None and row.keep not in budgets.setdefault(row.strategy, []):
+            budgets[row.strategy].append(row.keep)
+    shared: dict[tuple, list[str]] = {}
+    for strategy, keeps in budgets.items():
+        if keeps:
+            shared.setdefault(tuple(keeps), []).append(strategy)
+    grids = [(tuple(strategies), keeps, {}) for keeps, strategies in shared.items()]
+    published = tuple(strategy for strategy, settings in own if not settings)
+    grids += [(published, (), {})] if published else []
+    return grids + [((strategy,), (), settings) for strategy, settings in own if settings]
+
+
+def budget(row: Row) -> str:
+    """What a row keeps, in words."""
+    if row.strategy == FULL:
+        return "all tokens"
+    parts = [] if row.keep is None else [f"{row.keep} tokens" if isinstance(row.keep, int) else f"{100 * row.keep:g} %"]
+    parts += [] if not row.set else [", ".join(f"{key}={value}" for key, value in row.set.items())]
+    return "; ".join(parts) or "its own budget"
