@@ -30,7 +30,7 @@ def bootstrap(task, rows: Iterable[Mapping], replicates: int = REPLICATES, seed:
     if not sums:
         return {task.primary: {"value": None, "stderr": None, "ci95": None}}
     names, table = _table(sums)
-    values = _figures(task, names, table.sum(0))
+    values = _figures(task, names, _total(table))
     if len(sums) == 1:
         return {name: {"value": _known(value), "stderr": None, "ci95": None} for name, value in values.items()}
     drawn = _figures(task, names, _resampled([table], replicates, seed)[0].T)
@@ -63,7 +63,7 @@ def compare(task, rows: Iterable[Mapping], baseline: Iterable[Mapping], replicat
         return found
     sums, others = _tallies(task, mine), _tallies(task, theirs)
     tables = [_table(sums.values()), _table([others[group] for group in sums])]
-    value, other = (_figures(task, names, table.sum(0)) for names, table in tables)
+    value, other = (_figures(task, names, _total(table)) for names, table in tables)
     drawn: list[dict] = [{}, {}]
     if len(sums) > 1:
         resampled = _resampled([table for _, table in tables], replicates, seed)
@@ -184,6 +184,11 @@ def _table(tallies: Iterable[Mapping]) -> tuple[list[str], np.ndarray]:
         for name, value in tally.items():
             table[i, place[name]] = value
     return names, table
+
+
+def _total(table: np.ndarray) -> np.ndarray:
+    """The sums over all groups [K], correctly rounded, whatever their order."""
+    return np.array([math.fsum(column) for column in table.T])
 
 
 def _resampled(tables: list[np.ndarray], replicates: int, seed: int) -> list[np.ndarray]:

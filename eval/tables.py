@@ -57,7 +57,7 @@ def _fitting(console: Console, task: str, runs: list[dict], comparison: dict) ->
     rows = [_cells(run, run["tasks"][task], comparison.get(run["name"], {}), ascii_only) for run in runs]
     for run, row in zip(runs, rows, strict=True):
         row[SELECTION] = _selection(run, runs, task)
-    kinds = [f"{name}\n%" for name in runs[0]["tasks"][task]["categories"]]
+    kinds = list(_kinds(runs[0]["tasks"][task]))
     always = [name for name in (LOYALTY, SENSITIVE) if all(row[name] == "-" for row in rows)]
     always += kinds if len(kinds) > MOST_CATEGORIES else []
     less = [*always, PAPERS]
@@ -110,12 +110,18 @@ def _cells(run: dict, result: dict, compared: dict, ascii_only: bool) -> dict[st
         RELATIVE: _percent(compared.get("relative")),
         LOYALTY: _percent(compared.get("loyalty")),
         SENSITIVE: _percent((compared.get("sensitive") or {}).get("value")),
-        **{f"{name}\n%": _percent(category["value"]) for name, category in result["categories"].items()},
+        **_kinds(result),
         PREFILL: _percent(result["prefill_flops"]["ratio"]),
         PAPERS: _percent(result["paper_flops"]["ratio"]),
         TOTAL: ms["total"],
         **{name: ms[part] for part, name in SHORT.items()},
     }
+
+
+def _kinds(result: dict) -> dict[str, str]:
+    """Figures per kind of question: points where the task counts those, else per cent."""
+    scale = 1 if result["scale"] == 1 else 100
+    return {f"{name}\n{unit(scale)}": scaled(kind["value"], scale) for name, kind in result["categories"].items()}
 
 
 def _name(run: dict) -> dict[str, str]:
