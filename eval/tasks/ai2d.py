@@ -1,0 +1,65 @@
+"""AI2D: multiple-choice questions about diagrams from primary-school science, test, 3,088 questions.
+
+A row (columns that are used; `answer` is the place of the right option, 0 the first):
+
+    {"question": "Which animal eats the grass?", "options": ["owl", "rabbit", "fox", "snake"], "answer": "1",
+     "image": <picture>}
+
+Paper: https://arxiv.org/abs/1603.07396. Labels in the pictures that would give the answer are covered; the form where
+they are not (`ai2d_no_mask` of lmms-eval) is another benchmark, whose figures are not comparable.
+
+Scored llava and lmms as lmms-eval does (LLaVA has no script for AI2D): the answer must be the letter, or begin with
+the letter and a full stop; case and punctuation do not count. A longer answer such as `The answer is B` is wrong.
+qwen: VLMEvalKit's exact matching, which finds the letter or the option's text in a longer answer; an answer with
+neither is wrong.
+
+Prompts: llava and lmms the question, the options with letters, and the order to give the letter; qwen its own form.
+"""
+
+from collections.abc import Mapping
+
+from vtc.errors import ConfigError
+from vtc.eval.data import Source
+from vtc.eval.metrics.choice import ai2d_answer, vlmevalkit_letter, without_punctuation
+from vtc.eval.tasks import TASKS, Task
+from vtc.eval.tasks._prompts import LETTER, lettered, qwen_choice
+from vtc.eval.tasks._references import first_id
+from vtc.eval.tasks._rows import letter_of, options_of
+
+
+@TASKS.register("ai2d")
+class AI2D(Task):
+    """Accuracy over all questions."""
+
+    name = "ai2d"
+    version = 1
+    source = Source(("lmms-lab-encoder/ai2d", "lmms-lab/ai2d"))
+    splits = ("test",)
+    max_new_tokens = 16
+
+    def ident(self, doc: Mapping) -> str:
+        """The row's number; the hub's rows have no id."""
+        return first_id(doc, "id", "question_id")
+
+    def prompt(self, doc: Mapping) -> str:
+        """The question with its options; `options` is a list, or a mapping from letters."""
+        options = options_of(doc)
+        if self.dialect == "qwen":
+            return qwen_choice(doc["question"], options)
+        return f"{doc['question']}\n{lettered(options)}{LETTER}"
+
+    def reference(self, doc: Mapping) -> dict:
+        """The right letter, and the options by letter; raises ConfigError if the answer is none of them."""
+        letter, options = letter_of(doc["answer"]), options_of(doc)
+        if letter not in options:
+            raise ConfigError(f"answer={doc['answer']!r} is no option of AI2D's row; possible: {', '.join(options)}")
+        return {"answer": letter, "options": options}
+
+    def score(self, reference: Mapping, text: str) -> dict:
+        """Whether the letter that the dialect's rule reads is the right one; `parsed` is None if it reads none."""
+        if self.dialect == "qwen":
+            parsed = vlmevalkit_letter(text, reference["options"])
+        else:
+            parsed = without_punctuation(ai2d_answer(text).strip()).upper()
+        parsed = parsed if parsed in reference["options"] else None
+        return {"correct": float(parsed == reference["answer"]), "parsed": parsed}

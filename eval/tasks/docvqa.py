@@ -1,0 +1,31 @@
+"""DocVQA: questions about scanned pages of documents, validation, 5,349 questions.
+
+A row (columns that are used):
+
+    {"questionId": "40001", "question": "To whom is the letter addressed?", "answers": ["Mr. Jones", "Jones"],
+     "image": <picture>}
+
+Paper: https://arxiv.org/abs/2007.00398; site: https://rrc.cvc.uab.es/?ch=17.
+
+Scored by ANLS (https://arxiv.org/abs/1905.13648) in the form of Qwen-VL's script, lmms-eval and all dialects here: a
+similarity of exactly 0.5 is kept (the definition makes it 0), lengths are those of the texts before white space and
+case are evened out (VLMEvalKit: after).
+
+What papers report as test comes from the site, whose answers are not public: a figure made here is of validation.
+
+Prompts: the question and the order to use a single word or phrase (LLaVA has no script for DocVQA, so llava is as
+lmms); qwen has its own sentence. Pages are large: what a model sees of them depends on its processor's resolution.
+"""
+
+from vtc.eval.data import Source
+from vtc.eval.tasks import TASKS
+from vtc.eval.tasks._anls import DocumentTask
+
+
+@TASKS.register("docvqa")
+class DocVQA(DocumentTask):
+    """ANLS on validation."""
+
+    name = "docvqa"
+    version = 1
+    source = Source(("lmms-lab-encoder/DocVQA", "lmms-lab/DocVQA"), "DocVQA")

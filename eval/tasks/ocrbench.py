@@ -1,0 +1,60 @@
+"""OCRBench: 1,000 questions about text in pictures, of ten kinds, from 29 data sets.
+
+A row (columns that are used):
+
+    {"dataset": "IIIT5K", "question": "what is written in the image?", "question_type": "Regular Text Recognition",
+     "answer": ["HARBOUR"], "image": <picture>}
+
+Paper: https://arxiv.org/abs/2305.07895; official script: https://github.com/Yuliang-Liu/MultimodalOCR.
+
+An answer is right if it contains one of the references, case and line breaks ignored; formulas (`HME100k`) with case
+but without spaces. So a long answer that lists much is right more often. The figure is the number of right answers of
+1,000: `accuracy` is printed times 1000. Scored alike in all dialects. Figures per `question_type`: Regular, Irregular
+and Artistic Text Recognition, Handwriting, Digit String and Non-Semantic Text Recognition (50 each), Scene
+Text-centric VQA, Doc-oriented VQA, Key Information Extraction (200 each), Handwritten Mathematical Expression
+Recognition (100).
+
+Prompts: the bare question in llava and lmms; qwen adds its sentence for short answers.
+"""
+
+from collections.abc import Mapping, Sequence
+
+from vtc.eval.data import Source
+from vtc.eval.metrics.short import ocrbench
+from vtc.eval.tasks import TASKS, Task
+from vtc.eval.tasks._prompts import short_answer
+from vtc.eval.tasks._references import first_id, public, references
+
+
+@TASKS.register("ocrbench")
+class OCRBench(Task):
+    """Containment of a reference; points of 1,000."""
+
+    name = "ocrbench"
+    version = 1
+    source = Source(("echo840/OCRBench",))
+    splits = ("test",)
+    max_new_tokens = 128
+    scale = 1000.0
+
+    def ident(self, doc: Mapping) -> str:
+        """The row's number; the hub's rows have no id."""
+        return first_id(doc, "id", "question_id")
+
+    def category(self, doc: Mapping) -> str:
+        """The kind of question."""
+        return doc.get("question_type") or self.name
+
+    def prompt(self, doc: Mapping) -> str:
+        """The question, trimmed."""
+        return short_answer(doc["question"].strip(), self.dialect, suffix="")
+
+    def reference(self, doc: Mapping) -> dict | None:
+        """The accepted answers, and the data set, which decides how they are compared."""
+        answers = references(doc["answer"])
+        return answers and {"answers": answers, "dataset": doc.get("dataset") or ""}
+
+    def score(self, reference: Mapping[str, str | Sequence[str]], text: str) -> dict:
+        """Whether a reference stands in the answer; raises ConfigError without a reference."""
+        known = public(reference, self.name)
+        return {"correct": ocrbench(text, known["answers"], known["dataset"])}

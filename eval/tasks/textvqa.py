@@ -1,0 +1,69 @@
+"""TextVQA: questions about text in pictures with ten answers each, validation, 5,000 questions.
+
+Two tasks: `textvqa` asks the question alone; `textvqa_ocr` adds the words that an OCR system read in the picture,
+which is what LLaVA's file of questions has, and with it the 58.2 (7B) and 61.3 (13B) of LLaVA-1.5 that papers quote.
+Without them figures are far lower: never compare the two.
+
+A row (columns that are used):
+
+    {"question_id": 30001, "image": <picture>, "question": "what does the sign say?",
+     "ocr_tokens": ["NO", "PARKING"], "answers": ["no parking", "parking", ... ten]}
+
+Paper: https://arxiv.org/abs/1904.08920; scripts: https://github.com/haotian-liu/LLaVA, llava/eval/eval_textvqa.py and
+m4c_evaluator.py; https://github.com/facebookresearch/mmf.
+
+Scored by soft accuracy against the ten answers after EvalAI's normalisation, in all dialects: LLaVA's evaluator and
+lmms-eval agree.
+
+Prompts: the question and the order to use a single word or phrase; with OCR a line `Reference OCR token: a, b` between
+them, also where nothing was read. lmms writes the question's first letter large and all others small, which llava does
+not. qwen has its own last sentence; VLMEvalKit has no form with OCR tokens, so `textvqa_ocr` only adds the line.
+"""
+
+from collections.abc import Mapping, Sequence
+
+from vtc.errors import ConfigError
+from vtc.eval.data import Source
+from vtc.eval.metrics.vqa import textvqa_accuracy
+from vtc.eval.tasks import TASKS
+from vtc.eval.tasks._prompts import short_answer
+from vtc.eval.tasks._references import ReferencesTask, first_id, public
+
+
+@TASKS.register("textvqa")
+class TextVQA(ReferencesTask):
+    """Soft accuracy on validation, without OCR tokens."""
+
+    name = "textvqa"
+    version = 1
+    source = Source(("lmms-lab-encoder/textvqa", "lmms-lab/textvqa"))
+    splits = ("validation",)
+    test_only_online = ("test",)
+    max_new_tokens = 128
+
+    def ident(self, doc: Mapping) -> str:
+        """The question's id."""
+        return first_id(doc, "question_id")
+
+    def prompt(self, doc: Mapping) -> str:
+        """The question and the order to answer shortly."""
+        return short_answer(self._question(doc), self.dialect)
+
+    def _question(self, doc: Mapping) -> str:
+        return doc["question"].capitalize() if self.dialect == "lmms" else doc["question"]
+
+    def score(self, reference: Sequence[str], text: str) -> dict:
+        """Soft accuracy; raises ConfigError without a reference."""
+        return {"correct": textvqa_accuracy(text, public(reference, self.name))}
+
+
+@TASKS.register("textvqa_ocr")
+class TextVQAWithOCR(TextVQA):
+    """Soft accuracy on validation, with OCR tokens in the prompt: the TextVQA of papers on LLaVA-1.5."""
+
+    name = "textvqa_ocr"
+
+    def _question(self, doc: Mapping) -> str:
+        if "ocr_tokens" not in doc:
+            raise ConfigError("task 'textvqa_ocr' needs a column 'ocr_tokens'; possible: task 'textvqa'")
+        return f"{super()._question(doc)}\nReference OCR token: {', '.join(map(str, doc['ocr_tokens'] or []))}"

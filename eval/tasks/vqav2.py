@@ -1,0 +1,66 @@
+"""VQA v2: questions about COCO pictures with ten answers each, validation, 214,354 questions.
+
+A row (columns that are used):
+
+    {"question_id": 100001000, "image": <picture>, "question": "What is on the table?", "answer_type": "other",
+     "answers": [{"answer": "mug", "answer_confidence": "yes", "answer_id": 1}, ... ten]}
+
+Paper: https://arxiv.org/abs/1612.00837; official script: https://github.com/GT-Vision-Lab/VQA.
+
+Scored by soft accuracy against the ten answers (see `vtc.eval.metrics.vqa`), alike in all dialects: `accuracy` is
+lmms-eval's, which normalises answers and references in full; `server` is that of the official script, which takes
+only the punctuation out of references and is what the evaluation server computes. Figures per answer type: yes/no,
+number, other.
+
+What papers report is test-dev or test, from the server, whose answers are not public: a figure made here is always of
+validation, is called that, and is comparable with theirs only roughly.
+
+Prompts: the question and the order to use a single word or phrase; qwen has its own sentence.
+"""
+
+from collections.abc import Mapping, Sequence
+
+from vtc.eval import figures
+from vtc.eval.data import Source
+from vtc.eval.metrics.vqa import vqa_accuracy, vqa_accuracy_server
+from vtc.eval.tasks import TASKS
+from vtc.eval.tasks._prompts import short_answer
+from vtc.eval.tasks._references import ReferencesTask, first_id, public
+
+
+@TASKS.register("vqav2")
+class VQAv2(ReferencesTask):
+    """Soft accuracy on validation."""
+
+    name = "vqav2"
+    version = 1
+    source = Source(("lmms-lab-encoder/VQAv2", "lmms-lab/VQAv2"))
+    splits = ("validation",)
+    test_only_online = ("testdev", "test")
+    max_new_tokens = 16
+
+    def ident(self, doc: Mapping) -> str:
+        """The question's id."""
+        return first_id(doc, "question_id")
+
+    def category(self, doc: Mapping) -> str:
+        """The type of the answer: yes/no, number or other."""
+        return doc.get("answer_type") or self.name
+
+    def prompt(self, doc: Mapping) -> str:
+        """The question and the order to answer shortly."""
+        return short_answer(doc["question"], self.dialect)
+
+    def score(self, reference: Sequence[str], text: str) -> dict:
+        """`correct` as lmms-eval, `server` as the official script; raises ConfigError without a reference."""
+        answers = public(reference, self.name)
+        return {"correct": vqa_accuracy(text, answers), "server": vqa_accuracy_server(text, answers)}
+
+    def tally(self, rows: Sequence[Mapping]) -> dict[str, float]:
+        """The usual sums, and that of `server`."""
+        return {**figures.tally(rows), "server": sum(float(row["score"]["server"]) for row in rows)}
+
+    def figures(self, sums: Mapping) -> dict:
+        """`accuracy`, `server`, `macro` and one per answer type."""
+        asked = sum(sums[f"n/{name}"] for name in figures.names(sums))
+        return {**figures.accuracy(sums), "server": figures.ratio(sums["server"], asked)}
