@@ -1,0 +1,72 @@
+"""MMBench in English and Chinese: one base, see `mmbench_en.py` for the benchmark."""
+
+from collections.abc import Mapping, Sequence
+from typing import ClassVar
+
+from vtc.eval import figures
+from vtc.eval.metrics.choice import mmbench_letter, vlmevalkit_letter
+from vtc.eval.tasks import Task
+from vtc.eval.tasks._prompts import lettered, qwen_choice
+from vtc.eval.tasks._references import first_id, public
+from vtc.eval.tasks._rows import known, letter_of, options_of
+
+IDS = ("lmms-lab-encoder/MMBench", "lmms-lab/MMBench")
+ROTATIONS = 10**6  # index modulo this is the question
+INTRODUCTION = "There are several options:"
+
+
+class MMBench(Task):
+    """What both languages share. language: of the rows. llava, lmms: what follows the options in these dialects."""
+
+    splits = ("dev",)
+    language: ClassVar[str]
+    llava: ClassVar[str]
+    lmms: ClassVar[str]
+
+    def wants(self, doc: Mapping) -> bool:
+        """Rows of its own language, where rows say of which they are."""
+        return known(doc.get("language")) in (None, self.language)
+
+    def prompt(self, doc: Mapping) -> str:
+        """Hint, question, options and instruction, in each dialect's order."""
+        question, options, hint = doc["question"], options_of(doc), known(doc.get("hint"))
+        if self.dialect == "qwen":
+            return qwen_choice(question, options, hint)
+        if self.dialect == "lmms":
+            before = f"{hint} " if hint else ""
+            return f"{before}{question} {INTRODUCTION}\n{lettered(options)}\n{self.lmms}"
+        before = f"{hint}\n" if hint else ""
+        return f"{before}{question}\n{lettered(options)}{self.llava}"
+
+    def ident(self, doc: Mapping) -> str:
+        """The index, one for each rotation; else the number of the row."""
+        return first_id(doc, "index", "id")
+
+    def group(self, doc: Mapping) -> str:
+        """The question: all rotations of its options."""
+        index = known(doc.get("index"))
+        return self.ident(doc) if index is None else str(int(index) % ROTATIONS)
+
+    def category(self, doc: Mapping) -> str:
+        """One of the six abilities (`L2-category`), else `category`."""
+        return str(known(doc.get("L2-category")) or known(doc.get("category")) or self.name)
+
+    def reference(self, doc: Mapping) -> dict:
+        """`answer`, a letter, and the options by letter; raises ConfigError where answers are not public."""
+        return {"answer": letter_of(public(known(doc["answer"]), self.name)), "options": options_of(doc)}
+
+    def score(self, reference: Mapping, text: str) -> dict:
+        """Whether the letter that is found is right; no letter is wrong."""
+        find = vlmevalkit_letter if self.dialect == "qwen" else mmbench_letter
+        letter = find(text, reference["options"])
+        return {"correct": float(letter == reference["answer"]), "parsed": letter}
+
+    def tally(self, rows: Sequence[Mapping]) -> dict[str, float]:
+        """One question, right if all its rows are; and its rows."""
+        category, right = rows[0]["category"], [row["score"]["correct"] for row in rows]
+        hit = float(all(right))
+        return {f"n/{category}": 1.0, f"correct/{category}": hit, "rows": float(len(rows)), "right": float(sum(right))}
+
+    def figures(self, sums: Mapping) -> dict:
+        """`accuracy` of questions (CircularEval), also per category and as their mean `macro`; `vanilla` of rows."""
+        return {**figures.accuracy(sums), "vanilla": figures.ratio(sums["right"], sums["rows"])}

@@ -1,0 +1,88 @@
+"""HallusionBench: questions with the answer yes or no about pictures that mislead, in sets; 951 with a picture.
+
+    {"category": "VD", "subcategory": "illusion", "visual_input": "1", "set_id": "0", "figure_id": "1",
+     "question_id": "0", "question": "Is the left line longer than the right line?",
+     "gt_answer": "1", "gt_answer_details": "Yes, ...", "filename": "./VD/illusion/0_1.png", "image": <picture>}
+
+`gt_answer` is 1 for yes. The split `non_image` has the questions that go without a picture, 1,129 with both.
+
+Prompt: the bare question (llava, which has no script for it, and lmms); with ` Please answer yes or no.` (qwen).
+Scoring without a judge, in all dialects: an answer that holds `yes` in any case says yes, any other no. The paper and
+lmms-eval ask GPT-4 instead, so their numbers are not comparable. `aAcc` is the share of right answers, `qAcc` the share
+of questions that are answered right about every picture of their set, `fAcc` the share of pictures all of whose
+questions are. A set (category, subcategory, set_id) is scored, limited and resampled as a whole.
+
+Paper: https://arxiv.org/abs/2310.14566. Data and scoring: https://github.com/tianyi-lab/HallusionBench; the form
+without a judge: https://github.com/EvolvingLMMs-Lab/lmms-eval, tasks/hallusion_bench/evaluate_hb.py.
+"""
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+
+from vtc.eval import figures
+from vtc.eval.data import Source
+from vtc.eval.metrics.yesno import hallusion
+from vtc.eval.tasks import TASKS, Task
+from vtc.eval.tasks._prompts import QWEN_YES_NO
+
+LABELS = {"yes": "1", "no": "0"}
+
+
+@TASKS.register("hallusion")
+class Hallusion(Task):
+    """Misleading pictures, by comparison of strings."""
+
+    name = "hallusion"
+    version = 1
+    source = Source(("lmms-lab-encoder/HallusionBench", "lmms-lab/HallusionBench"))
+    splits = ("image", "non_image")
+    max_new_tokens = 128
+    primary = "aAcc"
+
+    def prompt(self, doc: Mapping) -> str:
+        """The question as it is; asked for yes or no in Qwen's dialect."""
+        return doc["question"] + (QWEN_YES_NO if self.dialect == "qwen" else "")
+
+    def ident(self, doc: Mapping) -> str:
+        """category/subcategory/set/figure/question."""
+        return f"{self.group(doc)}/{doc['figure_id']}/{doc['question_id']}"
+
+    def group(self, doc: Mapping) -> str:
+        """The set: what qAcc and fAcc count together never reaches beyond it."""
+        return f"{doc['category']}/{doc['subcategory']}/{doc['set_id']}"
+
+    def category(self, doc: Mapping) -> str:
+        """VD (the picture is needed) or VS (it supplements)."""
+        return doc["category"]
+
+    def reference(self, doc: Mapping) -> dict:
+        """`answer` 1 for yes and 0 for no, and the names of question and figure within the set."""
+        names = {name: str(doc[f"{name}_id"]) for name in ("question", "figure")}
+        return {"answer": str(doc["gt_answer"]).strip(), **names}
+
+    def score(self, reference: Mapping, text: str) -> dict:
+        """Whether the answer says what is right; `question` and `figure` are for `tally`."""
+        said = hallusion(text)
+        names = {name: reference[name] for name in ("question", "figure")}
+        return {"correct": float(LABELS[said] == reference["answer"]), "parsed": said, **names}
+
+    def tally(self, rows: Sequence[Mapping]) -> dict[str, float]:
+        """Of one set: answers, questions and figures; how many, and how many are right throughout."""
+        sums = figures.tally(rows)
+        for name in ("question", "figure"):
+            right: dict[str, list[float]] = defaultdict(list)
+            for row in rows:
+                right[row["score"][name]].append(row["score"]["correct"])
+            sums[f"all_{name}s"] = float(len(right))
+            sums[f"right_{name}s"] = float(sum(all(marks) for marks in right.values()))
+        return sums
+
+    def figures(self, sums: Mapping) -> dict:
+        """`aAcc`, `qAcc`, `fAcc`, and the share of right answers per category."""
+        found = figures.accuracy(sums)
+        return {
+            "aAcc": found["accuracy"],
+            "qAcc": figures.ratio(sums["right_questions"], sums["all_questions"]),
+            "fAcc": figures.ratio(sums["right_figures"], sums["all_figures"]),
+            **{name: value for name, value in found.items() if name.startswith(figures.PER_CATEGORY)},
+        }

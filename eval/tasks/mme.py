@@ -1,0 +1,98 @@
+"""MME: two questions about each picture, one with the answer yes and one with no, in 14 categories; 2,374 questions.
+
+    {"question_id": "code_reasoning/0020.png", "category": "code_reasoning", "answer": "Yes",
+     "question": "Is a python code shown in the picture? Please answer yes or no.", "image": <picture>}
+
+Prompt: the question without ` Please answer yes or no.` and with LLaVA's sentence for short answers (llava, lmms); as
+it is (qwen). How an answer is read is the same in all dialects (`vtc.eval.metrics.yesno.mme`); the official tool, which
+LLaVA's scripts call, keeps full stops and does not know y and n, with the same result on LLaVA's answers.
+
+In each category the share of right questions (`acc`) and of pictures with both questions right (`acc+`), times 100,
+add up to at most 200 points, here `accuracy/CATEGORY`. `perception`, the figure of most papers, is the sum over ten
+categories (at most 2,000), `cognition` over four (at most 800), `total` both. Under --limit, which never cuts a picture
+in two, they are sums over the categories that are there; the hub's rows begin with those of cognition.
+
+Paper: https://arxiv.org/abs/2306.13394. Scoring: https://github.com/BradyFU/Awesome-Multimodal-Large-Language-Models,
+branch Evaluation, eval_tool; https://github.com/EvolvingLMMs-Lab/lmms-eval, tasks/mme/utils.py.
+"""
+
+from collections.abc import Mapping, Sequence
+
+from vtc.eval import figures
+from vtc.eval.data import Source
+from vtc.eval.metrics.yesno import mme
+from vtc.eval.tasks import TASKS, Task
+from vtc.eval.tasks._prompts import QWEN_YES_NO, SHORT
+
+PERCEPTION = (
+    "existence", "count", "position", "color", "posters", "celebrity", "scene", "landmark", "artwork", "OCR",
+)  # fmt: skip
+COGNITION = ("commonsense_reasoning", "numerical_calculation", "text_translation", "code_reasoning")
+
+
+@TASKS.register("mme")
+class Mme(Task):
+    """Perception and cognition in points."""
+
+    name = "mme"
+    version = 1
+    source = Source(("lmms-lab-encoder/MME", "lmms-lab/MME"))
+    splits = ("test",)
+    max_new_tokens = 16
+    primary = "perception"
+    scale = 1.0
+
+    def prompt(self, doc: Mapping) -> str:
+        """The question, in LLaVA's and lmms-eval's dialects with another last sentence than its own."""
+        question = doc["question"].strip()
+        return question if self.dialect == "qwen" else question.replace(QWEN_YES_NO, "") + SHORT
+
+    def ident(self, doc: Mapping) -> str:
+        """The picture and the question, as both questions have the picture's name."""
+        return f"{self.group(doc)} {doc['question'].replace(QWEN_YES_NO, '').strip()}"
+
+    def group(self, doc: Mapping) -> str:
+        """The picture."""
+        category, name = doc["category"], str(doc["question_id"])
+        return name if name.startswith(f"{category}/") else f"{category}/{name}"
+
+    def category(self, doc: Mapping) -> str:
+        """One of the 14."""
+        return doc["category"]
+
+    def reference(self, doc: Mapping) -> str:
+        """yes or no."""
+        return doc["answer"].strip().rstrip(".").lower()
+
+    def score(self, reference: str, text: str) -> dict:
+        """Whether the answer says what is right; one that is neither yes nor no has `parsed` None."""
+        said = mme(text)
+        return {"correct": float(said == reference), "parsed": None if said == "other" else said}
+
+    def tally(self, rows: Sequence[Mapping]) -> dict[str, float]:
+        """Questions and pictures of one picture's category: how many, how many right; one answer alone is not both."""
+        sums = figures.tally(rows)
+        right = [row["score"]["correct"] for row in rows]
+        both = float(len(right) == 2 and sum(right) == 2)
+        return sums | {f"pictures/{rows[0]['category']}": 1.0, f"both/{rows[0]['category']}": both}
+
+    def figures(self, sums: Mapping) -> dict:
+        """`perception`, `cognition`, `total` and the categories, in points."""
+        points = {
+            c: 100 * (figures.ratio(sums[f"correct/{c}"], sums[f"n/{c}"])
+                      + figures.ratio(sums[f"both/{c}"], sums[f"pictures/{c}"]))
+            for c in figures.names(sums)
+        }  # fmt: skip
+        nothing = figures.mean(list(points.values())) * float("nan")
+
+        def added(names: Sequence[str]):
+            """The sum of points; a bootstrap replicate that lacks a category has the mean of the others for it."""
+            found = [points[c] for c in names if c in points]
+            return figures.mean(found) * len(found) if found else nothing
+
+        return {
+            "perception": added(PERCEPTION),
+            "cognition": added(COGNITION),
+            "total": added((*PERCEPTION, *COGNITION)),
+            **{figures.PER_CATEGORY + c: value for c, value in points.items()},
+        }

@@ -1,0 +1,110 @@
+"""MMMU, validation: 900 questions of college exams in 30 subjects, with one or several pictures; most have options.
+
+    {"id": "validation_Accounting_1", "question": "<image 1> What does the firm earn?", "options": "['$7', '$8']",
+     "answer": "B", "question_type": "multiple-choice", "image_1": <picture>, "image_2": null, ..., "image_7": null,
+     "explanation": "", "topic_difficulty": "Medium", "subfield": "Managerial Accounting", "img_type": "['Tables']"}
+
+`options` is a list written as text, empty for open questions (`question_type` open), whose `answer` may be one too.
+
+Prompt: the question, the options, an empty line, and LLaVA's sentence for letters or, open, for short answers (lmms,
+and llava, which has no script for it). A picture stands where `<image k>` first names it, in question or options; later
+mentions stay as text. lmms-eval drops the text between two mentions of one picture, and takes pictures in the order of
+their numbers even where they are named in another. qwen: the pictures first, then Qwen's own form, whose text keeps the
+names; its last sentence is English throughout, and open questions have none.
+
+Scoring, in all dialects, is the official rule (see `vtc.eval.metrics.mmmu`), with one departure: where no letter is
+found the official code guesses at random; here the answer is wrong, and `unparsed` is the share of such answers.
+`accuracy` is over all 900, `macro` the mean over subjects. lmms-eval before 0.7.3 scored open answers wrongly, and it
+takes an open `answer` with several references as one text.
+
+Paper: https://arxiv.org/abs/2311.16502. Scoring: https://github.com/MMMU-Benchmark/MMMU, eval/eval_utils.py.
+"""
+
+import ast
+import re
+from collections.abc import Mapping, Sequence
+
+from vtc.errors import ConfigError
+from vtc.eval import figures
+from vtc.eval.data import Source, picture
+from vtc.eval.metrics.mmmu import mmmu_choice, mmmu_open, mmmu_open_score
+from vtc.eval.tasks import PICTURE, TASKS, Task
+from vtc.eval.tasks._prompts import LETTER, LETTERS, QWEN_CHOICE, SHORT, lettered
+from vtc.eval.tasks._rows import known
+
+MENTION = re.compile(r"<image (\d+)>")
+
+
+@TASKS.register("mmmu_val")
+class MmmuVal(Task):
+    """College exams."""
+
+    name = "mmmu_val"
+    version = 1
+    source = Source(("lmms-lab-encoder/MMMU", "lmms-lab/MMMU"))
+    splits = ("validation", "dev")
+    pictures = tuple(f"image_{k}" for k in range(1, 8))
+    inline = True
+    max_new_tokens = 128
+
+    def prompt(self, doc: Mapping) -> str:
+        """Question, options and instruction, with `PICTURE` where the pictures stand."""
+        text, options = doc["question"], lettered(_listed(doc.get("options")))
+        if self.dialect == "qwen":
+            text = f"Question: {text}" + (f"\nOptions:\n{options}\n{QWEN_CHOICE}" if options else "")
+            return PICTURE * len(self._named(doc)) + text.rstrip()
+        text += f"\n{options}\n{LETTER}" if options else f"\n{SHORT}"
+        for number in self._named(doc):
+            text = text.replace(f"<image {number}>", PICTURE, 1)
+        return PICTURE.join(part.strip() for part in text.split(PICTURE))
+
+    def _named(self, doc: Mapping) -> list[str]:
+        """Numbers of the pictures in the order in which the prompt shows them."""
+        found = MENTION.findall("\n".join([doc["question"], *_listed(doc.get("options"))]))
+        return sorted(set(found), key=int) if self.dialect == "qwen" else list(dict.fromkeys(found))
+
+    def images(self, doc: Mapping) -> list:
+        """The pictures that are named, in the prompt's order; raises ConfigError for one that is missing."""
+        columns = [f"image_{number}" for number in self._named(doc)]
+        for column in columns:
+            if doc.get(column) is None:
+                raise ConfigError(f"mmmu_val: {self.ident(doc)!r} names a picture that is not in column {column!r}")
+        return [picture(doc[column], doc) for column in columns]
+
+    def category(self, doc: Mapping) -> str:
+        """The subject, from the id."""
+        return re.sub(r"^[^_]*_|_\d+$", "", self.ident(doc)) or self.name
+
+    def reference(self, doc: Mapping) -> dict:
+        """`answer`, and `options` by letter if there are any."""
+        options, answer = _listed(doc.get("options")), doc["answer"]
+        if options:
+            return {"answer": answer.strip(), "options": dict(zip(LETTERS, options))}
+        return {"answer": _listed(answer) if str(answer).startswith("[") else str(answer)}
+
+    def score(self, reference: Mapping, text: str) -> dict:
+        """Whether the letter, or one of the candidates in an open answer, is right."""
+        if options := reference.get("options"):
+            letter = mmmu_choice(text, options)
+            return {"correct": float(letter == reference["answer"]), "parsed": letter}
+        said = [str(candidate) for candidate in mmmu_open(text)]
+        return {"correct": mmmu_open_score(text, reference["answer"]), "parsed": said}
+
+    def tally(self, rows: Sequence[Mapping]) -> dict[str, float]:
+        """Rows and right ones per subject, and those in which nothing was found."""
+        return {**figures.tally(rows), "unparsed": float(sum(row["score"]["parsed"] is None for row in rows))}
+
+    def figures(self, sums: Mapping) -> dict:
+        """`accuracy` overall and per subject, `macro`, `unparsed`."""
+        n = sum(sums[f"n/{name}"] for name in figures.names(sums))
+        return {**figures.accuracy(sums), "unparsed": figures.ratio(sums["unparsed"], n)}
+
+
+def _listed(value: object) -> list[str]:
+    """A list, also if it is written as text; raises ConfigError for a text that is none."""
+    if isinstance(value, str) and known(value) is not None:
+        try:
+            value = ast.literal_eval(value)
+        except (ValueError, SyntaxError):
+            raise ConfigError(f"mmmu_val: {value!r} is no list") from None
+    return [str(one) for one in known(value) or []]

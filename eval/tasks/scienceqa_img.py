@@ -1,0 +1,91 @@
+"""ScienceQA: multiple choice from school science; the 2,017 questions of the test set that have a picture.
+
+    {"question": "Which animal is a fish?", "choices": ["a cod", "a crab"], "answer": 0, "hint": "", "image": <picture>,
+     "task": "closed choice", "grade": "grade3", "subject": "natural science", "topic": "biology",
+     "category": "Classification", "skill": "Identify fish", "lecture": "...", "solution": "..."}
+
+`answer` counts from 0. The hub's config ScienceQA-IMG has only questions with a picture; a local copy of ScienceQA-FULL
+(4,241, `image` null where there is none) gives both figures: `img`, which papers print as SQA, and `all`. Rows with
+`ground_truth` (a letter), `n_choices` and `has_image` instead of the columns above can be scored, not asked.
+
+Prompt: `Context: HINT` on a line of its own if there is a hint, the question, the options, LLaVA's sentence (llava and
+lmms, which agree); Qwen's own form (qwen).
+Scoring: llava, the answer is a letter, or begins with one, a full stop and a space, or says `The answer is X.` once,
+and the letter is among the question's; lmms and qwen, the letter in any case, or its capital and a full stop at the
+start.
+
+Paper: https://arxiv.org/abs/2209.09513. Scoring: https://github.com/haotian-liu/LLaVA, llava/eval/eval_science_qa.py;
+https://github.com/EvolvingLMMs-Lab/lmms-eval, tasks/scienceqa/utils.py.
+"""
+
+from collections.abc import Mapping
+
+from vtc.eval import figures
+from vtc.eval.data import Docs, Source, open_source
+from vtc.eval.metrics.choice import scienceqa_llava, scienceqa_lmms
+from vtc.eval.tasks import TASKS, Task
+from vtc.eval.tasks._prompts import LETTER, LETTERS, lettered, qwen_choice
+from vtc.eval.tasks._references import first_id, public
+from vtc.eval.tasks._rows import known, letter_of
+
+FLAG = "has_image"
+
+
+@TASKS.register("scienceqa_img")
+class ScienceQaImg(Task):
+    """School science; the figure is that of questions with a picture."""
+
+    name = "scienceqa_img"
+    version = 1
+    source = Source(("lmms-lab-encoder/ScienceQA", "lmms-lab/ScienceQA"), "ScienceQA-IMG")
+    splits = ("test",)
+    max_new_tokens = 16
+    primary = "img"
+
+    def open(self, split: str | None = None, limit: int | None = None, place: str | None = None) -> Docs:
+        """See `Task.open`; rows of a copy in parquet or arrow are marked as having a picture or not."""
+        docs = open_source(self.name, self.source, split or self.splits[0], self.pictures, place)
+        columns = getattr(docs.rows, "column_names", [])
+        if place is not None and "image" in columns and FLAG not in columns:
+            marks = [row["image"] is not None for row in docs.rows.select_columns(["image"])]
+            docs = Docs(docs.rows, docs.texts.add_column(FLAG, marks), docs.record, folder=docs.folder)
+        return docs.where(self.wants).limited(limit, self.group)
+
+    def prompt(self, doc: Mapping) -> str:
+        """Context, question, options and instruction."""
+        question, choices, hint = doc["question"], doc["choices"], known(doc.get("hint"))
+        if self.dialect == "qwen":
+            return qwen_choice(question, choices, hint)
+        return (f"Context: {hint}\n" if hint else "") + f"{question}\n{lettered(choices)}{LETTER}"
+
+    def ident(self, doc: Mapping) -> str:
+        """The row's own name if it has one, else its number."""
+        return first_id(doc, "question_id", "id")
+
+    def category(self, doc: Mapping) -> str:
+        """image or text, by whether there is a picture; rows that do not tell have one."""
+        return "image" if doc.get(FLAG, doc.get("image", True)) else "text"
+
+    def reference(self, doc: Mapping) -> dict:
+        """`answer`, a letter, and the number of choices."""
+        answer = public(known(doc["ground_truth"] if "ground_truth" in doc else doc["answer"]), self.name)
+        return {"answer": letter_of(answer), "n_choices": int(doc.get("n_choices") or len(doc["choices"]))}
+
+    def score(self, reference: Mapping, text: str) -> dict:
+        """Whether the letter in the answer is right."""
+        answer, n = reference["answer"], reference["n_choices"]
+        if self.dialect == "llava":
+            letter = scienceqa_llava(text, n)
+            return {"correct": float(letter == answer), "parsed": letter}
+        read = [letter for letter in LETTERS if scienceqa_lmms(text, letter)]
+        return {"correct": scienceqa_lmms(text, answer), "parsed": read[0] if read else None}
+
+    def figures(self, sums: Mapping) -> dict:
+        """`img`, `all`, and the same per category."""
+        found = figures.accuracy(sums)
+        image = f"{figures.PER_CATEGORY}image"
+        return {
+            "img": found.get(image, found["accuracy"] * float("nan")),
+            "all": found["accuracy"],
+            **{name: value for name, value in found.items() if name.startswith(figures.PER_CATEGORY)},
+        }

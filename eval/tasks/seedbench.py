@@ -1,0 +1,71 @@
+"""SEED-Bench, image part: multiple choice about pictures in nine kinds; 14,233 of the 17,990 questions.
+
+    {"question": "How many boats are there?", "choice_a": "One", "choice_b": "Two", "choice_c": "Three",
+     "choice_d": "None", "answer": "B", "data_type": "image", "question_type_id": 5, "question_id": "101669",
+     "data_id": "1454426_2591111986", "segment": null, "image": [<picture>]}
+
+The questions about videos (`data_type` video, frames in `image`) are left out: papers print the image part, as SEED-I.
+Kinds 3 and 4 are instance location and attributes, in an order on which the benchmark's own documents disagree.
+
+Prompt: the question, the options, LLaVA's sentence (llava and lmms, which agree); Qwen's own form (qwen).
+Scoring: llava, the answer is the letter and nothing else; lmms and qwen, the first character is, case ignored.
+
+Paper: https://arxiv.org/abs/2307.16125. Scoring: https://github.com/haotian-liu/LLaVA,
+scripts/convert_seed_for_submission.py; https://github.com/EvolvingLMMs-Lab/lmms-eval, tasks/seedbench/utils.py.
+"""
+
+from collections.abc import Mapping
+
+from vtc.eval.data import Source
+from vtc.eval.metrics.choice import seed, seed_letter
+from vtc.eval.tasks import TASKS, Task
+from vtc.eval.tasks._prompts import LETTER, lettered, qwen_choice
+from vtc.eval.tasks._references import first_id
+from vtc.eval.tasks._rows import known, options_of
+
+KINDS = (
+    "scene understanding", "instance identity", "type 3", "type 4", "instances counting", "spatial relation",
+    "instance interaction", "visual reasoning", "text understanding",
+)  # fmt: skip
+
+
+@TASKS.register("seedbench")
+class SeedBench(Task):
+    """Nine kinds of questions about pictures."""
+
+    name = "seedbench"
+    version = 1
+    source = Source(("lmms-lab-encoder/SEED-Bench", "lmms-lab/SEED-Bench"))
+    splits = ("test",)
+    max_new_tokens = 128
+
+    def wants(self, doc: Mapping) -> bool:
+        """Questions about pictures."""
+        return known(doc.get("data_type")) in (None, "image")
+
+    def prompt(self, doc: Mapping) -> str:
+        """Question, options and instruction."""
+        columns = {letter: doc[f"choice_{letter.lower()}"] for letter in "ABCD" if f"choice_{letter.lower()}" in doc}
+        options = options_of(columns or doc)
+        if self.dialect == "qwen":
+            return qwen_choice(doc["question"], options)
+        return f"{doc['question']}\n{lettered(options)}{LETTER}"
+
+    def ident(self, doc: Mapping) -> str:
+        """The question's own name if it has one, else the number of the row."""
+        return first_id(doc, "question_id", "id")
+
+    def category(self, doc: Mapping) -> str:
+        """One of nine kinds."""
+        kind = str(doc.get("question_type_id") or 0)
+        return KINDS[int(kind) - 1] if kind.isdigit() and 0 < int(kind) <= len(KINDS) else self.name
+
+    def reference(self, doc: Mapping) -> str:
+        """The letter."""
+        return doc["answer"].strip().upper()
+
+    def score(self, reference: str, text: str) -> dict:
+        """Whether the answer is, or begins with, the right letter."""
+        letter = seed_letter(text).upper()
+        right = text.strip() == reference if self.dialect == "llava" else seed(text, reference)
+        return {"correct": float(right), "parsed": letter if letter in tuple("ABCD") else None}
