@@ -90,6 +90,7 @@ def write_run(output: Path, model: dict, job, notes: list[str] | None) -> None:
         "notes": notes or before.get("notes", []),
         "seeds": {"torch": identity["seed"], "strategy": _strategy_seed(method)},
         "generation": {**identity["generation"], "do_sample": False, "num_beams": 1},
+        "kernels": identity.get("kernels"),
         "figures_are": FIGURES,
         "tokens_are": TOKENS,
         "seconds_are": DEFINITIONS,

@@ -26,7 +26,8 @@ def bootstrap(task, rows: Iterable[Mapping], replicates: int = REPLICATES, seed:
     exist, such as that of a category that was not drawn, are left out of its error. With one group both are None;
     without rows the primary figure alone is there, unknown.
     """
-    sums = list(_tallies(task, rows).values())
+    rows = [row for row in rows if row["error"] is None]
+    sums = list(_tallies(task, rows, [row["group"] for row in rows]).values())
     if not sums:
         return {task.primary: {"value": None, "stderr": None, "ci95": None}}
     names, table = _table(sums)
@@ -61,8 +62,9 @@ def compare(task, rows: Iterable[Mapping], baseline: Iterable[Mapping], replicat
     }
     if not mine:
         return found
-    sums, others = _tallies(task, mine), _tallies(task, theirs)
-    tables = [_table(sums.values()), _table([others[group] for group in sums])]
+    groups = [row["group"] for row in mine]
+    sums, others = _tallies(task, mine, groups), _tallies(task, theirs, groups)
+    tables = [_table(sums.values()), _table(others.values())]
     value, other = (_figures(task, names, _total(table)) for names, table in tables)
     drawn: list[dict] = [{}, {}]
     if len(sums) > 1:
@@ -166,12 +168,12 @@ def accuracy_on(idents: set[str], rows: Iterable[Mapping]) -> dict:
     return {"n": len(scores), "value": math.fsum(scores) / len(scores) if scores else None}
 
 
-def _tallies(task, rows: Iterable[Mapping]) -> dict[str, Mapping]:
-    groups: dict[str, list] = defaultdict(list)
-    for row in rows:
-        if row["error"] is None:
-            groups[row["group"]].append(row)
-    return {group: task.tally(members) for group, members in groups.items()}
+def _tallies(task, rows: Iterable[Mapping], groups: Iterable[str]) -> dict[str, Mapping]:
+    """What each group adds, in the order of their first rows."""
+    members: dict[str, list] = defaultdict(list)
+    for row, group in zip(rows, groups):
+        members[group].append(row)
+    return {group: task.tally(mine) for group, mine in members.items()}
 
 
 def _table(tallies: Iterable[Mapping]) -> tuple[list[str], np.ndarray]:

@@ -63,15 +63,12 @@ def _fitting(console: Console, task: str, runs: list[dict], comparison: dict) ->
     less = [*always, PAPERS]
     times = [*less, *SHORT.values()]
     agreement = [*times, LOYALTY, SENSITIVE]
+    least = [*agreement, *kinds, SELECTION]
+    cost = [*least, PREFILL, TOTAL]
     for left_out in (
-        always,
-        less,
-        times,
-        agreement,
-        [*times, *kinds],
-        [*agreement, *kinds],
-        [*agreement, *kinds, PREFILL, TOTAL, SELECTION],
-    ):
+        always, less, times, agreement, [*times, *kinds], [*agreement, *kinds], least, cost, [*cost, TOKENS],
+        [*cost, TOKENS, KEPT],
+    ):  # fmt: skip
         table = _table(task, runs[0], rows, left_out, ascii_only)
         if _fits(console, table):
             break
@@ -170,7 +167,7 @@ def _scores(shown: list[str], tasks: list[str], runs: list[dict], averages: dict
     for name in (NAME, BUDGET):
         table.add_column(name, justify="left" if name == NAME else "right", no_wrap=True)
     for task, result in results.items():
-        head = f"{task}\n{result['split']}\n{result['primary']} {unit(result['scale'])}"
+        head = "\n".join((task, result["split"], result["primary"], unit(result["scale"])))
         table.add_column(escape(head), justify="right", no_wrap=True)
     last = shown[-1] == tasks[-1]
     if last:

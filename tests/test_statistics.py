@@ -127,7 +127,7 @@ def test_same_as_drawing_indices():
     """Counting draws per kind of group is the bootstrap: mean, spread and percentiles of drawing group by group."""
     rng = np.random.default_rng(5)
     rows = [row(str(i), rng.choice([0, 0.3, 1]), group=str(i // 3), category="ab"[i % 2]) for i in range(90)]
-    names, table = statistics._table(statistics._tallies(Macro, rows).values())
+    names, table = statistics._table(statistics._tallies(Macro, rows, [one["group"] for one in rows]).values())
     drawn = statistics._resampled([table], 20_000, 0)[0]
     plain = table[rng.integers(len(table), size=(20_000, len(table)))].sum(1)
     ours, theirs = (Macro.figures(dict(zip(names, sums.T)))["macro"] for sums in (drawn, plain))
