@@ -204,6 +204,7 @@ def test_figures(name, dialect):
     assert found == pytest.approx(expected(FIGURES, name, dialect))
     assert task.primary in found
     assert task.figures(task.tally(rows)) == pytest.approx(found)
+    assert task.figures({key: 2 * value for key, value in sums.items()}) == pytest.approx(found)  # each row twice
     weights = np.random.default_rng(0).integers(0, 3, (7, len(rows)))
     weights[0] = 1
     replicates = {key: weights @ np.array([table.get(key, 0.0) for table in tables]) for key in keys}
