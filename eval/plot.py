@@ -113,6 +113,8 @@ def _label_axes(axes, lines: dict, full: tuple | None, runs: list[dict], task: s
     for x in sorted(places, reverse=True):
         if not merged or x * CLOSE < merged[-1]:
             merged.append(x)
+    if merged:
+        axes.set_xlim(merged[-1] / 1.1, merged[0] * 1.05)
     axes.set_xticks(merged, [f"{x:.0f}" + (f"\n{100 * x / whole:.0f}%" if whole else "") for x in merged])
     axes.tick_params(labelsize=10 if alone else 8)
     axes.set_xlabel("visual tokens" + (" in the language model (mean per layer and sample)" if alone else ""))

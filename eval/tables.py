@@ -18,7 +18,7 @@ AVERAGE = "avg\n% of none"
 
 
 def print_summary(summary: dict, output: Path, picture: Path, console: Console) -> None:
-    """A table per task of the present runs, what failed, a table over all tasks, and where the files are."""
+    """A table per task of the present runs and what failed, one over all tasks, remarks, and where the files are."""
     if not console.is_terminal:
         console = Console(file=console.file, width=PIPE_WIDTH, force_terminal=False)
     runs = {run["name"]: run for run in summary["runs"]}
@@ -26,10 +26,15 @@ def print_summary(summary: dict, output: Path, picture: Path, console: Console) 
     for task, comparison in summary["comparison"].items():
         mine = [run for run in present if task in run["tasks"]]
         console.print(_fitting(console, task, mine, comparison))
-        _print_remarks(console, task, mine)
+        for run in mine:
+            result = run["tasks"][task]
+            if result["n_errors"]:
+                what = f"{result['n_errors']} samples FAILED, the first with {result['first_error']}"
+                console.print(f"{run['name']}: {what}", soft_wrap=True, highlight=False, markup=False)
     if len(summary["comparison"]) > 1:
         for table in _over_tasks(console, list(summary["comparison"]), present, summary["average"]):
             console.print(table)
+    _print_remarks(console, present)
     console.print(f"plot     {picture}", soft_wrap=True, highlight=False)
     console.print(f"results  {output}", soft_wrap=True, highlight=False)
 
@@ -193,14 +198,8 @@ def _average(entry: dict | None, tasks: int, ascii_only: bool) -> str:
     return _with_error(entry, 100, ascii_only) + some
 
 
-def _print_remarks(console: Console, task: str, runs: list[dict]) -> None:
+def _print_remarks(console: Console, runs: list[dict]) -> None:
+    """What was done to pictures, and the patches' notes, each once."""
     remarks = [f"downsample: {run['method']['downsample']['meaning']}" for run in runs if "downsample" in run["method"]]
-    remarks = list(dict.fromkeys([*remarks, *(f"note: {note}" for run in runs for note in run["notes"])]))
-    for run in runs:
-        result = run["tasks"][task]
-        if result["n_errors"]:
-            remarks.append(
-                f"{run['name']}: {result['n_errors']} samples FAILED, the first with {result['first_error']}"
-            )
-    for remark in remarks:
+    for remark in dict.fromkeys([*remarks, *(f"note: {note}" for run in runs for note in run["notes"])]):
         console.print(remark, soft_wrap=True, highlight=False, markup=False)
