@@ -25,6 +25,7 @@ from vtc.eval.samples import SampleLog
 from vtc.eval.settings import Settings
 from vtc.eval.tables import print_summary
 from vtc.eval.tasks import TASKS, Task
+from vtc.kernels import backend
 
 DEMO_BATCH = 16  # the demo model answers batches exactly as it answers one by one, several times faster
 
@@ -186,6 +187,7 @@ def _identity(settings: Settings, loaded: Loaded, run: Run, work: Work, batch: i
         "versions": {name: results.version(name) for name in ("torch", "transformers")},
         "model": loaded.identity,
         "method": run.record(),
+        "kernels": _kernels(),
         "task": {
             "name": task.name, "version": task.version, "dialect": task.dialect,
             "split": settings.split or task.splits[0], "data": work.docs.record,
@@ -194,6 +196,14 @@ def _identity(settings: Settings, loaded: Loaded, run: Run, work: Work, batch: i
         "prompt": {"system": settings.system, "pad_square": settings.pad_square},
         "generation": {"max_new_tokens": settings.max_new_tokens or task.max_new_tokens, "batch_size": batch},
     }  # fmt: skip
+
+
+def _kernels() -> str:
+    """The implementation that is forced by VTC_KERNELS, or auto; raises ConfigError for another word."""
+    try:
+        return backend.choice()
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
 
 
 def _answer(job: Job, loaded: Loaded, settings: Settings, batch: int, monitor: Monitor) -> list[str] | None:

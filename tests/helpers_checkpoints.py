@@ -70,7 +70,7 @@ def _qwen_processor(kind: type, model):
     place = "<|vision_start|><|image_pad|><|vision_end|>"
     vision = config.vision_config
     images = ImageProcessor(
-        patch_size=vision.patch_size, merge_size=vision.spatial_merge_size, min_pixels=16 * 8 * 8, max_pixels=96 * 8 * 8
+        patch_size=vision.patch_size, merge_size=vision.spatial_merge_size, min_pixels=8 * 8, max_pixels=256 * 8 * 8
     )
     template = TEMPLATE.replace("PLACE", place)
     return pictures_only(kind)(images, tokenizer_for(model, "<|image_pad|>", extra), chat_template=template)

@@ -1,81 +1,27 @@
-"""Evaluation of a model whose grid follows the picture: a tiny random Qwen2-VL behind a processor made here."""
+"""Evaluation of a model whose grid follows the picture: a tiny random Qwen2-VL with its real processor."""
 
-import inspect
 import json
 
 import pytest
-import transformers
 from PIL import Image
-from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import BatchFeature, PreTrainedTokenizerFast
 
-from tests.test_eval import log
+from tests.helpers_checkpoints import save_tiny
+from tests.test_eval import log, times
+from vtc.eval import models
 from vtc.eval.runner import evaluate
 from vtc.eval.settings import Settings
 from vtc.eval.tasks.demo import Demo
-from vtc.patches import FAMILIES
 
-IMAGE, START, END = "<image>", "<start>", "<end>"
 SIZES = ((64, 48), (40, 80), (120, 96))  # width, height: 6 x 8, 10 x 5 and 12 x 15 tokens of 8 x 8 pixels
-
-
-class Processor:
-    """What a Qwen2VLProcessor does with pictures and text; the real one wants torchvision for videos."""
-
-    chat_template = "images, then text"
-
-    def __init__(self, model):
-        config, self.arguments = model.config, inspect.signature(model.forward).parameters
-        try:
-            from transformers import Qwen2VLImageProcessorPil as ImageProcessor
-        except ImportError:
-            from transformers import Qwen2VLImageProcessor as ImageProcessor
-        self.image_processor = ImageProcessor(patch_size=4, merge_size=2, min_pixels=64, max_pixels=2**16)
-        names = {0: "<pad>", 1: "<s>", 2: "</s>", 3: "<unk>", config.image_token_id: IMAGE}
-        names |= {config.vision_start_token_id: START, config.vision_end_token_id: END}
-        words = {names.get(i, f"w{i}"): i for i in range(config.get_text_config().vocab_size)}
-        core = Tokenizer(models.WordLevel(words, unk_token="<unk>"))
-        core.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-        self.tokenizer = PreTrainedTokenizerFast(tokenizer_object=core, pad_token="<pad>", unk_token="<unk>")
-        self.image_id = config.image_token_id
-
-    def apply_chat_template(self, turns, add_generation_prompt):
-        """One line."""
-        parts = [f"{START} {IMAGE} {END}" if p["type"] == "image" else p["text"] for p in turns[0]["content"]]
-        return " ".join(parts)
-
-    def __call__(self, text, images, padding, add_special_tokens, return_tensors):
-        """input_ids, attention_mask, pixel_values, image_grid_thw, mm_token_type_ids."""
-        flat = [picture for mine in images for picture in mine]
-        seen = self.image_processor(images=flat, return_tensors="pt")
-        counts = iter((seen["image_grid_thw"].prod(1) // 4).tolist())
-        texts = [
-            " ".join(IMAGE + f" {IMAGE}" * (next(counts) - 1) if w == IMAGE else w for w in t.split()) for t in text
-        ]
-        ids = self.tokenizer(texts, padding=padding, add_special_tokens=add_special_tokens, return_tensors="pt")
-        data = {"input_ids": ids["input_ids"], "attention_mask": ids["attention_mask"], **seen}
-        if "mm_token_type_ids" in self.arguments:
-            data["mm_token_type_ids"] = (ids["input_ids"] == self.image_id).int()
-        return BatchFeature(data)
-
-    def batch_decode(self, ids, skip_special_tokens):
-        """Words."""
-        return self.tokenizer.batch_decode(ids, skip_special_tokens=skip_special_tokens)
 
 
 @pytest.fixture
 def qwen(tmp_path, monkeypatch):
     """A folder that loads as a tiny Qwen2-VL, and the demo task with pictures of several shapes."""
-    folder = tmp_path / "tiny-qwen"
-    folder.mkdir()
-    (folder / "config.json").write_text("{}")
-    model = FAMILIES["qwen2_vl"].tiny()
-    processor = Processor(model)
-    monkeypatch.setattr(transformers.AutoProcessor, "from_pretrained", lambda *a, **k: processor)
-    monkeypatch.setattr(transformers.AutoModelForImageTextToText, "from_pretrained", lambda *a, **k: model)
+    folder = save_tiny("qwen2_vl", tmp_path / "tiny-qwen")
     pictures = [Image.effect_noise(size, 90) for size in SIZES]
     monkeypatch.setattr(Demo, "images", lambda self, doc: [pictures[int(doc["id"][-1]) % 3]])
-    monkeypatch.setattr(Demo, "prompt", lambda self, doc: " ".join(["w9"] * (3 + int(doc["id"][-1]))))
+    monkeypatch.setattr(Demo, "prompt", lambda self, doc: "word" * (3 + int(doc["id"][-1])))
     return folder
 
 
@@ -95,7 +41,7 @@ def test_counts_follow_the_picture(qwen, tmp_path):
     for row, n in zip(rows["downsample-keep0.25"], full):
         assert n * 0.25 * 0.75 <= row["visual_after"] <= n * 0.25 + 1
         assert row["prefill_flops"][1] < row["prefill_flops"][0]
-        assert row["seconds"]["prefill"] > 0
+    assert all(part["prefill"] > 0 for part in times(tmp_path / "out", "downsample-keep0.25").values())
     result = json.loads((tmp_path / "out" / "runs" / "downsample-keep0.25.json").read_text())
     assert result["method"]["downsample"]["mode"] == "grid"
     evaluate(Settings(output=tmp_path / "single", batch_size=1, **options))
@@ -111,3 +57,24 @@ def test_a_count_beyond_the_picture(qwen, tmp_path):
     after = [row["visual_after"] for row in log(tmp_path / "out", "downsample-keep100")]
     assert after[:2] == [48, 50]
     assert 75 <= after[2] <= 100
+
+
+def test_what_a_prompt_may_be(qwen):
+    """A system turn, pictures within the text, squares; a prompt with too few places is refused."""
+    loaded = models.load(str(qwen), {}, "cpu")
+    pictures = [Image.effect_noise((64, 48), 90), Image.effect_noise((40, 80), 90)]
+
+    def shown(*args, **kwargs):
+        inputs = loaded.encode(*args, **kwargs)
+        return loaded.processor.tokenizer.decode(inputs["input_ids"][0]), loaded.visual_tokens(inputs)
+
+    text, tokens = shown(["Why?"], [pictures], system="Be brief.")
+    assert tokens == [98]
+    text = text.replace("<|image_pad|>", "")
+    assert text.startswith("Be brief.")
+    assert "USER: <|vision_start|><|vision_end|><|vision_start|><|vision_end|>Why?" in text
+    text, _ = shown([["Of ", None, " and ", None, ": which?"]], [pictures])
+    assert "Of <|vision_start|><|vision_end|> and <|vision_start|>" in text.replace("<|image_pad|>", "")
+    assert shown(["?"], [pictures[:1]], pad_square=True)[1] == [64]
+    with pytest.raises(ValueError, match="1 places for 2 pictures"):
+        loaded.encode([["a", None]], [pictures])

@@ -59,8 +59,11 @@ PARTS = {
     "demo": Part(r"vtc/demo/.*", never=("vtc.eval", "vtc.cli")),
     "eval": Part(
         r"eval/.*",
-        may=("=vtc", "vtc.eval", "vtc.demo", "vtc.errors", "vtc.registry", "vtc.patching", "vtc.engine.clock"),
-    ),
+        may=(
+            "=vtc", "vtc.eval", "vtc.demo", "vtc.errors", "vtc.registry", "vtc.patching", "vtc.engine.clock",
+            "vtc.kernels.backend",
+        ),
+    ),  # fmt: skip
 }
 
 

@@ -45,6 +45,7 @@ class Task(ABC):
     max_new_tokens: ClassVar[int]
     primary: ClassVar[str] = "accuracy"
     scale: ClassVar[float] = 100.0
+    test_only_online: ClassVar[tuple[str, ...]] = ()
 
     def __post_init__(self):
         if self.dialect not in DIALECTS:
