@@ -114,8 +114,8 @@ def test_vqa_dialects():
 @pytest.mark.parametrize("text, llava, lmms, vlmevalkit", [
     ("Nope", "yes", None, None), ("No.", "no", None, "no"), ("NO", "yes", "no", "no"), ("not sure", "no", None, None),
     ("Yes. No.", "yes", None, None), ("", "yes", None, None), ("Yes, there is.", "yes", None, "yes"),
-    ("no 3.", "no", None, "no"), ("No3.", "yes", None, None), ("1,2 yes-no", "yes", None, None),
-    ("1,,2 yes-no", "yes", None, None), ("yes 1,,2-", "yes", None, "yes"),
+    ("No\n", "yes", "no", "no"), ("1,2 yes-x", "yes", None, None), ("1,,2 yes-x", "yes", None, "yes"),
+    ("1. " * 32 + "no.", "yes", None, "no"), ("a. " * 32 + "no.", "yes", None, None),
 ])  # fmt: skip
 def test_pope_dialects(text, llava, lmms, vlmevalkit):
     """The same answer in three readings."""
@@ -173,7 +173,9 @@ def test_anls():
     assert anls("abcde", ["abxyz"]) == 0
     assert anls("Helo ", ["x", "hello"]) == pytest.approx(0.8)
     assert anls("new york", ["new  york "]) == anls("", [""]) == 1
-    assert anls("nex york", ["new   york"]) == pytest.approx(0.9)
+    assert anls("nex york", [" new  york "]) == pytest.approx(1 - 1 / 11)
+    assert anls("strase", ["straße"]) == pytest.approx(1 - 1 / 7)
+    assert anls(" bcbxb", ["bfb"]) == 0
     assert (anls("a", []), anls("", ["hello"])) == (0, 0)
 
 
@@ -240,7 +242,7 @@ def test_a_text_matches_itself(text):
     assert levenshtein(text, text) == 0
 
 
-@given(texts, texts, st.none() | st.integers(0, 12))
+@given(st.text("abc", max_size=9), st.text("abc", max_size=9), st.none() | st.integers(0, 9))
 def test_levenshtein_against_the_recurrence(a, b, limit):
     """The band gives what the whole table gives, cut at the limit."""
     table = {(i, 0): i for i in range(len(a) + 1)} | {(0, j): j for j in range(len(b) + 1)}

@@ -23,7 +23,7 @@ def gqa_lmms(pred: str, answer: str) -> float:
 def levenshtein(a: str, b: str, limit: int | None = None) -> int:
     """Insertions, deletions and replacements that turn `a` into `b`; limit + 1 if they are more than `limit`.
 
-    O(len(a) len(b)) time, with a limit O(len(a) limit), and two rows of memory.
+    O(len(a) len(b)) time, with a limit O(len(a) limit) comparisons, and two rows of memory.
     """
     if a == b:
         return 0
@@ -31,11 +31,13 @@ def levenshtein(a: str, b: str, limit: int | None = None) -> int:
         a, b = b, a
     limit = len(a) if limit is None else min(limit, len(a))
     over = limit + 1
-    if len(a) - len(b) > limit:
+    longer = len(a) - len(b)
+    if longer > limit:
         return over
+    below, beyond = (limit + longer) // 2, (limit - longer) // 2  # how far a path within the limit leaves the diagonal
     above = [min(j, over) for j in range(len(b) + 1)]
     for i, letter in enumerate(a, 1):
-        first, last = max(1, i - limit), min(len(b), i + limit)
+        first, last = max(1, i - below), min(len(b), i + beyond)
         row = [over] * (len(b) + 1)
         row[0] = min(i, over)
         for j in range(first, last + 1):
