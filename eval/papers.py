@@ -13,9 +13,10 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from vtc.eval.papers_card import Card, cards, load_card
+from vtc.eval.papers_card import Card
 from vtc.eval.papers_commands import commands
 from vtc.eval.papers_compare import MARKED, compare
+from vtc.eval.papers_read import cards, load_card
 
 __all__ = ["Card", "against", "cards", "commands", "load_card"]
 
@@ -61,8 +62,9 @@ def _print(card: Card, found: Mapping, console: Console) -> None:
             f"{model['published_without_method']} are of methods that vtc has not got"
         )
     if not compared:
-        say("no run here is one of the card's; these would be:")
-        for line in commands(card):
+        lines = commands(card)
+        say(f"no run here is one of the card's{'; these would be:' if lines else ', which has averages alone'}")
+        for line in lines:
             say(f"  {line}")
     else:
         say(f"* more than {MARKED} standard errors of the measured figure apart")

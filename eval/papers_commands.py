@@ -53,7 +53,12 @@ def _line(
     words += ["--pad-square"] if model.settings.pad_square else []
     words += ["--system", model.settings.system] if model.settings.system else []
     folder = f"results/{card.name}/{model.checkpoint.split('/')[-1]}{'' if number == 1 else f'-{number}'}"
-    return shlex.join([*words, "--against", card.name, "--output", folder])
+    return " ".join(map(_quoted, [*words, "--against", card.name, "--output", folder]))
+
+
+def _quoted(word: str) -> str:
+    """A word for a shell; text with an apostrophe in double quotes, which read better."""
+    return f'"{word}"' if "'" in word and not set(word) & set('"$`\\!') else shlex.quote(word)
 
 
 def _dialects(model: Model) -> dict[str | None, list[str]]:
@@ -74,10 +79,10 @@ def _grids(model: Model) -> list[tuple[tuple[str, ...], tuple, dict]]:
     for row in model.rows:
         if row.strategy in (FULL, None) or not any(row.scores.values()):
             continue
-        if row.set is not None:
-            own += [] if (row.strategy, dict(row.set)) in own else [(row.strategy, dict(row.set))]
-        elif row.keep is not None and row.keep not in budgets.setdefault(row.strategy, []):
-            budgets[row.strategy].append(row.keep)
+        if row.settings is not None:
+            own += [] if (row.strategy, row.settings) in own else [(row.strategy, row.settings)]
+        elif row.asked is not None and row.asked not in budgets.setdefault(row.strategy, []):
+            budgets[row.strategy].append(row.asked)
     shared: dict[tuple, list[str]] = {}
     for strategy, keeps in budgets.items():
         if keeps:
@@ -93,5 +98,6 @@ def budget(row: Row) -> str:
     if row.strategy == FULL:
         return "all tokens"
     parts = [] if row.keep is None else [f"{row.keep} tokens" if isinstance(row.keep, int) else f"{100 * row.keep:g} %"]
-    parts += [] if not row.set else [", ".join(f"{key}={value}" for key, value in row.set.items())]
+    settings = row.set or {}
+    parts += [", ".join(f"{key}={value}" for key, value in settings.items())] if settings else []
     return "; ".join(parts) or "its own budget"

@@ -7,6 +7,7 @@ import vtc
 from vtc.errors import VtcError
 from vtc.eval.papers_card import FULL, Card, Model, Row, Score
 from vtc.eval.papers_commands import budget
+from vtc.eval.tasks import TASKS
 
 SCHEMA = "vtc.eval.against/1"
 MARKED = 2  # standard errors of the measured figure beyond which a difference is marked
@@ -95,10 +96,10 @@ def is_row(entry: Model, row: Row, run: Mapping) -> bool:
         return row.strategy == method["name"] == FULL
     if row.strategy is None or row.strategy != method["name"] or method.get("kind", "vtc") != "vtc":
         return False
-    if row.set is not None:
-        expected = _resolved(row, run, row.set)
+    if row.settings is not None:
+        expected = _resolved(row, run, row.settings)
         return method["keep"] is None and expected is not None and expected == method.get("resolved")
-    return _same_budget(row.keep, method["keep"], entry.tokens or _tokens(run))
+    return _same_budget(row.asked, method["keep"], entry.tokens or _tokens(run))
 
 
 def _same_budget(published: int | float | None, asked: int | float | None, tokens: float | None) -> bool:
@@ -128,8 +129,10 @@ def _resolved(row: Row, run: Mapping, settings: Mapping) -> dict | None:
 def _other_settings(row: Row, run: Mapping) -> list[str]:
     """The settings of a run that are not the strategy's own, such as alpha=0.5."""
     ran = run["method"].get("resolved")
-    expected = None if row.set is not None or not ran else _resolved(row, run, {"keep": run["method"]["keep"]})
-    if not expected or row.strategy == FULL:
+    if row.strategy == FULL or row.settings is not None or not ran:
+        return []
+    expected = _resolved(row, run, {"keep": run["method"]["keep"]})
+    if expected is None:
         return []
     pairs = [(ran, expected), *zip(ran.get("stages", []), expected["stages"])]
     return [f"{k}={v}" for mine, own in pairs for k, v in mine.items() if k != "stages" and v != own.get(k)]
@@ -190,7 +193,7 @@ def _remarks(entry: Model, task: str, result: Mapping) -> list[str]:
     if split is not None and result["split"] != split:
         found.append(f"split {result['split']}, published {split}")
     seen = result["n"] + result.get("n_errors", 0)
-    if seen < ENOUGH * SIZES.get(task, 0):
+    if result["split"] == TASKS[task].splits[0] and seen < ENOUGH * SIZES.get(task, 0):
         found.append(f"first {seen} only")
     return found + ([f"{result['n_errors']} failed"] if result.get("n_errors") else [])
 
