@@ -6,6 +6,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from vtc.eval.tables import PIPE_WIDTH
 from vtc.eval.tasks import TASKS
 
 
@@ -29,4 +30,7 @@ def list_tasks(as_json: bool) -> None:
         if source is not None and source["config"]:
             place += f" ({source['config']})"
         table.add_row(task["name"], place, ", ".join(task["splits"]), task["primary"])
-    Console().print(table)
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=PIPE_WIDTH)
+    console.print(table)

@@ -18,7 +18,7 @@ from vtc.eval.plot import draw
 from vtc.eval.samples import read_log, run_key
 from vtc.eval.settings import Settings, parse_places, split_list
 from vtc.eval.statistics import bootstrap
-from vtc.eval.tables import print_summary
+from vtc.eval.tables import print_summary, scaled, unit
 from vtc.eval.tasks import TASKS, Task
 
 TEXTS = ("text", "pred", "prediction", "response", "answer_text")  # columns that may hold an answer
@@ -110,9 +110,10 @@ def _model(folder: Path, job: SavedJob) -> dict:
 def score_answers(place: Path, tasks: str | None, dialect: str | None, dataset_path: str | None, as_json: bool) -> None:
     """Prints the figures of files of answers to one benchmark, each with its bootstrap error.
 
-    place: a file, or a folder with such files. Raises ConfigError in one line for anything that does not fit.
+    place: a file, or a folder with such files. tasks: the one benchmark; None if its name begins that of the place.
+    Raises ConfigError in one line for anything that does not fit.
     """
-    names = split_list("tasks", tasks) if tasks else ()
+    names = split_list("tasks", tasks) if tasks else _named_after(place)
     if len(names) != 1:
         raise ConfigError(f"--tasks {tasks!r} must name the one benchmark that {str(place)!r} answers; see --help")
     task = TASKS[names[0]](dialect=dialect or "llava")
@@ -126,19 +127,26 @@ def score_answers(place: Path, tasks: str | None, dialect: str | None, dataset_p
     figures = bootstrap(task, rows)
     unread = sum("parsed" in row["score"] and row["score"]["parsed"] is None for row in rows)
     if as_json:
+        figures = results.finite(figures)
         shown = {"task": task.name, "version": task.version, "dialect": task.dialect, "n": len(rows)}
         print(json.dumps({**shown, "n_unparsed": unread, "primary": task.primary, "figures": figures}, indent=2))
         return
-    title = f"task {task.name}, dialect {task.dialect}, {len(rows)} answers, {unread} of them not understood"
-    table = Table(box=box.SIMPLE_HEAD, title=title, title_justify="left", pad_edge=False)
-    for column, justify in (("figure", "left"), ("value", "right"), ("+- error", "right")):
+    console, not_understood = Console(), f", {unread} of them not understood" if unread else ""
+    title = f"task {task.name}, dialect {task.dialect}, {len(rows)} answers{not_understood}"
+    console.print(title, soft_wrap=True, highlight=False)
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for column, justify in (("figure", "left"), (unit(task.scale), "right"), ("+- error", "right")):
         table.add_column(column, justify=justify, no_wrap=True)
     for name, figure in figures.items():
-        value, error = (figure[key] for key in ("value", "stderr"))
-        bold = "bold" if name == task.primary else ""
-        cells = ["-" if x is None else f"{x * task.scale:.2f}" for x in (value, error)]
-        table.add_row(name, *cells, style=bold)
-    Console().print(table)
+        cells = [scaled(figure[key], task.scale) for key in ("value", "stderr")]
+        table.add_row(name, *cells, style="bold" if name == task.primary else "")
+    console.print(table)
+
+
+def _named_after(place: Path) -> tuple[str, ...]:
+    """Benchmarks whose name, or its first word, is the first word of the file's or folder's name."""
+    first = place.resolve().name.lower().replace("-", "_").replace(".", "_").split("_")[0]
+    return tuple(name for name in TASKS if first == name.split("_")[0])
 
 
 def _files(place: Path) -> list[Path]:

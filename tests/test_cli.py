@@ -64,7 +64,8 @@ def test_module_and_version():
 
 def test_help_has_examples(capsys):
     """Each command's help shows how to call it."""
-    for command in ([], ["list"], ["show"], ["validate"], ["eval"]):
+    commands = ([], ["list"], ["show"], ["validate"], ["eval"], ["eval", "score"], ["eval", "tasks"], ["bench"])
+    for command in commands:
         code, out, _ = run(capsys, *command, "--help")
         assert code == 0
         assert re.search(r"Examples:\n\s+vtc ", out), command
@@ -238,6 +239,17 @@ BAD = {
     "eval-model-args": (changed(model_args="dtype"), "--model_args 'dtype'"),
     "eval-suite": (["eval", "--suite", "dmo", "--output", "x"], "unknown suite 'dmo': did you mean 'demo'"),
     "eval-nothing": (["eval"], "--model is missing"),
+    "eval-dialect": (changed(dialect="llva"), "unknown dialect 'llva': did you mean 'llava'"),
+    "eval-place": (changed(tasks="pope", **{"dataset-path": "no/where/at"}), "'no/where/at' does not exist"),
+    "eval-place-empty": (changed(tasks="pope", **{"dataset-path": "pope="}), "has an empty path"),
+    "eval-place-demo": (changed(**{"dataset-path": "demo=x"}), "is not for task 'demo'"),
+    "eval-place-tasks": (changed(tasks="pope,mme", **{"dataset-path": "."}), "has nothing for task 'pope'"),
+    "eval-against": (changed(against="hiprun"), "did you mean 'hiprune'"),
+    "eval-offline": (changed(tasks="pope"), "possible: --dataset-path with a local copy"),
+    "score-nothing": (["eval", "score", "no/where"], "'no/where'"),
+    "score-task": (["eval", "score", "x.jsonl", "--tasks", "pop"], "did you mean 'pope'"),
+    "score-tasks": (["eval", "score", "x.jsonl", "--tasks", "pope,mme"], "must name the one benchmark"),
+    "score-file": (["eval", "score", "x.jsonl", "--tasks", "pope"], "'x.jsonl' holds no answers"),
 }
 
 
@@ -245,7 +257,7 @@ BAD = {
 def test_bad_input(capsys, tmp_path, name):
     """One line on stderr that names the value; exit code 2; nothing on stdout."""
     arguments, expected = BAD[name]
-    if arguments[0] == "eval" and len(arguments) > 1 and "--output" not in arguments:
+    if arguments[0] == "eval" and len(arguments) > 1 and not {"--output", "score"} & set(arguments):
         arguments = [*arguments, "--output", tmp_path / "out"]
     code, out, err = run(capsys, *arguments)
     assert code == 2

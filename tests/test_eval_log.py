@@ -1,12 +1,10 @@
 """Evaluation's sample logs: they survive a kill, refuse another run, and say which sample failed."""
 
 import json
-from pathlib import Path
 
 import pytest
 import torch
 
-import vtc
 from tests.test_eval import log, settings
 from vtc.cli import main
 from vtc.errors import ConfigError
@@ -14,8 +12,6 @@ from vtc.eval.models import Loaded
 from vtc.eval.runner import evaluate
 from vtc.eval.samples import SampleLog, read_log
 from vtc.eval.tasks.demo import Demo
-
-ROOT = Path(vtc.__file__).resolve().parent.parent
 
 
 def test_limit_grows(tmp_path):
@@ -69,7 +65,7 @@ def test_log(tmp_path):
     """Rows come back; a second writer, a foreign file and damage in the middle are refused."""
     path, given = tmp_path / "samples" / "x.jsonl", (tmp_path, "x", {"method": {"keep": 0.5}})
     one = SampleLog(*given)
-    one.append({"id": "a", "error": None}, {"batch": 1})
+    one.append({"id": "a", "error": None, "text": "lines \u2028 of \u0085 other \x1c kinds"}, {"batch": 1})
     one.append({"id": "b", "error": "RuntimeError: x"})
     with pytest.raises(ConfigError, match="in use by another process"):
         SampleLog(*given)

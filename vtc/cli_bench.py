@@ -8,7 +8,7 @@ import typer
 from vtc import ConfigError
 from vtc.cli_options import SETTING, overrides
 
-bench = typer.Typer(help="Measure what strategies gain on this machine.", rich_markup_mode=None)
+bench = typer.Typer(rich_markup_mode=None)
 
 
 @bench.callback(invoke_without_command=True)

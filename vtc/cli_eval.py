@@ -7,9 +7,9 @@ import typer
 
 from vtc.cli_options import SETTING, overrides
 
-evaluation = typer.Typer(help="Answer benchmark questions and compare strategies.", rich_markup_mode=None)
+evaluation = typer.Typer(rich_markup_mode=None)
 
-TASKS = typer.Option(metavar="T,T", help="Benchmarks; `vtc eval tasks` names them. Default: demo.")
+TASKS = typer.Option("--tasks", "--task", metavar="T,T", help="Benchmarks; `vtc eval tasks` names them. Default: demo.")
 DIALECT = typer.Option(
     metavar="NAME",
     help="Prompts and scoring: llava (LLaVA's scripts), lmms (lmms-eval), qwen (VLMEvalKit for Qwen-VL).",
@@ -128,7 +128,10 @@ def eval_(
 def score(
     place: Annotated[Path, typer.Argument(metavar="PATH", help="A folder of `vtc eval`, or files of answers.")],
     tasks: Annotated[
-        str | None, typer.Option(metavar="T", help="The benchmark of files of answers; of a folder, only these.")
+        str | None,
+        typer.Option(
+            "--tasks", "--task", metavar="T", help="The benchmark of files of answers; of a folder, only these."
+        ),
     ] = None,
     dialect: Annotated[str | None, DIALECT] = None,
     dataset_path: Annotated[str | None, PLACE] = None,
