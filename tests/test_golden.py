@@ -18,7 +18,10 @@ from safetensors.torch import save_file
 
 ROOT = Path(__file__).resolve().parent.parent
 CHECKS = {path.stem for path in (ROOT / "tests" / "golden_checks").glob("[!_]*.py")}
-ELSEWHERE = dict.fromkeys(("metrics", "realdata"), "belongs to evaluation")
+ELSEWHERE = {
+    "metrics": "compared in tests/test_metrics_golden.py",
+    "realdata": "scored in tests/test_eval_score.py and tests/test_tasks_realdata.py",
+}
 TEXT = (".md", ".txt")
 
 
