@@ -3,8 +3,15 @@
 import string
 from pathlib import Path
 
+import transformers
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers
-from transformers import LlavaProcessor, PreTrainedTokenizerFast, Qwen2_5_VLProcessor, Qwen2VLProcessor
+from transformers import (
+    LlavaNextProcessor,
+    LlavaProcessor,
+    PreTrainedTokenizerFast,
+    Qwen2_5_VLProcessor,
+    Qwen2VLProcessor,
+)
 
 from vtc.eval.processors import pictures_only
 from vtc.patches import FAMILIES
@@ -32,36 +39,34 @@ def tokenizer_for(model, image: str, extra: dict[int, str] | None = None) -> Pre
 
 
 def save_tiny(kind: str, folder: Path) -> Path:
-    """Writes a random model of family `kind` (llava, qwen2_vl, qwen2_5_vl) with its processor; returns the folder."""
+    """Writes the tiny random model of a family with its processor; returns the folder."""
     model = FAMILIES[kind].tiny()
-    if kind == "llava":
-        processor = _llava_processor(model)
-    else:
-        processor = _qwen_processor(QWEN[kind], model)
+    processor = _qwen_processor(QWEN[kind], model) if kind in QWEN else _llava_processor(model)
     processor.save_pretrained(folder)
     model.save_pretrained(folder)
     return folder
 
 
-def _llava_processor(model) -> LlavaProcessor:
-    try:
-        from transformers import CLIPImageProcessorPil as CLIPImageProcessor
-    except ImportError:
-        from transformers import CLIPImageProcessor
-    side = model.config.vision_config.image_size
-    return LlavaProcessor(
-        CLIPImageProcessor(size={"shortest_edge": side}, crop_size={"height": side, "width": side}),
-        tokenizer_for(model, "<image>"),
-        patch_size=model.config.vision_config.patch_size, vision_feature_select_strategy="default",
+def image_processor(name: str) -> type:
+    """The PIL form of an image processor, where transformers tells it from the one that needs torchvision."""
+    return getattr(transformers, f"{name}Pil", None) or getattr(transformers, name)
+
+
+def _llava_processor(model) -> LlavaProcessor | LlavaNextProcessor:
+    config, side = model.config, model.config.vision_config.image_size
+    sizes = {"size": {"shortest_edge": side}, "crop_size": {"height": side, "width": side}}
+    kind, images = LlavaProcessor, "CLIPImageProcessor"
+    if config.model_type == "llava_next":
+        kind, images = LlavaNextProcessor, "LlavaNextImageProcessor"
+        sizes["image_grid_pinpoints"] = config.image_grid_pinpoints
+    return kind(
+        image_processor(images)(**sizes), tokenizer_for(model, "<image>"),
+        patch_size=config.vision_config.patch_size, vision_feature_select_strategy="default",
         num_additional_image_tokens=1, chat_template=TEMPLATE.replace("PLACE", "<image>\n"),
     )  # fmt: skip
 
 
 def _qwen_processor(kind: type, model):
-    try:
-        from transformers import Qwen2VLImageProcessorPil as ImageProcessor
-    except ImportError:
-        from transformers import Qwen2VLImageProcessor as ImageProcessor
     config = model.config
     extra = {
         config.video_token_id: "<|video_pad|>", config.vision_start_token_id: "<|vision_start|>",
@@ -69,7 +74,7 @@ def _qwen_processor(kind: type, model):
     }  # fmt: skip
     place = "<|vision_start|><|image_pad|><|vision_end|>"
     vision = config.vision_config
-    images = ImageProcessor(
+    images = image_processor("Qwen2VLImageProcessor")(
         patch_size=vision.patch_size, merge_size=vision.spatial_merge_size, min_pixels=8 * 8, max_pixels=256 * 8 * 8
     )
     template = TEMPLATE.replace("PLACE", place)

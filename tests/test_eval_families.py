@@ -1,4 +1,4 @@
-"""Evaluation of a model whose grid follows the picture: a tiny random Qwen2-VL with its real processor."""
+"""Evaluation of every family with its real processor: batches, counts that follow the picture, what a prompt may be."""
 
 import json
 
@@ -78,3 +78,21 @@ def test_what_a_prompt_may_be(qwen):
     assert shown(["?"], [pictures[:1]], pad_square=True)[1] == [64]
     with pytest.raises(ValueError, match="1 places for 2 pictures"):
         loaded.encode([["a", None]], [pictures])
+
+
+@pytest.mark.parametrize("kind", ["llava", "llava_next", "qwen2_vl", "qwen2_5_vl"])
+def test_batches_equal_one_by_one(kind, tmp_path, monkeypatch):
+    """Every family, with and without pruning: rows of a padded batch are those of single prompts, to the byte."""
+    folder = save_tiny(kind, tmp_path / kind)
+    pictures = [Image.effect_noise(size, 90) for size in ((64, 48), (40, 80), (96, 90))]
+    monkeypatch.setattr(Demo, "images", lambda self, doc: pictures[: 1 + int(doc["id"][-1]) % 3])
+    options = dict(model=str(folder), strategies=("none", "hiprune"), keeps=("0.25",), limit=6, max_new_tokens=8)
+    for size in (1, 4):
+        assert evaluate(Settings(output=tmp_path / str(size), batch_size=size, **options)) == 0
+    for run in ("none", "hiprune-keep0.25"):
+        alone, batched = (log(tmp_path / size, run) for size in "14")
+        assert batched == alone
+        assert len({row["text"] for row in alone}) > 1
+        assert [row["images"] for row in alone] == [1, 2, 3] * 2
+        kept = [row["visual_after"] / row["visual_before"] for row in alone]
+        assert all(share == 1 for share in kept) if run == "none" else all(0.2 < share < 0.3 for share in kept)
