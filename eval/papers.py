@@ -62,7 +62,7 @@ def _print(card: Card, found: Mapping, console: Console) -> None:
             f"{model['published_without_method']} are of methods that vtc has not got"
         )
     if not compared:
-        lines = commands(card)
+        lines = commands(card, {model["checkpoint"] for model in found["models"] if model["same_checkpoint"]})
         say(f"no run here is one of the card's{'; these would be:' if lines else ', which has averages alone'}")
         for line in lines:
             say(f"  {line}")
@@ -76,7 +76,7 @@ def _print(card: Card, found: Mapping, console: Console) -> None:
 
 def _table(row: Mapping, ascii_only: bool) -> Table:
     """One published row: a line per task that was measured."""
-    title = f"{row['label']}, {row['budget']} (run {row['run']})" + (f"; {row['remark']}" if row["remark"] else "")
+    title = ", ".join(filter(None, (row["label"], row["budget"], f"run {row['run']}", row["remark"])))
     table = Table(box=box.ASCII if ascii_only else box.SIMPLE_HEAD, title=title, title_justify="left", pad_edge=False)
     table.add_column("task", no_wrap=True)
     for name in ("n", "published", "measured", "difference", "% of full\npublished", "% of full\nmeasured"):
@@ -86,7 +86,8 @@ def _table(row: Mapping, ascii_only: bool) -> Table:
     for score in row["scores"]:
         error = "" if score["stderr"] is None else f" {sign} {score['stderr']:.1f}"
         table.add_row(
-            score["task"], str(score["n"]), f"{score['published']:g}", f"{score['measured']:.1f}{error}",
+            f"{score['task']} ({score['figure']})", str(score["n"]), f"{score['published']:g}",
+            f"{score['measured']:.1f}{error}",
             f"{score['difference']:+.1f}{'*' if score['beyond'] else ' '}", _percent(score["published_of_full"]),
             _percent(score["measured_of_full"]), "; ".join(score["remarks"]),
         )  # fmt: skip

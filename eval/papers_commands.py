@@ -2,20 +2,22 @@
 
 import shlex
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 
 from vtc.eval.papers_card import FULL, Card, Model, Row
 
 DTYPE = "float16"  # of command lines for models whose card names none
 
 
-def commands(card: Card) -> list[str]:
+def commands(card: Card, checkpoints: Collection[str] = ()) -> list[str]:
     """Command lines for every model that vtc can prune, in the card's order: one where one is enough.
 
-    Strategies that share their budgets share a line; tasks of another dialect, and settings in place of a budget, need
-    lines of their own, into the same folder. A strategy with several settings gets a folder for each.
+    checkpoints: only of these, if any are named. Strategies that share their budgets share a line; tasks of another
+    dialect, and settings in place of a budget, need lines of their own, into the same folder. A strategy with several
+    settings gets a folder for each.
     """
-    return [line for model in card.models if model.family for line in _of_model(card, model)]
+    models = [m for m in card.models if m.family and (not checkpoints or m.checkpoint in checkpoints)]
+    return [line for model in models for line in _of_model(card, model)]
 
 
 def _of_model(card: Card, model: Model) -> Iterator[str]:
@@ -94,9 +96,9 @@ def _grids(model: Model) -> list[tuple[tuple[str, ...], tuple, dict]]:
 
 
 def budget(row: Row) -> str:
-    """What a row keeps, in words."""
+    """What a row keeps and how vtc is asked for it, in words; empty for the full model."""
     if row.strategy == FULL:
-        return "all tokens"
+        return ""
     parts = [] if row.keep is None else [f"{row.keep} tokens" if isinstance(row.keep, int) else f"{100 * row.keep:g} %"]
     settings = row.set or {}
     parts += [", ".join(f"{key}={value}" for key, value in settings.items())] if settings else []

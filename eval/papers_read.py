@@ -157,8 +157,8 @@ def _row(value: object, where: str) -> Row:
     row = _built(Row, value, where, ROW)
     if row.strategy in (FULL, None) and row.set is not None or row.strategy == FULL and row.keep is not None:
         raise ConfigError(f"{where}: a budget for strategy {row.strategy!r} means nothing here; possible: none")
-    if row.set is not None and "keep" in row.set and (len(row.set) > 1 or _keep(row.set["keep"], where) is None):
-        raise ConfigError(f"{where}.set={row.set!r}; possible: keep alone, or settings without it")
+    if row.set and "keep" in row.set and (len(row.set) > 1 or _keep(row.set["keep"], f"{where}.set.keep") is None):
+        raise _wrong(f"{where}.set", row.set, "keep alone, or settings without it")
     return row
 
 
