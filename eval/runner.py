@@ -122,7 +122,7 @@ def evaluate(settings: Settings, console: Console | None = None) -> int:
                 stack.callback(log.close)
                 jobs.append(Job(run, work, log))
         with Monitor(sum(len(job.work.mine) for job in jobs), silent=not processes.first) as monitor:
-            notes = [_answer(job, loaded, settings, batch, monitor) for job in jobs]
+            notes = [_answer(job, loaded, settings, batch, monitor, processes) for job in jobs]
         if not processes.first:
             for job in jobs:
                 job.log.close()
@@ -206,10 +206,13 @@ def _kernels() -> str:
         raise ConfigError(str(error)) from None
 
 
-def _answer(job: Job, loaded: Loaded, settings: Settings, batch: int, monitor: Monitor) -> list[str] | None:
+def _answer(
+    job: Job, loaded: Loaded, settings: Settings, batch: int, monitor: Monitor, processes: Processes
+) -> list[str] | None:
     """Answers what the job's log does not have; returns the patch's notes on the model, None if nothing was missing."""
     done = sum(job.log.done(job.work.idents[i]) for i in job.work.mine)
-    monitor.begin(f"{job.run.name}, {job.task.name}", done)
+    part = "" if processes.world == 1 else f", process 1 of {processes.world}"
+    monitor.begin(f"{job.run.name}, {job.task.name}{part}", done)
     if done == len(job.work.mine):
         return None
     torch.manual_seed(settings.seed)

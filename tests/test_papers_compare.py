@@ -7,8 +7,10 @@ import pytest
 from rich.console import Console
 
 import vtc
-from vtc.eval.papers import against, commands, load_card
-from vtc.eval.papers_compare import SIZES, is_row
+from vtc.cli import main
+from vtc.errors import ConfigError
+from vtc.eval.papers import against, commands, load_card, show
+from vtc.eval.papers.compare import SIZES, is_row
 from vtc.eval.tasks import TASKS
 
 CARDS = {name: load_card(name) for name in ("hiprune", "transprune", "vtc_cls", "cdpruner")}
@@ -193,3 +195,20 @@ def test_nothing_to_compare_prints_commands():
     assert "  " + commands(CARDS["hiprune"])[0] in text
     assert "Qwen/" not in text  # only those of the model at hand
     assert "averages alone" in printed(CARDS["cdpruner"], given)
+
+
+def test_show(tmp_path, capsys):
+    """A card without results prints command lines; with a folder, what is in it; a folder without results is refused."""
+    console = Console(file=io.StringIO(), width=400)
+    show(["hiprune"], None, console)
+    assert "vtc eval --model llava-hf/llava-1.5-7b-hf" in console.file.getvalue()
+    assert not list(tmp_path.iterdir())
+    with pytest.raises(ConfigError, match="has no results"):
+        show(["hiprune"], tmp_path, console)
+    (tmp_path / "results.json").write_text(json.dumps({"runs": [], "present": [], "comparison": {}}))
+    show(["hiprune"], tmp_path, console)
+    assert (tmp_path / "against_hiprune.json").is_file()
+    with pytest.raises(SystemExit) as stopped:
+        main(["eval", "--against", "hiprune"])
+    assert stopped.value.code in (0, None)
+    assert "vtc eval --model" in capsys.readouterr().out

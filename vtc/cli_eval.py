@@ -107,10 +107,19 @@ def eval_(
           --output results/llava
       vtc eval --model demo --strategy none --tasks mmbench_en --dataset-path my/mmbench --output results/mmbench
       accelerate launch --num_processes 8 -m vtc.eval --model ... (the same options)
+      vtc eval --against hiprune                        (the command lines that would measure a paper's card)
+      vtc eval --against hiprune --output results/llava (results that are there beside it)
       vtc eval score results/llava
     """
     if context.invoked_subcommand is not None:
         return
+    if against is not None and not (model or strategy or suite):
+        from rich.console import Console
+
+        from vtc.eval.papers import show
+        from vtc.eval.settings import split_list
+
+        return show(split_list("against", against), output, Console())
     from vtc.eval.runner import evaluate
     from vtc.eval.settings import settings_from
 

@@ -11,7 +11,7 @@ import yaml
 
 import vtc
 from vtc.errors import ConfigError
-from vtc.eval.papers_card import FULL, Card, Model, Row, Score, Setting
+from vtc.eval.papers.card import FULL, Card, Model, Row, Score, Setting
 from vtc.eval.tasks import DIALECTS, TASKS
 from vtc.registry import module_names, unknown
 
@@ -25,7 +25,7 @@ def cards() -> dict[str, object]:
 
 def load_card(name: str | Path) -> Card:
     """A card by name or from a YAML file; raises ConfigError in one line for anything in it that is not as
-    `vtc.eval.papers_card` describes."""
+    `vtc.eval.papers.card` describes."""
     shipped = cards()
     file = shipped.get(str(name), Path(name))
     if str(name) not in shipped and (file.suffix not in (".yaml", ".yml") or not file.is_file()):

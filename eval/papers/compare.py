@@ -5,8 +5,8 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import vtc
 from vtc.errors import VtcError
-from vtc.eval.papers_card import FULL, Card, Model, Row, Score
-from vtc.eval.papers_commands import budget
+from vtc.eval.papers.card import FULL, Card, Model, Row, Score
+from vtc.eval.papers.commands import budget
 from vtc.eval.tasks import TASKS
 
 SCHEMA = "vtc.eval.against/1"

@@ -4,7 +4,7 @@ import shlex
 from collections import Counter
 from collections.abc import Collection, Iterator
 
-from vtc.eval.papers_card import FULL, Card, Model, Row
+from vtc.eval.papers.card import FULL, Card, Model, Row
 
 DTYPE = "float16"  # of command lines for models whose card names none
 

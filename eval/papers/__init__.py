@@ -1,24 +1,25 @@
 """Measured beside published: a summary of runs held against what a paper prints.
 
-`load_card` reads a card (`configs/papers/*.yaml`, described in `vtc.eval.papers_card`), `against` prints and writes the
+`load_card` reads a card (`configs/papers/*.yaml`, described in `vtc.eval.papers.card`), `against` prints and writes the
 comparison, `commands` gives the command lines that would measure a card.
 """
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from vtc.eval.papers_card import Card
-from vtc.eval.papers_commands import commands
-from vtc.eval.papers_compare import MARKED, compare
-from vtc.eval.papers_read import cards, load_card
+from vtc.errors import ConfigError
+from vtc.eval.papers.card import Card
+from vtc.eval.papers.commands import commands
+from vtc.eval.papers.compare import MARKED, compare
+from vtc.eval.papers.read import cards, load_card
 
-__all__ = ["Card", "against", "cards", "commands", "load_card"]
+__all__ = ["Card", "against", "cards", "commands", "load_card", "show"]
 
 PIPE_WIDTH = 160  # columns when the output is no terminal
 
@@ -39,6 +40,22 @@ def against(card: Card, summary: Mapping, console: Console | None = None, output
         part.write_text(json.dumps(found, indent=2, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
         os.replace(part, path)
     return found
+
+
+def show(names: Sequence[str], output: Path | None, console: Console) -> None:
+    """Cards beside the results that a folder has, or, without a folder, the command lines that would measure them.
+
+    Raises ConfigError for an unknown card or a folder without results.
+    """
+    chosen, summary = [load_card(name) for name in names], {"runs": [], "present": [], "comparison": {}}
+    if output is not None:
+        try:
+            summary = json.loads((output / "results.json").read_text(encoding="utf-8"))
+        except (OSError, json.JSONDecodeError):
+            reason = f"--output {str(output)!r} has no results; possible: the folder of a `vtc eval`"
+            raise ConfigError(reason) from None
+    for card in chosen:
+        against(card, summary, console, output)
 
 
 def _print(card: Card, found: Mapping, console: Console) -> None:
