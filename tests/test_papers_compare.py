@@ -198,7 +198,7 @@ def test_nothing_to_compare_prints_commands():
 
 
 def test_show(tmp_path, capsys):
-    """A card without results prints command lines; with a folder, what is in it; a folder without results is refused."""
+    """Without results command lines, with a folder what is in it; a folder without results is refused."""
     console = Console(file=io.StringIO(), width=400)
     show(["hiprune"], None, console)
     assert "vtc eval --model llava-hf/llava-1.5-7b-hf" in console.file.getvalue()
