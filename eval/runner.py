@@ -89,11 +89,14 @@ class Job:
         return [self.log.rows[ident] for ident in self.work.idents if ident in self.log.rows]
 
 
-def evaluate(settings: Settings, console: Console | None = None) -> int:
+def evaluate(
+    settings: Settings, console: Console | None = None, loaded: Loaded | None = None, quiet: bool = False
+) -> int:
     """Runs the grid, writes results to `settings.output`, prints the table; returns the number of failed samples.
 
-    Started by `accelerate launch`, each process answers its part, and the first writes and prints. Everything that can
-    be checked is checked before the model is loaded, and the rest before the first sample: raises ConfigError or
+    loaded: the model of `settings.model`, for callers that have it already; quiet: nothing is printed or drawn. Started
+    by `accelerate launch`, each process answers its part, and the first writes and prints. Everything that can be
+    checked is checked before the model is loaded, and the rest before the first sample: raises ConfigError or
     UnsupportedError in one line.
     """
     tasks = [TASKS[name](dialect=settings.dialect) for name in settings.tasks]
@@ -104,7 +107,7 @@ def evaluate(settings: Settings, console: Console | None = None) -> int:
     processes = Processes()
     docs = [task.open(settings.split, settings.limit, place) for task, place in zip(tasks, places)]
     works = [Work(*given, processes.rank, processes.world) for given in zip(tasks, docs)]
-    loaded = load(settings.model, settings.model_args, processes.device(settings.device))
+    loaded = loaded or load(settings.model, settings.model_args, processes.device(settings.device))
     runs = plan(settings, None if loaded.family is None else loaded.family.name)
     _check_methods(loaded, runs)
     batch = settings.batch_size or (DEMO_BATCH if settings.model == "demo" else 1)
@@ -121,19 +124,21 @@ def evaluate(settings: Settings, console: Console | None = None) -> int:
                 )  # fmt: skip
                 stack.callback(log.close)
                 jobs.append(Job(run, work, log))
-        with Monitor(sum(len(job.work.mine) for job in jobs), silent=not processes.first) as monitor:
+        with Monitor(sum(len(job.work.mine) for job in jobs), silent=quiet or not processes.first) as monitor:
             notes = [_answer(job, loaded, settings, batch, monitor, processes) for job in jobs]
         if not processes.first:
             for job in jobs:
                 job.log.close()
         processes.meet()
         if processes.first:
-            failed = _conclude(jobs, notes, loaded, output, cards, console or Console())
+            failed = _conclude(jobs, notes, loaded, output, cards, None if quiet else console or Console())
         return processes.share(failed)
 
 
-def _conclude(jobs: Sequence[Job], notes: list, loaded: Loaded, output: Path, cards: list, console: Console) -> int:
-    """Results, pictures and tables from the logs of all processes."""
+def _conclude(
+    jobs: Sequence[Job], notes: list, loaded: Loaded, output: Path, cards: list, console: Console | None
+) -> int:
+    """Results, and with a console pictures and tables, from the logs of all processes."""
     for job, said in zip(jobs, notes):
         job.log.gather()
         missing = len(job.work.idents) - len(job.rows())
@@ -144,8 +149,8 @@ def _conclude(jobs: Sequence[Job], notes: list, loaded: Loaded, output: Path, ca
             )
         results.write_run(output, loaded.record, job, said)
     summary = results.write_summary(output, loaded.record, jobs)
-    picture = draw(summary, output / "accuracy_vs_tokens.png")
-    print_summary(summary, output, picture, console)
+    if console is not None:
+        print_summary(summary, output, draw(summary, output / "accuracy_vs_tokens.png"), console)
     for card in cards:
         against(card, summary, console, output)
     return sum(row["error"] is not None for job in jobs for row in job.rows())
