@@ -110,9 +110,16 @@ def _model(folder: Path, job: SavedJob) -> dict:
 def score_answers(place: Path, tasks: str | None, dialect: str | None, dataset_path: str | None, as_json: bool) -> None:
     """Prints the figures of files of answers to one benchmark, each with its bootstrap error.
 
-    place: a file, or a folder with such files. tasks: the one benchmark; None if its name begins that of the place.
-    Raises ConfigError in one line for anything that does not fit.
+    place: a file, a folder with such files, or a folder of folders that are named after benchmarks. tasks: the one
+    benchmark; None if its name begins that of the place. Raises ConfigError in one line for anything that does not fit.
     """
+    if tasks is None and place.is_dir() and not _answer_files(place):
+        below = [folder for folder in sorted(place.iterdir()) if folder.is_dir() and _answer_files(folder)]
+        below = [folder for folder in below if len(_named_after(folder)) == 1]
+        for folder in below:
+            score_answers(folder, None, dialect, dataset_path, as_json)
+        if below:
+            return
     names = split_list("tasks", tasks) if tasks else _named_after(place)
     if len(names) != 1:
         raise ConfigError(f"--tasks {tasks!r} must name the one benchmark that {str(place)!r} answers; see --help")
@@ -143,6 +150,10 @@ def score_answers(place: Path, tasks: str | None, dialect: str | None, dataset_p
     console.print(table)
 
 
+def _answer_files(folder: Path) -> list[Path]:
+    return sorted(file for file in folder.iterdir() if file.name.endswith(ANSWER_FILES))
+
+
 def _named_after(place: Path) -> tuple[str, ...]:
     """Benchmarks whose name, or its first word, is the first word of the file's or folder's name."""
     first = place.resolve().name.lower().replace("-", "_").replace(".", "_").split("_")[0]
@@ -150,7 +161,7 @@ def _named_after(place: Path) -> tuple[str, ...]:
 
 
 def _files(place: Path) -> list[Path]:
-    found = sorted(f for f in place.iterdir() if f.name.endswith(ANSWER_FILES)) if place.is_dir() else [place]
+    found = _answer_files(place) if place.is_dir() else [place]
     if not found or not all(file.is_file() for file in found):
         raise ConfigError(f"{str(place)!r} holds no answers; possible: {', '.join(ANSWER_FILES)}")
     return found
