@@ -107,7 +107,8 @@ def test_published_figures(capsys, no_model):
     assert shown["f1"] == "85.9"
     code, out, _ = vtc_eval(capsys, "score", folders[0])
     assert code == 0
-    assert [line.split(",")[0] for line in out.splitlines() if line[:5] == "task "] == ["task pope", "task scienceqa_img"]
+    titles = [line.split(",")[0] for line in out.splitlines() if line.startswith("task ")]
+    assert titles == ["task pope", "task scienceqa_img"]
     code, out, _ = vtc_eval(capsys, "score", folders[0] / "scienceqa_llava15_13b", "--task", "scienceqa_img", "--json")
     found = json.loads(out)
     assert (code, found["n"], found["primary"]) == (0, 4241, "img")
