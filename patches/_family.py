@@ -13,7 +13,7 @@ from vtc.errors import UnsupportedError
 from vtc.flops import LanguageShape
 from vtc.hooks import Patchwork
 from vtc.kernels.attention_reduce import attention_columns, attention_rows
-from vtc.layout import ImageLayout
+from vtc.layout import ImageLayout, View
 from vtc.patches._decoder import DecoderSite
 from vtc.patches._observe import observe
 from vtc.signals import AttentionColumns, Encoder, EncoderKeys, Signal
@@ -74,6 +74,12 @@ class Family(ABC):
     @abstractmethod
     def image_layouts(self, arguments: dict) -> list[ImageLayout]:
         """The layout of each image, in prompt order, from the arguments of the model's `get_image_features`."""
+
+    @abstractmethod
+    def views(self, images: object, size: tuple[int, int], layout: ImageLayout) -> tuple[View, ...]:
+        """Which part of a picture of `size` (height, width) each token of its `layout` shows. images: the image
+        processor that prepared it. Structural tokens are in no view. Raises UnsupportedError for a processor whose
+        resizing is not understood."""
 
     def packed_bounds(self, arguments: dict) -> list[int] | None:
         """Where the sequences begin and end that an encoder packs one after another and that attend only within

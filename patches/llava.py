@@ -15,7 +15,7 @@ from transformers import (
 from vtc.errors import UnsupportedError
 from vtc.hooks import Patchwork
 from vtc.kernels.transfer import upload
-from vtc.layout import ImageLayout, Tile, raster
+from vtc.layout import ImageLayout, Tile, View, boxes, on_picture, raster
 from vtc.patches import FAMILIES
 from vtc.patches._family import Family
 from vtc.patches._tiny import BOS, EOS, IMAGE_TOKEN, PAD, TEXT, finish, prompts
@@ -56,6 +56,20 @@ class Llava(Family):
         pixels, patch = arguments["pixel_values"], self.tower.config.patch_size
         rows, columns = pixels.shape[-2] // patch, pixels.shape[-1] // patch
         return [raster(i, rows, columns) for i in range(pixels.shape[0])]
+
+    def views(self, images: object, size: tuple[int, int], layout: ImageLayout) -> tuple[View, ...]:
+        """One raster on the centre of the picture, whose ends are cut off where it is not square; see `shown`."""
+        (tile,), patch = layout.tiles, self.tower.config.patch_size
+        high, wide = (n * patch for n in tile.grid)
+        given, scale, shift = shown(images, size)
+        if (given[0] // patch, given[1] // patch) != tile.grid:
+            raise UnsupportedError(
+                f"the image processor gives {given[0]} x {given[1]} pixels where the model saw {high} x {wide}; "
+                "possible: the processor that belongs to the model"
+            )
+        rows, columns = tile.patches // tile.grid[1], tile.patches % tile.grid[1]
+        found = boxes(rows, columns, (patch, patch)), torch.tensor([[0.0, 0.0, wide, high]], dtype=torch.float64)
+        return (View("picture", tile.offsets, *(on_picture(x, size, scale, shift) for x in found)),)
 
     def tile_scores(self, captured: list[Tensor], images: list[ImageLayout], arguments: dict) -> list[list[Tensor]]:
         """captured: [crops, N] per call; a tile takes its patches of its crop, which are all of them or fewer."""
@@ -119,3 +133,46 @@ class Llava(Family):
         pixels = torch.randn(sum(images), 3, 32, 32, generator=torch.Generator().manual_seed(seed))
         inputs = prompts([[64] * n for n in images], seed, **kwargs)
         return {**inputs, "pixel_values": pixels} if sum(images) else inputs
+
+
+def shown(images: object, size: tuple[int, int]) -> tuple[tuple[int, int], tuple[float, float], tuple[float, float]]:
+    """What an image processor makes of a picture of `size` (height, width): the size of what the encoder is given, and
+    where a pixel p of the picture lies on it, at p * scale + shift (each down, across).
+
+    Padding to a square, resizing to one size or by the shorter edge, and a centre crop are understood; anything else
+    raises UnsupportedError.
+    """
+    now, scale, shift = size, (1.0, 1.0), (0.0, 0.0)
+    if getattr(images, "do_pad", None):
+        if not hasattr(images, "pad_to_square"):
+            raise UnsupportedError(f"{type(images).__name__} pads pictures; possible: do_pad=False")
+        now = (max(size), max(size))
+        shift = (now[0] - size[0]) // 2, (now[1] - size[1]) // 2
+    if images.do_resize:
+        new = _resized(images, now)
+        scale = new[0] / now[0], new[1] / now[1]
+        now, shift = new, (shift[0] * scale[0], shift[1] * scale[1])
+    if getattr(images, "do_center_crop", False):
+        crop = _side(images.crop_size, "height"), _side(images.crop_size, "width")
+        shift = shift[0] - (now[0] - crop[0]) // 2, shift[1] - (now[1] - crop[1]) // 2
+        now = crop
+    return now, scale, shift
+
+
+def _resized(images: object, size: tuple[int, int]) -> tuple[int, int]:
+    """The (height, width) that the processor resizes `size` to."""
+    names = ("shortest_edge", "longest_edge", "height", "width")
+    short, long, high, wide = (_side(images.size, name) for name in names)
+    if short and not long:
+        if size[0] <= size[1]:
+            return short, int(short * size[1] / size[0])
+        return int(short * size[0] / size[1]), short
+    if high and wide:
+        return high, wide
+    raise UnsupportedError(
+        f"size={images.size} of {type(images).__name__} is not understood; possible: shortest_edge, or height and width"
+    )
+
+
+def _side(size: object, name: str) -> int | None:
+    return size.get(name) if isinstance(size, dict) else getattr(size, name, None)

@@ -1,5 +1,6 @@
 """LLaVA-NeXT: a base crop and tiles per image, unpadded, with a newline token at the end of each row of tiles."""
 
+import math
 from dataclasses import replace
 from functools import lru_cache
 
@@ -12,7 +13,7 @@ from transformers.models.llava_next.modeling_llava_next import (
     unpad_image,
 )
 
-from vtc.layout import ImageLayout, Tile
+from vtc.layout import ImageLayout, Tile, View, boxes, even_view, on_picture
 from vtc.patches import FAMILIES
 from vtc.patches._tiny import BOS, EOS, IMAGE_TOKEN, PAD, TEXT, finish, prompts
 from vtc.patches.llava import Llava
@@ -77,6 +78,31 @@ class LlavaNext(Llava):
             layouts.append(ImageLayout(tokens, tiles))
             crops += count
         return layouts
+
+    def views(self, images: object, size: tuple[int, int], layout: ImageLayout) -> tuple[View, ...]:
+        """The base crop, stretched over the whole picture, and the tiles, on whose canvas the picture lies centred."""
+        base, *tiles = layout.tiles
+        first = even_view("base", base.offsets, base.grid, size)
+        if not tiles:
+            return (first,)
+        side, patch = self.tower.config.image_size, self.tower.config.patch_size
+        rows, columns = get_anyres_image_grid_shape(size, self.model.config.image_grid_pinpoints, side)
+        canvas, (down, across) = (rows * side, columns * side), ((rows * side) / size[0], (columns * side) / size[1])
+        if across < down:
+            shown = min(math.ceil(size[0] * across), canvas[0]), canvas[1]
+        else:
+            shown = canvas[0], min(math.ceil(size[1] * down), canvas[1])
+        scale = shown[0] / size[0], shown[1] / size[1]
+        shift = (canvas[0] - shown[0]) // 2, (canvas[1] - shown[1]) // 2
+        found, per = [], side // patch
+        for tile in tiles:
+            row, column = divmod(tile.crop - base.crop - 1, columns)
+            found.append(boxes(row * per + tile.patches // per, column * per + tile.patches % per, (patch, patch)))
+        every = torch.arange(rows * columns)
+        crops = boxes(every // columns, every % columns, (side, side))
+        offsets = torch.cat([tile.offsets for tile in tiles])
+        placed = [on_picture(x, size, scale, shift) for x in (torch.cat(found), crops)]
+        return first, View("tiles", offsets, *placed)
 
     @classmethod
     def tiny(cls, **overrides) -> nn.Module:

@@ -10,7 +10,7 @@ from transformers import Qwen2VLConfig, Qwen2VLForConditionalGeneration
 
 from vtc.hooks import Patchwork
 from vtc.kernels.transfer import upload
-from vtc.layout import ImageLayout, raster
+from vtc.layout import ImageLayout, View, even_view, raster
 from vtc.patches import FAMILIES
 from vtc.patches._family import Family
 from vtc.patches._tiny import BOS, EOS, IMAGE_TOKEN, PAD, TEXT, finish, prompts
@@ -45,6 +45,11 @@ class Qwen2VL(Family):
     def image_layouts(self, arguments: dict) -> list[ImageLayout]:
         """One full raster of merged tokens per image, from `image_grid_thw` [images, 3] (patches)."""
         return [raster(i, *grid) for i, grid in enumerate(self.grids(arguments))]
+
+    def views(self, images: object, size: tuple[int, int], layout: ImageLayout) -> tuple[View, ...]:
+        """The whole picture, stretched to whole tokens, in one even raster."""
+        (tile,) = layout.tiles
+        return (even_view("picture", tile.offsets, tile.grid, size),)
 
     def packed_bounds(self, arguments: dict) -> list[int]:
         """One sequence of patches per frame."""

@@ -6,19 +6,22 @@ import torch
 from torch import Tensor
 
 from vtc.flops import FORMULA, PAPER_FORMULA, LanguageShape, paper_flops
+from vtc.selection import Flow
 
 
 @dataclass
 class StepReport:
     """One drop. stage: the method; layer: the decoder layer before which it took place (0-based), None for the
     projector; kept [after]: places of the survivors in the image's own run of tokens, in the order of the sequence
-    (a merged token has the place of the token that the others flow into)."""
+    (a merged token has the place of the token that the others flow into); flows: of each unit that merged, read
+    through `ImageReport.merged_into`."""
 
     stage: str
     layer: int | None
     before: int
     after: int
     kept: Tensor = field(repr=False)
+    flows: tuple[Flow, ...] = field(default=(), repr=False)
 
     @property
     def where(self) -> str:
@@ -53,10 +56,32 @@ class ImageReport:
         """Places [after] of the last survivors in the image's own run of tokens, ascending."""
         return self.steps[-1].kept.sort().values if self.steps else torch.arange(self.entered)
 
+    def merged_into(self, step: int) -> Tensor | None:
+        """Where the tokens of the image's own run flow in `steps[step]`: a place [before] for each, its own for a
+        survivor, -1 for what is dropped there or was gone already. None where a method only drops.
+
+        A survivor at whose place another place or -1 stands is the encoder's [CLS], which took the place of a token
+        that did not survive (visionzip, visiondrop_encoder). Worked out when it is called, and only then is a device
+        waited for.
+        """
+        flows = self.steps[step].flows
+        if not flows:
+            return None
+        found = torch.full((self.before,), -1)
+        for flow in flows:
+            places, into = flow.places()
+            found[places] = into
+        return found
+
     @property
     def stages(self) -> list[tuple[str, int, int]]:
         """(method, before, after) of every step."""
         return [(step.stage, step.before, step.after) for step in self.steps]
+
+    def flow_dict(self, step: int) -> dict:
+        """`merged_into` of a step as plain data; empty where a method only drops."""
+        into = self.merged_into(step)
+        return {} if into is None else {"merged_into": into.tolist()}
 
     @property
     def per_layer(self) -> list[int]:
@@ -169,7 +194,7 @@ class Report:
                     "image": i.image,
                     "before": i.before,
                     "after": i.after,
-                    "stages": [step.to_dict() for step in i.steps],
+                    "stages": [step.to_dict() | i.flow_dict(s) for s, step in enumerate(i.steps)],
                     "kept": i.kept.tolist(),
                 }
                 for i in self.images

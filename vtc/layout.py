@@ -36,6 +36,46 @@ class ImageLayout:
     tiles: tuple[Tile, ...]
 
 
+@dataclass(frozen=True)
+class View:
+    """One raster of an image's tokens as it lies on the picture. In pixels of the picture as it was given, left, top,
+    right, bottom, cut off at its edges:
+
+    offsets [n]: places of the tokens in the image's run. boxes [n, 4] float64: what each token shows. crops [c, 4]:
+    what each crop of the encoder shows; nothing outside of them is seen. name: "picture"; "base" or "tiles" where an
+    image is several crops.
+    """
+
+    name: str
+    offsets: Tensor
+    boxes: Tensor
+    crops: Tensor
+
+
+def boxes(rows: Tensor, columns: Tensor, side: tuple[float, float]) -> Tensor:
+    """Boxes [n, 4] of places [n] in a raster whose cells have `side` (height, width)."""
+    high, wide = side
+    rows, columns = rows.double(), columns.double()
+    return torch.stack([columns * wide, rows * high, (columns + 1) * wide, (rows + 1) * high], 1)
+
+
+def on_picture(found: Tensor, size: tuple[int, int], scale: tuple[float, float], shift: tuple[float, float]) -> Tensor:
+    """Boxes [n, 4] of what an encoder is given, as boxes of the picture of `size` (height, width), cut at its edges.
+
+    scale, shift: (down, across); a pixel p of the picture lies at p * scale + shift.
+    """
+    high, wide = size
+    scaled = (found - found.new_tensor([shift[1], shift[0]] * 2)) / found.new_tensor([scale[1], scale[0]] * 2)
+    return scaled.clamp(min=0).minimum(found.new_tensor([wide, high] * 2))
+
+
+def even_view(name: str, offsets: Tensor, grid: tuple[int, int], size: tuple[int, int]) -> View:
+    """A raster that divides a whole picture of `size` (height, width) evenly."""
+    every, (rows, columns), (high, wide) = torch.arange(grid[0] * grid[1]), grid, size
+    found = boxes(every // columns, every % columns, (high / rows, wide / columns))
+    return View(name, offsets, found, torch.tensor([[0.0, 0.0, wide, high]], dtype=torch.float64))
+
+
 def raster(crop: int, rows: int, columns: int) -> ImageLayout:
     """An image that is one full raster of tokens."""
     every = torch.arange(rows * columns)

@@ -24,6 +24,26 @@ class Merge:
 
 
 @dataclass(frozen=True)
+class Flow:
+    """Where the tokens of one unit that merges flow: references to what was decided, worked out when `places` is read.
+
+    offsets [n]: places of the unit's tokens in the image's run. keep [K]: indices into them. target [n], or [1 + n]
+    with [CLS] first: see Merge.
+    """
+
+    offsets: Tensor
+    keep: Tensor
+    target: Tensor
+
+    def places(self) -> tuple[Tensor, Tensor]:
+        """The unit's places [n] in the image's run and the place [n] that each of them flows into, -1 where it is
+        dropped; on the host, so a device is waited for."""
+        offsets, keep, target = self.offsets.cpu(), self.keep.cpu(), self.target.cpu()
+        target = target[len(target) - len(offsets) :]
+        return offsets, offsets[keep][target.clamp(min=0)].masked_fill(target < 0, -1)
+
+
+@dataclass(frozen=True)
 class Selection:
     """The outcome of a stage for B units of N tokens each.
 

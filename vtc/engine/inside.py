@@ -130,7 +130,7 @@ class Prefill:
         for i, (b, j) in enumerate(owner):
             kept = images.kept[b][j] = chosen.get(i, left[i])
             self.report.images[i].steps.append(
-                StepReport(stage.method, layer, len(left[i].offsets), len(kept.offsets), kept.offsets)
+                StepReport(stage.method, layer, len(left[i].offsets), len(kept.offsets), kept.offsets, kept.flows)
             )
         packing = pack(images.batch, images.placement, images.kept).to(device)
         local = column.gather(1, packing.index)

@@ -242,7 +242,8 @@ class Patch:
             for j, i in enumerate(mine):
                 image = ImageReport(b, j, tokens[i], len(kept[i].offsets), self.shape.layers)
                 if self.stage is not None:
-                    image.steps.append(StepReport(self.stage.method, None, tokens[i], image.entered, kept[i].offsets))
+                    steps = kept[i].offsets, kept[i].flows
+                    image.steps.append(StepReport(self.stage.method, None, tokens[i], image.entered, *steps))
                 images.append(image)
         notes = list(self.notes)
         if any(map(self.schedule.relaxed, tokens)):

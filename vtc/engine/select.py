@@ -10,7 +10,7 @@ from torch import Tensor
 from vtc.budget import Budget
 from vtc.kernels.transfer import upload
 from vtc.layout import ImageLayout
-from vtc.selection import Merge, Selection
+from vtc.selection import Flow, Merge, Selection
 from vtc.signals import Context, Signal
 
 
@@ -39,11 +39,13 @@ class Unit:
 @dataclass
 class Kept:
     """What stays of one image. offsets [k]: places in the image's run, in the order of the sequence; features [k, D]
-    where merged; ordered: the offsets may not ascend."""
+    where merged; ordered: the offsets may not ascend; flows: of the units that merged, in the step that just took
+    place."""
 
     offsets: Tensor
     features: Tensor | None = None
     ordered: bool = False
+    flows: tuple[Flow, ...] = ()
 
 
 def units_of(budget: Budget, requests: list[list[int]], layouts: list[ImageLayout]) -> list[Unit]:
@@ -114,17 +116,17 @@ def _lengths(selections: list[Selection]) -> list[list[int]]:
 
 
 def _kept(selection: Selection, b: int, length: int, unit: Unit, merged: Callable, device: torch.device) -> Kept:
-    row, features = selection.keep[b, :length].to(device), None
+    row, features, flows = selection.keep[b, :length].to(device), None, ()
     kept = row if unit.plain else upload(unit.offsets, device)[row]
     if selection.merge is not None:
         merge = selection.merge
         mine = Merge(merge.target[b : b + 1], merge.weight[b : b + 1], merge.unprojected)
         features = merged(unit, Selection(selection.keep[b : b + 1], None, mine))
-        features = features[:length]
+        features, flows = features[:length], (Flow(unit.offsets, selection.keep[b], merge.target[b]),)
     if selection.order is None:
-        return Kept(kept, features)
+        return Kept(kept, features, False, flows)
     order = selection.order[b].to(device)
-    return Kept(kept[order], None if features is None else features[order.to(features.device)], True)
+    return Kept(kept[order], None if features is None else features[order.to(features.device)], True, flows)
 
 
 def _join(parts: list[Kept]) -> Kept:
@@ -132,7 +134,8 @@ def _join(parts: list[Kept]) -> Kept:
         return parts[0]
     offsets = torch.cat([p.offsets for p in parts])
     features = None if parts[0].features is None else torch.cat([p.features for p in parts])
+    flows = tuple(flow for p in parts for flow in p.flows)
     if any(p.ordered for p in parts):
-        return Kept(offsets, features, True)
+        return Kept(offsets, features, True, flows)
     order = offsets.argsort()
-    return Kept(offsets[order], None if features is None else features[order])
+    return Kept(offsets[order], None if features is None else features[order], False, flows)
