@@ -1,0 +1,40 @@
+"""`vtc report`: folders of results as a page to decide from, as Markdown, and as CSV."""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from vtc.errors import ConfigError
+from vtc.eval.report import markdown, page, table_csv
+from vtc.eval.report.document import document, title
+from vtc.eval.report.measure import measure
+from vtc.eval.report.read import read
+from vtc.eval.report.sections import split
+
+
+def report(folders: Sequence[Path], output: Path | None = None) -> list[Path]:
+    """Writes report.html, report.md and report.csv to `output` (default: the first folder); returns their paths.
+
+    folders: outputs of `vtc eval` or `vtc sweep`. Only runs that are comparable share a section. The same folders give
+    the same bytes. Raises ConfigError in one line where there is nothing to report on, or nowhere to write.
+    """
+    sources = read(folders)
+    grids = [measure(section) for section in split(entry for source in sources for entry in source.entries)]
+    if not grids:
+        raise ConfigError(f"no results in {str(folders[0])!r}: no run has finished a task; possible: wait for one")
+    blocks = document(sources, grids)
+    output = Path(folders[0] if output is None else output)
+    texts = {
+        "report.html": page.text(blocks, title(sources)),
+        "report.md": markdown.text(blocks),
+        "report.csv": table_csv.text(grids),
+    }
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+        for name, text in texts.items():
+            part = output / f"{name}.part"
+            part.write_text(text, encoding="utf-8", newline="\n")
+            os.replace(part, output / name)
+    except OSError as error:
+        raise ConfigError(f"--output {str(output)!r} cannot be written: {error.strerror or error}") from None
+    return [output / name for name in texts]

@@ -1,0 +1,140 @@
+"""Folders of `vtc eval` and of sweeps as entries: one run with its results, where its logs are, and its cell."""
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from vtc.errors import ConfigError
+from vtc.eval import results
+
+SWEEP_SCHEMA = "vtc.sweep/1"
+POSSIBLE = "possible: the --output of `vtc eval` or `vtc sweep`"
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A run of one folder. source: what the page calls the folder; run: as in results.json; cell: of a sweep; compared:
+    with `none` by task, as results.json has it."""
+
+    folder: Path
+    source: str
+    run: Mapping
+    cell: Mapping | None = None
+    compared: Mapping = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        """Of the run, and of its logs."""
+        return self.run["name"]
+
+    @property
+    def full(self) -> bool:
+        """Whether it is the unpruned model."""
+        return self.run["method"]["kind"] == "none"
+
+    @property
+    def blurred(self) -> bool:
+        """Whether only the picture is coarser, while all tokens are used."""
+        return self.run["method"].get("downsample", {}).get("mode") == "blur"
+
+
+@dataclass
+class Source:
+    """One of the folders that a report is made of. sweep: its sweep.json, None for an output of `vtc eval`; files:
+    texts of its strategy files by path."""
+
+    name: str
+    folder: Path
+    entries: list[Entry]
+    sweep: Mapping | None = None
+    files: dict[str, str] = field(default_factory=dict)
+
+
+def read(folders: Sequence[Path]) -> list[Source]:
+    """Everything that is in the folders; raises ConfigError in one line for one without results or of another schema.
+
+    Two folders of one name are told apart by their place among the folders given.
+    """
+    given = [Path(os.path.abspath(Path(folder).expanduser())) for folder in folders]
+    names = [folder.name for folder in given]
+    found = []
+    for number, (folder, name) in enumerate(zip(given, names), 1):
+        if given.index(folder) != number - 1:
+            raise ConfigError(f"{str(folder)!r} stands twice; possible: each folder once")
+        if not folder.is_dir():
+            raise ConfigError(f"no results in {str(folder)!r}: it is no folder; {POSSIBLE}")
+        called = name if names.count(name) == 1 else f"{name} ({number})"
+        found.append(_sweep(folder, called) if (folder / "sweep.json").is_file() else _evaluation(folder, called))
+    return found
+
+
+def _evaluation(folder: Path, name: str) -> Source:
+    path = folder / "results.json"
+    if not path.is_file():
+        raise ConfigError(f"no results in {str(folder)!r}: neither sweep.json nor results.json; {POSSIBLE}")
+    entries = _entries(path, folder, name)
+    if not entries:
+        raise ConfigError(f"no results in {str(folder)!r}: its results.json has no runs; {POSSIBLE}")
+    return Source(name, folder, entries)
+
+
+def _entries(path: Path, folder: Path, source: str, cell: Mapping | None = None) -> list[Entry]:
+    data = _json(path, results.SUMMARY_SCHEMA)
+    try:
+        for run in data["runs"]:
+            if run["schema"] != results.SCHEMA:
+                raise ConfigError(_other(path, run["schema"], results.SCHEMA))
+            _ = run["name"], run["model"], run["method"]["kind"], run["method"]["budget"], run["seeds"]
+            for task in run["tasks"].values():
+                _ = task["figures"], task["primary"], task["tokens"]["kept"], task["seconds"], task["key"]
+    except (KeyError, TypeError, AttributeError):
+        raise ConfigError(f"{str(path)!r} is damaged; possible: `vtc eval score` makes it anew from its logs") from None
+    return [Entry(folder, source, run, cell, _compared(data, run["name"])) for run in data["runs"]]
+
+
+def _compared(data: Mapping, name: str) -> dict:
+    """By task, where `none` is in the comparison too."""
+    tasks = data.get("comparison") or {}
+    found = {task: entries.get(name) for task, entries in tasks.items() if "none" in entries}
+    return {task: entry for task, entry in found.items() if entry and entry.get("difference") is not None}
+
+
+def _sweep(folder: Path, name: str) -> Source:
+    path = folder / "sweep.json"
+    sweep = _json(path, SWEEP_SCHEMA)
+    entries = []
+    try:
+        for cell in sweep["cells"]:
+            _ = cell["id"], cell["role"], cell["state"]
+            place = folder / "cells" / cell["id"]
+            if cell["state"] != "done" or not (place / "results.json").is_file():
+                continue
+            here = _entries(place / "results.json", place, f"{name}, cell {cell['id']}", cell)
+            entries += [entry for entry in here if cell.get("run") in (None, entry.name)]
+    except (KeyError, TypeError, AttributeError):
+        raise ConfigError(f"{str(path)!r} is damaged; possible: the same `vtc sweep` again") from None
+    if not entries:
+        raise ConfigError(f"no results in {str(folder)!r}: no cell of the sweep is done; {POSSIBLE}")
+    files = {}
+    for best in sweep.get("best") or []:
+        file = folder / str(best.get("yaml"))
+        if file.is_file() and file.resolve().is_relative_to(folder.resolve()):
+            files[str(best["yaml"])] = file.read_text(encoding="utf-8", errors="replace")
+    return Source(name, folder, entries, sweep, files)
+
+
+def _json(path: Path, schema: str) -> Mapping:
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        raise ConfigError(f"{str(path)!r} cannot be read as JSON; {POSSIBLE}") from None
+    there = data.get("schema") if isinstance(data, Mapping) else None
+    if there != schema:
+        raise ConfigError(_other(path, there, schema))
+    return data
+
+
+def _other(path: Path, there: object, schema: str) -> str:
+    return f"{str(path)!r} has schema {there!r}; possible: {schema!r}"

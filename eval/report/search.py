@@ -1,0 +1,178 @@
+"""What a sweep adds: its state, the search's trials and parameters, the best configurations, the held-out statement."""
+
+from collections.abc import Mapping
+
+from vtc.eval.report import plots
+from vtc.eval.report.blocks import Cell, Code, Column, Figure, Figures, Fold, Heading, Table, Text
+from vtc.eval.report.read import Source
+from vtc.eval.tasks import TASKS
+
+UNKNOWN = "-"
+
+
+def state(sweep: Mapping) -> str:
+    """How many cells are done, and how many are not."""
+    states = [cell["state"] for cell in sweep["cells"]]
+    counts = [f"{states.count(name)} {name}" for name in ("done", "failed", "pending", "excluded") if name in states]
+    return f"{len(states)} cells: {', '.join(counts)}"
+
+
+def unfinished(sweep: Mapping) -> str | None:
+    """A warning where cells are missing."""
+    missing = sum(cell["state"] in ("failed", "pending") for cell in sweep["cells"])
+    return f"This sweep is not complete: {missing} cells have no results." if missing else None
+
+
+def failures(source: Source) -> Table | None:
+    """The failed cells, one line each."""
+    failed = [cell for cell in (source.sweep or {}).get("cells", []) if cell["state"] == "failed"]
+    if not failed:
+        return None
+    rows = [[Cell(cell["id"]), Cell(settings(cell["params"])), Cell(str(cell.get("error")))] for cell in failed]
+    columns = [Column("cell", False), Column("settings", False), Column("error", False)]
+    return Table(f"Failed cells of {source.name}", columns, rows)
+
+
+def settings(params: Mapping) -> str:
+    """What makes a cell, in a line: `strategy=hiprune keep=0.25 alpha=0.1`."""
+    flat = {**{k: v for k, v in params.items() if k != "set"}, **(params.get("set") or {})}
+    shown = [f"{k}={_value(v)}" for k, v in flat.items() if k in ("strategy", "keep", *(params.get("set") or {}))]
+    return " ".join(shown) or " ".join(f"{k}={_value(v)}" for k, v in flat.items())
+
+
+def _value(value: object) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def blocks(source: Source, prefix: str) -> list:
+    """All that a sweep adds to the page."""
+    sweep, found = source.sweep, []
+    objectives = {one["name"]: one for one in sweep.get("objectives") or []}
+    search = sweep.get("search")
+    if sweep.get("heldout"):
+        found += [Heading(3, "Does the choice hold?"), verdict(sweep), _heldout(sweep, objectives)]
+    if sweep.get("best"):
+        found += [Heading(3, "Best configurations"), *_best(source, objectives)]
+    if search:
+        found.append(Heading(3, "The search"))
+        finished = sum(trial["state"].upper() == "COMPLETE" for trial in search["trials"])
+        trials = f"{len(search['trials'])} trials, {finished} complete"
+        found.append(Text(f"Sampler {search['sampler']}, seed {search['seed']}; {trials}."))
+        found.append(Figures([*_trials(search, objectives, prefix), *_importance(search, prefix)]))
+        found.append(Fold("All trials", [_trial_table(sweep, search, objectives)]))
+    return found
+
+
+def shown(value: float | None, objective: Mapping | None, sign: str = "") -> str:
+    """A value of an objective as it is printed: figures of a benchmark times its scale."""
+    if value is None:
+        return UNKNOWN
+    scale = _scale(objective)
+    return f"{scale * value:{sign}.1f}" if scale != 1 else f"{value:{sign}.4g}"
+
+
+def _scale(objective: Mapping | None) -> float:
+    task, figure = (objective or {}).get("task"), str((objective or {}).get("figure"))
+    named = ("accuracy", "macro", "f1", "primary", "relative", "score", "kept")
+    if task in TASKS.names() and figure in ("primary", TASKS[task].primary):
+        return TASKS[task].scale
+    return 100.0 if figure.partition("/")[0] in named else 1.0
+
+
+def verdict(sweep: Mapping) -> Text:
+    """Whether the search's best is better than the paper's default on samples that the search never saw."""
+    held = sweep["heldout"]
+    objective = {one["name"]: one for one in sweep.get("objectives") or []}.get(held.get("objective"))
+    gap, there, here = (held.get(key) or {} for key in ("difference", "heldout_split", "search_split"))
+    error = "" if gap.get("stderr") is None else f" ± {shown(gap['stderr'], objective)}"
+    p = "" if gap.get("p") is None else f" (paired bootstrap, p = {gap['p']:.2g})"
+    word = {True: "yes", False: "no"}.get(held.get("holds"), "not known")
+    line = (
+        f"Holds on the held-out split ({held['split']}): {word}, difference {shown(gap.get('value'), objective, '+')}"
+        f"{error}{p}. The search's best has {shown(there.get('best'), objective)} there, the paper's default "
+        f"{shown(there.get('reference'), objective)}; on the split of the search they had "
+        f"{shown(here.get('best'), objective)} and {shown(here.get('reference'), objective)}."
+    )
+    return Text(line, "good" if held.get("holds") else "bad")
+
+
+def _heldout(sweep: Mapping, objectives: Mapping) -> Table:
+    held = sweep["heldout"]
+    objective = objectives.get(held.get("objective"))
+    cells = {cell["id"]: cell for cell in sweep["cells"]}
+    rows = []
+    for role, called in (("best", "best of the search"), ("reference", "paper's default")):
+        cell = cells.get(held.get(role), {"params": {}})
+        sides = [(held.get(key) or {}).get(role) for key in ("search_split", "heldout_split")]
+        texts = (called, settings(cell["params"]) or UNKNOWN, *(shown(value, objective) for value in sides))
+        rows.append([*map(Cell, texts)])
+    columns = [Column("", False), Column("settings", False), Column("split of the search"), Column("held-out split")]
+    return Table(f"{held.get('objective')}: on the split of the search, and on one that it never saw", columns, rows)
+
+
+def _best(source: Source, objectives: Mapping) -> list:
+    cells = {cell["id"]: cell for cell in source.sweep["cells"]}
+    names = list(objectives)
+    rows = []
+    for best in source.sweep["best"]:
+        values = best.get("values") or {}
+        texts = [shown(values.get(name), objectives[name]) for name in names]
+        cell = cells.get(best["cell"], {"params": {}})
+        rows.append([Cell(str(best["objective"]), strong=True), Cell(settings(cell["params"])), *map(Cell, texts),
+                     Cell(str(best.get("yaml") or UNKNOWN)), Cell(best["cell"])])  # fmt: skip
+    columns = [Column("best for", False), Column("settings", False), *map(Column, names), Column("file", False),
+               Column("cell", False)]  # fmt: skip
+    notes = ["Each file is a strategy: vtc.patch(model, FILE), or vtc eval --strategy FILE."]
+    files = [Fold(path, [Code(text)]) for path, text in source.files.items()]
+    return [Table("The best cell of each objective, with its values", columns, rows, notes), *files]
+
+
+def _trials(search: Mapping, objectives: Mapping, prefix: str) -> list[Figure]:
+    found = []
+    for number, (name, objective) in enumerate(objectives.items()):
+        values = [(t["number"], (t.get("values") or {}).get(name)) for t in search["trials"]]
+        scale = _scale(objective)
+        scaled = [(n, None if v is None else scale * v) for n, v in values]
+        known = [pair for pair in scaled if pair[1] is not None]
+        if not known:
+            continue
+        up = objective.get("direction") != "minimize"
+        best = (max if up else min)(known, key=lambda pair: pair[1])
+        title = f"Trials: {name}, {'higher' if up else 'lower'} is better"
+        alt = (
+            f"{title}. {len(values)} trials, {len(values) - len(known)} without a value. Trial {best[0]} is the best "
+            f"with {shown(best[1] / scale, objective)}; the first had {shown(known[0][1] / scale, objective)}. "
+            "Grey steps: the best so far."
+        )
+        picture = plots.trials(scaled, up, name, f"{prefix}t{number}-", alt)
+        rows = [[Cell(str(n)), Cell(shown(v, objective))] for n, v in values]
+        table = Table(f"Numbers of the plot: {title}", [Column("trial"), Column(name)], rows)
+        found.append(Figure(picture, title, f"Best: trial {best[0]}.", alt, table))
+    return found
+
+
+def _importance(search: Mapping, prefix: str) -> list[Figure]:
+    found = []
+    for number, (name, shares) in enumerate((search.get("importance") or {}).items()):
+        if not shares:
+            continue
+        title = f"Importance of the parameters for {name}"
+        order = sorted(shares, key=lambda key: (-shares[key], key))
+        alt = f"{title}: " + ", ".join(f"{key} {100 * shares[key]:.0f} %" for key in order) + "."
+        rows = [[Cell(key), Cell(f"{100 * shares[key]:.1f}")] for key in order]
+        table = Table(f"Numbers of the plot: {title}", [Column("parameter", False), Column("share, %")], rows)
+        found.append(Figure(plots.bars(shares, f"{prefix}i{number}-", alt), title, "", alt, table))
+    return found
+
+
+def _trial_table(sweep: Mapping, search: Mapping, objectives: Mapping) -> Table:
+    cells = {cell["id"]: cell for cell in sweep["cells"]}
+    rows = []
+    for trial in search["trials"]:
+        cell = cells.get(trial.get("cell"), {"params": {}})
+        values = [shown((trial.get("values") or {}).get(name), one) for name, one in objectives.items()]
+        rows.append([Cell(str(trial["number"])), Cell(str(trial["state"]).lower()), Cell(settings(cell["params"])),
+                     *map(Cell, values), Cell(str(trial.get("cell")))])  # fmt: skip
+    columns = [Column("trial"), Column("state", False), Column("settings", False), *map(Column, objectives),
+               Column("cell", False)]  # fmt: skip
+    return Table("Trials", columns, rows)

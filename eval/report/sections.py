@@ -1,0 +1,172 @@
+"""What may be compared: runs on one model, on the same samples, asked and scored in the same way, make a section."""
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+
+from vtc.eval.compare import SAME
+from vtc.eval.report.read import Entry
+
+MODEL = "model"
+ROUNDED = 0.05  # shares of tokens with a smaller ratio between them are one budget
+BUDGETS = ("keep", "budget")  # of a resolved strategy: what is asked for, no setting of the method
+SHOWN = 40  # characters of a value in a label
+
+
+@dataclass
+class Section:
+    """Entries that are comparable, the unpruned model first. conditions: per task, the values of `SAME`; labels: per
+    entry, unique; variants: the same without the seed; duplicates: entries left out since they are the same run."""
+
+    model: Mapping
+    entries: list[Entry] = field(default_factory=list)
+    conditions: dict[str, Mapping] = field(default_factory=dict)
+    labels: list[str] = field(default_factory=list)
+    variants: list[str] = field(default_factory=list)
+    duplicates: int = 0
+
+    @property
+    def tasks(self) -> list[str]:
+        """In the order of their first run."""
+        return list(self.conditions)
+
+    def series(self) -> list[str]:
+        """Names of the methods, `none` left out: what colours and legend tell apart."""
+        return sorted({series_of(entry) for entry in self.entries if not entry.full})
+
+
+def series_of(entry: Entry) -> str:
+    """The method's name; of pictures that were only blurred, that too."""
+    return entry.run["method"]["name"] + (" (blur)" if entry.blurred else "")
+
+
+def conditions(run: Mapping) -> dict[str, dict]:
+    """Per task of a run, what must be equal for a comparison."""
+    return {name: {key: task.get(key) for key in SAME} for name, task in run["tasks"].items()}
+
+
+def split(entries: Iterable[Entry]) -> list[Section]:
+    """Sections in which every two runs have the same model and, on each task that both have, the same conditions.
+
+    The largest comes first, equal ones in the order of their first run.
+    """
+    found: list[Section] = []
+    for entry in entries:
+        mine = conditions(entry.run)
+        if not mine:
+            continue
+        fits = (s for s in found if s.model == entry.run["model"] and _agree(s.conditions, mine))
+        section = next(fits, None)
+        if section is None:
+            section = Section(entry.run["model"])
+            found.append(section)
+        section.conditions = {**section.conditions, **{k: v for k, v in mine.items() if k not in section.conditions}}
+        if any(_keys(entry) == _keys(other) for other in section.entries):
+            section.duplicates += 1
+        else:
+            section.entries.append(entry)
+    for section in found:
+        section.entries.sort(key=lambda entry: not entry.full)
+        section.labels, section.variants = _labels(section.entries)
+    return sorted(found, key=lambda section: -len(section.entries))
+
+
+def _agree(known: Mapping, mine: Mapping) -> bool:
+    """Whether all shared tasks have equal conditions; runs that share none stay together if they are asked alike."""
+    shared = known.keys() & mine.keys()
+    if shared:
+        return all(known[name] == mine[name] for name in shared)
+    asked = [{(str(c["dialect"]), repr(c["prompt"])) for c in side.values()} for side in (known, mine)]
+    return asked[0] == asked[1]
+
+
+def _keys(entry: Entry) -> tuple:
+    return entry.name, *sorted((name, task["key"]) for name, task in entry.run["tasks"].items())
+
+
+def differences(first: Section, other: Section) -> list[str]:
+    """What keeps two sections apart, as `task gqa: split test, there tune`."""
+    found = [f"{MODEL} {text}" for text in _differ(first.model, other.model)]
+    for task in other.tasks:
+        if task not in first.conditions:
+            found.append(f"task {task} is not there")
+            continue
+        for text in _differ(first.conditions[task], other.conditions[task]):
+            counts = [_samples(section, task) for section in (other, first)]
+            if text.startswith("ids "):
+                text = "samples: {}, there {}".format(*counts) if counts[0] != counts[1] else "samples: other ones"
+            found.append(f"task {task}: {text}")
+    return found
+
+
+def _differ(there: Mapping, here: Mapping, prefix: str = "") -> list[str]:
+    found = []
+    for key in sorted({*there, *here}):
+        a, b = there.get(key), here.get(key)
+        if isinstance(a, Mapping) and isinstance(b, Mapping):
+            found += _differ(a, b, f"{prefix}{key}.")
+        elif a != b:
+            found.append(f"{prefix}{key} {b!r}, there {a!r}")
+    return found
+
+
+def _samples(section: Section, task: str) -> int:
+    result = next(entry.run["tasks"][task] for entry in section.entries if task in entry.run["tasks"])
+    return result["n"] + result["n_errors"]
+
+
+def _labels(entries: list[Entry]) -> tuple[list[str], list[str]]:
+    """Method and the settings in which runs of one method and budget differ; then seed and folder, if needed."""
+    plain: dict[str, list[Entry]] = defaultdict(list)
+    for entry in entries:
+        plain[series_of(entry)].append(entry)
+    varying = {name: _varying(mine) for name, mine in plain.items()}
+    variants = []
+    for entry in entries:
+        settings = flat(entry.run)
+        shown = [f"{_short(key, settings)}={_text(settings.get(key))}" for key in varying[series_of(entry)]]
+        variants.append(" ".join([series_of(entry), *shown]))
+    labels = _unique(list(variants), entries, lambda entry: f"seed {entry.run['seeds'].get('torch')}")
+    return _unique(labels, entries, lambda entry: entry.source), variants
+
+
+def _varying(entries: list[Entry]) -> list[str]:
+    found: dict[str, set] = defaultdict(set)
+    keys = sorted({key for entry in entries for key in flat(entry.run)})
+    for entry in entries:
+        settings = flat(entry.run)
+        for key in keys:
+            found[key].add((repr(entry.run["method"]["budget"]), repr(settings.get(key))))
+    return [key for key in keys if len(found[key]) > len({budget for budget, _ in found[key]})]
+
+
+def flat(run: Mapping) -> dict[str, object]:
+    """The resolved strategy's settings without budget and seed, those of stage i as `i.KEY`."""
+    resolved = run["method"].get("resolved") or {}
+    found = {key: value for key, value in resolved.items() if key != "stages" and key not in BUDGETS}
+    for i, stage in enumerate(resolved.get("stages", [])):
+        found |= {f"{i}.{key}": v for key, v in stage.items() if key not in (*BUDGETS, "seed", "method")}
+    return found
+
+
+def _short(key: str, settings: Mapping) -> str:
+    """Without the stage's number where no other stage has the key."""
+    bare = key.partition(".")[2] or key
+    return bare if sum((other.partition(".")[2] or other) == bare for other in settings) == 1 else key
+
+
+def _text(value: object) -> str:
+    text = f"{value:.4g}" if isinstance(value, float) else str(value)
+    return text if len(text) <= SHOWN else text[: SHOWN - 1] + "…"
+
+
+def _unique(labels: list[str], entries: list[Entry], more) -> list[str]:
+    """Adds `more` to labels that stand twice with the same budget, if it tells them apart."""
+    budgets = [entry.run["method"]["budget"] for entry in entries]
+    found = list(labels)
+    for pair in dict.fromkeys(zip(labels, budgets)):
+        same = [i for i, other in enumerate(zip(labels, budgets)) if other == pair]
+        if len(same) > 1 and len({more(entries[i]) for i in same}) > 1:
+            for i in same:
+                found[i] = f"{labels[i]} ({more(entries[i])})"
+    return found

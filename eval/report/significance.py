@@ -1,0 +1,56 @@
+"""Which differences are more than chance: paired tests of many runs, corrected for their number, and Pareto fronts."""
+
+import math
+from collections.abc import Mapping, Sequence
+
+from vtc.eval import statistics
+
+ALPHA = 0.05
+MOST_REPLICATES = 20_000
+
+
+def replicates(tests: int) -> int:
+    """So many that the smallest possible p, 2 / (R + 1), is still below 0.05 after the correction for `tests`."""
+    return min(MOST_REPLICATES, max(statistics.REPLICATES, 400 * tests))
+
+
+def paired(
+    judge: object, logs: Mapping[int, Sequence | None], pairs: Mapping[int, int], draws: int
+) -> dict[int, tuple[float, float]]:
+    """Per run i of `pairs` (i: the run that it is held against) the two-sided p of the primary figures' difference by
+    paired bootstrap over groups (`statistics.compare`), and that p after Holm's correction over all of `pairs`.
+
+    judge: the task; logs: scored rows by run. Left out are runs without a log, and those with a single group.
+    """
+    found = {}
+    for i, j in pairs.items():
+        if logs.get(i) is not None and logs.get(j) is not None:
+            p = statistics.compare(judge, logs[i], logs[j], draws)["difference"]["p"]
+            if p is not None:
+                found[i] = p
+    return dict(zip(found, zip(found.values(), holm(list(found.values())))))
+
+
+def holm(p: Sequence[float]) -> list[float]:
+    """Holm's step-down adjusted p values (Scandinavian Journal of Statistics 6, 1979), in the order given.
+
+    The k-th smallest of m is multiplied by m - k + 1, then made no smaller than those before it, and at most 1.
+    """
+    order = sorted(range(len(p)), key=lambda i: p[i])
+    adjusted, least = [0.0] * len(p), 0.0
+    for k, i in enumerate(order):
+        least = max(least, min(1.0, (len(p) - k) * p[i]))
+        adjusted[i] = least
+    return adjusted
+
+
+def front(points: Sequence[tuple[float, float]]) -> list[int]:
+    """Indices of the points (cost, figure) that no other beats: none costs as little and scores more, or costs less and
+    scores as much. From cheap to dear; of equal points the first."""
+    found: list[int] = []
+    best = -math.inf
+    for i in sorted(range(len(points)), key=lambda i: (points[i][0], -points[i][1], i)):
+        if points[i][1] > best:
+            found.append(i)
+            best = points[i][1]
+    return found

@@ -1,0 +1,87 @@
+"""A matplotlib figure as SVG that belongs to the page: its colours, its font, names for its series, tooltips.
+
+Artists are named by `gid`: `series-3` hides and shows with series 3; `point-3-17` too, and is tooltip 17.
+"""
+
+import io
+import re
+from collections.abc import Mapping
+from xml.etree import ElementTree
+
+INK, GRID, MUTED = "#010203", "#010204", "#010205"  # what the page's own colours take the place of
+PAPER = "#010206"
+_FIRST = 0x0A0000  # from here on: the colours of the series
+_VARIABLES = {INK: "currentColor", GRID: "var(--grid)", MUTED: "var(--muted)", PAPER: "var(--paper)"}
+_LINK = "{http://www.w3.org/1999/xlink}href"
+STYLE = {
+    "svg.fonttype": "none", "svg.hashsalt": "vtc", "svg.id": None, "font.size": 10.5, "font.family": "DejaVu Sans",
+    "text.color": INK, "axes.edgecolor": MUTED, "axes.labelcolor": INK, "xtick.color": INK, "ytick.color": INK,
+    "axes.facecolor": "none", "figure.facecolor": "none", "savefig.facecolor": "none", "axes.titlesize": 10,
+    "axes.grid": True, "grid.color": GRID, "grid.linewidth": 0.8, "axes.axisbelow": True, "axes.spines.top": False,
+    "axes.spines.right": False, "lines.solid_capstyle": "butt", "text.usetex": False, "axes.unicode_minus": True,
+    "text.parse_math": False, "path.simplify": False, "figure.dpi": 72, "savefig.dpi": 72,
+}  # fmt: skip
+
+
+def colour(series: int) -> str:
+    """The stand-in for a series' colour."""
+    return f"#{_FIRST + series:06x}"
+
+
+def inline(figure, prefix: str, tips: Mapping[int, str], alt: str) -> str:
+    """The figure as an `<svg role="img">` to put into a page: ids begin with `prefix`, nothing is fetched.
+
+    tips: texts by number; alt: the message in words.
+    """
+    stream = io.StringIO()
+    figure.savefig(stream, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
+    root = ElementTree.fromstring(stream.getvalue())
+    for parent in list(root.iter()):
+        for child in list(parent):
+            if _local(child.tag) in ("metadata", "style", "title"):
+                parent.remove(child)
+    for element in root.iter():
+        _plain(element, prefix)
+    for group in root.iter("g"):
+        named = re.fullmatch(rf"{prefix}(series|point)-(\d+)(?:-(\d+))?(?:-\w+)?", group.get("id", ""))
+        if named:
+            del group.attrib["id"]
+            group.set("class", f"s s{named[2]}" + (" p" if named[1] == "point" else ""))
+            if named[1] == "point":
+                tip = ElementTree.Element("title")
+                tip.text = tips[int(named[3])]
+                group.insert(0, tip)
+    kept = {"viewBox": root.get("viewBox"), "role": "img", "aria-label": alt, "stroke-linejoin": "round"}
+    root.attrib.clear()
+    root.attrib.update(kept)
+    return ElementTree.tostring(root, encoding="unicode")
+
+
+def _local(tag: str) -> str:
+    return tag.rpartition("}")[2]
+
+
+def _plain(element: ElementTree.Element, prefix: str) -> None:
+    """Without namespaces; ids with the prefix; colours of the page."""
+    element.tag = _local(element.tag)
+    for name in list(element.attrib):
+        value = element.attrib.pop(name)
+        if name == "id":
+            value = prefix + value
+        elif name == _LINK:
+            name, value = "href", "#" + prefix + value.removeprefix("#")
+        elif name == "style":
+            value = _colours(value)
+            value = re.sub(r"font: (?:[a-z]+ )?(?:\d+ )?([\d.]+)px [^;]*", r"font-size: \1px", value)
+            value = re.sub(r"font-family: [^;]*; ?", "", value)
+        element.set(name, value.replace("url(#", f"url(#{prefix}"))
+    if element.tail and not element.tail.strip():
+        element.tail = "\n"
+    if element.text and not element.text.strip():
+        element.text = None
+
+
+def _colours(style: str) -> str:
+    for stand_in, variable in _VARIABLES.items():
+        style = style.replace(stand_in, variable)
+    return re.sub(r"#0a00([0-9a-f]{2})", lambda found: f"var(--c{int(found[1], 16)})", style)
