@@ -98,8 +98,8 @@ class LlavaNext(Llava):
         for tile in tiles:
             row, column = divmod(tile.crop - base.crop - 1, columns)
             found.append(boxes(row * per + tile.patches // per, column * per + tile.patches % per, (patch, patch)))
-        every = torch.arange(rows * columns)
-        crops = boxes(every // columns, every % columns, (side, side))
+        # Unpadding leaves out whole rows of tokens, also where they show a strip of the picture.
+        crops = torch.stack([torch.cat([x[:, :2].amin(0), x[:, 2:].amax(0)]) for x in found if len(x)])
         offsets = torch.cat([tile.offsets for tile in tiles])
         placed = [on_picture(x, size, scale, shift) for x in (torch.cat(found), crops)]
         return first, View("tiles", offsets, *placed)

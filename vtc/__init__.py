@@ -17,12 +17,12 @@ from vtc.errors import ConfigError, PatchError, UnsupportedError, VtcError  # no
 __version__ = "0.1.0"
 __all__ = [
     "ConfigError", "PatchError", "UnsupportedError", "VtcError",
-    "families", "load_strategy", "patch", "patched", "report", "strategies", "unpatch",
+    "families", "inspect", "load_strategy", "patch", "patched", "report", "strategies", "unpatch",
 ]  # fmt: skip
 
 _LAZY = {
     "patch": "vtc.patching", "unpatch": "vtc.patching", "patched": "vtc.patching", "report": "vtc.patching",
-    "families": "vtc.catalog", "load_strategy": "vtc.catalog",
+    "families": "vtc.catalog", "load_strategy": "vtc.catalog", "inspect": "vtc.eval.inspect",
 }  # fmt: skip
 
 

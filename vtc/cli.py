@@ -13,6 +13,7 @@ import typer
 from vtc import ConfigError, VtcError, __version__
 from vtc.cli_bench import bench
 from vtc.cli_eval import evaluation
+from vtc.cli_inspect import inspect
 from vtc.cli_options import FAMILY, SETTING, family_names, known_family, overrides
 from vtc.cli_schedule import check_depths, table
 
@@ -167,6 +168,7 @@ def validate(
 
 app.add_typer(evaluation, name="eval")
 app.add_typer(bench, name="bench")
+app.command()(inspect)
 
 
 def _one_line(error: BaseException) -> str:

@@ -42,8 +42,8 @@ class View:
     right, bottom, cut off at its edges:
 
     offsets [n]: places of the tokens in the image's run. boxes [n, 4] float64: what each token shows. crops [c, 4]:
-    what each crop of the encoder shows; nothing outside of them is seen. name: "picture"; "base" or "tiles" where an
-    image is several crops.
+    what the tokens of each crop of the encoder show; nothing outside of them is seen. name: "picture"; "base" or
+    "tiles" where an image is several crops.
     """
 
     name: str

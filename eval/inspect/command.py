@@ -1,0 +1,57 @@
+"""What `vtc inspect` was asked for: checked as far as possible before the model is loaded, then looked at."""
+
+from PIL import Image
+
+import vtc
+from vtc.errors import ConfigError
+from vtc.eval.inspect.look import configs_of, look, open_picture
+from vtc.eval.models import load
+from vtc.eval.settings import parse_model_args, split_list
+
+
+def run(
+    model: str,
+    model_args: str | None,
+    image: str | None,
+    question: str | None,
+    sample: int | None,
+    strategy: str,
+    keep: str | None,
+    options: dict,
+    max_new_tokens: int,
+    device: str | None,
+) -> tuple[dict, Image.Image]:
+    """The record of what was asked for and its picture, see `look`; texts as the command line has them.
+
+    Raises ConfigError or UnsupportedError.
+    """
+    strategies = split_list("strategy", strategy)
+    keeps = [None] if keep is None else list(split_list("keep", keep))
+    args = parse_model_args(model_args or {})
+    if "keep" in options:
+        raise ConfigError("--set keep=... is not possible here; possible: --keep")
+    for name in strategies:  # a family can only add to what may be wrong
+        for budget in keeps:
+            if name not in ("none", "downsample"):
+                vtc.load_strategy(name, **options, **({} if budget is None else {"keep": budget}))
+    reference = None
+    if image is None:
+        if model != "demo":
+            raise ConfigError("--image is missing; possible: a picture's file, or --model demo, which has pictures")
+        from vtc.demo import benchmark
+
+        row = benchmark.sample("test", sample or 0)
+        picture, source = row["image"], row["id"]
+        reference = row["answer"] if question in (None, row["question"]) else None
+        question = question or row["question"]
+    else:
+        if sample is not None:
+            raise ConfigError("--sample is not for --image; possible: one of them")
+        picture, source = open_picture(image)
+    if not (question or "").strip():
+        raise ConfigError('--question is missing; possible: --question "What is this?"')
+    loaded = load(model, args, device)
+    if loaded.unsupported is not None:
+        raise loaded.unsupported
+    configs = configs_of(loaded.family, strategies, keeps, options)
+    return look(loaded, picture, question, configs, max_new_tokens, reference, source)

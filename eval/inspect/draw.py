@@ -1,0 +1,207 @@
+"""The figure: a row for each method, a column for each stage; methods of one stage stand side by side."""
+
+import io
+import textwrap
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+from PIL import Image
+
+from vtc.eval.inspect.paint import enlarge, paint, swatch
+from vtc.eval.inspect.record import Outcome, columns, keys, outcomes
+from vtc.eval.inspect.style import budget, caption, column_title, used, verdict
+
+DPI = 110
+LONGER = 2.5  # inches of a picture's longer side
+FLATTEST = 1.25  # inches of its shorter side at least
+LABEL = 2.55  # inches for a row's text
+ACROSS = 4  # methods side by side
+NARROWEST = 7.0  # inches
+HEAD, FOOT, TITLE, WORDS, TEXT, GAP, BETWEEN = 1.42, 0.44, 0.34, 0.32, 1.32, 0.14, 0.05  # inches
+GREEN, RED, GREY = "#157347", "#b3261e", "#5f6368"
+
+
+class Picture(Figure):
+    """A Figure that a notebook shows whether or not pyplot is imported."""
+
+    def _repr_png_(self) -> bytes:
+        data = io.BytesIO()
+        self.savefig(data, format="png")
+        return data.getvalue()
+
+
+class Sheet:
+    """A figure of so many inches whose parts are placed in inches from its top left corner."""
+
+    def __init__(self, width: float, height: float):
+        self.width, self.height = width, height
+        self.figure = Picture(figsize=(width, height), dpi=DPI)
+        self.canvas = FigureCanvasAgg(self.figure)
+
+    def image(self, pixels: object, left: float, top: float, width: float, height: float) -> None:
+        """Pixels in a box."""
+        box = (left / self.width, 1 - (top + height) / self.height, width / self.width, height / self.height)
+        axes = self.figure.add_axes(box)
+        axes.set_axis_off()
+        axes.imshow(pixels, aspect="auto", interpolation="antialiased")
+
+    def text(self, left: float, top: float, words: str, size: float, color: str = "black", **style) -> float:
+        """Words as they are written (no mathematics); returns where they end on the right."""
+        place = left / self.width, 1 - top / self.height
+        made = self.figure.text(*place, words, va="top", parse_math=False, fontsize=size, color=color, **style)
+        return made.get_window_extent(self.canvas.get_renderer()).x1 / DPI
+
+    def fitted(self, left: float, top: float, words: str, size: float, room: tuple[float, int], **style) -> int:
+        """Text in at most room = (inches, lines), cut off with an ellipsis; returns its lines."""
+        width, lines = room
+        chars = max(8, int(width * 130 / size))
+        while True:
+            fit = _fit(words, chars, lines)
+            made = self.figure.text(0, 0, fit, parse_math=False, fontsize=size, weight=style.get("weight"))
+            wide = made.get_window_extent(self.canvas.get_renderer()).width / DPI
+            made.remove()
+            if wide <= width or chars <= 8:
+                self.text(left, top, fit, size, **style)
+                return 1 + fit.count("\n")
+            chars = max(8, min(chars - 1, int(chars * width / wide)))
+
+    def square(self, left: float, top: float, side: float, face: tuple, edge: tuple) -> None:
+        """A small filled square."""
+        corner = left / self.width, 1 - (top + side) / self.height
+        size = side / self.width, side / self.height
+        where = self.figure.transFigure
+        self.figure.add_artist(Rectangle(corner, *size, transform=where, facecolor=face, edgecolor=edge, linewidth=1.5))
+
+
+def draw(record: Mapping, picture: Image.Image) -> Figure:
+    """The figure of a record (see `vtc.eval.inspect.record`) and its picture."""
+    found = [outcomes(run, record["tokens"]) for run in record["runs"]]
+    stages, views = columns(record) or [(None, 0)], len(record["views"])
+    wide, high = (LONGER * x / max(picture.size) for x in picture.size)
+    grow = max(1.0, FLATTEST / min(wide, high))  # nothing too flat to look at
+    wide, high = wide * grow, high * grow
+    cell, alone = views * wide + (views - 1) * BETWEEN, len(stages) == 1
+    title = TITLE + (0.17 if views > 1 else 0)
+    if alone:
+        cell, across = max(cell, LABEL - 0.2), min(ACROSS, len(found))
+        left, row = 0.15, title + high + WORDS + TEXT
+        width, tall = left + across * (cell + GAP), -(-len(found) // across) * row
+    else:
+        left, row = LABEL, max(high, TEXT + 0.25) + WORDS + GAP
+        width, tall = left + len(stages) * (cell + GAP), title + len(found) * row
+    entries = _lines(used(record, found), max(width, NARROWEST))
+    sheet = Sheet(max(width, NARROWEST), HEAD + tall + FOOT + 0.24 * (len(entries) - 1))
+    _header(sheet, record, picture)
+    large = enlarge(picture, 2 * round(max(wide, high) * DPI))
+    for r, (run, row_of) in enumerate(zip(record["runs"], found)):
+        done = dict(zip(keys(run), row_of))
+        if alone:
+            x, y = left + r % across * (cell + GAP), HEAD + r // across * row
+            sheet.fitted(x, y + 0.04, run["strategy"], 12, (cell, 1), weight="bold")
+            _names(sheet, record, x, y + title - 0.19, wide)
+            where = f"{column_title(stages[0])}: "
+            _cell(sheet, record, large, done.get(stages[0]), (x, y + title, wide, high), where)
+            _label(sheet, record, run, x, y + title + high + WORDS + 0.03, cell)
+            continue
+        y = HEAD + title + r * row
+        lines = sheet.fitted(0.15, y, run["strategy"], 12, (LABEL - 0.3, 2), weight="bold")
+        _label(sheet, record, run, 0.15, y + 0.06 + 0.2 * lines, LABEL - 0.3)
+        for i, key in enumerate(stages):
+            _cell(sheet, record, large, done.get(key), (left + i * (cell + GAP), y, wide, high))
+    for i, key in enumerate([] if alone else stages):
+        x = left + i * (cell + GAP)
+        sheet.text(x + cell / 2, HEAD + 0.06, column_title(key), 10, ha="center", weight="bold")
+        _names(sheet, record, x, HEAD + title - 0.19, wide)
+    _legend(sheet, entries)
+    return sheet.figure
+
+
+def _header(sheet: Sheet, record: Mapping, picture: Image.Image) -> None:
+    scale = min((HEAD - 0.3) / picture.height, (LABEL - 0.35) / picture.width)
+    wide, high = picture.width * scale, picture.height * scale
+    sheet.image(enlarge(picture, 300), 0.15, 0.15, wide, high)
+    left, top = 0.15 + wide + 0.2, 0.13
+    room = sheet.width - left - 0.15
+    model, right, source = record["model"], record["reference"], record["picture"]["source"]
+    about = f"{model['name'] or model['family']} ({model['family']}), {record['tokens']} visual tokens"
+    lines = [(record["question"], 13, 2, {"weight": "bold"})]
+    lines += [(f"full model: {_quoted(record['full']['answer'])}", 11, 1, {})]
+    lines += [] if right is None else [(f"right answer: {_quoted(right)}", 9, 1, {"color": GREY})]
+    lines += [(about + (f", {source}" if source else ""), 8.5, 1, {"color": GREY})]
+    for words, size, most, style in lines:
+        top += sheet.fitted(left, top, words, size, (room, most), **style) * size * 0.0175 + 0.06
+
+
+def _names(sheet: Sheet, record: Mapping, left: float, top: float, wide: float) -> None:
+    """What the views of a cell are, where there are several."""
+    for v, view in enumerate(record["views"] if len(record["views"]) > 1 else ()):
+        sheet.text(left + v * (wide + BETWEEN), top, view["name"], 8, GREY)
+
+
+def _label(sheet: Sheet, record: Mapping, run: Mapping, left: float, top: float, room: float) -> None:
+    same, said = verdict(record, run)
+    asked, came = budget(run, record["tokens"])
+    color = GREEN if same else RED
+    top += 0.18 * sheet.fitted(left, top, asked, 8.5, (room, 1), color=GREY)
+    top += 0.155 * sheet.fitted(left, top, came, 8.5, (room, 2), color=GREY) + 0.07
+    top += 0.2 * sheet.fitted(left, top, _quoted(run["answer"]), 12, (room, 2), color=color, weight="bold") + 0.05
+    sheet.text(left, top, said, 8.5, color)
+
+
+def _cell(
+    sheet: Sheet, record: Mapping, picture: Image.Image, outcome: Outcome | None, place: tuple, where: str = ""
+) -> None:
+    left, top, wide, high = place
+    width = len(record["views"]) * (wide + BETWEEN) - BETWEEN
+    if outcome is None:
+        sheet.text(left + width / 2, top + high / 2 - 0.1, "nothing is dropped here", 9, GREY, ha="center")
+        return
+    for v, view in enumerate(record["views"]):
+        sheet.image(paint(picture, record, view, outcome), left + v * (wide + BETWEEN), top, wide, high)
+    every = np.concatenate([view["offsets"] for view in record["views"]])
+    sheet.fitted(left, top + high + 0.04, where + caption(outcome, every), 7.5, (max(width, 1.4), 2), color=GREY)
+
+
+def _lines(entries: list, width: float) -> list[list]:
+    """The legend's entries in lines that are about as wide as the figure."""
+    found, used_up = [[]], 0.15
+    for entry in entries:
+        wide = 0.5 + 0.072 * len(entry[0])
+        if found[-1] and used_up + wide > width:
+            found.append([])
+            used_up = 0.15
+        found[-1].append(entry)
+        used_up += wide
+    return found
+
+
+def _legend(sheet: Sheet, lines: list[list]) -> None:
+    for i, line in enumerate(lines):
+        left, top = 0.15, sheet.height - 0.3 - 0.24 * (len(lines) - 1 - i)
+        for words, kind in line:
+            face, edge = swatch(kind)
+            sheet.square(left, top, 0.15, face, edge)
+            if kind == "summary":
+                sheet.text(left + 0.075, top - 0.005, "×", 10, edge, ha="center")
+            left = sheet.text(left + 0.22, top + 0.005, words, 8.5) + 0.25
+
+
+def _quoted(text: str) -> str:
+    return f"“{text}”" if text else "(nothing)"
+
+
+def _fit(text: str, width: int, lines: int) -> str:
+    """At most so many lines of so many characters, cut off with an ellipsis."""
+    wrapped = textwrap.wrap(text, max(8, width), max_lines=lines, placeholder=" …", break_on_hyphens=False)
+    return "\n".join(wrapped)
+
+
+def save(figure: Figure, path: Path) -> None:
+    """Writes a small PNG that depends on nothing but the figure."""
+    figure.canvas.draw()
+    pixels = np.asarray(figure.canvas.buffer_rgba())[..., :3]
+    Image.fromarray(pixels).save(path, optimize=True)

@@ -1,0 +1,163 @@
+"""Asking a model one question about one picture, as it is and under each strategy, and recording what became of every
+visual token."""
+
+import contextlib
+import datetime
+import platform
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+import torch
+from PIL import Image, ImageOps
+from torch import nn
+
+import vtc
+from vtc.errors import ConfigError
+from vtc.eval.inspect.record import SCHEMA
+from vtc.eval.models import Loaded
+from vtc.eval.processors import prepare
+from vtc.eval.results import PACKAGES, version
+from vtc.patching import find_family
+
+LARGEST = 1024  # pixels of the longer side of the picture that is kept with a record
+
+
+def open_picture(image: object) -> tuple[Image.Image, str | None]:
+    """The picture of a path, turned upright, or a PIL picture itself, in RGB; and the file's name, if there is one.
+    Raises ConfigError."""
+    if isinstance(image, Image.Image):
+        return image.convert("RGB"), None
+    if not isinstance(image, str | Path):
+        raise ConfigError(f"image has type {type(image).__name__}; possible: a path, or a PIL picture")
+    try:
+        with Image.open(Path(image).expanduser()) as opened:
+            return ImageOps.exif_transpose(opened).convert("RGB"), Path(image).name
+    except FileNotFoundError:
+        raise ConfigError(f"image {str(image)!r} does not exist; possible: a picture's file") from None
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        why = getattr(error, "strerror", None) or "it is no picture that Pillow can read, or it is damaged"
+        raise ConfigError(f"image {str(image)!r} cannot be opened: {why}; possible: a picture's file") from None
+
+
+def wrap(model: nn.Module, processor: object) -> Loaded:
+    """A model that is there already, as `look` takes it; raises UnsupportedError for an unknown family."""
+    return Loaded(model, processor, find_family(model), None, {}, {"id": model.config.name_or_path or None})
+
+
+def configs_of(family: object, strategies: Sequence, keeps: Sequence, options: Mapping) -> list:
+    """Every strategy with every budget (None: its own), resolved for a family; raises ConfigError."""
+    found = []
+    for strategy in strategies:
+        if strategy in ("none", "downsample"):
+            raise ConfigError(
+                f"strategy {strategy!r} has no tokens to show; possible: {', '.join(vtc.strategies())} (the full "
+                "model is always asked too)"
+            )
+        for keep in keeps:
+            given = dict(options) if keep is None else {**options, "keep": keep}
+            found.append(vtc.load_strategy(strategy, family.name, **given))
+    return found
+
+
+def look(
+    loaded: Loaded,
+    picture: Image.Image,
+    question: str,
+    configs: Sequence,
+    max_new_tokens: int = 32,
+    reference: str | None = None,
+    source: str | None = None,
+) -> tuple[dict, Image.Image]:
+    """Asks the full model and the model under each strategy; returns the record (see `vtc.eval.inspect.record`) and
+    the picture that belongs to it, made smaller if it is large. The model is left as it was.
+
+    reference: the right answer, where it is known. source: what the picture is called.
+    """
+    if loaded.unsupported is not None:
+        raise loaded.unsupported
+    if type(max_new_tokens) is not int or max_new_tokens < 1:
+        raise ConfigError(f"max-new-tokens {max_new_tokens!r} is out of range; possible: a whole number >= 1")
+    family, model = loaded.family, loaded.model
+    for config in configs:  # all that can be refused, before anything takes time
+        with vtc.patched(model, config.dump(), processor=loaded.processor):
+            pass
+    with _padding_side(loaded):
+        inputs = loaded.encode([question], [[picture]])
+    (layout,) = family.image_layouts(inputs)
+    size = (picture.height, picture.width)
+    views = family.views(loaded.processor.image_processor, size, layout)
+
+    def answer() -> str:
+        with torch.inference_mode():
+            new = loaded.answer(inputs, max_new_tokens)
+        return loaded.processor.batch_decode(new, skip_special_tokens=True)[0].strip()
+
+    with vtc.patched(model, "uniform", keep=1.0):  # whatever else is on the model is off meanwhile
+        full = answer()
+    runs = []
+    for config in configs:
+        with vtc.patched(model, config.dump(), processor=loaded.processor):
+            said = answer()
+            runs.append(_run(config, said, None if config.keeps_all else vtc.report(model), layout.tokens))
+    shown = picture.copy()
+    shown.thumbnail((LARGEST, LARGEST), Image.Resampling.LANCZOS)
+    record = {
+        "schema": SCHEMA,
+        "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "versions": {"vtc": vtc.__version__, "python": platform.python_version(), **{p: version(p) for p in PACKAGES}},
+        "model": {
+            "name": loaded.record["id"],
+            "family": family.name,
+            "layers": family.language_shape().layers,
+        },
+        "question": question,
+        "reference": reference,
+        "max_new_tokens": max_new_tokens,
+        "picture": {"source": source, "width": picture.width, "height": picture.height},
+        "tokens": layout.tokens,
+        "views": [
+            {
+                "name": view.name,
+                "offsets": view.offsets.tolist(),
+                "boxes": [[round(x, 3) for x in box] for box in view.boxes.tolist()],
+                "crops": [[round(x, 3) for x in box] for box in view.crops.tolist()],
+            }
+            for view in views
+        ],
+        "full": {"answer": full},
+        "runs": runs,
+    }
+    return record, shown
+
+
+def _run(config: object, answer: str, report: object, tokens: int) -> dict:
+    image = None if report is None else report.images[0]
+    steps = []
+    for number, step in enumerate([] if image is None else image.steps):
+        into = image.merged_into(number)
+        steps.append(step.to_dict() | {"merged_into": None if into is None else into.tolist()})
+    return {
+        "strategy": config.name,
+        "keep": config.keep,
+        "average": float(tokens) if report is None else report.average_tokens,
+        "last": tokens if image is None else image.after,
+        "answer": answer,
+        "notes": [] if report is None else list(report.notes),
+        "resolved": {key: value for key, value in config.dump().items() if key != "description"},
+        "steps": steps,
+    }
+
+
+@contextlib.contextmanager
+def _padding_side(loaded: Loaded) -> Iterator[None]:
+    """The processor checked and set up for one prompt, and as it was afterwards."""
+    tokenizer = getattr(loaded.processor, "tokenizer", None)
+    names = ("padding_side", "pad_token")
+    before = {name: getattr(tokenizer, name, None) for name in names}
+    prepare(str(loaded.record["id"]), loaded.processor)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if getattr(tokenizer, name) != value:
+                setattr(tokenizer, name, value)

@@ -1,0 +1,92 @@
+"""Colours and words that the figure and the page share."""
+
+import colorsys
+from collections.abc import Mapping
+
+import numpy as np
+
+from vtc.eval.inspect.record import DROPPED, GONE, KEPT, MERGED, Outcome
+
+Color = tuple[int, int, int]
+ACCENT: Color = (255, 196, 0)  # around what stays
+SHADE: dict[int, tuple[Color, float]] = {GONE: ((8, 10, 16), 0.9), DROPPED: ((30, 34, 48), 0.78)}  # colour, opacity
+UNSEEN: tuple[Color, float] = ((255, 255, 255), 0.72)
+TINT = 0.34  # opacity of a merged token's colour, over a shade of
+DIM: tuple[Color, float] = ((8, 10, 16), 0.6)
+LEGEND = (
+    ("stays", KEPT),
+    ("flows into the outlined token of its colour", MERGED),
+    ("dropped here", DROPPED),
+    ("dropped before", GONE),
+    ("cut off: no token shows it", "unseen"),
+    ("[CLS] stands here, not this patch", "summary"),
+)
+_GOLDEN = 0.61803398875
+
+
+def group_color(rank: int) -> Color:
+    """The colour of the rank-th token that others flow into: neighbours in rank differ in hue and in strength."""
+    hue = 0.52 + rank * _GOLDEN
+    value, saturation = ((1.0, 0.8), (0.9, 1.0), (1.0, 0.5))[rank % 3]
+    red, green, blue = colorsys.hsv_to_rgb(hue % 1.0, saturation, value)
+    return round(255 * red), round(255 * green), round(255 * blue)
+
+
+def groups(outcome: Outcome) -> dict[int, Color]:
+    """The tokens that others flow into, with their colours."""
+    return {place: group_color(rank) for place, rank in outcome.ranks.items()}
+
+
+def column_title(key: tuple[int | None, int]) -> str:
+    """What stands above a column."""
+    return "at the projector" if key[0] is None else f"before layer {key[0]}"
+
+
+def caption(outcome: Outcome, shown: np.ndarray) -> str:
+    """The counts of a step in words. shown: all places that a view shows; others are row ends."""
+    parts = [f"{outcome.step['after']} of {outcome.step['before']} stay"]
+    if outcome.merged:
+        parts.append(f"{outcome.merged} flow into {outcome.targets} of them")
+    if outcome.summaries:
+        parts.append("[CLS] is one" if len(outcome.summaries) == 1 else f"{len(outcome.summaries)} are [CLS]")
+    ends = len(set(outcome.step["kept"]) - set(shown.tolist()))
+    if ends:
+        parts.append(f"{ends} are row ends")
+    return ", ".join(parts)
+
+
+def budget(run: Mapping, tokens: int) -> tuple[str, str]:
+    """What was asked for, and what that came to."""
+    asked = "its stages' own budgets" if run["keep"] is None else f"keep {run['keep']} asked"
+    share = run["average"] / tokens
+    return asked, f"{run['average']:.1f} of {tokens} tokens in the average layer ({share:.1%})"
+
+
+def verdict(record: Mapping, run: Mapping) -> tuple[bool, str]:
+    """Whether a run's answer is the full model's, in a word too."""
+    same = run["answer"] == record["full"]["answer"]
+    return same, "same as the full model" if same else "differs from the full model"
+
+
+def used(record: Mapping, found: list[list[Outcome]]) -> list[tuple[str, object]]:
+    """The entries of the legend that occur in the pictures."""
+    states = set()
+    for outcome in (outcome for row in found for outcome in row):
+        states |= set(np.unique(outcome.state).tolist())
+        states |= {"summary"} if outcome.summaries else set()
+    if any(is_cut(record, view) for view in record["views"]):
+        states.add("unseen")
+    return [entry for entry in LEGEND if entry[1] in states]
+
+
+def is_cut(record: Mapping, view: Mapping) -> bool:
+    """Whether a part of the picture is in no crop of a view."""
+    left, top, right, bottom = seen(view)
+    size = record["picture"]
+    return left > 0.5 or top > 0.5 or right < size["width"] - 0.5 or bottom < size["height"] - 0.5
+
+
+def seen(view: Mapping) -> tuple[float, float, float, float]:
+    """The box around all crops of a view."""
+    crops = np.array(view["crops"])
+    return (*crops[:, :2].min(0).tolist(), *crops[:, 2:].max(0).tolist())
