@@ -15,7 +15,7 @@ from vtc.eval.inspect.paint import enlarge, paint, swatch
 from vtc.eval.inspect.record import Outcome, columns, keys, outcomes
 from vtc.eval.inspect.style import budget, caption, column_title, used, verdict
 
-DPI = 110
+DPI = 100
 LONGER = 2.5  # inches of a picture's longer side
 FLATTEST = 1.25  # inches of its shorter side at least
 LABEL = 2.55  # inches for a row's text
