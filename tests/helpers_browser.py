@@ -1,12 +1,13 @@
 """A headless Chromium that tests can drive: commands of the DevTools protocol over a pipe, nothing but the library."""
 
 import base64
+import fcntl
 import itertools
 import json
 import os
 import select
 import shutil
-import subprocess
+import signal
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,6 +15,10 @@ from pathlib import Path
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "chrome")
 PATIENCE = 20  # seconds for an answer
+OPTIONS = (
+    "--headless=new", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--disable-dev-shm-usage", "--no-first-run",
+    "--remote-debugging-pipe",
+)  # fmt: skip
 
 
 def binary() -> str | None:
@@ -108,27 +113,37 @@ class Browser:
 @contextmanager
 def browser(profile: Path) -> Iterator[Browser]:
     """A browser with an empty profile in a folder; it ends with the block."""
-    from_tests, to_browser = os.pipe()
-    from_browser, to_tests = os.pipe()
-    # Chromium reads commands from descriptor 3 and answers on 4.
-    command = (
-        f'exec 3<&{from_tests} 4>&{to_tests}; exec "$0" --headless=new --no-sandbox --disable-gpu --hide-scrollbars '
-        '--disable-dev-shm-usage --no-first-run --remote-debugging-pipe --user-data-dir="$1" about:blank'
-    )
-    process = subprocess.Popen(
-        ["sh", "-c", command, binary(), str(profile)], pass_fds=(from_tests, to_tests),
-        stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
-    )  # fmt: skip
-    os.close(from_tests)
-    os.close(to_tests)
+    # Out of the way of 3 and 4, where Chromium reads commands and answers.
+    (from_tests, to_browser), (from_browser, to_tests) = (map(_high, os.pipe()) for _ in range(2))
+    silent = os.open(os.devnull, os.O_RDWR)
+    places = {from_tests: 3, to_tests: 4, silent: 0}
+    actions = [(os.POSIX_SPAWN_DUP2, fd, place) for fd, place in places.items()]
+    actions += [(os.POSIX_SPAWN_DUP2, silent, place) for place in (1, 2)]
+    process = os.posix_spawn(binary(), [binary(), *OPTIONS, f"--user-data-dir={profile}", "about:blank"], os.environ,
+                             file_actions=actions)  # fmt: skip
+    for fd in (from_tests, to_tests, silent):
+        os.close(fd)
     try:
         yield Browser(to_browser, from_browser)
     finally:
-        os.close(to_browser)
+        os.close(to_browser)  # which ends it
+        _end(process)
         os.close(from_browser)
-        process.terminate()
-        try:
-            process.wait(10)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
+
+
+def _high(fd: int) -> int:
+    """The same file under a number of 10 or more, not inherited."""
+    copy = fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 10)
+    os.close(fd)
+    return copy
+
+
+def _end(process: int) -> None:
+    for number in (None, signal.SIGTERM, signal.SIGKILL):
+        if number is not None:
+            os.kill(process, number)
+        until = time.monotonic() + 5
+        while time.monotonic() < until:
+            if os.waitpid(process, os.WNOHANG)[0]:
+                return
+            time.sleep(0.02)

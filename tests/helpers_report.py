@@ -25,6 +25,17 @@ def ran(output: Path, **options) -> Path:
     return output
 
 
+def keeping(one):
+    """The same job, its counts of tokens and FLOPs those that its budget asks for."""
+    keep = one.run.config.keep if one.run.kind == "vtc" else None
+    for row in one.rows():
+        count = row["visual_before"] if keep is None else round(keep * row["visual_before"])
+        row |= {"visual_after": count, "visual_average": count, "prefill_flops": [200, 2 * count]}
+    for times in one.times.values():
+        times["seconds"] = {**times["seconds"], "prefill": 0.2 * (keep or 1.0)}
+    return one
+
+
 def answers(right: float, n: int, seed: int) -> str:
     """The letters of `helpers_results.job`: y with a probability that falls from sample to sample."""
     generator = random.Random(seed)
@@ -50,7 +61,7 @@ def made(output: Path, jobs: list, model: dict | None = None) -> Path:
 
 def demo_job(name: str, right: float, n: int = 60, seed: int = 0, **about):
     """A job of the registered task demo, whose answers are right with a probability."""
-    return job(name, answers(right, n, seed), task=TASKS["demo"](), categories=KINDS, **{"version": 2, **about})
+    return keeping(job(name, answers(right, n, seed), TASKS["demo"](), KINDS, **{"version": 2, **about}))
 
 
 def with_knobs(one, **knobs):
@@ -69,7 +80,7 @@ def over_tasks(output: Path, n: int = 80, tasks: tuple[str, ...] = NAMES) -> Pat
         task = TASKS[name]()
         for run, right in runs.items():
             # The same seed for all runs of a task, so that they agree on most samples, as real ones do.
-            one = job(run, answers(right, n, number), task=task, categories=KINDS, version=task.version)
+            one = keeping(job(run, answers(right, n, number), task, KINDS, version=task.version))
             jobs.append(replace(one, key=f"{one.key} on {name}"))
     return made(output, jobs)
 

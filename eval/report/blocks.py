@@ -61,10 +61,11 @@ class Text:
 
 @dataclass(frozen=True)
 class Items:
-    """A list of sentences; links: anchors that they lead to, none or as many."""
+    """A list of sentences; links: anchors that they lead to; more: texts behind them. Both none, or as many."""
 
     items: Sequence[str]
     links: Sequence[str] = ()
+    more: Sequence[str] = ()
 
 
 @dataclass(frozen=True)

@@ -20,19 +20,24 @@ def title(sources: Sequence[Source]) -> str:
 def document(sources: Sequence[Source], grids: Sequence[Grid]) -> list:
     """All blocks."""
     found: list = [Heading(1, title(sources)), *_head(sources, grids)]
+    sweeps = [_sweep(source, number) for number, source in enumerate(sources, 1) if source.sweep]
+    found += [part for part, first in sweeps if first and part.blocks]
     for number, grid in enumerate(grids, 1):
-        found.append(Part(_section(grid, number, len(grids) > 1)))
-    for number, source in enumerate(sources, 1):
-        if source.sweep:
-            mine = search.blocks(source, f"w{number}-")
-            if mine:
-                name = source.sweep.get("name") or source.name
-                found.append(Part([Heading(2, f"Sweep {name}", f"sweep-{number}"), *mine]))
+        found.append(Part(_section(grid, number, grids[0] if len(grids) > 1 else None)))
+    found += [part for part, first in sweeps if not first and part.blocks]
     failed = [table for table in [*map(search.failures, sources), _failed_samples(grids)] if table is not None]
     if failed:
         found.append(Part([Heading(2, "What failed", "failed"), *failed]))
     found.append(Part([Heading(2, "Where the figures come from", "provenance"), *_provenance(grids)]))
     return found
+
+
+def _sweep(source: Source, number: int) -> tuple[Part, bool]:
+    """What a sweep adds, and whether it comes first, as a search does: that was to find something."""
+    name = source.sweep.get("name") or source.name
+    kind = "Search" if source.sweep.get("search") else "Sweep"
+    mine = search.blocks(source, f"w{number}-")
+    return Part([Heading(2, f"{kind} {name}", f"sweep-{number}"), *mine] if mine else []), kind == "Search"
 
 
 def _head(sources: Sequence[Source], grids: Sequence[Grid]) -> list:
@@ -53,16 +58,20 @@ def _head(sources: Sequence[Source], grids: Sequence[Grid]) -> list:
             Text("Not everything here can be compared. Runs that differ in model, samples, prompts or scoring stand in "
                  "sections of their own, and share no plot, table or test:")
         )  # fmt: skip
-        lines = [summary.title(grids[0])]
-        for grid in grids[1:]:
-            lines.append(f"{summary.title(grid)} - differs: {'; '.join(differences(grids[0].section, grid.section))}")
-        found.append(Items(lines, [f"section-{n}" for n in range(1, len(grids) + 1)]))
+        lines = [f"{n}. {summary.title(grid)}" for n, grid in enumerate(grids, 1)]
+        apart = ["; ".join(differences(grids[0].section, grid.section)) for grid in grids]
+        links = [f"section-{n}" for n in range(1, len(grids) + 1)]
+        found.append(Items(lines, links, [text and f": differs from section 1 in {text}" for text in apart]))
     return found
 
 
-def _section(grid: Grid, number: int, numbered: bool) -> list:
+def _section(grid: Grid, number: int, first: Grid | None) -> list:
+    """first: the grid of section 1, None if there are no others."""
     name = summary.title(grid)
-    found: list = [Heading(2, f"{number}. {name}" if numbered else name, f"section-{number}"), summary.lead(grid)]
+    apart = "; ".join(differences(first.section, grid.section)) if first else ""
+    found: list = [Heading(2, f"{number}. {name}" if first else name, f"section-{number}"), summary.lead(grid)]
+    if apart:
+        found.append(Text(f"Not compared with section 1. It differs in {apart}.", "bad"))
     found += [*summary.warnings(grid), *summary.best(grid)]
     found += _plots(grid, number)
     found += [Heading(3, "Scores"), tables.scores(grid)]

@@ -9,7 +9,6 @@ from vtc.eval.report.blocks import Cell, Column, Figure, Table
 from vtc.eval.report.measure import Grid
 from vtc.eval.report.measured import Measured, kept, tokens
 from vtc.eval.report.plots import Axes, Point
-from vtc.eval.report.sections import series_of
 from vtc.eval.report.tables import UNKNOWN, milliseconds, named, with_error
 from vtc.eval.tables import unit
 
@@ -66,7 +65,7 @@ def points(grid: Grid, cost: Cost, task: str | None) -> list[Point]:
         hollow = entry.blurred and cost.equivalent
         costs = cost.text(x, x_error) + (" (that would hold as much; all are used)" if hollow else "")
         tip = f"{named(grid, i)}: {with_error(value, error)} at {costs}"
-        place = None if entry.full else series.index(series_of(entry))
+        place = None if entry.full else series.index(section.series_of(i))
         found.append(Point(named(grid, i), place, section.labels[i], x, value, x_error, error, tip, hollow))
     return found
 
@@ -98,7 +97,9 @@ def against(grid: Grid, cost: Cost, task: str | None, prefix: str, near: bool = 
     if near:
         reference = full.y if full else max((point.y for point in known), default=0.0)
         close = [point for point in known if point.y >= (1 - NEAR) * reference]
-        known, title = [] if len(close) == len(known) else close, f"{title}, up close"
+        if len(close) in (2, len(known)):
+            return None
+        known, title = close, f"{title}, up close"
     if len(known) < 2:
         return None
     y = "mean over tasks, % of none" if task is None else _axis(grid, task)

@@ -23,7 +23,8 @@ def _block(block: object) -> str:
         case Text():
             return escaped(block.text) if block.kind not in ("good", "bad") else f"**{escaped(block.text)}**"
         case Items():
-            return "\n".join(f"- {escaped(item)}" for item in block.items)
+            more = [*block.more, *[""] * len(block.items)]
+            return "\n".join(f"- {escaped(item + text)}" for item, text in zip(block.items, more))
         case Table():
             return _table(block)
         case Cards():

@@ -8,6 +8,7 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from statistics import median
 
 from vtc.eval import statistics
 from vtc.eval.report.measured import Measured, answers, first_token, kept, tokens
@@ -15,11 +16,13 @@ from vtc.eval.report.sections import ROUNDED, Section
 from vtc.eval.report.significance import paired, replicates
 from vtc.eval.tasks import TASKS
 
+MOST_BUDGETS = 9
+
 
 @dataclass
 class Budget:
-    """Runs that keep about as much. share: of the visual tokens; tokens: their number, mean over the runs; best: index
-    of the run with the best variant, None if there is none to choose."""
+    """Runs that keep about as much. share: of the visual tokens, tokens: their number, medians over the runs; best:
+    index of the run with the best variant, None if there is none to choose."""
 
     name: str
     share: float
@@ -137,7 +140,10 @@ def _sensitive(grid: Grid, i: int, task: str, rows: Sequence[Mapping], reduced: 
 
 
 def _budgets(grid: Grid) -> list[Budget]:
-    """Runs by what they were asked to keep; one that was asked nothing joins those within 5 % of what it keeps."""
+    """Runs by what they were asked to keep; one that was asked nothing joins those within 5 % of what it keeps.
+
+    With many budgets, as a search over them has, those within 5 % are one.
+    """
     found: list[tuple[float, list[int]]] = []
     shares = {i: grid.cost(i, kept) or _mean(kept(m) for m in grid.of(i)) for i in range(len(grid.section.entries))}
     methods = [entry.run["method"] for entry in grid.section.entries]
@@ -146,8 +152,9 @@ def _budgets(grid: Grid) -> list[Budget]:
     for i in pruned:
         if methods[i]["keep"] is not None:
             asked.setdefault(repr(methods[i]["keep"]), []).append(i)
-    found += [(_mean(shares[i] for i in members), members) for members in asked.values()]
-    for i in sorted((i for i in pruned if methods[i]["keep"] is None), key=lambda i: shares[i]):
+    several = len(asked) <= MOST_BUDGETS
+    found += [(median(shares[i] for i in members), members) for members in asked.values() if several]
+    for i in sorted((i for i in pruned if methods[i]["keep"] is None or not several), key=lambda i: shares[i]):
         near = [g for g in found if abs(g[0] - shares[i]) <= ROUNDED * shares[i]]
         if near:
             min(near, key=lambda g: abs(g[0] - shares[i]))[1].append(i)
@@ -156,7 +163,8 @@ def _budgets(grid: Grid) -> list[Budget]:
     budgets = []
     for share, members in sorted(found, key=lambda g: (-g[0], g[1])):
         counts = [_mean(tokens(m) for m in grid.of(i)) for i in members]
-        number = _mean(counts)
+        known = [count for count in counts if count is not None]
+        number = median(known) if known else None
         budget = Budget(f"{100 * share:.3g} %", share, number, members)
         choice = [i for i in members if not grid.section.entries[i].blurred and grid.variant_score(i) is not None]
         budget.best = max(choice, key=lambda i: (grid.variant_score(i), -i)) if choice else None

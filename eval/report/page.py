@@ -77,7 +77,8 @@ def _block(block: object) -> str:
         case Text():
             return f'<p class="{block.kind}">{escape(block.text)}</p>'
         case Items():
-            return f"<ul>{''.join(map(_item, block.items, [*block.links, *[''] * len(block.items)]))}</ul>"
+            empty = [""] * len(block.items)
+            return f"<ul>{''.join(map(_item, block.items, [*block.links, *empty], [*block.more, *empty]))}</ul>"
         case Table():
             return _table(block)
         case Cards():
@@ -97,9 +98,9 @@ def _block(block: object) -> str:
     raise TypeError(type(block).__name__)
 
 
-def _item(text_: str, link: str) -> str:
-    inner = escape(text_)
-    return f'<li><a href="#{escape(link)}">{inner}</a></li>' if link else f"<li>{inner}</li>"
+def _item(said: str, link: str, more: str) -> str:
+    inner = f'<a href="#{escape(link)}">{escape(said)}</a>' if link else escape(said)
+    return f"<li>{inner}{escape(more)}</li>"
 
 
 def _card(card) -> str:

@@ -140,7 +140,7 @@ def _scale(panel, points: Sequence[Point], axes: Axes) -> None:
     import matplotlib.ticker as ticker
 
     panel.set_xlabel(axes.x)
-    panel.set_ylabel(axes.y)
+    panel.set_title(axes.y, loc="left")
     if axes.log:
         panel.set_xscale("log", base=2)
         panel.xaxis.set_minor_locator(ticker.NullLocator())
@@ -153,7 +153,9 @@ def _scale(panel, points: Sequence[Point], axes: Axes) -> None:
         panel.set_xticks(ticks, [f"{x:.0f}{share}" for x, share in zip(ticks, per_cent)])
     else:
         low, high = min(p.x for p in points), max(p.x for p in points)
-        panel.set_xlim(max(0.0, low - 0.12 * (high - low or 1)), high + 0.06 * (high - low or 1))
+        width = max(high - low, 0.1 * high)
+        panel.set_xlim(max(0.0, low - 0.12 * width), high + 0.08 * width)
+        panel.xaxis.set_major_locator(ticker.MaxNLocator(6))
     low, high = panel.get_ylim()
     least, most = axes.limits
     panel.set_ylim(low if least is None else max(low, least), high if most is None else min(high, most))
@@ -162,6 +164,7 @@ def _scale(panel, points: Sequence[Point], axes: Axes) -> None:
 def trials(values: Sequence[tuple[int, float | None]], maximize: bool, named: str, prefix: str, alt: str) -> str:
     """A search: the value of each trial by number, and the best so far; trials without a value at the lower edge."""
     import matplotlib
+    import matplotlib.ticker as ticker
 
     with matplotlib.rc_context(svg.STYLE):
         figure, panel = _new()
@@ -180,7 +183,8 @@ def trials(values: Sequence[tuple[int, float | None]], maximize: bool, named: st
         panel.plot(failed, [low] * len(failed), ls="none", marker="x", color=svg.INK, clip_on=False)
         panel.set_ylim(bottom=low)
         panel.set_xlabel("trial")
-        panel.set_ylabel(named)
+        panel.set_title(named, loc="left")
+        panel.xaxis.set_major_locator(ticker.MaxNLocator(6, integer=True))
         tips = {i: f"trial {n}: " + ("failed" if v is None else f"{v:.4g}") for i, (n, v) in enumerate(values)}
         return svg.inline(figure, prefix, tips, alt)
 

@@ -10,6 +10,7 @@ from vtc.eval.report.read import Entry
 MODEL = "model"
 ROUNDED = 0.05  # shares of tokens with a smaller ratio between them are one budget
 BUDGETS = ("keep", "budget")  # of a resolved strategy: what is asked for, no setting of the method
+MOST_SERIES = 16
 SHOWN = 40  # characters of a value in a label
 
 
@@ -31,11 +32,17 @@ class Section:
         return list(self.conditions)
 
     def series(self) -> list[str]:
-        """Names of the methods, `none` left out: what colours and legend tell apart."""
-        return sorted({series_of(entry) for entry in self.entries if not entry.full})
+        """What colours and legend tell apart, `none` left out: methods with their settings, or methods alone where
+        those would be too many."""
+        return sorted({self.series_of(i) for i, entry in enumerate(self.entries) if not entry.full})
+
+    def series_of(self, i: int) -> str:
+        """The series of an entry."""
+        variants = {v for v, entry in zip(self.variants, self.entries) if not entry.full}
+        return self.variants[i] if len(variants) <= MOST_SERIES else method_of(self.entries[i])
 
 
-def series_of(entry: Entry) -> str:
+def method_of(entry: Entry) -> str:
     """The method's name; of pictures that were only blurred, that too."""
     return entry.run["method"]["name"] + (" (blur)" if entry.blurred else "")
 
@@ -85,17 +92,21 @@ def _keys(entry: Entry) -> tuple:
 
 
 def differences(first: Section, other: Section) -> list[str]:
-    """What keeps two sections apart, as `task gqa: split test, there tune`."""
-    found = [f"{MODEL} {text}" for text in _differ(first.model, other.model)]
+    """What keeps two sections apart, as `gqa: split 'test' (there 'tune')`."""
+    found = [f"{MODEL}: {text}" for text in _differ(first.model, other.model)]
     for task in other.tasks:
         if task not in first.conditions:
-            found.append(f"task {task} is not there")
+            found.append(f"task {task} (not there)")
             continue
-        for text in _differ(first.conditions[task], other.conditions[task]):
-            counts = [_samples(section, task) for section in (other, first)]
+        there, here = first.conditions[task], other.conditions[task]
+        texts = _differ(there, here)
+        if there["split"] != here["split"]:  # whatever else follows from it
+            texts = [text for text in texts if not text.startswith(("ids ", "data.split "))]
+        for text in texts:
             if text.startswith("ids "):
-                text = "samples: {}, there {}".format(*counts) if counts[0] != counts[1] else "samples: other ones"
-            found.append(f"task {task}: {text}")
+                sizes = [_samples(section, task) for section in (other, first)]
+                text = "samples: {} (there {})".format(*sizes) if sizes[0] != sizes[1] else "samples: others"
+            found.append(f"{task}: {text}")
     return found
 
 
@@ -106,7 +117,7 @@ def _differ(there: Mapping, here: Mapping, prefix: str = "") -> list[str]:
         if isinstance(a, Mapping) and isinstance(b, Mapping):
             found += _differ(a, b, f"{prefix}{key}.")
         elif a != b:
-            found.append(f"{prefix}{key} {b!r}, there {a!r}")
+            found.append(f"{prefix}{key} {b!r} (there {a!r})")
     return found
 
 
@@ -119,13 +130,13 @@ def _labels(entries: list[Entry]) -> tuple[list[str], list[str]]:
     """Method and the settings in which runs of one method and budget differ; then seed and folder, if needed."""
     plain: dict[str, list[Entry]] = defaultdict(list)
     for entry in entries:
-        plain[series_of(entry)].append(entry)
+        plain[method_of(entry)].append(entry)
     varying = {name: _varying(mine) for name, mine in plain.items()}
     variants = []
     for entry in entries:
         settings = flat(entry.run)
-        shown = [f"{_short(key, settings)}={_text(settings.get(key))}" for key in varying[series_of(entry)]]
-        variants.append(" ".join([series_of(entry), *shown]))
+        shown = [f"{_short(key, settings)}={_text(settings.get(key))}" for key in varying[method_of(entry)]]
+        variants.append(" ".join([method_of(entry), *shown]))
     labels = _unique(list(variants), entries, lambda entry: f"seed {entry.run['seeds'].get('torch')}")
     return _unique(labels, entries, lambda entry: entry.source), variants
 

@@ -3,7 +3,7 @@
 from vtc.eval.report.blocks import Card, Cards, Cell, Column, Table, Text
 from vtc.eval.report.measure import Budget, Grid
 from vtc.eval.report.measured import Measured
-from vtc.eval.report.sections import series_of
+from vtc.eval.report.sections import method_of
 from vtc.eval.report.significance import ALPHA
 from vtc.eval.report.tables import UNKNOWN, milliseconds, named, p_text, signed, with_error
 from vtc.eval.tables import scaled, unit
@@ -30,14 +30,15 @@ def _words(name: str, values: list[str]) -> str:
 
 def lead(grid: Grid) -> Text:
     """How many runs of what, on how many samples."""
-    entries, series = grid.section.entries, grid.section.series()
+    entries = grid.section.entries
+    methods = {method_of(entry) for entry in entries if not entry.full}
     counts = []
     for task in grid.section.tasks:
         results = [m.result for m in grid.cells.values() if m.task == task]
         counts.append(f"{max(r['n'] + r['n_errors'] for r in results)} samples of {task}")
-    methods = f"{len(series)} method{'s' * (len(series) != 1)}"
+    number = f"{len(methods)} method{'s' * (len(methods) != 1)}"
     whole = "with the full model (none) beside them" if grid.baseline is not None else "WITHOUT the full model (none)"
-    return Text(f"{len(entries)} runs of {methods}, {whole}, on {', '.join(counts)}.", "lead")
+    return Text(f"{len(entries)} runs of {number}, {whole}, on {', '.join(counts)}.", "lead")
 
 
 def warnings(grid: Grid) -> list[Text]:
@@ -78,7 +79,8 @@ def _full(grid: Grid, i: int) -> Card:
     first = grid.cost(i, lambda m: m.first[0])
     lines.append(f"First token after {milliseconds(first)} ms." if first else "")
     count = f", {tokens.pop()} visual tokens" if len(tokens) == 1 else ""
-    return Card(f"100 %{count}", "none (full model)", _figure(grid, i), [line for line in lines if line], None)
+    figure = _figure(grid, i) if len(grid.section.tasks) == 1 else "100 %"
+    return Card(f"100 %{count}", "none (full model)", figure, [line for line in lines if line], None)
 
 
 def _figure(grid: Grid, i: int) -> str:
@@ -96,7 +98,7 @@ def _score(measured: Measured) -> str:
 def _card(grid: Grid, budget: Budget) -> Card:
     i = budget.best
     count = "" if budget.tokens is None else f", about {budget.tokens:.0f} visual tokens"
-    series = grid.section.series().index(series_of(grid.section.entries[i]))
+    series = grid.section.series().index(grid.section.series_of(i))
     lines = [_against_none(grid, i), _costs(grid, i), _rivals(grid, budget)]
     return Card(budget.name + count, grid.section.labels[i], _figure(grid, i), [line for line in lines if line], series)
 
@@ -149,7 +151,7 @@ def _rivals(grid: Grid, budget: Budget) -> str:
         return ""
     alike = [i for i in tested if all(m.holm_best is None or m.holm_best >= ALPHA for m in grid.of(i))]
     if not alike:
-        return f"Significantly ahead of the {len(tested)} others."
+        return f"Significantly ahead of {'all ' * (len(tested) > 1)}{len(tested)} other{'s' * (len(tested) > 1)}."
     alike.sort(key=lambda i: (-(grid.score(i)[0] or 0.0), i))
     names = [grid.section.labels[i] for i in alike]
     more = f" and {len(names) - MOST_NAMES} more" if len(names) > MOST_NAMES else ""

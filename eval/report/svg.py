@@ -16,7 +16,7 @@ _LINK = "{http://www.w3.org/1999/xlink}href"
 STYLE = {
     "svg.fonttype": "none", "svg.hashsalt": "vtc", "svg.id": None, "font.size": 10.5, "font.family": "DejaVu Sans",
     "text.color": INK, "axes.edgecolor": MUTED, "axes.labelcolor": INK, "xtick.color": INK, "ytick.color": INK,
-    "axes.facecolor": "none", "figure.facecolor": "none", "savefig.facecolor": "none", "axes.titlesize": 10,
+    "axes.facecolor": "none", "figure.facecolor": "none", "savefig.facecolor": "none", "axes.titlesize": 10.5,
     "axes.grid": True, "grid.color": GRID, "grid.linewidth": 0.8, "axes.axisbelow": True, "axes.spines.top": False,
     "axes.spines.right": False, "lines.solid_capstyle": "butt", "text.usetex": False, "axes.unicode_minus": True,
     "text.parse_math": False, "path.simplify": False, "figure.dpi": 72, "savefig.dpi": 72,

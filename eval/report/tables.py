@@ -268,7 +268,8 @@ def agreement(grid: Grid) -> Table | None:
             "Sensitive: mean score on the samples that none gets right and the downsample run of the same budget (else "
             "the smallest) does not (group A of VTC-Bench, arXiv 2510.07143)."
         )
-    return Table("Agreement with the full model", columns, rows(grid, cells), notes)
+    caption = "Loyalty, and samples that tell methods apart" if len(notes) > 1 else "Loyalty"
+    return Table(caption, columns, rows(grid, cells), notes)
 
 
 def over_seeds(grid: Grid) -> Table | None:
