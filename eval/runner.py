@@ -10,7 +10,7 @@ import torch
 from rich.console import Console
 
 import vtc
-from vtc.errors import ConfigError
+from vtc.errors import ConfigError, VtcError
 from vtc.eval import results
 from vtc.eval.answers import Answerer
 from vtc.eval.data import Docs
@@ -90,30 +90,32 @@ class Job:
 
 
 def evaluate(
-    settings: Settings, console: Console | None = None, loaded: Loaded | None = None, quiet: bool = False
-) -> int:
+    settings: Settings, console: Console | None = None, loaded: Loaded | None = None, quiet: bool = False,
+    processes: Processes | None = None,
+) -> int:  # fmt: skip
     """Runs the grid, writes results to `settings.output`, prints the table; returns the number of failed samples.
 
-    loaded: the model of `settings.model`, for callers that have it already; quiet: nothing is printed or drawn. Started
-    by `accelerate launch`, each process answers its part, and the first writes and prints. Everything that can be
-    checked is checked before the model is loaded, and the rest before the first sample: raises ConfigError or
-    UnsupportedError in one line.
+    loaded: the model of `settings.model`, for callers that have it already; quiet: nothing is printed or drawn.
+    processes: those that share the work, for callers that go on with them. Started by `accelerate launch`, each process
+    answers its part, and the first writes and prints. Everything that can be checked is checked before the model is
+    loaded, and the rest before the first sample: raises ConfigError or UnsupportedError in one line.
     """
     tasks = [TASKS[name](dialect=settings.dialect) for name in settings.tasks]
     places = [settings.place(task.name) for task in tasks]
     plan(settings)
     cards = [load_card(name) for name in settings.against]
     output = _writable(settings.output)
-    processes = Processes()
+    given, processes = processes, processes or Processes()
     docs = [task.open(settings.split, settings.limit, place) for task, place in zip(tasks, places)]
-    works = [Work(*given, processes.rank, processes.world) for given in zip(tasks, docs)]
+    works = [Work(*one, processes.rank, processes.world) for one in zip(tasks, docs)]
     loaded = loaded or load(settings.model, settings.model_args, processes.device(settings.device))
     runs = plan(settings, None if loaded.family is None else loaded.family.name)
     _check_methods(loaded, runs)
     batch = settings.batch_size or (DEMO_BATCH if settings.model == "demo" else 1)
     failed = None
     with contextlib.ExitStack() as stack:
-        stack.callback(processes.close)
+        if given is None:
+            stack.callback(processes.close)
         jobs = []
         for run in runs:
             for work in works:
@@ -131,8 +133,14 @@ def evaluate(
                 job.log.close()
         processes.meet()
         if processes.first:
-            failed = _conclude(jobs, notes, loaded, output, cards, None if quiet else console or Console())
-        return processes.share(failed)
+            try:
+                failed = _conclude(jobs, notes, loaded, output, cards, None if quiet else console or Console())
+            except VtcError as error:
+                failed = error  # which all processes are told, so that none waits for the others
+        failed = processes.share(failed)
+        if isinstance(failed, VtcError):
+            raise failed
+        return failed
 
 
 def _conclude(

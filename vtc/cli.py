@@ -16,6 +16,7 @@ from vtc.cli_eval import evaluation
 from vtc.cli_inspect import inspect
 from vtc.cli_options import FAMILY, SETTING, family_names, known_family, overrides
 from vtc.cli_schedule import check_depths, table
+from vtc.cli_sweep import sweep
 
 app = typer.Typer(
     add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None,
@@ -168,6 +169,7 @@ def validate(
 
 app.add_typer(evaluation, name="eval")
 app.add_typer(bench, name="bench")
+app.command()(sweep)
 app.command()(inspect)
 
 

@@ -1,0 +1,224 @@
+"""What is seen of a sweep: what would run, what has been finished, and the short tables at its end."""
+
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from rich import box
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from vtc.eval.sweep.cells import DONE, FAILED, Cell, Place
+from vtc.eval.sweep.objectives import Objective
+from vtc.eval.sweep.spec import Spec
+
+PIPE_WIDTH = 160  # columns when the output is no terminal
+MOST_ROWS = 25  # of the Pareto set
+
+
+class Board:
+    """Counts finished cells on stderr: a bar on a terminal, a line for each elsewhere."""
+
+    def __init__(self, spec: Spec, place: Place, cells: Sequence[Cell], start: str, silent: bool = False):
+        self.spec, self.place, self.start, self.silent = spec, place, start, silent
+        self.cells = {cell.id: cell for cell in cells}
+        self.console = Console(stderr=True)
+        self.failed, self.fresh = 0, 0
+        self._seen = {cell.parent.name for cell in (place.folder / "cells").glob("*/cell.json")
+                      if place.state(cell.parent.name) == DONE}  # fmt: skip
+        self.done = len(self._seen & set(self.cells)) if spec.mode != "search" else len(self._seen)
+        self.total = len(cells) + (spec.trials if spec.mode == "search" else 0)
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        hidden = silent or not self.console.is_terminal
+        self.bar = Progress(*columns, console=self.console, transient=True, disable=hidden)
+
+    def __enter__(self) -> "Board":
+        self.bar.start()
+        self.task = self.bar.add_task(f"vtc sweep {self.spec.name}", total=self.total, completed=self.done)
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.bar.stop()
+
+    def say(self, line: str) -> None:
+        """A line of its own."""
+        if not self.silent:
+            print(f"vtc sweep: {line}", file=sys.stderr, flush=True)
+
+    def left(self, most: int | None) -> int | None:
+        """How many of so many cells may still be run."""
+        return None if most is None else max(0, most - self.fresh)
+
+    def finished(self, cell: Cell) -> None:
+        """A cell has ended, well or badly."""
+        if cell.id in self._seen:
+            return
+        self._seen.add(cell.id)
+        self.fresh += 1
+        error = self.place.error(cell.id)
+        self.failed += bool(error)
+        self.done += not error
+        self.total = max(self.total, self.done)
+        self.bar.update(self.task, completed=self.done, total=self.total, description=cell.told(self.spec))
+        if error:
+            self.say(f"{cell.told(self.spec)} FAILED: {error['error']}")
+        elif not self.console.is_terminal:
+            seconds = self.place.read(cell.id)["seconds"]
+            self.say(f"{self.done}/{self.total} {cell.told(self.spec)}: {self._figure(cell)}, {seconds:.1f} s")
+
+    def _figure(self, cell: Cell) -> str:
+        tasks = self.place.run(cell.id)["tasks"]
+        shown = []
+        for name, result in tasks.items():
+            value = result["figures"].get(result["primary"], {}).get("value")
+            number = "-" if value is None else f"{result['scale'] * value:.1f}"
+            shown.append(f"{result['primary']} {number}" if len(tasks) == 1 else f"{name} {number}")
+        return ", ".join(shown)
+
+    def look(self) -> None:
+        """Finds what other processes have finished."""
+        for file in sorted((self.place.folder / "cells").glob("*/cell.json"), key=lambda f: f.stat().st_mtime):
+            ident = file.parent.name
+            if ident not in self._seen:
+                known, error = self.place.read(ident), self.place.error(ident)
+                if "finished" in known or error.get("start") == self.start:
+                    self.finished(self.cells.get(ident) or Cell(known["params"]))
+
+
+def dry_run(spec: Spec, cells: Sequence[Cell], asked, console: Console) -> None:
+    """What would run, and how long that would take."""
+    place = _Nothing(asked.output)
+    states = {cell.id: place.state(cell.id) for cell in cells}
+    for cell in cells:
+        line = f"{states[cell.id]:8} {cell.id}  {cell.told(spec)}"
+        console.print(line, soft_wrap=True, highlight=False, markup=False)
+    done = [cell for cell in cells if states[cell.id] == DONE]
+    left, what = len(cells) - len(done), f"{len(cells)} cells"
+    if spec.mode == "search":
+        others = len(place.finished() - set(states))
+        left += max(0, spec.trials - others)
+        what = f"{len(cells)} fixed cells and {spec.trials} trials ({spec.sampler}), {others} of these done"
+    if asked.max_cells is not None:
+        left = min(left, asked.max_cells)
+    failed = sum(state == FAILED for state in states.values())
+    lines = [f"sweep {spec.name}, mode {spec.mode}: {what}; {len(done)} done, {failed} failed, {left} to run"]
+    if spec.heldout is not None:
+        lines.append(f"held out: 3 cells on split {spec.heldout.split}")
+        left += 3
+    samples = _samples(spec, place)
+    lines.append(f"samples: {samples[0]} per cell ({', '.join(spec.tasks)}){samples[1]}")
+    rates = [(row["seconds"], row["fresh"]) for ident in place.finished() if (row := place.read(ident)).get("fresh")]
+    if not left:
+        lines.append("estimate: nothing is left to run")
+    elif rates and isinstance(samples[0], int):
+        each = sum(seconds for seconds, _ in rates) / sum(fresh for _, fresh in rates)
+        minutes = each * samples[0] * left / asked.workers / 60
+        lines.append(f"estimate: {minutes:.1f} min on {asked.workers} worker(s), at {each:.3f} s per sample of "
+                     f"{len(rates)} finished cells")  # fmt: skip
+    else:
+        lines.append("estimate: none, no cell is finished yet")
+    for line in lines:
+        console.print(line, soft_wrap=True, highlight=False, markup=False)
+
+
+class _Nothing(Place):
+    """A folder that is only looked at."""
+
+    def __init__(self, folder: Path):
+        self.folder = Path(folder)
+
+    def finished(self) -> set[str]:
+        """The finished cells in it."""
+        found = {file.parent.name for file in (self.folder / "cells").glob("*/cell.json")}
+        return {ident for ident in found if self.state(ident) == DONE}
+
+
+def _samples(spec: Spec, place: _Nothing) -> tuple[int | str, str]:
+    limit = spec.settings.get("limit")
+    known = [place.read(ident)["samples"] for ident in place.finished()]
+    if known:
+        return max(known), ""
+    if limit is None:
+        return "all", ", no limit is set"
+    return limit * len(spec.tasks), ""
+
+
+def print_summary(summary: Mapping, spec: Spec, output: Path, console: Console) -> None:
+    """The Pareto set, the best ones, what failed, the held-out comparison, and where the files are."""
+    if not console.is_terminal:
+        console = Console(file=console.file, width=PIPE_WIDTH, force_terminal=False)
+
+    def say(text: str) -> None:
+        console.print(text, soft_wrap=True, highlight=False, markup=False)
+
+    rows = {row["id"]: row for row in summary["cells"]}
+    cells = {ident: Cell(row["params"], row["role"]) for ident, row in rows.items()}
+    if len(spec.aims) > 1 and summary["pareto"]:
+        front = summary["pareto"][:MOST_ROWS]
+        names = [aim.name.partition("@")[0] for aim in spec.aims]
+        table = _table(f"{spec.name}: Pareto set ({len(summary['pareto'])} of {len(rows)} cells)", names, console)
+        for ident in front:
+            values = [_of_aim(rows[ident]["values"], aim, spec) for aim in spec.aims]
+            table.add_row(escape(cells[ident].told(spec)), *map(_number, values, spec.aims))
+        console.print(table)
+    if summary["best"]:
+        table = _table(f"{spec.name}: best", ["value", "file"], console, first="objective", second="strategy")
+        objectives = {objective.name: objective for objective in spec.objectives}
+        for row in summary["best"]:
+            value = _number(row["values"][row["objective"]], objectives[row["objective"]])
+            table.add_row(row["objective"], escape(cells[row["cell"]].told(spec)), value, row["yaml"])
+        console.print(table)
+    for objective, shares in ((summary["search"] or {}).get("importance") or {}).items():
+        say(f"importance for {objective}: {', '.join(f'{name} {100 * share:.0f} %' for name, share in shares.items())}")
+    if summary["heldout"] is not None:
+        say(_heldout(summary["heldout"], spec))
+    failed = [row for row in rows.values() if row["state"] == FAILED]
+    for row in failed:
+        say(f"FAILED {cells[row['id']].told(spec)}: {row['error']} ({output}/cells/{row['id']}/traceback.txt)")
+    counts = {state: sum(row["state"] == state for row in rows.values()) for state in dict.fromkeys(
+        row["state"] for row in rows.values())}  # fmt: skip
+    say(f"cells    {', '.join(f'{count} {state}' for state, count in counts.items())}")
+    say(f"results  {output}")
+
+
+def _of_aim(values: Mapping, aim: Objective, spec: Spec) -> float | None:
+    """A figure, from whichever objective of it knows it."""
+    same = [o.name for o in spec.objectives if (o.figure, o.task) == (aim.figure, aim.task)]
+    return next((values[name] for name in same if values[name] is not None), None)
+
+
+def _table(title: str, columns: list[str], console: Console, first: str = "strategy", second: str = "") -> Table:
+    style = box.ASCII if console.options.ascii_only else box.SIMPLE_HEAD
+    table = Table(box=style, title=escape(title), title_justify="left", pad_edge=False)
+    for name in filter(None, (first, second)):
+        table.add_column(name, no_wrap=True)
+    for name in columns:
+        table.add_column(name, justify="left" if name == "file" else "right", no_wrap=True)
+    return table
+
+
+def _number(value: float | None, objective: Objective) -> str:
+    if value is None:
+        return "-"
+    if objective.figure == "prefill_flops":
+        return f"{value:.3g}"
+    return f"{value:.4f}" if objective.figure != "tokens" else f"{value:.1f}"
+
+
+def _heldout(found: Mapping, spec: Spec) -> str:
+    here, there, gap = found["search_split"], found["heldout_split"], found["difference"]
+    objective = next(o for o in spec.objectives if o.name == found["objective"])
+
+    def pair(values: Mapping) -> str:
+        return f"best {_number(values['best'], objective)}, reference {_number(values['reference'], objective)}"
+
+    if None in there.values():
+        return f"held out ({found['split']}): not run yet"
+    error = "" if gap["stderr"] is None else f" ± {gap['stderr']:.4f} (paired bootstrap, p = {gap['p']:.3f})"
+    verdict = "holds" if found["holds"] else "does NOT hold"
+    return (
+        f"{objective.name}: {pair(here)} where it was searched; held out ({found['split']}): {pair(there)}, "
+        f"difference {gap['value']:+.4f}{error}: it {verdict}"
+    )

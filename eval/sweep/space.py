@@ -1,0 +1,196 @@
+"""The parameters of a sweep, and the assignments that a grid, a random draw or a search makes of them.
+
+A list is a choice. {low, high} is a range, with `step`, `log` or `int: true`; a grid needs the step (or int). A
+parameter with `when: {other: value or list}` is only there if the others are there with such a value.
+"""
+
+import json
+import math
+import random
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import yaml
+
+from vtc.errors import ConfigError
+from vtc.registry import unknown
+
+RESERVED = ("model", "model_args", "tasks", "split", "limit", "seed", "seeds", "set")
+KEYS = ("values", "low", "high", "step", "log", "int", "when")
+DIGITS = 10  # of numbers counted out in steps: 0.15, not 0.15000000000000002
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """values: the choices, or None for a range. when: names of other parameters, each with its possible values."""
+
+    name: str
+    values: tuple | None = None
+    low: float | int | None = None
+    high: float | int | None = None
+    step: float | int | None = None
+    log: bool = False
+    whole: bool = False
+    when: Mapping[str, tuple] = field(default_factory=dict)
+
+    def applies(self, assigned: Mapping) -> bool:
+        """Whether the parameter is there beside those assigned so far."""
+        return all(name in assigned and same(assigned[name], values) for name, values in self.when.items())
+
+    @property
+    def choices(self) -> tuple:
+        """All values: of a range those of its steps."""
+        if self.values is not None:
+            return self.values
+        count = math.floor((self.high - self.low) / self.step + 1e-9) + 1
+        return tuple(self._rounded(self.low + i * self.step) for i in range(count))
+
+    def _rounded(self, value: float) -> float | int:
+        return int(value) if self.whole else round(float(value), DIGITS)
+
+    def draw(self, generator: random.Random) -> object:
+        """A value at random: of a range uniform, or uniform in its logarithm."""
+        if self.values is not None or self.step is not None:
+            return generator.choice(self.choices)
+        low, high = (math.log(self.low), math.log(self.high)) if self.log else (self.low, self.high)
+        value = generator.uniform(low, high)
+        value = min(max(math.exp(value) if self.log else value, self.low), self.high)
+        return round(value) if self.whole else value
+
+    def suggest(self, trial) -> object:
+        """A value from an Optuna trial; choices that are no plain values are JSON texts there."""
+        if self.values is not None:
+            coded = {_code(value): value for value in self.values}
+            return coded[trial.suggest_categorical(self.name, list(coded))]
+        step = None if self.log else self.step
+        if self.whole:
+            return trial.suggest_int(self.name, self.low, self.high, step=step or 1, log=self.log)
+        value = trial.suggest_float(self.name, self.low, self.high, step=step, log=self.log)
+        return value if step is None else self._rounded(value)
+
+
+def _code(value: object) -> object:
+    return value if value is None or isinstance(value, bool | int | float | str) else json.dumps(value)
+
+
+def same(value: object, wanted: object) -> bool:
+    """Whether the value is the wanted one, or one of a list of these; 1 and True differ, 1 and 1.0 do not."""
+    options = [wanted, *wanted] if isinstance(wanted, list | tuple) else [wanted]
+    return any(value == one and isinstance(value, bool) == isinstance(one, bool) for one in options)
+
+
+def read_parameter(name: object, raw: object, mode: str) -> Parameter:
+    """A parameter of the YAML's `space`; raises ConfigError."""
+    where = f"space.{name}"
+    if not isinstance(name, str) or name in RESERVED:
+        raise ConfigError(f"{where} is no parameter; possible: strategy, keep, and knobs; {name} stands at the top")
+    if isinstance(raw, list):
+        raw = {"values": raw}
+    if not isinstance(raw, Mapping):
+        raise ConfigError(f"{where}={raw!r}; possible: a list, or a mapping with {', '.join(KEYS)}")
+    for key in raw:
+        if key not in KEYS:
+            raise ConfigError(unknown(f"key in {where}", key, list(KEYS)))
+    when = _when(raw.get("when", {}), where)
+    if "values" in raw:
+        values = raw["values"]
+        if set(raw) - {"values", "when"}:
+            raise ConfigError(f"{where} has values and a range; possible: one of them")
+        if not isinstance(values, list) or not values or any(same(v, [w]) for i, v in enumerate(values)
+                                                             for w in values[:i]):  # fmt: skip
+            raise ConfigError(f"{where}.values={values!r}; possible: a list that is not empty, with each value once")
+        return Parameter(name, tuple(values), when=when)
+    return _range(name, raw, when, mode, where)
+
+
+def _range(name: str, raw: Mapping, when: Mapping, mode: str, where: str) -> Parameter:
+    whole, log, step = raw.get("int", False), raw.get("log", False), raw.get("step")
+    kinds = (int,) if whole is True else (int, float)
+    given = [raw.get("low"), raw.get("high"), *([] if step is None else [step])]
+    fine = whole in (True, False) and log in (True, False) and not (log and step is not None)
+    if not fine or any(type(value) not in kinds for value in given) or not given[0] < given[1]:
+        raise ConfigError(
+            f"{where}={dict(raw)!r}; possible: low < high ({'whole ' if whole else ''}numbers), with step or log: true"
+        )
+    if step is not None and step <= 0 or log and given[0] <= 0:
+        raise ConfigError(f"{where}={dict(raw)!r}; possible: a step > 0; for log a low > 0")
+    if mode == "grid" and (log or step is None and not whole):
+        raise ConfigError(f"{where} is a range without a step in a grid; possible: a list, a step, mode: random")
+    step = 1 if whole and step is None and not log else step
+    return Parameter(name, None, given[0], given[1], step, log, whole, when)
+
+
+def _when(raw: object, where: str) -> dict[str, tuple]:
+    if not isinstance(raw, Mapping):
+        raise ConfigError(f"{where}.when={raw!r}; possible: a mapping, such as {{strategy: hiprune}}")
+    return {str(name): tuple(value) if isinstance(value, list) else (value,) for name, value in raw.items()}
+
+
+def ordered(parameters: Sequence[Parameter]) -> tuple[Parameter, ...]:
+    """Each parameter after those that it depends on, else as written; raises ConfigError where that cannot be."""
+    names, found, left = [p.name for p in parameters], [], list(parameters)
+    for parameter in parameters:
+        for other in parameter.when:
+            if other not in names:
+                raise ConfigError(unknown(f"parameter in space.{parameter.name}.when", other, names))
+    while left:
+        ready = next((p for p in left if set(p.when) <= {q.name for q in found}), None)
+        if ready is None:
+            raise ConfigError(f"space: {', '.join(p.name for p in left)} depend on each other; possible: no circle")
+        found.append(ready)
+        left.remove(ready)
+    return tuple(found)
+
+
+def grid(parameters: Sequence[Parameter], assigned: Mapping | None = None) -> Iterator[dict]:
+    """All assignments, the last parameter changing fastest."""
+    assigned = dict(assigned or {})
+    if not parameters:
+        yield assigned
+        return
+    first, *rest = parameters
+    if not first.applies(assigned):
+        yield from grid(rest, assigned)
+        return
+    for value in first.choices:
+        yield from grid(rest, {**assigned, first.name: value})
+
+
+def draw(parameters: Sequence[Parameter], seed: int, number: int) -> dict:
+    """The assignment `number` of those that a seed gives."""
+    generator, assigned = random.Random(f"{seed}/{number}"), {}
+    for parameter in parameters:
+        if parameter.applies(assigned):
+            assigned[parameter.name] = parameter.draw(generator)
+    return assigned
+
+
+def suggest(parameters: Sequence[Parameter], trial) -> dict:
+    """The assignment of an Optuna trial; parameters that it has already keep their values."""
+    assigned: dict = {}
+    for parameter in parameters:
+        if parameter.applies(assigned):
+            assigned[parameter.name] = parameter.suggest(trial)
+    return assigned
+
+
+def is_excluded(assigned: Mapping, excluded: Sequence[Mapping]) -> bool:
+    """Whether one of the partial assignments is part of this one."""
+    return any(row and all(k in assigned and same(assigned[k], v) for k, v in row.items()) for row in excluded)
+
+
+def matches(only: str | None, cell) -> bool:
+    """Whether a cell is one of `--only KEY=VALUE,KEY=VALUE`: each key with one of its values; baselines always are."""
+    if only is None or cell.role == "baseline":
+        return True
+    wanted: dict[str, list] = {}
+    for part in only.split(","):
+        key, sign, text = part.partition("=")
+        if not sign or not key.strip():
+            raise ConfigError(f"--only {part!r} is no filter; possible: KEY=VALUE, such as strategy=hiprune")
+        try:
+            wanted.setdefault(key.strip(), []).append(yaml.safe_load(text))
+        except yaml.YAMLError:
+            raise ConfigError(f"--only {part!r}: the value is not valid (safe) YAML") from None
+    known = {**cell.params["set"], **{key: cell.params[key] for key in ("model", "strategy", "keep", "seed")}}
+    return all(key in known and same(known[key], values) for key, values in wanted.items())

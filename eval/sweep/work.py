@@ -1,0 +1,176 @@
+"""A worker: takes free cells until none is left, with one model in memory at a time.
+
+Under `accelerate launch` all processes are one worker: they share each cell's samples, and the first decides which
+cell. Of what goes wrong in a cell, errors that all processes see alike are isolated; another one ends them all, and
+the next start takes that cell last.
+"""
+
+import gc
+import os
+import time
+import traceback
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from vtc.errors import ConfigError, UnsupportedError, VtcError
+from vtc.eval.launch import Processes
+from vtc.eval.models import Loaded, load
+from vtc.eval.runner import evaluate
+from vtc.eval.sweep.cells import DONE, FAILED, Cell, Place, fixed_cells
+from vtc.eval.sweep.spec import Spec
+from vtc.eval.sweep.study import Search
+
+ALIKE = (ConfigError, UnsupportedError)  # what all processes of a worker run into together
+NAP = 0.3  # seconds between looks at cells that others work on
+
+
+@dataclass
+class Options:
+    """How a worker works. start: names this start, in which a failed cell is not tried again. most: cells that it may
+    run, None for all. wait: for cells that others work on."""
+
+    start: str
+    device: str | None = None
+    storage: str | None = None
+    most: int | None = None
+    wait: bool = True
+
+
+class Worker:
+    """One worker, or its part in one process of several. finished: called with each cell that ended."""
+
+    def __init__(
+        self, spec: Spec, place: Place, options: Options, finished: Callable[[Cell], None] = lambda cell: None
+    ):
+        self.spec, self.place, self.options, self.finished = spec, place, options, finished
+        self.processes = Processes()
+        self.left = options.most
+        self._loaded: tuple[str, Loaded] | None = None
+
+    def follow(self) -> None:
+        """Takes part in the cells that the first process decides on, until that is done."""
+        while (cell := self.processes.share()) is not None:
+            try:
+                self._evaluate(cell)
+            except ALIKE:
+                continue
+
+    def close(self) -> None:
+        """Lets the other processes go."""
+        if self.processes.first:
+            self.processes.share(None)
+        self.processes.close()
+
+    def cells(self, cells: Sequence[Cell], wait: bool | None = None) -> None:
+        """Runs those that are not done, failed ones last; with `wait` returns when others are done with theirs, too."""
+        wait = self.options.wait if wait is None else wait
+        left = sorted(cells, key=lambda cell: self.place.state(cell.id) == FAILED)
+        while left:
+            left = [cell for cell in left if self._wanted(cell)]
+            busy = [cell for cell in left if self.left != 0 and not self._try(cell)]
+            if not busy or not wait or self.left == 0:
+                return
+            left = busy
+            time.sleep(NAP)
+
+    def search(self, search: Search) -> None:
+        """Asks the study for trials, runs and tells them, until there are enough."""
+        while self.left != 0:
+            with search.next() as found:
+                if found is not None:
+                    search.tell(found[0], self._trial(search, *found))
+                    continue
+            if not (self.options.wait and search.busy()):
+                return
+            time.sleep(NAP)
+
+    def _trial(self, search: Search, trial, cell: Cell) -> dict | None:
+        """What a trial found: from the folder, from an equal trial elsewhere, or by running its cell now."""
+        if self.place.state(cell.id) != DONE:
+            told = search.elsewhere(cell.id)
+            if told is not None:
+                return {key: told[key] for key in KEPT}
+        if self._wanted(cell):
+            self.run(cell)
+        return outcome(self.spec, self.place, cell) if self.place.state(cell.id) == DONE else None
+
+    def _wanted(self, cell: Cell) -> bool:
+        state = self.place.state(cell.id)
+        return state != DONE and not (state == FAILED and self.place.error(cell.id)["start"] == self.options.start)
+
+    def _try(self, cell: Cell) -> bool:
+        """Runs a cell if nobody else does."""
+        with self.place.claim(cell.id) as mine:
+            if mine and self._wanted(cell):
+                self.run(cell)
+            return mine
+
+    def run(self, cell: Cell) -> None:
+        """Evaluates a cell that is claimed; what goes wrong is written into its folder."""
+        self.left = None if self.left is None else self.left - 1
+        began, before = time.perf_counter(), self._samples(cell)
+        self.place.write(cell)
+        self.place.clear(cell.id)
+        try:
+            failed = self._share(cell)
+            if failed:
+                row = next(iter(self.place.run(cell.id)["tasks"].values()))
+                raise ConfigError(f"{failed} samples failed, the first with {row['first_error']}")
+        except Exception as error:
+            line = f"{'' if isinstance(error, VtcError) else type(error).__name__ + ': '}{error}"
+            line = " ".join(line.split())[:500]
+            self.place.fail(cell, line, traceback.format_exc(), self.options.start)
+            if self.processes.world > 1 and not isinstance(error, ALIKE):
+                raise
+        else:
+            samples, seconds = self._samples(cell), time.perf_counter() - began
+            now = time.strftime("%Y-%m-%dT%H:%M:%S+00:00", time.gmtime())
+            self.place.write(
+                cell, finished=now, samples=samples, fresh=samples - before, seconds=seconds, worker=os.getpid()
+            )
+        self.finished(cell)
+
+    def _share(self, cell: Cell) -> int:
+        self.processes.share(cell)
+        return self._evaluate(cell)
+
+    def _evaluate(self, cell: Cell) -> int:
+        loaded = self._model(cell)
+        settings = cell.settings(self.place.of(cell.id), self.options.device)
+        return evaluate(settings, loaded=loaded, quiet=True, processes=self.processes)
+
+    def _model(self, cell: Cell) -> Loaded:
+        """The model of a cell, kept until one with another is run."""
+        key = repr((cell.params["model"], cell.params["model_args"]))
+        if self._loaded is None or self._loaded[0] != key:
+            self._loaded = None
+            gc.collect()
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
+            device = self.processes.device(self.options.device)
+            self._loaded = key, load(cell.params["model"], dict(cell.params["model_args"]), device)
+        return self._loaded[1]
+
+    def _samples(self, cell: Cell) -> int:
+        logs = (self.place.of(cell.id) / "samples").glob("*.jsonl")
+        return sum(max(0, log.read_bytes().count(b"\n") - 1) for log in logs)
+
+
+KEPT = ("raw", "excess", "samples", "seconds", "resolved", "run")  # what a trial says of its cell
+
+
+def outcome(spec: Spec, place: Place, cell: Cell) -> dict:
+    """What a finished cell gave: `raw` figures per aim and `excess` over budgets, and what other machines need."""
+    run, known = place.run(cell.id), place.read(cell.id)
+    base = place.run(fixed_cells(spec)[0].id).get("tasks") if any(o.figure == "relative" for o in spec.aims) else None
+    tasks = run["tasks"]
+    return {
+        "raw": [objective.measure(tasks, base) for objective in spec.aims],
+        "excess": [o.excess(tasks) for o in spec.objectives if o.budget is not None] or [0.0],
+        "samples": known["samples"],
+        "seconds": known["seconds"],
+        "resolved": run["method"]["resolved"],
+        "run": run["name"],
+    }
