@@ -3,6 +3,7 @@
 import json
 import random
 from dataclasses import replace
+from html.parser import HTMLParser
 from pathlib import Path
 
 import vtc
@@ -16,6 +17,46 @@ from vtc.eval.tasks import TASKS
 EVIL = "<b>&\"x\"'</b><script>alert(1)</script>"
 KINDS = ("color", "shape", "count")
 NAMES = ("gqa", "realworldqa")
+
+
+class Page(HTMLParser):
+    """The tables of a page as lists of rows of texts, its text, and what was opened but not closed."""
+
+    VOID = {"meta", "link", "br"}
+
+    def __init__(self, text: str):
+        super().__init__()
+        self.tables, self.open, self.text, self.ids = [], [], "", []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        self.ids += [value for name, value in attrs if name == "id"]
+        if tag not in self.VOID:
+            self.open.append(tag)
+        if tag == "table":
+            self.tables.append([])
+        elif tag == "tr":
+            self.tables[-1].append([])
+        elif tag in ("td", "th"):
+            self.tables[-1][-1].append("")
+
+    def handle_startendtag(self, tag, attrs):
+        self.ids += [value for name, value in attrs if name == "id"]
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        if self.open and self.open[-1] not in ("script", "style"):
+            self.text += data
+        if {"td", "th"} & set(self.open):
+            self.tables[-1][-1][-1] += data
+
+    def row(self, name: str, column: str) -> str:
+        """The cell of a row in the first table with such a column."""
+        table = next(t for t in self.tables if any(column in head for head in t[0]))
+        place = next(i for i, head in enumerate(table[0]) if column in head)
+        return next(row for row in table if row[0] == name)[place]
 
 
 def ran(output: Path, **options) -> Path:

@@ -97,7 +97,8 @@ def test_every_plot_is_told_and_tabled(chromium, pages):
     for name, page in pages.items():
         chromium.open(page, 1200)
         plots = chromium.run("""[...document.querySelectorAll("svg[role=img]")].map((svg) => [
-            svg.getAttribute("aria-label"), svg.querySelectorAll(".p").length, svg.querySelectorAll(".p > title").length,
+            svg.getAttribute("aria-label"), svg.querySelectorAll(".p").length,
+            svg.querySelectorAll(".p > title").length,
             svg.closest("figure").querySelectorAll("details tbody tr").length,
             svg.getBoundingClientRect().width])""")
         assert len(plots) >= (4 if name == "one" else 6)
@@ -110,7 +111,7 @@ def test_every_plot_is_told_and_tabled(chromium, pages):
 
 
 def test_legend_hides_and_shows(chromium, pages):
-    """A click hides points, bars and lines of a method in all plots of its section, and of no other method."""
+    """A click hides a method's points, bars and lines in all plots of its section, and no other method."""
     chromium.open(pages["one"], 1200)
     seen = """(series) => [...document.querySelectorAll(`svg .s${series}`)]
         .map((one) => one.getClientRects().length > 0)"""

@@ -8,9 +8,9 @@ import shutil
 
 import pytest
 
-from tests.helpers_report import EVIL, demo_job, made, sweep
+from tests.helpers_report import EVIL, Page, demo_job, made, sweep
 from tests.helpers_results import MODEL
-from tests.test_report import Page, grid_of, written
+from tests.test_report import grid_of, written
 from vtc.eval.report import report
 from vtc.eval.report.read import read
 from vtc.eval.report.search import settings, shown, verdict
@@ -117,6 +117,7 @@ def test_sweep(searched):
     assert "<b>" not in texts["report.html"]
     assert (folder / "best" / "accuracy.yaml").read_text(encoding="utf-8") in page.text
     assert "keep: 0.25" in texts["report.md"]
+    assert "name: tuning" in page.text
     data = json.loads((folder / "sweep.json").read_text(encoding="utf-8"))
     done = {cell["id"]: cell for cell in data["cells"] if cell["state"] == "done"}
     rows = [row for row in rows_of(texts["report.csv"]) if row["primary"] == "1"]

@@ -15,6 +15,7 @@ from vtc.cli_bench import bench
 from vtc.cli_eval import evaluation
 from vtc.cli_inspect import inspect
 from vtc.cli_options import FAMILY, SETTING, family_names, known_family, overrides
+from vtc.cli_report import report
 from vtc.cli_schedule import check_depths, table
 from vtc.cli_sweep import sweep
 
@@ -170,6 +171,7 @@ def validate(
 app.add_typer(evaluation, name="eval")
 app.add_typer(bench, name="bench")
 app.command()(sweep)
+app.command()(report)
 app.command()(inspect)
 
 

@@ -28,7 +28,7 @@ def document(sources: Sequence[Source], grids: Sequence[Grid]) -> list:
     failed = [table for table in [*map(search.failures, sources), _failed_samples(grids)] if table is not None]
     if failed:
         found.append(Part([Heading(2, "What failed", "failed"), *failed]))
-    found.append(Part([Heading(2, "Where the figures come from", "provenance"), *_provenance(grids)]))
+    found.append(Part([Heading(2, "Where the figures come from", "provenance"), *_provenance(sources, grids)]))
     return found
 
 
@@ -124,8 +124,8 @@ def _failed_samples(grids: Sequence[Grid]) -> Table | None:
     return Table("Failed samples", columns, rows) if rows else None
 
 
-def _provenance(grids: Sequence[Grid]) -> list:
-    found: list = []
+def _provenance(sources: Sequence[Source], grids: Sequence[Grid]) -> list:
+    found: list = [block for source in sources if source.sweep for block in provenance.sweep(source)]
     for number, grid in enumerate(grids, 1):
         if len(grids) > 1:
             found.append(Heading(3, f"Section {number}"))

@@ -9,6 +9,7 @@ from vtc.eval.report import svg
 from vtc.eval.report.significance import front
 
 SIZE = (4.7, 3.7)  # inches: small, so that text is large enough on a phone
+WIDEST = 1.1  # the ratio of the outermost places of points at one x
 ALWAYS = 999  # the series of what no button hides
 
 
@@ -91,7 +92,8 @@ def _place(point: Point, axes: Axes, points: Sequence[Point]) -> float:
     if not axes.log or point.series is None:
         return point.x
     series = sorted({other.series for other in points if other.series is not None})
-    return point.x * axes.apart ** (series.index(point.series) - (len(series) - 1) / 2)
+    apart = min(axes.apart, WIDEST ** (1 / max(1, len(series) - 1)))
+    return point.x * apart ** (series.index(point.series) - (len(series) - 1) / 2)
 
 
 def _threads(panel, points: Sequence[Point], axes: Axes) -> None:
@@ -144,11 +146,13 @@ def _scale(panel, points: Sequence[Point], axes: Axes) -> None:
     if axes.log:
         panel.set_xscale("log", base=2)
         panel.xaxis.set_minor_locator(ticker.NullLocator())
+        places = sorted({point.x for point in points}, reverse=True)
+        close = max(CLOSE, (places[0] / places[-1]) ** 0.11)  # labels take a ninth of the axis
         ticks: list[float] = []
-        for x in sorted({point.x for point in points}, reverse=True):
-            if not ticks or x * CLOSE < ticks[-1]:
+        for x in places:
+            if not ticks or x * close < ticks[-1]:
                 ticks.append(x)
-        panel.set_xlim(ticks[-1] / 1.12, ticks[0] * 1.08)
+        panel.set_xlim(places[-1] / 1.12, places[0] * 1.08)
         per_cent = [f"\n{100 * x / axes.whole:.0f} %" if axes.whole else "" for x in ticks]
         panel.set_xticks(ticks, [f"{x:.0f}{share}" for x, share in zip(ticks, per_cent)])
     else:

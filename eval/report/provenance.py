@@ -3,8 +3,9 @@
 import json
 from collections.abc import Iterable
 
-from vtc.eval.report.blocks import Cell, Column, Items, Table, Text
+from vtc.eval.report.blocks import Cell, Code, Column, Fold, Items, Table, Text
 from vtc.eval.report.measure import Grid
+from vtc.eval.report.read import Source
 from vtc.eval.report.tables import named
 
 
@@ -27,10 +28,11 @@ def facts(grid: Grid) -> Table:
     for name in dict.fromkeys(name for run in runs for name in run["versions"]):
         rows.append((f"version of {name}", _several(run["versions"].get(name) for run in runs)))
     dates = sorted(run["created"] for run in runs)
+    drawn = sorted({run["seeds"]["strategy"] for run in runs if run["seeds"].get("strategy") is not None})
     rows += [
         ("git commit", _several(run["git"] for run in runs)),
         ("seeds (torch)", _several(run["seeds"].get("torch") for run in runs)),
-        ("seeds (strategy)", _several(run["seeds"].get("strategy") for run in runs)),
+        ("seeds (strategies that draw)", " / ".join(map(str, drawn)) or "none draws"),
         ("generation", _several(_plain(run["generation"]) for run in runs)),
         ("kernels", _several(run["kernels"] for run in runs)),
         ("dates", dates[0] if dates[0] == dates[-1] else f"{dates[0]} to {dates[-1]}"),
@@ -79,3 +81,12 @@ def notes(grid: Grid) -> list:
     if grid.section.duplicates:
         found.append(f"{grid.section.duplicates} runs were in several folders with the same key; each is shown once.")
     return [Text("Remarks on the runs"), Items(found)] if found else []
+
+
+def sweep(source: Source) -> list:
+    """When a sweep was made, with what, and the file that asked for it."""
+    about = source.sweep
+    versions = ", ".join(f"{name} {version}" for name, version in (about.get("versions") or {}).items())
+    name, file = about.get("name") or source.name, str(about.get("file") or "")
+    said = f"{name}: sweep of {about.get('created')}{'; ' * bool(versions)}{versions}."
+    return [Text(said), *([Fold(f"The file of the sweep {name}", [Code(file)])] if file else [])]

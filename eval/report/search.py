@@ -50,7 +50,7 @@ def blocks(source: Source, prefix: str) -> list:
     objectives = {one["name"]: one for one in sweep.get("objectives") or []}
     search = sweep.get("search")
     if sweep.get("heldout"):
-        found += [Heading(3, "Does the choice hold?"), verdict(sweep), _heldout(sweep, objectives)]
+        found += [Heading(3, "Does the choice hold?"), _heldout(sweep, objectives)]
     if sweep.get("best"):
         found += [Heading(3, "Best configurations"), *_best(source, objectives)]
     if search:

@@ -6,12 +6,12 @@ from collections.abc import Mapping, Sequence
 from vtc.eval import statistics
 
 ALPHA = 0.05
-MOST_REPLICATES = 20_000
+LEAST_REPLICATES, MOST_REPLICATES = 10_000, 20_000
 
 
 def replicates(tests: int) -> int:
     """So many that the smallest possible p, 2 / (R + 1), is still below 0.05 after the correction for `tests`."""
-    return min(MOST_REPLICATES, max(statistics.REPLICATES, 400 * tests))
+    return min(MOST_REPLICATES, max(LEAST_REPLICATES, 100 * tests))
 
 
 def paired(

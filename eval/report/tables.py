@@ -192,8 +192,9 @@ def _kind(figure: Mapping | None, base: Mapping | None, scale: float) -> Cell:
 def costs(grid: Grid, task: str) -> Table:
     """Tokens, FLOPs and times of one task."""
     heads = (
-        "visual tokens", "kept, %", "prefill GFLOPs", "% of none", "papers' FLOPs, %", "first token, ms", "% of none",
-        *(f"{part}, ms" for part in (*FIRST, "decode", "total")), "selection, % of first token",
+        "visual tokens", "kept, %", "prefill GFLOPs", "FLOPs, % of none", "papers' FLOPs, %", "first token, ms",
+        "first token, % of none", *(f"{part}, ms" for part in (*FIRST, "decode", "total")),
+        "selection, % of first token",
     )  # fmt: skip
     base = grid.cells.get((grid.baseline, task)) if grid.baseline is not None else None
 
