@@ -112,8 +112,10 @@ def test_sweep(searched):
     assert len(sections_of(texts["report.html"])) == 2
     assert "12 cells: 10 done, 1 failed, 1 pending" in page.text
     assert "This sweep is not complete: 2 cells have no results." in page.text
-    assert "Holds on the held-out split (test): yes, difference +10.0 ± 3.0 (paired bootstrap, p = 0.004)" in page.text
+    said = "Holds on the held-out split (test): yes, at least as good as the paper's default, difference +10.0 ± 3.0"
+    assert f"{said} (paired bootstrap, p = 0.004)" in page.text
     assert f"ConfigError: no {EVIL}" in page.text
+    assert "strategy=hiprune keep=0.25 alpha=7" in page.text
     assert "<b>" not in texts["report.html"]
     assert (folder / "best" / "accuracy.yaml").read_text(encoding="utf-8") in page.text
     assert "keep: 0.25" in texts["report.md"]
@@ -153,15 +155,21 @@ def test_verdict(searched):
     no = {**data, "heldout": {**data["heldout"], "holds": False}}
     assert verdict(no).text.startswith("Holds on the held-out split (test): no,")
     assert verdict(no).kind == "bad"
+    chance = {**data, "heldout": {**data["heldout"], "difference": {"value": 0.01, "stderr": 0.02, "p": 0.6}}}
+    assert "difference +1.0 ± 2.0 (paired bootstrap, p = 0.6, not significant)" in verdict(chance).text
+    assert verdict(chance).kind == "bad"
     unknown = {**data, "heldout": {"split": "test", "objective": "accuracy"}}
     assert verdict(unknown).text.startswith("Holds on the held-out split (test): not known, difference -.")
 
 
 def test_objectives_are_printed_in_their_scale():
     """Shares as per cent, points and FLOPs as they are."""
-    assert shown(0.5, {"task": "demo", "figure": "macro"}) == "50.0"
-    assert shown(0.5, {"task": None, "figure": "accuracy"}, "+") == "+50.0"
-    assert shown(1512.25, {"task": "mme", "figure": "total"}) == "1512"
+    assert shown(0.5, {"task": "demo", "figure": "accuracy"}) == "50.0"
+    assert shown(0.5, {"task": None, "figure": "relative"}, "+") == "+50.0"
+    assert shown(1512.25, {"task": "mme", "figure": "accuracy"}) == "1512"
+    assert shown(4.145e8, {"task": None, "figure": "prefill_flops"}) == "0.4145"
+    assert shown(0.0123, {"task": None, "figure": "first_token"}) == "12.3"
+    assert shown(21.9, {"task": None, "figure": "tokens"}) == "21.9"
     assert shown(None, None) == "-"
 
 

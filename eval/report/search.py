@@ -5,9 +5,15 @@ from collections.abc import Mapping
 from vtc.eval.report import plots
 from vtc.eval.report.blocks import Cell, Code, Column, Figure, Figures, Fold, Heading, Table, Text
 from vtc.eval.report.read import Source
+from vtc.eval.report.significance import ALPHA
+from vtc.eval.tables import unit
 from vtc.eval.tasks import TASKS
 
 UNKNOWN = "-"
+UNITS = {
+    "accuracy": (100.0, "%"), "relative": (100.0, "%"), "prefill_flops": (1e-9, "GFLOPs"),
+    "first_token": (1000.0, "ms"),
+}  # fmt: skip
 
 
 def state(sweep: Mapping) -> str:
@@ -28,16 +34,16 @@ def failures(source: Source) -> Table | None:
     failed = [cell for cell in (source.sweep or {}).get("cells", []) if cell["state"] == "failed"]
     if not failed:
         return None
-    rows = [[Cell(cell["id"]), Cell(settings(cell["params"])), Cell(str(cell.get("error")))] for cell in failed]
+    more = ("model", "split", "limit", "seed")
+    rows = [[*map(Cell, (cell["id"], settings(cell["params"], more), str(cell.get("error"))))] for cell in failed]
     columns = [Column("cell", False), Column("settings", False), Column("error", False)]
     return Table(f"Failed cells of {source.name}", columns, rows)
 
 
-def settings(params: Mapping) -> str:
-    """What makes a cell, in a line: `strategy=hiprune keep=0.25 alpha=0.1`."""
-    flat = {**{k: v for k, v in params.items() if k != "set"}, **(params.get("set") or {})}
-    shown = [f"{k}={_value(v)}" for k, v in flat.items() if k in ("strategy", "keep", *(params.get("set") or {}))]
-    return " ".join(shown) or " ".join(f"{k}={_value(v)}" for k, v in flat.items())
+def settings(params: Mapping, more: tuple[str, ...] = ()) -> str:
+    """What makes a cell, in a line: `strategy=hiprune keep=0.25 alpha=0.1`; more: other parameters to say."""
+    named = {key: params[key] for key in (*more, "strategy", "keep") if params.get(key) is not None}
+    return " ".join(f"{key}={_value(value)}" for key, value in {**named, **(params.get("set") or {})}.items())
 
 
 def _value(value: object) -> str:
@@ -64,19 +70,24 @@ def blocks(source: Source, prefix: str) -> list:
 
 
 def shown(value: float | None, objective: Mapping | None, sign: str = "") -> str:
-    """A value of an objective as it is printed: figures of a benchmark times its scale."""
+    """A value of an objective as it is printed, see `unit_of`."""
     if value is None:
         return UNKNOWN
-    scale = _scale(objective)
-    return f"{scale * value:{sign}.1f}" if scale != 1 else f"{value:{sign}.4g}"
+    scale, _ = unit_of(objective)
+    return f"{scale * value:{sign}.1f}" if scale in (100, 1000) else f"{scale * value:{sign}.4g}"
 
 
-def _scale(objective: Mapping | None) -> float:
-    task, figure = (objective or {}).get("task"), str((objective or {}).get("figure"))
-    named = ("accuracy", "macro", "f1", "primary", "relative", "score", "kept")
-    if task in TASKS.names() and figure in ("primary", TASKS[task].primary):
-        return TASKS[task].scale
-    return 100.0 if figure.partition("/")[0] in named else 1.0
+def unit_of(objective: Mapping | None) -> tuple[float, str]:
+    """What an objective's values are printed times, and in what: the figure of a task in the task's own way."""
+    figure, task = (objective or {}).get("figure"), (objective or {}).get("task")
+    if figure == "accuracy" and task in TASKS.names():
+        return TASKS[task].scale, unit(TASKS[task].scale)
+    return UNITS.get(figure, (1.0, ""))
+
+
+def _head(name: str, objective: Mapping | None) -> str:
+    _, named = unit_of(objective)
+    return f"{name}, {named}" if named else name
 
 
 def verdict(sweep: Mapping) -> Text:
@@ -85,15 +96,16 @@ def verdict(sweep: Mapping) -> Text:
     objective = {one["name"]: one for one in sweep.get("objectives") or []}.get(held.get("objective"))
     gap, there, here = (held.get(key) or {} for key in ("difference", "heldout_split", "search_split"))
     error = "" if gap.get("stderr") is None else f" ± {shown(gap['stderr'], objective)}"
-    p = "" if gap.get("p") is None else f" (paired bootstrap, p = {gap['p']:.2g})"
-    word = {True: "yes", False: "no"}.get(held.get("holds"), "not known")
+    chance = gap.get("p") is not None and gap["p"] >= ALPHA
+    p = "" if gap.get("p") is None else f" (paired bootstrap, p = {gap['p']:.2g}{', not significant' * chance})"
+    word = {True: "yes, at least as good as the paper's default", False: "no"}.get(held.get("holds"), "not known")
     line = (
         f"Holds on the held-out split ({held['split']}): {word}, difference {shown(gap.get('value'), objective, '+')}"
         f"{error}{p}. The search's best has {shown(there.get('best'), objective)} there, the paper's default "
         f"{shown(there.get('reference'), objective)}; on the split of the search they had "
         f"{shown(here.get('best'), objective)} and {shown(here.get('reference'), objective)}."
     )
-    return Text(line, "good" if held.get("holds") else "bad")
+    return Text(line, "good" if held.get("holds") and not chance else "bad")
 
 
 def _heldout(sweep: Mapping, objectives: Mapping) -> Table:
@@ -120,8 +132,9 @@ def _best(source: Source, objectives: Mapping) -> list:
         cell = cells.get(best["cell"], {"params": {}})
         rows.append([Cell(str(best["objective"]), strong=True), Cell(settings(cell["params"])), *map(Cell, texts),
                      Cell(str(best.get("yaml") or UNKNOWN)), Cell(best["cell"])])  # fmt: skip
-    columns = [Column("best for", False), Column("settings", False), *map(Column, names), Column("file", False),
-               Column("cell", False)]  # fmt: skip
+    heads = [Column(_head(name, objectives[name])) for name in names]
+    words = [Column(name, False) for name in ("best for", "settings", "file", "cell")]
+    columns = [*words[:2], *heads, *words[2:]]
     notes = ["Each file is a strategy: vtc.patch(model, FILE), or vtc eval --strategy FILE."]
     files = [Fold(path, [Code(text)]) for path, text in source.files.items()]
     return [Table("The best cell of each objective, with its values", columns, rows, notes), *files]
@@ -131,7 +144,7 @@ def _trials(search: Mapping, objectives: Mapping, prefix: str) -> list[Figure]:
     found = []
     for number, (name, objective) in enumerate(objectives.items()):
         values = [(t["number"], (t.get("values") or {}).get(name)) for t in search["trials"]]
-        scale = _scale(objective)
+        scale = unit_of(objective)[0]
         scaled = [(n, None if v is None else scale * v) for n, v in values]
         known = [pair for pair in scaled if pair[1] is not None]
         if not known:
@@ -144,9 +157,9 @@ def _trials(search: Mapping, objectives: Mapping, prefix: str) -> list[Figure]:
             f"with {shown(best[1] / scale, objective)}; the first had {shown(known[0][1] / scale, objective)}. "
             "Grey steps: the best so far."
         )
-        picture = plots.trials(scaled, up, name, f"{prefix}t{number}-", alt)
+        picture = plots.trials(scaled, up, _head(name, objective), f"{prefix}t{number}-", alt)
         rows = [[Cell(str(n)), Cell(shown(v, objective))] for n, v in values]
-        table = Table(f"Numbers of the plot: {title}", [Column("trial"), Column(name)], rows)
+        table = Table(f"Numbers of the plot: {title}", [Column("trial"), Column(_head(name, objective))], rows)
         found.append(Figure(picture, title, f"Best: trial {best[0]}.", alt, table))
     return found
 
@@ -173,6 +186,6 @@ def _trial_table(sweep: Mapping, search: Mapping, objectives: Mapping) -> Table:
         values = [shown((trial.get("values") or {}).get(name), one) for name, one in objectives.items()]
         rows.append([Cell(str(trial["number"])), Cell(str(trial["state"]).lower()), Cell(settings(cell["params"])),
                      *map(Cell, values), Cell(str(trial.get("cell")))])  # fmt: skip
-    columns = [Column("trial"), Column("state", False), Column("settings", False), *map(Column, objectives),
-               Column("cell", False)]  # fmt: skip
+    heads = [Column(_head(name, one)) for name, one in objectives.items()]
+    columns = [Column("trial"), Column("state", False), Column("settings", False), *heads, Column("cell", False)]
     return Table("Trials", columns, rows)

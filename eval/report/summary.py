@@ -145,15 +145,20 @@ def _costs(grid: Grid, i: int) -> str:
 
 def _rivals(grid: Grid, budget: Budget) -> str:
     """Who else may be as good."""
-    others = [i for i in budget.members if i != budget.best and not grid.section.entries[i].blurred]
+    mine = grid.section.variants[budget.best]
+    others = [
+        i for i in budget.members
+        if grid.section.variants[i] != mine and not grid.section.entries[i].blurred
+    ]  # fmt: skip
     tested = [i for i in others if any(m.holm_best is not None for m in grid.of(i))]
     if not tested:
         return ""
     alike = [i for i in tested if all(m.holm_best is None or m.holm_best >= ALPHA for m in grid.of(i))]
     if not alike:
-        return f"Significantly ahead of {'all ' * (len(tested) > 1)}{len(tested)} other{'s' * (len(tested) > 1)}."
+        others = f"all {len(tested)} other runs" if len(tested) > 1 else "the other run"
+        return f"Significantly ahead of {others}."
     alike.sort(key=lambda i: (-(grid.score(i)[0] or 0.0), i))
-    names = [grid.section.labels[i] for i in alike]
+    names = list(dict.fromkeys(grid.section.variants[i] for i in alike))
     more = f" and {len(names) - MOST_NAMES} more" if len(names) > MOST_NAMES else ""
     return f"Not distinguishable from it: {', '.join(names[:MOST_NAMES])}{more}."
 
