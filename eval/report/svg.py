@@ -14,7 +14,7 @@ _FIRST = 0x0A0000  # from here on: the colours of the series
 _VARIABLES = {INK: "currentColor", GRID: "var(--grid)", MUTED: "var(--muted)", PAPER: "var(--paper)"}
 _LINK = "{http://www.w3.org/1999/xlink}href"
 STYLE = {
-    "svg.fonttype": "none", "svg.hashsalt": "vtc", "svg.id": None, "font.size": 10.5, "font.family": "DejaVu Sans",
+    "svg.fonttype": "none", "svg.hashsalt": "vtc", "font.size": 10.5, "font.family": "DejaVu Sans",
     "text.color": INK, "axes.edgecolor": MUTED, "axes.labelcolor": INK, "xtick.color": INK, "ytick.color": INK,
     "axes.facecolor": "none", "figure.facecolor": "none", "savefig.facecolor": "none", "axes.titlesize": 10.5,
     "axes.grid": True, "grid.color": GRID, "grid.linewidth": 0.8, "axes.axisbelow": True, "axes.spines.top": False,
