@@ -14,7 +14,18 @@ from vtc.eval.compare import scored
 from vtc.eval.plan import DOWNSAMPLE, NONE
 from vtc.eval.results import PACKAGES, version
 from vtc.eval.samples import read_log
-from vtc.eval.sweep.cells import DONE, EXCLUDED, HELDOUT, Cell, Place, cell_of, heldout_cells, planned, write_json
+from vtc.eval.sweep.cells import (
+    DONE,
+    EXCLUDED,
+    HELDOUT,
+    PENDING,
+    Cell,
+    Place,
+    cell_of,
+    heldout_cells,
+    planned,
+    write_json,
+)
 from vtc.eval.sweep.objectives import Objective, pareto
 from vtc.eval.sweep.spec import Spec
 from vtc.eval.sweep.study import Search
@@ -182,8 +193,8 @@ def _heldout(findings: Findings, best: list[dict], run: object) -> dict | None:
     """The best and the reference on both splits; None while something is missing."""
     spec, wanted = findings.spec, findings.spec.heldout
     chosen = next((row for row in best if row["objective"] == wanted.objective), None)
-    open_ = [row for row in findings.rows.values() if row["state"] == "pending"]
-    if chosen is None or open_:
+    pending = any(row["state"] == PENDING for row in findings.rows.values())
+    if chosen is None or pending or not (findings.search is None or findings.search.over()):
         return None
     params = findings.rows[chosen["cell"]]["params"]
     assigned = {"strategy": params["strategy"], "keep": params["keep"], **params["set"]}

@@ -1,9 +1,9 @@
-"""`vtc sweep`: workers are started, what they finish is shown, and the end is drawn from the folder."""
+"""`vtc sweep`: this process works, with helpers beside it if wanted, and draws the end from the folder."""
 
 import contextlib
 import multiprocessing
 import os
-import time
+import signal
 import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -12,19 +12,18 @@ from pathlib import Path
 from rich.console import Console
 
 from vtc.errors import ConfigError
-from vtc.eval.sweep.cells import DONE, Cell, Place, cell_of, check, planned
+from vtc.eval.sweep.cells import FAILED, Cell, Place, cell_of, check, planned
 from vtc.eval.sweep.show import Board, dry_run, print_summary
 from vtc.eval.sweep.space import draw, matches
 from vtc.eval.sweep.spec import Spec, load_spec, read_spec
 
-POLL = 0.5  # seconds between looks at what workers have finished
-GRACE = 20  # seconds that workers have to end after an interrupt
 SAMPLED = 30  # assignments of a search that are checked before it starts
 
 
 @dataclass(frozen=True)
 class Asked:
-    """What the command line says. workers: processes started here; worker: only help others, conclude nothing."""
+    """What the command line says. workers: processes on this machine, this one among them; worker:
+    only help others, conclude nothing."""
 
     output: Path
     workers: int = 1
@@ -51,17 +50,17 @@ def sweep(name: str, asked: Asked, console: Console | None = None) -> int:
     if asked.dry_run:
         dry_run(spec, cells, asked, console or Console())
         return 0
-    place = Place(asked.output)
-    start = uuid.uuid4().hex
-    with contextlib.ExitStack() as stack:
-        first = int(os.environ.get("RANK", "0")) == 0
-        board = stack.enter_context(Board(spec, place, cells, start, silent=not first))
-        if asked.workers > 1:
-            _start_workers(spec, asked, cells, start, board)
-        summary = _work(spec, place, asked, cells, start, board)
-    if summary is not None:
-        print_summary(summary, spec, asked.output, console or Console())
-    return board.failed
+    place, start = Place(asked.output), uuid.uuid4().hex
+    first = int(os.environ.get("RANK", "0")) == 0
+    own, *others = _shares(asked.max_cells, asked.workers)
+    with Board(spec, place, cells, start, silent=not first, watch=asked.workers > 1) as board:
+        with _helpers(spec, asked, others, cells, start, board):
+            summary = _work(spec, place, replace(asked, max_cells=own), cells, start, board)
+        board.look()
+    if summary is None:
+        return board.failed
+    print_summary(summary, spec, asked.output, console or Console())
+    return sum(row["state"] == FAILED for row in summary["cells"])
 
 
 def _sampled(spec: Spec) -> list[Cell]:
@@ -71,19 +70,21 @@ def _sampled(spec: Spec) -> list[Cell]:
 
 def _work(spec: Spec, place: Place, asked: Asked, cells: list[Cell], start: str, board: Board) -> dict | None:
     """This process's part, and the end; None in processes beside the first, and for helpers."""
+    import torch
+
     from vtc.eval.sweep.work import Options, Worker
 
-    most = board.left(asked.max_cells)
-    options = Options(start, asked.device, asked.storage, most, wait=not asked.worker)
+    if asked.workers > 1 and "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(_threads(asked.workers))
+    options = Options(start, asked.device, asked.storage, asked.max_cells, wait=not asked.worker)
     worker = Worker(spec, place, options, board.finished)
     if not worker.processes.first:
         worker.follow()
         worker.processes.close()
         return None
-    try:
-        return _lead(worker, cells, asked)
-    finally:
-        worker.close()
+    summary = _lead(worker, cells, asked)
+    worker.close()
+    return summary
 
 
 def _lead(worker, cells: list[Cell], asked: Asked) -> dict | None:
@@ -109,60 +110,56 @@ def _lead(worker, cells: list[Cell], asked: Asked) -> dict | None:
     return conclude(Findings(spec, place, search), None if worker.left == 0 else worker.cells)
 
 
-def _start_workers(spec: Spec, asked: Asked, cells: list[Cell], start: str, board: Board) -> None:
-    """Starts worker processes and waits for them, showing what they finish; what they leave is this process's."""
+@contextlib.contextmanager
+def _helpers(spec: Spec, asked: Asked, shares: list, cells: list[Cell], start: str, board: Board) -> Iterator[None]:
+    """Worker processes beside this one while the block runs, one per share (of the cells that may be run)."""
     context = multiprocessing.get_context("spawn")
-    shares = [None] * asked.workers if asked.max_cells is None else list(_shares(asked.max_cells, asked.workers))
-    todo = [cell for cell in cells if board.place.state(cell.id) != DONE]
-    if spec.mode != "search" and len(todo) < 2:
-        return
-    given = [(spec.text, spec.name, replace(asked, max_cells=share), cells, start) for share in shares if share != 0]
-    workers = [context.Process(target=_worker, args=one, name=str(i)) for i, one in enumerate(given, 1)]
-    with _threads(asked.workers):
+    wanted = [(spec.text, spec.name, replace(asked, max_cells=share), cells, start) for share in shares if share != 0]
+    workers = [context.Process(target=_worker, args=one, daemon=True) for one in wanted]
+    with _divided(asked.workers):
         for worker in workers:
             worker.start()
     try:
-        while any(worker.is_alive() for worker in workers):
-            time.sleep(POLL)
-            board.look()
-    except BaseException:
-        until = time.monotonic() + GRACE
+        yield
         for worker in workers:
-            worker.join(max(0.0, until - time.monotonic()))
+            worker.join()
+            if worker.exitcode:
+                board.say(f"a worker ended with exit code {worker.exitcode}")
+    finally:
+        for worker in workers:
             worker.terminate()
-        raise
-    board.look()
-    for worker in workers:
-        if worker.exitcode not in (0, None):
-            board.say(f"worker {worker.name} ended with exit code {worker.exitcode}; this process goes on")
+            worker.join()
 
 
-def _shares(total: int, workers: int) -> Iterator[int]:
-    for i in range(workers):
-        yield total // workers + (i < total % workers)
+def _shares(most: int | None, workers: int) -> list[int | None]:
+    """How many cells each worker may run."""
+    return [None if most is None else most // workers + (i < most % workers) for i in range(workers)]
+
+
+def _threads(workers: int) -> int:
+    return max(1, len(os.sched_getaffinity(0)) // workers)
 
 
 @contextlib.contextmanager
-def _threads(workers: int) -> Iterator[None]:
+def _divided(workers: int) -> Iterator[None]:
     """Workers divide the cores among them, unless the user has decided; more threads than cores are very slow."""
-    if "OMP_NUM_THREADS" in os.environ:
-        yield
-        return
-    os.environ["OMP_NUM_THREADS"] = str(max(1, len(os.sched_getaffinity(0)) // workers))
+    given = "OMP_NUM_THREADS" in os.environ
+    os.environ.setdefault("OMP_NUM_THREADS", str(_threads(workers)))
     try:
         yield
     finally:
-        del os.environ["OMP_NUM_THREADS"]
+        if not given:
+            del os.environ["OMP_NUM_THREADS"]
 
 
 def _worker(text: str, name: str, asked: Asked, cells: list[Cell], start: str) -> None:
-    """A worker process: works silently and leaves the end to who started it."""
+    """A worker process: works silently, and leaves interrupts and the end to who started it."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     from vtc.eval.sweep.study import Search
     from vtc.eval.sweep.work import Options, Worker
 
     spec, place = read_spec(text, name), Place(asked.output)
     worker = Worker(spec, place, Options(start, asked.device, asked.storage, asked.max_cells, wait=False))
-    with contextlib.suppress(KeyboardInterrupt):
-        worker.cells(cells, wait=True if spec.mode == "search" else None)
-        if spec.mode == "search":
-            worker.search(Search(spec, place, asked.storage))
+    worker.cells(cells, wait=True if spec.mode == "search" else None)
+    if spec.mode == "search":
+        worker.search(Search(spec, place, asked.storage))

@@ -1,6 +1,7 @@
 """What is seen of a sweep: what would run, what has been finished, and the short tables at its end."""
 
 import sys
+import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -15,17 +16,25 @@ from vtc.eval.sweep.objectives import Objective
 from vtc.eval.sweep.spec import Spec
 
 PIPE_WIDTH = 160  # columns when the output is no terminal
+POLL = 0.5  # seconds between looks at what other processes have finished
 MOST_ROWS = 25  # of the Pareto set
 
 
 class Board:
-    """Counts finished cells on stderr: a bar on a terminal, a line for each elsewhere."""
+    """Counts finished cells on stderr: a bar on a terminal, a line for each elsewhere.
 
-    def __init__(self, spec: Spec, place: Place, cells: Sequence[Cell], start: str, silent: bool = False):
+    watch: looks for what other processes finish, all the time.
+    """
+
+    def __init__(
+        self, spec: Spec, place: Place, cells: Sequence[Cell], start: str, silent: bool = False, watch: bool = False
+    ):
         self.spec, self.place, self.start, self.silent = spec, place, start, silent
         self.cells = {cell.id: cell for cell in cells}
         self.console = Console(stderr=True)
-        self.failed, self.fresh = 0, 0
+        self.failed = 0
+        self._lock, self._over = threading.RLock(), threading.Event()
+        self._watch = threading.Thread(target=self._looking, daemon=True) if watch else None
         self._seen = {cell.parent.name for cell in (place.folder / "cells").glob("*/cell.json")
                       if place.state(cell.parent.name) == DONE}  # fmt: skip
         self.done = len(self._seen & set(self.cells)) if spec.mode != "search" else len(self._seen)
@@ -37,26 +46,33 @@ class Board:
     def __enter__(self) -> "Board":
         self.bar.start()
         self.task = self.bar.add_task(f"vtc sweep {self.spec.name}", total=self.total, completed=self.done)
+        if self._watch:
+            self._watch.start()
         return self
 
     def __exit__(self, *_) -> None:
+        self._over.set()
+        if self._watch:
+            self._watch.join()
         self.bar.stop()
+
+    def _looking(self) -> None:
+        while not self._over.wait(POLL):
+            self.look()
 
     def say(self, line: str) -> None:
         """A line of its own."""
         if not self.silent:
             print(f"vtc sweep: {line}", file=sys.stderr, flush=True)
 
-    def left(self, most: int | None) -> int | None:
-        """How many of so many cells may still be run."""
-        return None if most is None else max(0, most - self.fresh)
-
     def finished(self, cell: Cell) -> None:
         """A cell has ended, well or badly."""
-        if cell.id in self._seen:
-            return
-        self._seen.add(cell.id)
-        self.fresh += 1
+        with self._lock:
+            if cell.id not in self._seen:
+                self._seen.add(cell.id)
+                self._count(cell)
+
+    def _count(self, cell: Cell) -> None:
         error = self.place.error(cell.id)
         self.failed += bool(error)
         self.done += not error

@@ -92,8 +92,9 @@ class Search:
         own = "" if self.here == "shared" else self.here
         seed = int(hashlib.sha256(f"{self.spec.seed}/{number}/{own}".encode()).hexdigest()[:8], 16)
         samplers = self.optuna.samplers
-        limited = [o for o in self.spec.objectives if o.budget is not None]
-        given = {"seed": seed, **({"constraints_func": _excesses} if limited else {})}
+        limited = any(o.budget is not None for o in self.spec.objectives)
+        older = limited and not hasattr(self.optuna.trial.Trial, "set_constraint")
+        given = {"seed": seed, **({"constraints_func": _excesses} if older else {})}
         if self.spec.sampler == "random":
             return samplers.RandomSampler(seed=seed)
         if self.spec.sampler == "tpe":
@@ -128,6 +129,12 @@ class Search:
             if t.state.name in ("COMPLETE", "RUNNING")
             or t.state.name == "FAIL" and "cell" in t.user_attrs and t.number not in retried
         ]  # fmt: skip
+
+    def over(self) -> bool:
+        """Whether no trial is wanted any more, and none is under way."""
+        counted = self.counted()
+        enough = len(counted) >= self.spec.trials or len(self.trials) >= MOST_ASKED * self.spec.trials
+        return enough and all(t.state.name != "RUNNING" for t in counted)
 
     def busy(self) -> bool:
         """Whether a trial of this folder is not finished."""
@@ -191,6 +198,9 @@ class Search:
             return
         for key, value in attributes.items():
             trial.set_user_attr(key, value)
+        if hasattr(trial, "set_constraint"):  # Optuna 5; before, the sampler asks `_excesses`
+            for i, excess in enumerate(attributes["excess"]):
+                trial.set_constraint(f"budget {i}", excess)
         self.study.tell(trial, values)
 
     def importance(self) -> dict:
