@@ -145,6 +145,16 @@ def test_max_cells_and_only(tmp_path, breaking):
     assert nothing == {}
 
 
+def test_worker(tmp_path, breaking):
+    """One more worker runs cells and leaves the end to the others, who find them done."""
+    failed, out, found = run(tmp_path, GRID, worker=True)
+    assert (failed, out, found) == (0, "", {})
+    breaking("hiprune", AssertionError("a finished cell was run"), after=2)  # held out: reference and best
+    failed, _, found = run(tmp_path, GRID)
+    assert failed == 0
+    assert {row["state"] for row in found["cells"]} == {"done"}
+
+
 def test_seeds(tmp_path):
     """With several seeds the best is that of their mean, and each is a cell."""
     text = "limit: 7\nseeds: [0, 1]\nspace: {strategy: [random], keep: [0.1, 0.9]}\nobjectives: [accuracy]"

@@ -55,7 +55,7 @@ def sweep(name: str, asked: Asked, console: Console | None = None) -> int:
     own, *others = _shares(asked.max_cells, asked.workers)
     with Board(spec, place, cells, start, silent=not first, watch=asked.workers > 1) as board:
         with _helpers(spec, asked, others, cells, start, board):
-            summary = _work(spec, place, replace(asked, max_cells=own), cells, start, board)
+            summary = _work(spec, place, replace(asked, max_cells=own, device=_device(asked, 0)), cells, start, board)
         board.look()
     if summary is None:
         return board.failed
@@ -114,8 +114,12 @@ def _lead(worker, cells: list[Cell], asked: Asked) -> dict | None:
 def _helpers(spec: Spec, asked: Asked, shares: list, cells: list[Cell], start: str, board: Board) -> Iterator[None]:
     """Worker processes beside this one while the block runs, one per share (of the cells that may be run)."""
     context = multiprocessing.get_context("spawn")
-    wanted = [(spec.text, spec.name, replace(asked, max_cells=share), cells, start) for share in shares if share != 0]
-    workers = [context.Process(target=_worker, args=one, daemon=True) for one in wanted]
+    given = [
+        replace(asked, max_cells=share, device=_device(asked, i)) for i, share in enumerate(shares, 1) if share != 0
+    ]
+    workers = [
+        context.Process(target=_worker, args=(spec.text, spec.name, one, cells, start), daemon=True) for one in given
+    ]
     with _divided(asked.workers):
         for worker in workers:
             worker.start()
@@ -134,6 +138,14 @@ def _helpers(spec: Spec, asked: Asked, shares: list, cells: list[Cell], start: s
 def _shares(most: int | None, workers: int) -> list[int | None]:
     """How many cells each worker may run."""
     return [None if most is None else most // workers + (i < most % workers) for i in range(workers)]
+
+
+def _device(asked: Asked, number: int) -> str | None:
+    """The device of a worker: of several GPUs each has the next."""
+    import torch
+
+    several = asked.workers > 1 and asked.device in (None, "cuda") and torch.cuda.device_count() > 1
+    return f"cuda:{number % torch.cuda.device_count()}" if several else asked.device
 
 
 def _threads(workers: int) -> int:

@@ -1,6 +1,5 @@
 """What is seen of a sweep: what would run, what has been finished, and the short tables at its end."""
 
-import sys
 import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -63,7 +62,7 @@ class Board:
     def say(self, line: str) -> None:
         """A line of its own."""
         if not self.silent:
-            print(f"vtc sweep: {line}", file=sys.stderr, flush=True)
+            self.console.print(f"vtc sweep: {line}", soft_wrap=True, highlight=False, markup=False)
 
     def finished(self, cell: Cell) -> None:
         """A cell has ended, well or badly."""

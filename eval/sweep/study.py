@@ -205,14 +205,14 @@ class Search:
 
     def importance(self) -> dict:
         """Per aim the share of each parameter (PED-ANOVA, arXiv 2304.10255); empty where trials are too few."""
-        found = {}
+        found, fixed = {}, [p.name for p in self.spec.space if p.values is not None and len(p.values) == 1]
         for i, objective in enumerate(self.spec.aims):
             with contextlib.suppress(Exception), warnings.catch_warnings():
                 warnings.simplefilter("ignore")
                 evaluator = self.optuna.importance.PedAnovaImportanceEvaluator()
                 target = None if len(self.spec.aims) == 1 else lambda t, i=i: t.values[i]
                 shares = self.optuna.importance.get_param_importances(self.study, evaluator=evaluator, target=target)
-                found[objective.name] = dict(sorted(shares.items()))
+                found[objective.name] = {name: share for name, share in sorted(shares.items()) if name not in fixed}
         return found
 
 
