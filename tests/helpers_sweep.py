@@ -54,7 +54,7 @@ def lasting(summary: dict) -> dict:
 
 
 def start(file: Path, output: Path, *options: str, processes: int = 1) -> subprocess.Popen:
-    """The running command, in a process group of its own; processes: of torchrun, whose settings accelerate makes too."""
+    """The running command, in a process group of its own; processes: of torchrun, which is beneath accelerate."""
     env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
     launched = [sys.executable, *(launcher if processes > 1 else [])]
