@@ -43,11 +43,11 @@ def whole(tmp_path_factory):
 
 
 def test_grid_with_a_kill(whole, tmp_path):
-    """A grid that was killed, on two workers, ends as one that ran through on one."""
+    """A grid that was killed, on two workers, ends on one as if it had run through there."""
     file = whole.parent / "toy.yaml"
     process = start(file, tmp_path / "killed", "--workers", "2")
     kill_after(process, tmp_path / "killed", 12, 0.1)
-    code, out = finish(start(file, tmp_path / "killed", "--workers", "2"))
+    code, out = finish(start(file, tmp_path / "killed"))
     assert code == 0, out
     assert lasting(summary_of(tmp_path / "killed")) == lasting(summary_of(whole))
     assert_exactly_once(tmp_path / "killed", 7)
