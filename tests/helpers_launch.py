@@ -1,13 +1,15 @@
 """`vtc eval` as a user starts it: one process, or several under accelerate's launcher."""
 
+import contextlib
 import json
 import os
-import signal
 import socket
 import subprocess
 import sys
 import time
 from pathlib import Path
+
+import psutil
 
 import vtc
 
@@ -15,23 +17,25 @@ ROOT = Path(vtc.__file__).resolve().parent.parent
 
 
 def command(processes: int, options: list[str]) -> list[str]:
-    """The command line on so many processes of this machine."""
+    """The command line on so many processes of this machine.
+
+    --multi_gpu: without it accelerate starts one process where there is no GPU, whatever the number.
+    """
     if processes == 1:
         return [sys.executable, "-m", "vtc.eval", *options]
     with socket.socket() as probe:
         probe.bind(("", 0))
         port = str(probe.getsockname()[1])
-    launcher = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", str(processes)]
+    launcher = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", str(processes)]
     plain = ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", port]
     return [*launcher, *plain, "-m", "vtc.eval", *options]
 
 
 def start(processes: int, options: list[str], **env: str) -> subprocess.Popen:
-    """The running command, in a process group of its own."""
+    """The running command."""
     env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", **env}
     return subprocess.Popen(
-        command(processes, options), env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-        start_new_session=True,
+        command(processes, options), env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )  # fmt: skip
 
 
@@ -41,21 +45,28 @@ def finish(process: subprocess.Popen, limit: float = 180) -> tuple[int, str]:
     return process.returncode, out
 
 
-def kill_at(process: subprocess.Popen, output: Path, lines: int, limit: float = 120) -> int:
-    """SIGKILL to all processes of the command once its sample logs have so many lines; returns how many they have."""
+def kill_at(process: subprocess.Popen, output: Path, lines: int, second: bool = False, limit: float = 120) -> int:
+    """SIGKILL to all processes of the command once its sample logs have so many lines; returns how many they have.
+
+    second: there must be a sample of the second process, too.
+    """
     until = time.monotonic() + limit
-    while count(output) < lines:
+    while count(output) < lines or (second and count(output, "*.rank1.jsonl") < 2):
         assert time.monotonic() < until, "the run did not get under way"
         assert process.poll() is None, process.communicate()[0]
         time.sleep(0.002)
-    os.killpg(process.pid, signal.SIGKILL)
+    # The launcher gives each of its processes a session of its own: the group is not enough.
+    top = psutil.Process(process.pid)
+    for one in [top, *top.children(recursive=True)]:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            one.kill()
     process.communicate()
     return count(output)
 
 
-def count(output: Path) -> int:
-    """Lines of all sample logs, headers included."""
-    return sum(path.read_bytes().count(b"\n") for path in (output / "samples").glob("*.jsonl"))
+def count(output: Path, files: str = "*.jsonl") -> int:
+    """Lines of sample logs, headers included."""
+    return sum(path.read_bytes().count(b"\n") for path in (output / "samples").glob(files))
 
 
 def logs(output: Path) -> dict[str, list[str]]:

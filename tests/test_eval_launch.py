@@ -35,7 +35,7 @@ def options(request, data, tmp_path_factory):
     model = save_tiny(request.param, tmp_path_factory.mktemp("models") / request.param)
     return [
         "--model", str(model), "--strategy", "none,hiprune", "--keep", "0.25", "--tasks", "mmbench_en",
-        "--dataset-path", str(data), "--max-new-tokens", "24", "--batch-size", "3",
+        "--dataset-path", str(data), "--max-new-tokens", "40", "--batch-size", "2",
     ]  # fmt: skip
 
 
@@ -53,22 +53,19 @@ def test_two_processes(options, whole, tmp_path):
     """Two processes write the same lines into the same files, byte for byte but for the order, and the same figures."""
     code, out = finish(start(2, [*options, "--output", str(tmp_path)]))
     assert code == 0, out
+    assert "none, mmbench_en, process 1 of 2: 10 samples" in out
     assert out.count("task mmbench_en") == 1, "one process prints"
     assert logs(tmp_path) == logs(whole)
     assert figures(tmp_path) == figures(whole)
     assert all(len(lines) == 21 for lines in logs(whole).values())
 
 
-@pytest.mark.parametrize("options", ["qwen2_5_vl"], indirect=True)
 def test_three_kills(options, whole, tmp_path):
-    """SIGKILL at three moments, on two, one and three processes, then to the end on two.
-
-    Nothing in it depends on the family, so that the other, which passes as well, is spared the minute.
-    """
+    """SIGKILL at three moments, on two, one and three processes, then to the end on two."""
     before = 2
-    for processes, more in ((2, 3), (1, 12), (3, 9)):
+    for processes, more in ((2, 3), (1, 4), (3, 3)):
         process = start(processes, [*options, "--output", str(tmp_path)])
-        before = kill_at(process, tmp_path, before + more)
+        before = kill_at(process, tmp_path, before + more, second=processes > 1)
     code, out = finish(start(2, [*options, "--output", str(tmp_path)]))
     assert code == 0, out
     assert logs(tmp_path) == logs(whole)
