@@ -22,6 +22,7 @@ help: ## this list
 
 demo: .venv/.ready ## compare strategies on the bundled model; picks up where it stopped
 	@HF_HUB_OFFLINE=1 .venv/bin/vtc eval --suite demo --output $(DEMO_OUTPUT)
+	@.venv/bin/vtc report $(DEMO_OUTPUT)
 
 test: .venv/.ready ## all tests, newest supported transformers
 	@$(TEST_ENV) .venv/bin/python $(PYTEST)

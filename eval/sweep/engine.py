@@ -12,7 +12,8 @@ from pathlib import Path
 from rich.console import Console
 
 from vtc.errors import ConfigError
-from vtc.eval.sweep.cells import FAILED, Cell, Place, cell_of, check, planned
+from vtc.eval.report import report
+from vtc.eval.sweep.cells import DONE, FAILED, Cell, Place, cell_of, check, planned
 from vtc.eval.sweep.show import Board, dry_run, print_summary
 from vtc.eval.sweep.space import draw, matches
 from vtc.eval.sweep.spec import Spec, load_spec, read_spec
@@ -59,7 +60,10 @@ def sweep(name: str, asked: Asked, console: Console | None = None) -> int:
         board.look()
     if summary is None:
         return board.failed
-    print_summary(summary, spec, asked.output, console or Console())
+    console = console or Console()
+    print_summary(summary, spec, asked.output, console)
+    if any(row["state"] == DONE for row in summary["cells"]):
+        console.print(f"report   {report([asked.output])[0]}", soft_wrap=True, highlight=False)
     return sum(row["state"] == FAILED for row in summary["cells"])
 
 
