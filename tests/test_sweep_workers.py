@@ -5,7 +5,16 @@ import random
 import pytest
 
 from tests.helpers_launch import finish
-from tests.helpers_sweep import GRID, SEARCH, assert_exactly_once, kill_after, lasting, start, summary_of
+from tests.helpers_sweep import (
+    GRID,
+    SEARCH,
+    assert_exactly_once,
+    kill_after,
+    lasting,
+    lasting_report,
+    start,
+    summary_of,
+)
 from vtc.eval.sweep.engine import Asked, sweep
 
 KILLS = 5
@@ -50,6 +59,7 @@ def test_grid_with_a_kill(whole, tmp_path):
     code, out = finish(start(file, tmp_path / "killed"))
     assert code == 0, out
     assert lasting(summary_of(tmp_path / "killed")) == lasting(summary_of(whole))
+    assert lasting_report(tmp_path / "killed") == lasting_report(whole)
     assert_exactly_once(tmp_path / "killed", 7)
 
 
