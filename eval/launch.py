@@ -1,4 +1,7 @@
-"""The processes that share an evaluation: one, or those of `accelerate launch` (torchrun does as well)."""
+"""The processes that share an evaluation: one, or those of `accelerate launch` (torchrun does as well).
+
+On a machine without a GPU accelerate starts one process, whatever --num_processes says, unless --multi_gpu is given.
+"""
 
 import os
 from datetime import timedelta

@@ -106,7 +106,7 @@ def eval_(
           --strategy none,hiprune --keep 192,128,64 --tasks gqa,pope,textvqa_ocr --pad-square --against hiprune \\
           --output results/llava
       vtc eval --model demo --strategy none --tasks mmbench_en --dataset-path my/mmbench --output results/mmbench
-      accelerate launch --num_processes 8 -m vtc.eval --model ... (the same options)
+      accelerate launch --num_processes 8 -m vtc.eval --model ... (the same options; on CPUs with --multi_gpu)
       vtc eval --against hiprune                        (the command lines that would measure a paper's card)
       vtc eval --against hiprune --output results/llava (results that are there beside it)
       vtc eval score results/llava
