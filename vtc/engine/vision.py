@@ -75,10 +75,7 @@ class Vision:
                 self.thread.recording = None
             if isinstance(output, tuple):
                 return output
-            for signal, captured in run.captured.items():
-                sort = family.unprojected if isinstance(signal, Unprojected) else family.tile_scores
-                run.signals[signal] = sort(captured, run.images, arguments)
-            run.captured = {}
+            sort_signals(family, run, arguments)
             expected, found = [i.tokens for i in run.images], [len(f) for f in output.pooler_output]
             if expected != found:
                 raise PatchError(f"the {family.name} encoder gave {found} tokens per image, {expected} were expected")
@@ -104,49 +101,64 @@ class Vision:
                 return pending
         return run
 
-    def select(
-        self,
-        stage: StageConfig,
-        budget: Budget,
-        requests: list[list[int]],
-        source: list[int],
-        run: VisionRun,
-        features: Callable[[int], Tensor],
-        text: Callable[[Signal, int], Tensor],
-        device: torch.device,
-    ) -> list[Kept]:
-        """What the stage leaves of each image of the prompts. budget: of the stage, see `vtc.schedule`.
+    def select(self, stage: StageConfig, budget: Budget, requests, source, run, features, text, device) -> list[Kept]:
+        """See `select_images`."""
+        return select_images(self.family, stage, budget, requests, source, run, features, text, device)
 
-        requests: per prompt, indices of its images in prompt order (0..M-1 over all). source [M]: the image of `run`
-        that each is (beams repeat images). features: gives an image's embeddings [tokens, D]; asked only by stages
-        that look at or merge them. text: gives a signal of a prompt's question. device: where the language model's
-        input is.
-        """
-        family, layouts, encoder = self.family, [run.images[s] for s in source], self.family.encoder
-        prompt = {image: b for b, images in enumerate(requests) for image in images}
 
-        def look(signal: Signal, unit: Unit) -> Tensor:
-            if isinstance(signal, Features):
-                return unit.of(features(unit.image))
-            if isinstance(signal, EncoderFeatures):
-                tiles = run.signals[Unprojected()][source[unit.image]]
-                tiles = tiles if unit.tile is None else tiles[unit.tile : unit.tile + 1]
-                return torch.cat([family.encoder_features(tile) for tile in tiles])
-            if isinstance(signal, TextEmbeddings):
-                return text(signal, prompt[unit.image])
-            if isinstance(signal, TextRelevance):
-                return text(signal, prompt[unit.image])(look(EncoderFeatures(), unit))
-            if signal not in run.signals:
-                raise PatchError(f"the signal {signal} was not seen; the vision encoder did not run its observed layer")
-            tiles = run.signals[signal][source[unit.image]]
-            return torch.cat(tiles) if unit.tile is None and len(tiles) > 1 else tiles[unit.tile or 0]
+def sort_signals(family, run: VisionRun, arguments: dict) -> None:
+    """Sorts what was captured of a run to its images and tiles. arguments: of the model's `get_image_features`."""
+    for signal, captured in run.captured.items():
+        sort = family.unprojected if isinstance(signal, Unprojected) else family.tile_scores
+        run.signals[signal] = sort(captured, run.images, arguments)
+    run.captured = {}
 
-        def merged(unit: Unit, mine: Selection) -> Tensor:
-            if mine.merge.unprojected:
-                return family.project(mine.apply_features(look(Unprojected(), unit).unsqueeze(0))[0])
-            return mine.apply_features(unit.of(features(unit.image)).unsqueeze(0))[0]
 
-        needs = [signal for signal in stage.stage.needs(encoder) if not isinstance(signal, Unprojected)]
-        units = units_of(budget, requests, layouts)
-        chosen = choose(lambda context: stage.stage.select(context, encoder), needs, units, look, merged, device)
-        return [chosen[i] for i in range(len(layouts))]
+def select_images(
+    family,
+    stage: StageConfig,
+    budget: Budget,
+    requests: list[list[int]],
+    source: list[int],
+    run: VisionRun,
+    features: Callable[[int], Tensor],
+    text: Callable[[Signal, int], Tensor],
+    device: torch.device,
+    project: Callable[[Tensor], Tensor] | None = None,
+) -> list[Kept]:
+    """What a stage leaves of each image of the prompts. budget: of the stage, see `vtc.schedule`.
+
+    requests: per prompt, indices of its images in prompt order (0..M-1 over all). source [M]: the image of `run`
+    that each is (beams repeat images). features: gives an image's embeddings [tokens, D]; asked only by stages
+    that look at or merge them. text: gives a signal of a prompt's question. device: where the language model's
+    input is. project: the projector, if it is not the family's own.
+    """
+    layouts, encoder = [run.images[s] for s in source], family.encoder
+    prompt = {image: b for b, images in enumerate(requests) for image in images}
+    project = project or family.project
+
+    def look(signal: Signal, unit: Unit) -> Tensor:
+        if isinstance(signal, Features):
+            return unit.of(features(unit.image))
+        if isinstance(signal, EncoderFeatures):
+            tiles = run.signals[Unprojected()][source[unit.image]]
+            tiles = tiles if unit.tile is None else tiles[unit.tile : unit.tile + 1]
+            return torch.cat([family.encoder_features(tile) for tile in tiles])
+        if isinstance(signal, TextEmbeddings):
+            return text(signal, prompt[unit.image])
+        if isinstance(signal, TextRelevance):
+            return text(signal, prompt[unit.image])(look(EncoderFeatures(), unit))
+        if signal not in run.signals:
+            raise PatchError(f"the signal {signal} was not seen; the vision encoder did not run its observed layer")
+        tiles = run.signals[signal][source[unit.image]]
+        return torch.cat(tiles) if unit.tile is None and len(tiles) > 1 else tiles[unit.tile or 0]
+
+    def merged(unit: Unit, mine: Selection) -> Tensor:
+        if mine.merge.unprojected:
+            return project(mine.apply_features(look(Unprojected(), unit).unsqueeze(0))[0])
+        return mine.apply_features(unit.of(features(unit.image)).unsqueeze(0))[0]
+
+    needs = [signal for signal in stage.stage.needs(encoder) if not isinstance(signal, Unprojected)]
+    units = units_of(budget, requests, layouts)
+    chosen = choose(lambda context: stage.stage.select(context, encoder), needs, units, look, merged, device)
+    return [chosen[i] for i in range(len(layouts))]
