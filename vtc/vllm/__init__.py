@@ -1,0 +1,5 @@
+"""The vLLM plugin."""
+
+
+def register() -> None:
+    """Does nothing yet."""
