@@ -1,0 +1,102 @@
+"""One vLLM engine in a process of its own: reads a JSON spec, answers its rounds of requests, writes JSON.
+
+    python -m tests.vllm.drive SPEC RESULT
+
+SPEC: {"engine": arguments of vllm.LLM, "rounds": [[request, ...], ...], "controls": [names in tests.vllm.controls]}.
+A round goes into one `generate` call. A request: {"prompt": text or token ids, "images": [files], "kwargs":
+mm_processor_kwargs, "uuids": multi_modal_uuids of the images, "tokens": how many to write, "extra": further
+multi-modal data by name, a file of torch.save each}.
+RESULT: {"start_error": None or the text, "rounds": [{"error": None or the text, "peak_blocks": KV blocks in use at
+most or None, "answers": [{"ids", "prompt_tokens", "prompt_ids", "cached_tokens"}, ...]}, ...]}.
+"""
+
+import json
+import os
+import sys
+from pathlib import Path
+
+from tests.vllm import controls
+
+# Here, not in `main`: a worker that is spawned imports this file and nothing else.
+controls.apply(os.environ.get("VTC_TEST_CONTROLS", ""))
+
+
+def prompt_of(request: dict) -> dict:
+    """A request as the `prompts` argument of `generate` has it."""
+    import torch
+    from PIL import Image
+
+    data = {name: torch.load(file) for name, file in request.get("extra", {}).items()}
+    if request.get("images"):
+        data["image"] = [Image.open(file).convert("RGB") for file in request["images"]]
+    text = request["prompt"]
+    prompt = {"prompt": text} if isinstance(text, str) else {"prompt_token_ids": text}
+    if data:
+        prompt["multi_modal_data"] = data
+    if request.get("kwargs"):
+        prompt["mm_processor_kwargs"] = request["kwargs"]
+    if request.get("uuids"):
+        prompt["multi_modal_uuids"] = {"image": request["uuids"]}
+    return prompt
+
+
+class Blocks:
+    """The most KV blocks in use since the last `take`; None where the engine core is in another process."""
+
+    def __init__(self, llm):
+        self.most = None
+        core = getattr(llm.llm_engine.engine_core, "engine_core", None)
+        if core is None:
+            return
+        pool, schedule = core.scheduler.kv_cache_manager.block_pool, core.scheduler.schedule
+
+        def watched(*args, **kwargs):
+            found = schedule(*args, **kwargs)
+            self.most = max(self.most or 0, pool.num_gpu_blocks - 1 - pool.get_num_free_blocks())
+            return found
+
+        core.scheduler.schedule = watched
+
+    def take(self) -> int | None:
+        """The peak of the round that has just ended."""
+        most, self.most = self.most, None
+        return most
+
+
+def answer(llm, requests: list[dict], blocks: Blocks) -> dict:
+    """One round's part of the result; an exception of `generate` becomes its `error`."""
+    from vllm import SamplingParams
+
+    sampling = [
+        SamplingParams(temperature=0.0, max_tokens=r.get("tokens", 8), ignore_eos=r.get("ignore_eos", False))
+        for r in requests
+    ]
+    found = {"error": None, "answers": []}
+    try:
+        outputs = llm.generate([prompt_of(r) for r in requests], sampling, use_tqdm=False)
+    except Exception as problem:
+        found["error"] = f"{type(problem).__name__}: {problem}"
+        return {**found, "peak_blocks": blocks.take()}
+    for output in outputs:
+        found["answers"].append({
+            "ids": list(output.outputs[0].token_ids), "prompt_tokens": len(output.prompt_token_ids),
+            "prompt_ids": list(output.prompt_token_ids), "cached_tokens": output.num_cached_tokens,
+        })  # fmt: skip
+    return {**found, "peak_blocks": blocks.take()}
+
+
+def main(spec: dict) -> dict:
+    """Starts the engine and answers the rounds."""
+    from vllm import LLM
+
+    try:
+        llm = LLM(**spec["engine"])
+    except Exception as problem:
+        return {"start_error": f"{type(problem).__name__}: {problem}", "rounds": []}
+    blocks = Blocks(llm)
+    return {"start_error": None, "rounds": [answer(llm, requests, blocks) for requests in spec["rounds"]]}
+
+
+if __name__ == "__main__":
+    result = main(json.loads(Path(sys.argv[1]).read_text()))
+    Path(sys.argv[2]).write_text(json.dumps(result))
