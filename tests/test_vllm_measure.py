@@ -1,0 +1,157 @@
+"""Measuring vLLM, as far as it goes without vLLM: what is served, what is asked, what is made of the figures."""
+
+import json
+
+import pytest
+import torch
+
+from vtc.errors import ConfigError
+from vtc.vllm.measure import Wanted, engine_options, run
+from vtc.vllm.measure_model import kv_bytes, preset, requests, save, visual_tokens
+from vtc.vllm.measure_results import FILE, STOCK, Store, lines, summary
+
+SETTINGS = {"preset": "tiny"}
+
+
+def cell(system: str, concurrency: int, number: int, seconds: float, blocks: int, encoder: float | None = 1.0) -> dict:
+    """A measured cell with ten requests."""
+    return {
+        "system": system, "concurrency": concurrency, "round": number, "requests": 10, "seconds": seconds,
+        "rate": 10 / seconds, "blocks": blocks, "prompt_tokens": 640 if system == STOCK else 208, "first": seconds / 10,
+        "whole": seconds / 5, "steps": 9, "preempted": 0, "encoder": encoder,
+    }  # fmt: skip
+
+
+def two_rounds() -> list[dict]:
+    """A strategy that is twice as fast alone and slower among eight, on a machine that halves its speed meanwhile."""
+    cells = []
+    for number, slow in enumerate((1, 2)):
+        cells += [cell(STOCK, 1, number, 8 * slow, 20), cell("hiprune 0.25", 1, number, 4 * slow, 6, 1.4)]
+        cells += [cell(STOCK, 8, number, 4 * slow, 160), cell("hiprune 0.25", 8, number, 5 * slow, 48, 1.5)]
+    return cells
+
+
+def test_ratios_are_taken_within_a_round():
+    """The machine's change of speed shows in the rates and not in the ratios."""
+    stock, alone, _, eight = summary(two_rounds())
+    assert stock["rate"] == {"median": 0.9375, "min": 0.625, "max": 1.25}
+    assert "ratios" not in stock
+    assert alone["ratios"]["rate"] == {"median": 2.0, "min": 2.0, "max": 2.0}
+    assert eight["ratios"]["rate"]["median"] == pytest.approx(0.8)
+    assert eight["ratios"]["blocks"]["median"] == pytest.approx(0.3)
+    assert alone["choosing"]["max"] == pytest.approx(0.4 / 4)
+
+
+def test_rounds_without_their_stock_cell_are_left_out():
+    """A run that was stopped after the strategy's cell has one ratio less."""
+    cells = [c for c in two_rounds() if (c["system"], c["round"]) != (STOCK, 1)]
+    assert summary(cells)[1]["ratios"]["rate"]["median"] == 2.0
+    alone = [c for c in cells if c["system"] != STOCK]
+    assert summary(alone)[0]["ratios"]["rate"] is None
+    assert lines(alone) == []
+
+
+def test_slower_is_said():
+    """The line names the concurrency at which pruning costs speed; preempted requests are told."""
+    cells = two_rounds()
+    assert "hiprune 0.25: slower than unpruned at 8 at once" in lines(cells)[0]
+    assert "never slower" in lines([c for c in cells if c["concurrency"] == 1])[0]
+    cells[0]["preempted"] = 3
+    assert f"lost their KV blocks: {STOCK} at 1" in lines(cells)[-1]
+
+
+def test_no_encoder_times_no_share():
+    """On a GPU there are no seconds of the encoder, and nothing is said of choosing."""
+    cells = [c | {"encoder": None} for c in two_rounds()]
+    assert summary(cells)[1]["choosing"] is None
+    assert len(lines(cells)) == 1
+
+
+def test_store_goes_on(tmp_path):
+    """Cells are read back; other settings are refused in one line, unless they are to be overwritten."""
+    store = Store(tmp_path, SETTINGS, {"torch": "1"}, "measure")
+    for found in two_rounds()[:3]:
+        store.add(found)
+    again = Store(tmp_path, SETTINGS, {"torch": "1"}, "measure")
+    assert again.cells == two_rounds()[:3]
+    assert again.has("hiprune 0.25", 1, 0)
+    assert not again.has("hiprune 0.25", 8, 0)
+    with pytest.raises(ConfigError, match="torch 1 and 2; possible: another folder, or --overwrite"):
+        Store(tmp_path, SETTINGS, {"torch": "2"}, "measure")
+    assert Store(tmp_path, SETTINGS, {"torch": "2"}, "measure", overwrite=True).cells == []
+
+
+def test_store_refuses_other_files(tmp_path):
+    """A results.json of something else is not overwritten."""
+    (tmp_path / FILE).write_text(json.dumps({"schema": "vtc.bench/1"}))
+    with pytest.raises(ConfigError, match="no result of vtc.vllm.measure; possible"):
+        Store(tmp_path, SETTINGS, {}, "measure")
+
+
+@pytest.mark.parametrize(
+    "wrong, text",
+    [
+        ({"rounds": 0}, "--rounds 0 is out of range; possible: 1 or more"),
+        ({"text": 2}, "--text 2 is out of range; possible: 3 or more"),
+        ({"dtype": "int8"}, "--dtype 'int8' is unknown; possible: float32"),
+    ],
+)
+def test_bad_options(tmp_path, wrong, text):
+    """One line with what is possible."""
+    with pytest.raises(ConfigError, match=text):
+        Wanted(tmp_path, **wrong)
+
+
+def test_bad_preset_comes_first(tmp_path):
+    """Before anything is written or started."""
+    with pytest.raises(ConfigError, match="--preset 'qwen2.5-vl-3b' cannot be served here; possible: tiny, llava-mini"):
+        run(Wanted(tmp_path / "out", preset="qwen2.5-vl-3b"))
+    assert not (tmp_path / "out").exists()
+
+
+def test_without_vllm(tmp_path, monkeypatch):
+    """One line that says how to get it."""
+    monkeypatch.setattr("vtc.vllm.measure.find_spec", lambda name: None)
+    with pytest.raises(ConfigError, match="vLLM is not installed; possible: pip install"):
+        run(Wanted(tmp_path, preset="tiny"))
+
+
+def test_room_for_all_requests(tmp_path):
+    """The KV cache holds the most requests at once unpruned, whole blocks each."""
+    config = preset("tiny")
+    wanted = Wanted(tmp_path, concurrency=(1, 8), text=60, new_tokens=5)
+    options = engine_options(wanted, config)
+    bytes_of_block = 32 * kv_bytes(config, torch.float32)
+    assert kv_bytes(config, torch.float32) == 2 * 8 * 384 * 4  # keys and values, layers, width
+    assert options["kv_cache_memory_bytes"] // bytes_of_block >= 8 * 21  # 576 + 60 + 5 tokens are 20.03 blocks
+    assert options["max_model_len"] >= 576 + 60 + 5
+
+
+def test_requests_differ_and_repeat():
+    """The same seed gives the same prompts; within a cell and between cells no picture comes twice."""
+    config = preset("tiny")
+    first, again, other = (list(requests(config, 3, 64, seed)) for seed in ((0, 0, 8), (0, 0, 8), (0, 1, 8)))
+    pictures = [p["multi_modal_data"]["image"].tobytes() for p in first + other]
+    assert len(set(pictures)) == 6
+    assert [p["prompt_token_ids"] for p in first] == [p["prompt_token_ids"] for p in again]
+    assert pictures[:3] == [p["multi_modal_data"]["image"].tobytes() for p in again]
+    for prompt in first:
+        assert len(prompt["prompt_token_ids"]) == 64 + 1
+        assert prompt["prompt_token_ids"].count(config.image_token_id) == 1
+
+
+@pytest.mark.slow
+def test_saved_model(tmp_path):
+    """The folder loads in transformers with its processor; an image has the placeholders that are counted on."""
+    from transformers import AutoModelForImageTextToText, AutoProcessor
+
+    config = preset("tiny")
+    count = save(config, tmp_path, torch.float32, 0)
+    model, report = AutoModelForImageTextToText.from_pretrained(tmp_path, output_loading_info=True)
+    assert sum(p.numel() for p in model.parameters()) == count == 39_954_048
+    assert not report["missing_keys"]
+    assert not report["unexpected_keys"]
+    (prompt,) = requests(config, 1, 64, (0,))
+    processor = AutoProcessor.from_pretrained(tmp_path)
+    inputs = processor(text="<s> <image> <4>", images=prompt["multi_modal_data"]["image"], return_tensors="pt")
+    assert (inputs["input_ids"] == config.image_token_id).sum() == visual_tokens(config) == 576
