@@ -1,6 +1,7 @@
 """The contract of a method: a frozen dataclass of knobs that names its signals and computes a Selection."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -15,13 +16,15 @@ class Stage(ABC):
 
     A subclass never sees a model: it declares signals for an encoder and gets tensors. site: where the stage acts.
     grid: it needs the tokens as one raster. needs_cls: it ranks by a [CLS] query (see ClsAttention for encoders
-    without one). adaptive: how many it keeps depends on the picture, `context.count` is the most.
+    without one). adaptive: how many it keeps depends on the picture, `context.count` is the most. fixed_count: knobs
+    with which exactly `context.count` are kept, where others may keep fewer.
     """
 
     site: ClassVar[str] = "projector"
     grid: ClassVar[bool] = False
     needs_cls: ClassVar[bool] = False
     adaptive: ClassVar[bool] = False
+    fixed_count: ClassVar[Mapping[str, object]] = {}
 
     @property
     def needs_text(self) -> bool:

@@ -75,6 +75,7 @@ class HiPrune(Stage):
     exclude: Literal["exact", "official"] = "exact"
 
     grid = True
+    fixed_count = {"exclude": "exact"}
 
     def __post_init__(self):
         if not 0 <= self.alpha <= 1:

@@ -1,5 +1,43 @@
-"""The vLLM plugin."""
+"""Serving with vLLM: images pruned by vtc's strategies before the language model sees them, out of tree.
+
+Nothing else in vtc imports this package, and importing it loads neither vLLM nor torch. vLLM finds `register` through
+the entry point group `vllm.general_plugins`; a model is served pruned when `hf_overrides` name one of the architectures
+below and say how (`vtc.vllm.settings.overrides` writes them, `vtc serve` does it all).
+"""
+
+import logging
+
+FIRST, LAST = (0, 30), (0, 33)
+"""The range of vLLM versions that was tried."""
+
+MODELS = {
+    "VtcLlavaForConditionalGeneration": "vtc.vllm.llava:VtcLlavaForConditionalGeneration",
+    "VtcLlavaNextForConditionalGeneration": "vtc.vllm.llava_next:VtcLlavaNextForConditionalGeneration",
+    "VtcQwen2VLForConditionalGeneration": "vtc.vllm.qwen2_vl:VtcQwen2VLForConditionalGeneration",
+    "VtcQwen2_5_VLForConditionalGeneration": "vtc.vllm.qwen2_5_vl:VtcQwen2_5_VLForConditionalGeneration",
+}
+"""Architectures and where their classes are; vLLM imports them when a model asks for one."""
+
+
+def tested(version: str) -> bool:
+    """Whether a version of vLLM is in the range that was tried."""
+    numbers = tuple(int(part) for part in version.split("+")[0].split(".")[:2] if part.isdigit())
+    return FIRST <= numbers <= LAST
 
 
 def register() -> None:
-    """Does nothing yet."""
+    """Makes the architectures known to vLLM. May be called again, and in every process.
+
+    On a version outside the tested range it says so and registers all the same: the names are our own, so only who
+    asks for them meets what may have changed.
+    """
+    import vllm
+    from vllm import ModelRegistry
+
+    if not tested(vllm.__version__):
+        first, last = (".".join(map(str, v)) for v in (FIRST, LAST))
+        logging.getLogger("vllm.vtc").warning("vtc knows vLLM %s to %s, this is %s", first, last, vllm.__version__)
+    known = ModelRegistry.get_supported_archs()
+    for name, where in MODELS.items():
+        if name not in known:
+            ModelRegistry.register_model(name, where)

@@ -1,0 +1,107 @@
+"""Which strategies can be served, on which families, and why not the others.
+
+vLLM places an image's tokens in the prompt before a pixel is encoded, stores them by the image alone, and gives a
+request's KV blocks one length for all layers. So a strategy fits if it acts at the projector, its number of kept
+tokens follows from sizes and budget, and it does not read the question.
+"""
+
+from dataclasses import replace
+
+from vtc.config import StageConfig, StrategyConfig, resolve
+from vtc.errors import ConfigError, UnsupportedError
+from vtc.knobs import plain
+from vtc.signals import Encoder, TextEmbeddings, TextRelevance
+from vtc.strategies import shipped
+from vtc.vllm.skeleton import STOCK
+
+ENCODERS = {
+    "llava": Encoder("llava", 24, True, tuple(range(24)), 576),
+    "llava_next": Encoder("llava_next", 24, True, tuple(range(24)), tiled=True, thumbnail=576),
+    "qwen2_vl": Encoder("qwen2_vl", 32, False, tuple(range(32))),
+    "qwen2_5_vl": Encoder("qwen2_5_vl", 32, False, (7, 15, 23, 31)),
+}
+"""The encoders of the published 7B models, for the table."""
+
+MROPE = ("qwen2_vl", "qwen2_5_vl")
+
+
+def resolved(strategy: object, family: str, **overrides) -> StrategyConfig:
+    """A strategy for a family, with the knobs that make its count exact unless they are given; see `resolve`."""
+    config = resolve(strategy, family, **overrides)
+    exact = {}
+    for stage in config.stages:
+        for knob, value in getattr(stage.stage, "fixed_count", {}).items():
+            given = {knob, f"{stage.method}.{knob}"} & set(overrides)
+            if not given and getattr(stage.stage, knob) != value:
+                exact[f"{stage.method}.{knob}" if len(config.stages) > 1 else knob] = value
+    return resolve(strategy, family, **exact, **overrides) if exact else config
+
+
+def check(config: StrategyConfig, encoder: Encoder) -> StageConfig:
+    """The one stage of a strategy that can be served; raises ConfigError or UnsupportedError where it cannot be."""
+    found = _misfit(config, encoder)
+    if found:
+        others = ", ".join(name for name in shipped() if not _misfit(resolved(name, encoder.family), encoder))
+        raise UnsupportedError(f"strategy {config.name!r} {found[1]}; possible: {others}")
+    stage = config.projector
+    for knob, value in stage.stage.fixed_count.items():
+        if getattr(stage.stage, knob) != value:
+            raise ConfigError(
+                f"{knob}={plain(getattr(stage.stage, knob))!r} may keep fewer tokens than the budget, and vLLM must "
+                f"know the number before the picture is encoded; possible: {knob}={value}"
+            )
+    if stage.budget.scope == "per_request" and isinstance(config.keep, int):
+        raise ConfigError(
+            f"scope='per_request' with keep={config.keep} makes what is kept of an image depend on the other images "
+            "of its prompt, but vLLM stores images one by one; possible: a fraction, or scope=per_image"
+        )
+    if stage.positions == "keep" and encoder.family not in MROPE:
+        raise ConfigError(
+            f"positions='keep' on {encoder.family}: vLLM numbers its tokens without gaps; possible: positions=compact"
+        )
+    return stage
+
+
+def _misfit(config: StrategyConfig, encoder: Encoder) -> tuple[str, str] | None:
+    """Why a method cannot be served whatever its budget, in short and in a sentence; None if nothing is in the way."""
+    stage = config.projector
+    if config.decoder or stage is None:
+        inside = ", ".join(dict.fromkeys(s.method for s in config.decoder))
+        return "inside the language model", (
+            f"drops tokens inside the language model ({inside}), but in vLLM the KV blocks of a request have one length "
+            "for all layers"
+        )
+    if stage.stage.adaptive:
+        return "adaptive count", (
+            "keeps a number of tokens that depends on the picture, but vLLM must know it before the picture is encoded"
+        )
+    signals = stage.stage.needs(encoder)
+    if stage.stage.needs_text or any(isinstance(s, (TextEmbeddings, TextRelevance)) for s in signals):
+        return "reads the question", "reads the question, but vLLM stores the tokens of an image by the image alone"
+    return None
+
+
+def with_keep(config: StrategyConfig, keep: float | int) -> StrategyConfig:
+    """The strategy with another budget."""
+    stages = tuple(replace(s, budget=replace(s.budget, keep=keep)) for s in config.stages)
+    return replace(config, keep=keep, stages=stages)
+
+
+def table() -> str:
+    """Strategies x families as a Markdown table: "yes", with the knob that the plugin sets where the published default
+    may keep fewer tokens, or what stands in the way."""
+    lines = ["| strategy | " + " | ".join(STOCK) + " |", "|---" * (len(STOCK) + 1) + "|"]
+    for name in shipped():
+        cells = []
+        for family in STOCK:
+            published, ours = resolve(name, family), resolved(name, family)
+            why = _misfit(ours, ENCODERS[family])
+            changed = [
+                f"{knob}={value}"
+                for a, b in zip(published.stages, ours.stages, strict=True)
+                for knob, value in getattr(b.stage, "fixed_count", {}).items()
+                if getattr(a.stage, knob) != getattr(b.stage, knob)
+            ]
+            cells.append(f"no: {why[0]}" if why else "yes" + "".join(f", `{text}`" for text in changed))
+        lines.append(f"| `{name}` | " + " | ".join(cells) + " |")
+    return "\n".join(lines)

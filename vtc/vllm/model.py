@@ -1,0 +1,85 @@
+"""What is the same for all served models behind the encoder: a mixin that stands before the stock model class."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from vllm.distributed import get_tensor_model_parallel_world_size, tensor_model_parallel_all_reduce
+
+from vtc.errors import UnsupportedError
+from vtc.signals import EncoderFeatures, Unprojected
+from vtc.vllm.options import refuse_engine
+from vtc.vllm.processing import COUNT
+from vtc.vllm.selecting import Selector, kept_features
+from vtc.vllm.settings import REQUEST_KEEP, Settings, unpacked
+
+
+def mean_over_ranks(local: Tensor) -> Tensor:
+    """Means over the heads of this tensor-parallel rank as means over all heads, the same on every rank."""
+    ranks = get_tensor_model_parallel_world_size()
+    return local if ranks == 1 else tensor_model_parallel_all_reduce(local) / ranks
+
+
+class PrunedModel:
+    """Selects in `embed_multimodal`. A model says where its attention is, what its projector is and what it receives.
+
+    `attention_modules()`: vLLM's encoder attention, one module per loaded layer. `observe_unprojected(record)`: has
+    record called with what the family's `unprojected` takes. `project(tokens)`: see `Family.project`.
+    `whole_embeds(kwargs)`: per image its tokens [tokens, D] before pruning. `arguments(kwargs)`: as those of
+    transformers' `get_image_features`.
+    """
+
+    def __init__(self, *, vllm_config, prefix: str = ""):
+        settings = Settings.of(vllm_config.model_config.hf_config)
+        needs = settings.stage.stage.needs(settings.family.encoder)
+        refuse_engine(vllm_config, needs, settings.own_positions)
+        super().__init__(vllm_config=vllm_config, prefix=prefix)
+        self.pruning = settings
+        self.selector = Selector(settings, mean_over_ranks, self.project)
+        modules = self.attention_modules()
+        for layer in self.selector.layers:
+            self._observe(layer, modules[layer])
+        if any(isinstance(signal, (Unprojected, EncoderFeatures)) for signal in needs):
+            self.observe_unprojected(self.selector.record_unprojected)
+
+    def _observe(self, layer: int, module: nn.Module) -> None:
+        """Records q and k of an encoder attention module, which vLLM calls before its own kernel, after any RoPE."""
+        windowed = layer not in self.pruning.family.encoder.global_layers
+        if windowed and getattr(module.attn_backend, "name", "") == "FLASHINFER":
+            raise UnsupportedError(
+                f"mm_encoder_attn_backend=FLASHINFER does not tell the windows of layer {layer}; possible: FLASH_ATTN, "
+                f"or one of the layers {list(self.pruning.family.encoder.global_layers)}"
+            )
+
+        def heads(x: Tensor, count: int) -> Tensor:
+            return x.reshape(*x.shape[:2], count, -1).transpose(1, 2)
+
+        def before(module, args, kwargs):
+            query, key = (kwargs.get(name, args[i] if i < len(args) else None) for i, name in enumerate(("query", "key")))
+            bounds = kwargs.get("cu_seqlens", args[3] if len(args) > 3 else None)
+            query, key = heads(query, module.num_heads), heads(key, module.num_kv_heads)
+            self.selector.record(layer, query, key, module.scale, bounds)
+
+        module.register_forward_pre_hook(before, with_kwargs=True)
+
+    def embed_multimodal(self, **kwargs: object) -> list[Tensor]:
+        """Per image the embeddings [k, D] of its kept tokens (wider where positions travel along)."""
+        counts, keeps = kwargs.pop(COUNT, None), kwargs.pop(REQUEST_KEEP, None)
+        if kwargs.get("pixel_values") is None:
+            return []
+        arguments = self.arguments(kwargs)
+        layouts = self.pruning.family.image_layouts(arguments)
+        with torch.no_grad(), self.selector.recording(arguments, layouts) as run:
+            embeds = self.whole_embeds(kwargs)
+        kept = self.selector.rows(run, embeds, [unpacked(number) for number in keeps.flatten().tolist()])
+        found = zip(kept, embeds, counts.flatten().tolist(), strict=True)
+        return [self.finish(layout, k, kept_features(k, *rest)) for layout, (k, *rest) in zip(layouts, found, strict=True)]
+
+    def finish(self, layout, kept, features: Tensor) -> Tensor:
+        """The features of an image's kept tokens as the runner takes them."""
+        return features
+
+
+def observe_output(module: nn.Module, record: Callable) -> None:
+    """Has record called with each output of a module."""
+    module.register_forward_hook(lambda module, args, output: record(output))
