@@ -17,6 +17,7 @@ from vtc.cli_inspect import inspect
 from vtc.cli_options import FAMILY, SETTING, family_names, known_family, overrides
 from vtc.cli_report import report
 from vtc.cli_schedule import check_depths, table
+from vtc.cli_serve import CONTEXT, serve
 from vtc.cli_sweep import sweep
 
 app = typer.Typer(
@@ -173,6 +174,7 @@ app.add_typer(bench, name="bench")
 app.command()(sweep)
 app.command()(report)
 app.command()(inspect)
+app.command(context_settings=CONTEXT)(serve)
 
 
 def _one_line(error: BaseException) -> str:

@@ -125,8 +125,8 @@ def check(model: str, words: Iterable[str], settings: Settings) -> str:
         try:
             config = AsyncEngineArgs.from_cli_args(found).create_engine_config(UsageContext.OPENAI_API_SERVER)
         except (ValueError, TypeError, OSError, RuntimeError, NotImplementedError, ImportError) as error:
-            reason = " ".join(str(error).split()).partition(" [type=")[0]
-            raise ConfigError(f"vLLM does not accept this: {reason[:400]}") from None
+            reason = " ".join(str(error).split()).partition(" [type=")[0].split(" Value error, ")[-1]
+            raise ConfigError(f"vLLM does not accept this: {reason[:300]}") from None
     refuse_engine(config, settings.stage.stage.needs(settings.family.encoder), settings.own_positions)
     return "accepted by vLLM"
 
@@ -142,7 +142,8 @@ def _read(model: str, words: list[str]) -> object:
 
     def wrong(message: str) -> None:
         unknown = re.findall(r"(?<!\S)--?[A-Za-z][\w-]*", message) if "unrecognized" in message else []
-        near = difflib.get_close_matches(unknown[0], own._option_string_actions, 3) if unknown else []
+        known = [name for name in own._option_string_actions if name.startswith("--")]
+        near = difflib.get_close_matches(unknown[0].replace("_", "-"), known, 3, 0.7) if unknown else []
         raise ConfigError(f"vllm serve: {message}; possible: {', '.join(near) or 'see `vllm serve --help=all`'}")
 
     parser.error = own.error = wrong

