@@ -18,7 +18,8 @@ def cell(system: str, concurrency: int, number: int, seconds: float, blocks: int
     return {
         "system": system, "concurrency": concurrency, "round": number, "requests": 10, "seconds": seconds,
         "rate": 10 / seconds, "blocks": blocks, "prompt_tokens": 640 if system == STOCK else 208, "first": seconds / 10,
-        "whole": seconds / 5, "steps": 9, "preempted": 0, "encoder": encoder,
+        "whole": seconds / 5, "steps": 9, "preempted": 0, "encoder": encoder, "cpu": seconds,
+        "load": 2.0,
     }  # fmt: skip
 
 
@@ -48,23 +49,26 @@ def test_rounds_without_their_stock_cell_are_left_out():
     assert summary(cells)[1]["ratios"]["rate"]["median"] == 2.0
     alone = [c for c in cells if c["system"] != STOCK]
     assert summary(alone)[0]["ratios"]["rate"] is None
-    assert lines(alone) == []
+    assert lines(alone, 2) == []
 
 
 def test_slower_is_said():
     """The line names the concurrency at which pruning costs speed; preempted requests are told."""
     cells = two_rounds()
-    assert "hiprune 0.25: slower than unpruned at 8 at once" in lines(cells)[0]
-    assert "never slower" in lines([c for c in cells if c["concurrency"] == 1])[0]
+    assert "hiprune 0.25: slower than unpruned at 8 at once" in lines(cells, 2)[0]
+    assert "never slower" in lines([c for c in cells if c["concurrency"] == 1], 2)[0]
     cells[0]["preempted"] = 3
-    assert f"lost their KV blocks: {STOCK} at 1" in lines(cells)[-1]
+    assert f"lost their KV blocks: {STOCK} at 1" in lines(cells, 2)[-1]
+    cells[0]["load"] = 7.0
+    assert lines(cells, 2)[-1].startswith("noisy: up to 7.0 processes wanted to run on 2 cores")
+    assert not lines(cells, 8)[-1].startswith("noisy")
 
 
 def test_no_encoder_times_no_share():
     """On a GPU there are no seconds of the encoder, and nothing is said of choosing."""
     cells = [c | {"encoder": None} for c in two_rounds()]
     assert summary(cells)[1]["choosing"] is None
-    assert len(lines(cells)) == 1
+    assert len(lines(cells, 2)) == 1
 
 
 def test_store_goes_on(tmp_path):

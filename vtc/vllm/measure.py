@@ -233,7 +233,7 @@ def command(
     )  # fmt: skip
     store = run(wanted, shlex.join(["python", "-m", "vtc.vllm.measure", *sys.argv[1:]]), overwrite)
     Console(width=150).print(table(store.cells))
-    for line in lines(store.cells):
+    for line in lines(store.cells, store.where["cores"]):
         typer.echo(line)
     typer.echo(f"results  {output}")
 

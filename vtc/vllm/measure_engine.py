@@ -109,7 +109,7 @@ class _Engine:
         wanted = SamplingParams(temperature=0, max_tokens=job.new_tokens, ignore_eos=True, detokenize=False)
         prompts = list(requests(config, job.count, job.text, job.seed))
         self.seen, since = Seen(), {}
-        start = time.monotonic()
+        start, worked, load = time.monotonic(), time.process_time(), os.getloadavg()[0]
         while prompts or since:
             while prompts and len(since) < job.concurrency:
                 asked = time.monotonic()
@@ -118,13 +118,13 @@ class _Engine:
             for output in self.llm.llm_engine.step():
                 if output.finished:
                     self._ended(output, since.pop(output.request_id.partition("-")[0]), job)
-        seconds = time.monotonic() - start
+        seconds, cpu = time.monotonic() - start, time.process_time() - worked
         seen = self.seen
         (tokens,) = seen.prompt_tokens
         return {
             "requests": job.count, "seconds": seconds, "rate": job.count / seconds, "blocks": seen.blocks,
             "prompt_tokens": tokens, "first": median(seen.first), "whole": median(seen.whole), "steps": seen.steps,
-            "preempted": seen.preempted, "encoder": seen.encoder,
+            "preempted": seen.preempted, "encoder": seen.encoder, "cpu": cpu, "load": load,
         }  # fmt: skip
 
     def _ended(self, output: object, asked: float, job: Job) -> None:

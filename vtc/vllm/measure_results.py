@@ -28,9 +28,12 @@ DEFINITIONS = {
     "encoder": "seconds in embed_multimodal: tower, selection, projector; null on a GPU",
     "steps": "of the engine",
     "preempted": "requests that lost their KV blocks and began again",
+    "cpu": "seconds of all threads of the engine's process, which other work on the machine disturbs less",
+    "load": "processes that wanted to run on the machine in the minute before",
     "ratios": "strategy / unpruned of the same round and concurrency; the median, the least and the most are shown",
 }
-RATIOS = ("rate", "blocks", "first", "encoder")
+RATIOS = ("rate", "blocks", "first", "encoder", "cpu")
+BUSY = 1.5  # load per core from which on other work is suspected; an engine alone makes 1
 
 
 def environment() -> dict:
@@ -134,7 +137,8 @@ def table(cells: list[dict]):
 
     out = Table(box=None, header_style="bold", padding=(0, 1, 0, 0), pad_edge=False)
     for head in ("at once", "system", "rounds", "tokens", "KV blocks", "req/s", "(least, most)", "first s", "whole s",
-                 "blocks/unpr.", "req/s/unpr.", "(least, most)", "first/unpr."):  # fmt: skip
+                 "blocks/unpr.", "req/s/unpr.", "(least, most)", "cpu/unpr.",
+                 "first/unpr."):  # fmt: skip
         out.add_column(head, justify="left" if head == "system" else "right", no_wrap=True)
     for row in summary(cells):
         line = [str(row["concurrency"]), row["system"], str(row["rounds"]), str(row["prompt_tokens"])]
@@ -142,12 +146,13 @@ def table(cells: list[dict]):
         line += [f"{row[part]['median']:.2f}" for part in ("first", "whole")]
         ratios = row.get("ratios", {})
         line += [_middle(ratios.get("blocks")), _middle(ratios.get("rate")), _range(ratios.get("rate"))]
-        out.add_row(*line, _middle(ratios.get("first")))
+        out.add_row(*line, _middle(ratios.get("cpu")), _middle(ratios.get("first")))
     return out
 
 
-def lines(cells: list[dict]) -> list[str]:
-    """What the table does not say: whether pruning ever costs speed, what choosing takes, what lost its blocks."""
+def lines(cells: list[dict], cores: int) -> list[str]:
+    """What the table does not say: whether pruning ever costs speed, what choosing takes, what lost its blocks, and
+    whether other work ran on the machine's `cores`."""
     found = []
     rows = summary(cells)
     for system in dict.fromkeys(r["system"] for r in rows if r["system"] != STOCK):
@@ -164,6 +169,9 @@ def lines(cells: list[dict]) -> list[str]:
     lost = [f"{c['system']} at {c['concurrency']}" for c in cells if c["preempted"]]
     if lost:
         found.append(f"requests lost their KV blocks: {', '.join(dict.fromkeys(lost))}; their times are no measure")
+    load = max((c["load"] for c in cells), default=0)
+    if load > BUSY * cores:
+        found.append(f"noisy: up to {load:.1f} processes wanted to run on {cores} cores; other work on this machine?")
     return found
 
 
