@@ -177,6 +177,7 @@ def export(model: LlavaForConditionalGeneration, folder: str | Path) -> None:
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
+    model.config.architectures = [type(model).__name__]  # vLLM goes by it
     model.config.save_pretrained(folder)
     GenerationConfig(
         max_new_tokens=4, do_sample=False, pad_token_id=PAD, bos_token_id=BOS, eos_token_id=EOS

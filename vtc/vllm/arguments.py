@@ -41,6 +41,8 @@ def parse(option: Sequence[str]) -> tuple[str, object]:
     name, *path = first.lstrip("-").split(".")
     name = SHORT.get(name, name).replace("-", "_")
     rest = [value] * bool(equals) + list(option[1:])
+    if name == OVERRIDES and any(key.endswith("+") for key in path):
+        raise ConfigError(f"{first} adds to a list, which vtc does not read; possible: --hf-overrides JSON")
     found: object = True if not rest else rest[0] if len(rest) == 1 else rest
     if isinstance(found, str):
         with contextlib.suppress(ValueError):

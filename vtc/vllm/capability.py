@@ -68,8 +68,8 @@ def _misfit(config: StrategyConfig, encoder: Encoder) -> tuple[str, str] | None:
     if config.decoder or stage is None:
         inside = ", ".join(dict.fromkeys(s.method for s in config.decoder))
         return "inside the language model", (
-            f"drops tokens inside the language model ({inside}), but in vLLM the KV blocks of a request have one length "
-            "for all layers"
+            f"drops tokens inside the language model ({inside}), but in vLLM the KV blocks of a request have one "
+            "length for all layers"
         )
     if stage.stage.adaptive:
         return "adaptive count", (

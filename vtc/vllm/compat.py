@@ -1,16 +1,15 @@
 """Where vLLM has a switch for its own pruning of videos only, or none: set from here, and dropped when it has one."""
 
-import contextlib
 import functools
 
 from vllm.model_executor.models.interfaces import supports_multimodal_pruning
 from vllm.platforms import current_platform
-from vllm.utils import torch_utils
+from vllm.utils.gpu_sync_debug import gpu_sync_allowed
 
 _SWITCH = "is_multimodal_pruning_enabled"
 
-waiting_allowed = getattr(torch_utils, "gpu_sync_allowed", contextlib.nullcontext)
-"""A context in which the host may wait for the device, where vLLM watches for that."""
+waiting_allowed = gpu_sync_allowed
+"""A context in which the host may wait for the device, for vLLM's check that nothing does."""
 
 
 def recompute_positions(vllm_config) -> None:
@@ -33,7 +32,8 @@ def _cpu_runner_asks() -> None:
 
     def asked(runner) -> bool:
         config, model = runner.model_config.multimodal_config, getattr(runner, "model", None)
-        return model is not None and config is not None and supports_multimodal_pruning(model) and getattr(config, _SWITCH)()
+        loaded = model is not None and config is not None
+        return loaded and supports_multimodal_pruning(model) and getattr(config, _SWITCH)()
 
     # What the runner writes itself is the same answer, or the constant of its constructor.
     setattr(CPUModelRunner, _SWITCH, property(asked, lambda runner, value: None))

@@ -11,7 +11,10 @@ from vtc.signals import EncoderFeatures, Unprojected
 from vtc.vllm.options import refuse_engine
 from vtc.vllm.processing import COUNT
 from vtc.vllm.selecting import Selector, kept_features
-from vtc.vllm.settings import REQUEST_KEEP, Settings, unpacked
+from vtc.vllm.settings import REQUEST_KEEP, Settings
+
+NAMES = ("query", "key", "value", "cu_seqlens")
+"""The arguments of vLLM's encoder attention, in order."""
 
 
 def mean_over_ranks(local: Tensor) -> Tensor:
@@ -55,10 +58,9 @@ class PrunedModel:
             return x.reshape(*x.shape[:2], count, -1).transpose(1, 2)
 
         def before(module, args, kwargs):
-            query, key = (kwargs.get(name, args[i] if i < len(args) else None) for i, name in enumerate(("query", "key")))
-            bounds = kwargs.get("cu_seqlens", args[3] if len(args) > 3 else None)
-            query, key = heads(query, module.num_heads), heads(key, module.num_kv_heads)
-            self.selector.record(layer, query, key, module.scale, bounds)
+            given = {**dict(zip(NAMES, args)), **kwargs}
+            query, key = heads(given["query"], module.num_heads), heads(given["key"], module.num_kv_heads)
+            self.selector.record(layer, query, key, module.scale, given.get("cu_seqlens"))
 
         module.register_forward_pre_hook(before, with_kwargs=True)
 
@@ -71,9 +73,9 @@ class PrunedModel:
         layouts = self.pruning.family.image_layouts(arguments)
         with torch.no_grad(), self.selector.recording(arguments, layouts) as run:
             embeds = self.whole_embeds(kwargs)
-        kept = self.selector.rows(run, embeds, [unpacked(number) for number in keeps.flatten().tolist()])
-        found = zip(kept, embeds, counts.flatten().tolist(), strict=True)
-        return [self.finish(layout, k, kept_features(k, *rest)) for layout, (k, *rest) in zip(layouts, found, strict=True)]
+        kept = self.selector.rows(run, embeds, keeps.flatten().tolist())
+        images = zip(layouts, kept, embeds, counts.flatten().tolist(), strict=True)
+        return [self.finish(layout, mine, kept_features(mine, whole, n)) for layout, mine, whole, n in images]
 
     def finish(self, layout, kept, features: Tensor) -> Tensor:
         """The features of an image's kept tokens as the runner takes them."""

@@ -26,6 +26,10 @@ def without_ours(kwargs: Mapping[str, object]) -> dict[str, object]:
 class PrunedInfo:
     """For a ProcessingInfo: reads the settings, names what changes the selection, and gives limits of kept tokens."""
 
+    def __init__(self, ctx):
+        super().__init__(ctx)
+        _ = self.settings  # what cannot be served ends the start here, before any weights are loaded
+
     @cached_property
     def settings(self) -> Settings:
         """Read and checked once per process; raises ConfigError or UnsupportedError, which ends the start."""

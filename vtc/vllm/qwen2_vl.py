@@ -41,8 +41,9 @@ class QwenDummies:
         """The largest images."""
         size = self.info.get_image_size_with_most_features()
         images = self._get_dummy_images(
-            width=size.width, height=size.height, num_images=mm_counts.get("image", 0), overrides=mm_options.get("image")
-        )
+            width=size.width, height=size.height, num_images=mm_counts.get("image", 0),
+            overrides=mm_options.get("image"),
+        )  # fmt: skip
         return {"image": images}
 
 
@@ -85,7 +86,8 @@ class PrunedQwen(PrunedModel):
     def get_mrope_input_positions(self, input_tokens: Sequence[int], mm_features: Sequence) -> tuple[Tensor, int]:
         """Positions [3, L] of the pruned prompt and the difference of what follows it."""
         places = [feature.mm_position for feature in mm_features]
-        grids = self.pruning.family.grids({"image_grid_thw": [f.data["image_grid_thw"].data.tolist() for f in mm_features]})
+        grids = [feature.data["image_grid_thw"].data.tolist() for feature in mm_features]
+        grids = self.pruning.family.grids({"image_grid_thw": grids})
         images = [Placed(place.offset, place.length, grid) for place, grid in zip(places, grids, strict=True)]
         return initial(len(input_tokens), images, self.pruning.own_positions)
 

@@ -12,7 +12,7 @@ from vtc.engine.vision import select_images, sort_signals
 from vtc.errors import PatchError
 from vtc.layout import ImageLayout, VisionRun
 from vtc.signals import Signal, Unprojected
-from vtc.vllm.settings import Settings
+from vtc.vllm.settings import Settings, unpacked
 
 
 class Selector:
@@ -62,16 +62,16 @@ class Selector:
         if self.run is not None:
             self.run.captured.setdefault(Unprojected(), []).append(tokens)
 
-    def rows(self, run: VisionRun, embeds: list[Tensor], keeps: list[float | int]) -> list[Kept]:
-        """What is left of each image. embeds: per image its tokens [tokens, D]; keeps: per image its keep.
+    def rows(self, run: VisionRun, embeds: list[Tensor], keeps: list[float]) -> list[Kept]:
+        """What is left of each image. embeds: per image its tokens [tokens, D]; keeps: per image its keep, `packed`.
 
         Images of one keep go through the strategy together, each as the only image of its prompt, because what is
         stored for an image must not depend on its neighbours.
         """
         found: dict[int, Kept] = {}
         for keep in dict.fromkeys(keeps):
-            members = [i for i, other in enumerate(keeps) if other == keep and type(other) is type(keep)]
-            budget = self.settings.budget(keep)
+            members = [i for i, other in enumerate(keeps) if other == keep]
+            budget = self.settings.budget(unpacked(keep))
             if budget.keeps_all:
                 found |= {i: Kept(torch.arange(len(embeds[i]), device=embeds[i].device), embeds[i]) for i in members}
                 continue
