@@ -13,6 +13,9 @@ from vtc.cli_options import SETTING, overrides
 CONTEXT = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": ["--help"]}
 """Only --help: among the short options of vLLM, -dph would be read as asking for help."""
 
+DEMO = {"--served-model-name": "demo", "--dtype": "float32"}
+"""What `demo` stands for besides its folder, unless it is given."""
+
 INSTALL = "pip install 'vtc-vlm[vllm]'"
 
 
@@ -47,20 +50,27 @@ def serve(
     """
     if model.startswith("-"):
         raise ConfigError(f"MODEL is {model!r}; possible: vtc serve MODEL, then all options")
+    words = list(context.args)
     if model == "demo":
         from vtc.demo import MODEL_DIR
 
-        model, named = str(MODEL_DIR), ["--served-model-name", "demo"]
-    else:
-        named = []
-    words = _prepared(model, named, context.args, strategy, keep, max_keep, overrides(settings), check)
+        model, words = str(MODEL_DIR), _for_demo(words)
+    words = _prepared(model, words, strategy, keep, max_keep, overrides(settings), check)
     if not check:
         sys.stdout.flush()
         command = _command(model, words)
         os.execv(command[0], command)
 
 
-def _prepared(model, named, words, strategy, keep, max_keep, knobs, check) -> list[str]:
+def _for_demo(words: list[str]) -> list[str]:
+    """The words and what of DEMO they leave open."""
+    from vtc.vllm.arguments import values
+
+    given = values(words)
+    return words + [w for row in DEMO.items() if row[0][2:].replace("-", "_") not in given for w in row]
+
+
+def _prepared(model, words, strategy, keep, max_keep, knobs, check) -> list[str]:
     """The options for vllm serve, all of them checked; with `check` also says what would be served."""
     from vtc.vllm import arguments
     from vtc.vllm.settings import ATTRIBUTE, Settings
@@ -71,7 +81,7 @@ def _prepared(model, named, words, strategy, keep, max_keep, knobs, check) -> li
     ours = for_config(config, strategy, keep, max_keep, **knobs)
     setattr(config, ATTRIBUTE, ours[ATTRIBUTE])
     served = Settings.of(config)
-    words = arguments.with_overrides([*words, *(named if "served_model_name" not in given else [])], ours)
+    words = arguments.with_overrides(words, ours)
     arguments.refuse(given, served)
     if check:
         _describe(model, given, ours, served)
@@ -105,8 +115,8 @@ def _describe(model: str, given: dict, ours: dict, served) -> None:
     found, (architecture,) = _installed(), ours["architectures"]
     server = "not installed" if found is None else found[1]
     known = "" if found is None else ", tested" if tested(found[1]) else f", not tested: {first} to {last} are"
-    asked = given.get("trust_request_mm_kwargs") is True
-    limit = f"vtc_keep up to {served.max_keep}" if asked else "none (--trust-request-mm-kwargs lets them name vtc_keep)"
+    trusted = given.get("trust_request_mm_kwargs") is True or server.startswith("0.30.")  # 0.30 asks for no such option
+    limit = f"vtc_keep up to {served.max_keep}" if trusted else "none (--trust-request-mm-kwargs allows vtc_keep)"
     kwargs = given.get("mm_processor_kwargs")
     images = preview.lines(served, _loaded("AutoImageProcessor", model, given), kwargs)
     rows = [
