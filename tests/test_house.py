@@ -274,8 +274,10 @@ def test_importing_everything_changes_nothing():
     """Importing every module leaves transformers' tables as they were, and vtc's public names callable.
 
     The names need saying: importing a module puts it in the place of a function of the same name.
+    Files for inside vLLM need vLLM.
     """
     files = [f for f in python_files("vtc", "patches") if Path(f).stem not in ("triton", "__main__")]
+    files = [f for f in files if not any(covers(("vllm",), item.module) and not item.lazy for item in imports(f))]
     modules = []
     for file in files:
         parts = Path(file).with_suffix("").parts
