@@ -111,3 +111,13 @@ def differences(asks: list[Ask], written: list[Written], answers: list[dict]) ->
                 f"HF {hf.prompt_tokens} {hf.ids}"
             )
     return wrong
+
+
+def overrides(model: Path, strategy: str, keep: float | int, max_keep: float | int | None = None, **knobs) -> dict:
+    """`hf_overrides` of a model's folder, see `vtc.vllm.settings.overrides`."""
+    from transformers import AutoConfig
+
+    from vtc.vllm.settings import overrides
+
+    config = AutoConfig.from_pretrained(model, local_files_only=True)
+    return overrides(config, strategy, keep, max_keep, **knobs)

@@ -55,7 +55,7 @@ def write(folder: Path, ask: Ask) -> Written:
 def reference(folder: Path, asks: list[Ask], strategy: str | None = None, keep=None, **options) -> list[Written]:
     """What a strategy at a keep writes for each prompt; strategy None or keep 1.0: the stock model."""
     model, _ = loaded(folder)
-    if strategy is None or keep == 1.0:
+    if strategy is None or (isinstance(keep, float) and keep == 1.0):
         return [write(folder, ask) for ask in asks]
     with vtc.patched(model, strategy, keep, **options):
         return [write(folder, ask) for ask in asks]

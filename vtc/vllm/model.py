@@ -20,7 +20,7 @@ NAMES = ("query", "key", "value", "cu_seqlens")
 def mean_over_ranks(local: Tensor) -> Tensor:
     """Means over the heads of this tensor-parallel rank as means over all heads, the same on every rank."""
     ranks = get_tensor_model_parallel_world_size()
-    return local if ranks == 1 else tensor_model_parallel_all_reduce(local) / ranks
+    return local if ranks == 1 else tensor_model_parallel_all_reduce(local.contiguous()) / ranks
 
 
 class PrunedModel:
@@ -35,7 +35,7 @@ class PrunedModel:
     def __init__(self, *, vllm_config, prefix: str = ""):
         settings = Settings.of(vllm_config.model_config.hf_config)
         needs = settings.stage.stage.needs(settings.family.encoder)
-        refuse_engine(vllm_config, needs, settings.own_positions)
+        refuse_engine(vllm_config, needs)
         super().__init__(vllm_config=vllm_config, prefix=prefix)
         self.pruning = settings
         self.selector = Selector(settings, mean_over_ranks, self.project)
