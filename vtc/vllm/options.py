@@ -20,10 +20,10 @@ def refuse_processing(mm_config: object) -> None:
         )
 
 
-def refuse_engine(config: object, needs: tuple[Signal, ...], own_positions: bool) -> None:
+def refuse_engine(config: object, needs: tuple[Signal, ...]) -> None:
     """Raises UnsupportedError for an option of a VllmConfig that would skip or misplace the selection.
 
-    needs: the strategy's signals. own_positions: see `Settings`.
+    needs: the strategy's signals.
     """
     mm, parallel, compilation = config.model_config.multimodal_config, config.parallel_config, config.compilation_config
     refuse_processing(mm)

@@ -51,7 +51,7 @@ class Selector:
         run = self.run
         if run is None:
             return
-        if run.bounds is not None and layer in self.family.encoder.global_layers:
+        if cu_seqlens is not None and layer in self.family.encoder.global_layers:
             cu_seqlens = run.bounds  # on the host, where nothing waits for it
         for signal in self.needs:
             if getattr(signal, "layer", None) == layer:
