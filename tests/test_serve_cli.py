@@ -151,6 +151,8 @@ WRONG = {
     "--video-pruning-rate 0.5": "video_pruning_rate",
     "--enable-mm-embeds": "enable_mm_embeds",
     "--mm-processor-kwargs {\"vtc_keep\":0.5}": "vtc_keep",
+    "--mm-processor-kwargs 3": "no object",
+    "--check --mm-processor-kwargs {\"do_resize\":\"perhaps\"}": "the image processor refuses",
 }  # fmt: skip
 
 

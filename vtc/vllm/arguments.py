@@ -94,20 +94,24 @@ def with_overrides(words: Sequence[str], ours: Mapping[str, object]) -> list[str
 
 
 def refuse(given: Mapping[str, object], settings: Settings) -> None:
-    """Raises UnsupportedError for an option that cannot go with pruning, as far as it stands on the command line."""
+    """Raises UnsupportedError for an option that cannot go with pruning, as far as it stands on the command line;
+    ConfigError for processor arguments that are no object."""
     compilation = given.get("compilation_config")
     compilation = compilation if isinstance(compilation, Mapping) else {}
-    tower = "enable_tower_connector_lora"
+    kwargs = given.get("mm_processor_kwargs", {})
+    if not isinstance(kwargs, Mapping):
+        raise ConfigError(f"--mm-processor-kwargs {kwargs!r} is no object; possible: JSON such as {{\"key\": 1}}")
+    tower, stages = "enable_tower_connector_lora", given.get("pipeline_parallel_size")
     mm = {"mm_encoder_tp_mode": None, **given}
     config = SimpleNamespace(
         model_config=SimpleNamespace(multimodal_config=SimpleNamespace(**mm)),
-        parallel_config=SimpleNamespace(pipeline_parallel_size=given.get("pipeline_parallel_size", 1)),
+        parallel_config=SimpleNamespace(pipeline_parallel_size=stages if isinstance(stages, int) else 1),
         compilation_config=SimpleNamespace(**compilation),
         lora_config=SimpleNamespace(**{tower: given.get(tower, False)}),
         speculative_config=given.get("speculative_config"),
         ec_transfer_config=given.get("ec_transfer_config"),
     )
-    refuse_engine(config, settings.stage.stage.needs(settings.family.encoder), settings.own_positions)
+    refuse_engine(config, settings.stage.stage.needs(settings.family.encoder))
 
 
 def check(model: str, words: Iterable[str], settings: Settings) -> str:
@@ -129,7 +133,7 @@ def check(model: str, words: Iterable[str], settings: Settings) -> str:
         except (ValueError, TypeError, OSError, RuntimeError, NotImplementedError, ImportError) as error:
             reason = " ".join(str(error).split()).partition(" [type=")[0].split(" Value error, ")[-1]
             raise ConfigError(f"vLLM does not accept this: {reason[:300]}") from None
-    refuse_engine(config, settings.stage.stage.needs(settings.family.encoder), settings.own_positions)
+    refuse_engine(config, settings.stage.stage.needs(settings.family.encoder))
     return "accepted by vLLM"
 
 

@@ -2,6 +2,7 @@
 
 from PIL import Image
 
+from vtc.errors import ConfigError
 from vtc.vllm.settings import Settings
 
 SIZES = ((336, 336), (640, 480), (480, 640), (1280, 720))
@@ -11,11 +12,15 @@ SIZES = ((336, 336), (640, 480), (480, 640), (1280, 720))
 def lines(settings: Settings, images: object, arguments: dict | None = None) -> list[str]:
     """Tokens of an image as it is -> kept, one line per example, or one alone where the size makes no difference.
 
-    images: the model's image processor; arguments: what the server gives to it.
+    images: the model's image processor; arguments: what the server gives to it. Raises ConfigError where it takes them
+    amiss.
     """
-    found = {}
+    found, given = {}, arguments or {}
     for size in SIZES:
-        inputs = images(images=[Image.new("RGB", size)], return_tensors="pt", **(arguments or {}))
+        try:
+            inputs = images(images=[Image.new("RGB", size)], return_tensors="pt", **given)
+        except Exception as error:  # its kind depends on the processor and the version of transformers
+            raise ConfigError(f"the image processor refuses {given}: {error}; possible: its own arguments") from None
         (layout,) = settings.family.image_layouts(dict(inputs))
         kept, most = (settings.count(layout, keep) for keep in (settings.keep, settings.max_keep))
         found[size] = f"{layout.tokens} -> {kept}" + (f", {most} at most" if most != kept else "")
