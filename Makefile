@@ -43,7 +43,7 @@ test-lmms: .venv-lmms/.ready ## the bridge to lmms-eval, in an environment of it
 	@$(TEST_ENV) TQDM_DISABLE=1 .venv-lmms/bin/python tests/lmms/run_lmms.py
 
 # One engine at a time: each takes all cores for itself.
-test-vllm: $(VLLM_VENV)/.ready ## the vLLM plugin in an environment of its own (3.5 GB); about MINUTES minutes
+test-vllm: $(VLLM_VENV)/.ready ## the vLLM plugin in an environment of its own (3.5 GB); about fifteen minutes
 	@$(TEST_ENV) VLLM_NO_USAGE_STATS=1 $(VLLM_VENV)/bin/python -m pytest $(PYTEST_ARGS) tests/vllm
 
 test-matrix: test test-oldest ## all tests on both ends of the supported range
