@@ -55,8 +55,10 @@ PARTS = {
         r"vtc/(account|budget|config|flops|hooks|knobs|layout|schedule|selection|signals|source)\.py",
         never=("=vtc", "vtc.engine", "vtc.patches", "vtc.patching", *OUTER, "transformers"),
     ),
-    "cli": Part(r"vtc/(cli\w*|__main__)\.py", not_on_import=("transformers", "vtc.eval", "vtc.demo")),
-    "demo": Part(r"vtc/demo/.*", never=("vtc.eval", "vtc.cli")),
+    "cli": Part(r"vtc/(cli\w*|__main__)\.py", not_on_import=("transformers", "vtc.eval", "vtc.demo", "vtc.vllm")),
+    "demo": Part(r"vtc/demo/.*", never=("vtc.eval", "vtc.cli", "vtc.vllm")),
+    "vllm": Part(r"vtc/vllm/(?!measure).*", never=("=vtc", "vtc.bench", *OUTER)),
+    "around vllm": Part(r"(vtc/(?!vllm|cli_serve).*|patches/.*|eval/.*)", never=("vtc.vllm", "vllm")),
     "eval": Part(
         r"eval/.*",
         may=(

@@ -5,6 +5,7 @@ import pickle
 import re
 import subprocess
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -221,6 +222,14 @@ def test_versions():
     assert [plugin.tested(v) for v in ("0.29.1", "0.30.0", "0.32.0+cpu", "0.33.2", "0.34.0", "1.0.0")] == [
         False, True, True, True, False, False,
     ]  # fmt: skip
+
+
+def test_vllm_is_imported_only_where_it_runs():
+    """Of the plugin, only what vLLM itself loads (and what measures it) imports vLLM; the rest works without."""
+    inside = {"compat", "llava", "llava_next", "model", "qwen2_5_vl", "qwen2_vl"}
+    files = sorted(Path(plugin.__file__).parent.glob("*.py"))
+    found = {file.stem for file in files if re.search(r"^(from|import) vllm\b", file.read_text(), re.MULTILINE)}
+    assert found == inside
 
 
 def test_importing_the_plugin_loads_no_vllm():
