@@ -5,6 +5,7 @@ from pathlib import Path
 
 import vtc
 from vtc.catalog import support_table
+from vtc.vllm.capability import table
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -13,6 +14,11 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 def test_support_table_is_generated_from_the_registry():
     section = README.split("<!-- support -->")[1].split("<!-- /support -->")[0].strip()
     assert section == support_table(), "run: python -m tests.test_readme"
+
+
+def test_the_table_of_what_can_be_served_is_generated():
+    section = README.split("<!-- served -->")[1].split("<!-- /served -->")[0].strip()
+    assert section == table(), "run: python -m tests.test_readme"
 
 
 def test_every_strategy_is_described():
@@ -27,7 +33,6 @@ def test_links_and_pictures_exist():
 
 
 if __name__ == "__main__":
-    head, rest = README.split("<!-- support -->")
-    tail = rest.split("<!-- /support -->")[1]
-    new = f"{head}<!-- support -->\n{support_table()}\n<!-- /support -->{tail}"
-    (ROOT / "README.md").write_text(new, encoding="utf-8")
+    for name, content in {"support": support_table(), "served": table()}.items():
+        README = re.sub(f"(<!-- {name} -->\n).*?(<!-- /{name} -->)", rf"\1{content}\n\2", README, flags=re.DOTALL)
+    (ROOT / "README.md").write_text(README, encoding="utf-8")

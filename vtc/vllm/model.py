@@ -5,6 +5,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 from vllm.distributed import get_tensor_model_parallel_world_size, tensor_model_parallel_all_reduce
+from vllm.logger import init_logger
 
 from vtc.errors import UnsupportedError
 from vtc.signals import EncoderFeatures, Unprojected
@@ -13,6 +14,7 @@ from vtc.vllm.processing import COUNT
 from vtc.vllm.selecting import Selector, kept_features
 from vtc.vllm.settings import REQUEST_KEEP, Settings
 
+LOGGER = init_logger("vllm.vtc")
 NAMES = ("query", "key", "value", "cu_seqlens")
 """The arguments of vLLM's encoder attention, in order."""
 
@@ -37,6 +39,8 @@ class PrunedModel:
         needs = settings.stage.stage.needs(settings.family.encoder)
         refuse_engine(vllm_config, needs)
         super().__init__(vllm_config=vllm_config, prefix=prefix)
+        strategy, most = settings.strategy, settings.max_keep
+        LOGGER.info("vtc: images pruned by %s, keep %s, at most %s by request", strategy.name, strategy.keep, most)
         self.pruning = settings
         self.selector = Selector(settings, mean_over_ranks, self.project)
         modules = self.attention_modules()
