@@ -23,4 +23,11 @@ def plain_hash() -> None:
     ProcessorInputs.get_mm_hashes = get_mm_hashes
 
 
-CONTROLS = {"plain_hash": plain_hash}
+def no_all_reduce() -> None:
+    """Each tensor-parallel rank chooses by the scores of its own heads."""
+    from vtc.vllm import model
+
+    model.mean_over_ranks = lambda local: local
+
+
+CONTROLS = {"plain_hash": plain_hash, "no_all_reduce": no_all_reduce}

@@ -2,12 +2,15 @@
 
     python -m tests.vllm.drive SPEC RESULT
 
-SPEC: {"engine": arguments of vllm.LLM, "rounds": [[request, ...], ...], "controls": [names in tests.vllm.controls]}.
+SPEC: {"engine": arguments of vllm.LLM, "rounds": [[request, ...], ...]}, or with "starts": [changes to the arguments,
+...] instead of rounds: each of them is only tried to start.
 A round goes into one `generate` call. A request: {"prompt": text or token ids, "images": [files], "kwargs":
 mm_processor_kwargs, "uuids": multi_modal_uuids of the images, "tokens": how many to write, "extra": further
 multi-modal data by name, a file of torch.save each}.
 RESULT: {"start_error": None or the text, "rounds": [{"error": None or the text, "peak_blocks": KV blocks in use at
-most or None, "answers": [{"ids", "prompt_tokens", "prompt_ids", "cached_tokens"}, ...]}, ...]}.
+most or None, "answers": [{"ids", "prompt_tokens", "prompt_ids", "cached_tokens"}, ...]}, ...]}, or {"starts": [None or
+the text, ...]}.
+VTC_TEST_CONTROLS in the environment names faults of `tests.vllm.controls`.
 """
 
 import json
@@ -87,14 +90,22 @@ def answer(llm, requests: list[dict], blocks: Blocks) -> dict:
 
 def main(spec: dict) -> dict:
     """Starts the engine and answers the rounds."""
+    if "starts" in spec:
+        return {"starts": [start({**spec["engine"], **changes})[1] for changes in spec["starts"]]}
+    llm, error = start(spec["engine"])
+    blocks = Blocks(llm) if llm else None
+    rounds = [answer(llm, requests, blocks) for requests in spec["rounds"]] if llm else []
+    return {"start_error": error, "rounds": rounds}
+
+
+def start(engine: dict) -> tuple:
+    """(the engine or None, None or why it does not start)."""
     from vllm import LLM
 
     try:
-        llm = LLM(**spec["engine"])
+        return LLM(**engine), None
     except Exception as problem:
-        return {"start_error": f"{type(problem).__name__}: {problem}", "rounds": []}
-    blocks = Blocks(llm)
-    return {"start_error": None, "rounds": [answer(llm, requests, blocks) for requests in spec["rounds"]]}
+        return None, f"{type(problem).__name__}: {problem}"
 
 
 if __name__ == "__main__":

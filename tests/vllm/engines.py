@@ -73,16 +73,19 @@ class Engines:
 
     def start(
         self, model: Path, rounds: list[list[dict]], overrides: dict | None = None,
-        env: dict | None = None, controls: str = "", **engine,
+        env: dict | None = None, controls: str = "", starts: list[dict] | None = None, **engine,
     ) -> Engine:  # fmt: skip
-        """Starts an engine on `model`. overrides: its hf_overrides; controls: faults, see `tests.vllm.controls`;
-        engine: further arguments of vllm.LLM."""
+        """Starts an engine on `model`; with `starts`, changes to its arguments, it only tries to start each.
+
+        overrides: its hf_overrides. controls: faults, see `tests.vllm.controls`. engine: further arguments of vllm.LLM.
+        """
         files = self.folder / f"engine{next(_numbers)}"
         files.mkdir(parents=True)
         arguments = {**ENGINE, "model": str(model), **engine}
         if overrides:
             arguments["hf_overrides"] = overrides
-        (files / "spec.json").write_text(json.dumps({"engine": arguments, "rounds": rounds}))
+        work = {"rounds": rounds} if starts is None else {"starts": starts}
+        (files / "spec.json").write_text(json.dumps({"engine": arguments, **work}))
         command = [sys.executable, "-m", "tests.vllm.drive", str(files / "spec.json"), str(files / "result.json")]
         with (files / "log").open("w") as log:
             process = subprocess.Popen(

@@ -11,8 +11,7 @@ def test_demo_model(engines, demo, folder):
     """One and two pictures a prompt; and the answers are right, as the model was trained to answer."""
     asks = scene_asks(folder, scenes=4, each=3) + pair_asks(folder, 4)
     known, right = benchmark_asks(folder, 14)
-    stock = {"architectures": ["LlavaForConditionalGeneration"]}  # the bundled configuration names none
-    engine = engines.start(demo, [[request(ask) for ask in asks + known]], stock)
+    engine = engines.start(demo, [[request(ask) for ask in asks + known]])
     expected = reference(demo, asks + known)
     (answers,) = engine.answers()
     assert not differences(asks + known, expected, answers)

@@ -61,9 +61,12 @@ class PrunedProcessor:
     def apply(self, inputs, *args, **kwargs):
         """Resolves the request's keep before anything is hashed, so that no user-given id can stand for two keeps.
 
-        Raises ConfigError for a keep that is no number, out of range or not served.
+        Raises ConfigError for a keep that is no number, out of range or not served, and for another name of ours.
         """
         given = inputs.hf_processor_mm_kwargs
+        strange = [name for name in given if name.startswith("vtc") and name != REQUEST_KEEP]
+        if strange:
+            raise ConfigError(f"mm_processor_kwargs has {', '.join(strange)}; possible: {REQUEST_KEEP}")
         keep = self.info.settings.request_keep(given.get(REQUEST_KEEP))
         inputs.hf_processor_mm_kwargs = {**given, REQUEST_KEEP: keep}
         return super().apply(inputs, *args, **kwargs)
