@@ -53,6 +53,7 @@ def test_overrides_are_read_back(family):
     assert settings.stage.stage.alpha == 0.2
     assert settings.stage.stage.exclude == "exact"
     assert settings.family.name == family
+    assert settings.strategy.name == "hiprune"
 
 
 def test_short_forms_by_hand():

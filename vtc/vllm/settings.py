@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 from transformers import PretrainedConfig
@@ -93,7 +93,7 @@ class Settings:
             knobs["keep"] = parse_keep(raw["keep"])
         chosen = resolved(raw.get("strategy", "hiprune"), family_name(config), **knobs)
         most = chosen.keep if raw.get("max_keep") is None else parse_keep(raw["max_keep"])
-        return cls(chosen, most, skeleton(config))
+        return cls(replace(chosen, name=str(raw.get("name", chosen.name))), most, skeleton(config))
 
     @property
     def keep(self) -> float | int:
