@@ -30,6 +30,7 @@ from vtc.vllm.measure_model import kv_bytes, preset, save, visual_tokens
 from vtc.vllm.measure_results import STOCK, Store, environment, lines, table
 
 WARM_UP = 10**6  # added to the number of rounds: a round that is not measured
+CORES = len(os.sched_getaffinity(0))
 SPARE = 8  # KV blocks beyond what the most requests at once can need
 
 
@@ -50,11 +51,12 @@ class Wanted:
     dtype: str = "float32"
     block_size: int = 32
     batched: int = 2048
+    threads: int = CORES
     compiled: bool = False
     seed: int = 0
 
     def __post_init__(self):
-        for name in ("requests", "rounds", "text", "new_tokens", "block_size", "batched", "seed"):
+        for name in ("requests", "rounds", "text", "new_tokens", "block_size", "batched", "threads", "seed"):
             least = {"text": 3, "seed": 0}.get(name, 1)
             if getattr(self, name) < least:
                 option = name.replace("_", "-")
@@ -160,7 +162,8 @@ def _engines(wanted: Wanted, config: object, folder: str, systems: dict[str, dic
             log = wanted.output / f"engine-{name.replace(' ', '-')}.log"
             options = {**engine_options(wanted, config), "model": folder, "hf_overrides": overrides}
             process = context.Process(target=serve, args=(theirs, config, options, log), daemon=True)
-            with patch.dict(os.environ, {**ENVIRONMENT, **os.environ}):
+            # vLLM leaves the threads alone in an engine that is no process of its own.
+            with patch.dict(os.environ, {**ENVIRONMENT, **os.environ, "OMP_NUM_THREADS": str(wanted.threads)}):
                 process.start()
             theirs.close()
             processes.append(process)
@@ -212,6 +215,7 @@ def command(
     dtype: Annotated[str, typer.Option(metavar="T", help="float32, bfloat16, float16.")] = "float32",
     block_size: Annotated[int, typer.Option(metavar="N", help="Tokens of a KV block.")] = 32,
     batched: Annotated[int, typer.Option(metavar="N", help="Tokens of a step at most.")] = 2048,
+    threads: Annotated[int, typer.Option(metavar="N", help="Of an engine; 1 on a machine with other work.")] = CORES,
     compiled: Annotated[bool, typer.Option("--compiled", help="Let vLLM compile the model.")] = False,
     seed: Annotated[int, typer.Option(metavar="N", help="Of weights, pictures and words.")] = 0,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Start anew.")] = False,
@@ -229,7 +233,7 @@ def command(
 
     wanted = Wanted(
         output, texts("--strategies", strategies), keep, numbers("--concurrency", concurrency, "1,8,32"), preset,
-        requests, rounds, text, new_tokens, dtype, block_size, batched, compiled, seed,
+        requests, rounds, text, new_tokens, dtype, block_size, batched, threads, compiled, seed,
     )  # fmt: skip
     store = run(wanted, shlex.join(["python", "-m", "vtc.vllm.measure", *sys.argv[1:]]), overwrite)
     Console(width=150).print(table(store.cells))

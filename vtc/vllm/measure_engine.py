@@ -12,11 +12,8 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from statistics import median
 
-# Read when torch and vLLM are imported; what the user set stays. In one process, vLLM does not set threads by itself.
-ENVIRONMENT = {
-    "VLLM_LOGGING_LEVEL": "WARNING", "VLLM_NO_USAGE_STATS": "1", "HF_HUB_OFFLINE": "1",
-    "OMP_NUM_THREADS": str(len(os.sched_getaffinity(0))),
-}  # fmt: skip
+# Read when vLLM is imported; what the user set stays.
+ENVIRONMENT = {"VLLM_LOGGING_LEVEL": "WARNING", "VLLM_NO_USAGE_STATS": "1", "HF_HUB_OFFLINE": "1"}
 
 
 @dataclass(frozen=True)
@@ -32,8 +29,8 @@ class Job:
 
 @dataclass
 class Seen:
-    """What the engine did while a job ran. encoder: seconds in the model's `embed_multimodal`, None on a GPU, which
-    nobody waits for."""
+    """What the engine did while a job ran. encoder: processor seconds in the model's `embed_multimodal`, None on a
+    GPU, which nobody waits for."""
 
     blocks: int = 0
     steps: int = 0
@@ -93,9 +90,9 @@ class _Engine:
         waits = next(model.parameters()).device.type == "cpu"
 
         def watched(**inputs):
-            since = time.perf_counter()
+            since = time.process_time()
             found = embed(**inputs)
-            self.seen.encoder = self.seen.encoder + time.perf_counter() - since if waits else None
+            self.seen.encoder = self.seen.encoder + time.process_time() - since if waits else None
             return found
 
         model.embed_multimodal = watched

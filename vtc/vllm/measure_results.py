@@ -25,10 +25,11 @@ DEFINITIONS = {
     "prompt_tokens": "of each prompt, as the engine has them",
     "first": "seconds from handing a request over to its first token, median over the requests",
     "whole": "seconds from handing a request over to its last token, median over the requests",
-    "encoder": "seconds in embed_multimodal: tower, selection, projector; null on a GPU",
+    "encoder": "processor seconds in embed_multimodal: tower, selection, projector; null on a GPU",
     "steps": "of the engine",
     "preempted": "requests that lost their KV blocks and began again",
-    "cpu": "seconds of all threads of the engine's process, which other work on the machine disturbs less",
+    "cpu": "processor seconds of all threads of the engine; with --threads 1, other work on the machine changes them "
+    "little",
     "load": "processes that wanted to run on the machine in the minute before",
     "ratios": "strategy / unpruned of the same round and concurrency; the median, the least and the most are shown",
 }
@@ -118,10 +119,10 @@ def _over(a: float | None, b: float | None) -> float | None:
 
 
 def _choosing(mine: dict, stock: dict) -> float | None:
-    """What the encoder takes longer than without selection, as a share of all the time of the strategy's cell."""
+    """What the encoder takes longer than without selection, as a share of the strategy's processor seconds."""
     if mine["encoder"] is None or stock["encoder"] is None:
         return None
-    return (mine["encoder"] - stock["encoder"]) / mine["seconds"]
+    return (mine["encoder"] - stock["encoder"]) / mine["cpu"]
 
 
 def spread(values: list[float | None]) -> dict | None:
@@ -165,7 +166,7 @@ def lines(cells: list[dict], cores: int) -> list[str]:
         found.append(f"{system}: {end} (by the medians; least ratio of any round {least:.2f})")
         shares = [f"{r['choosing']['median']:.1%} at {r['concurrency']}" for r in mine if r["choosing"]]
         if shares:
-            found.append(f"{system}: the encoder's additional time is {', '.join(shares)} at once, of all time")
+            found.append(f"{system}: with selection the encoder takes more: {', '.join(shares)} at once, of all time")
     lost = [f"{c['system']} at {c['concurrency']}" for c in cells if c["preempted"]]
     if lost:
         found.append(f"requests lost their KV blocks: {', '.join(dict.fromkeys(lost))}; their times are no measure")
