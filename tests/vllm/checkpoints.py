@@ -11,18 +11,24 @@ from transformers import (
     AutoConfig,
     CLIPVisionConfig,
     LlamaConfig,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
     LlavaNextConfig,
     LlavaNextForConditionalGeneration,
     LlavaNextImageProcessor,
     LlavaNextProcessor,
+    LlavaProcessor,
     Qwen2_5_VLConfig,
     Qwen2_5_VLForConditionalGeneration,
     Qwen2_5_VLProcessor,
+    Qwen2Config,
     Qwen2VLConfig,
     Qwen2VLForConditionalGeneration,
     Qwen2VLImageProcessor,
     Qwen2VLProcessor,
     Qwen2VLVideoProcessor,
+    SiglipImageProcessor,
+    SiglipVisionConfig,
 )
 
 from tests.helpers_checkpoints import TEMPLATE, tokenizer_for
@@ -35,6 +41,7 @@ PLACES = {
     "qwen2_5_vl": "<|vision_start|><|image_pad|><|vision_end|>",
     "qwen2_vl": "<|vision_start|><|image_pad|><|vision_end|>",
     "llava_next": "<image>\n",
+    "llava_siglip": "<image>\n",
 }  # the text for a picture in a prompt
 TEXT = {
     "vocab_size": VOCABULARY, "hidden_size": 128, "intermediate_size": 192, "num_hidden_layers": 3,
@@ -103,6 +110,27 @@ def save_llava_next(folder: Path) -> Path:
     return _save(model, processor, folder)
 
 
+def save_llava_siglip(folder: Path) -> Path:
+    """A tiny LLaVA with a SigLIP tower (8 x 8 patches, no [CLS]) and a Qwen2 as language model; returns the folder."""
+    side, patch = 32, 4
+    vision = SiglipVisionConfig(
+        hidden_size=64, intermediate_size=96, num_hidden_layers=4, num_attention_heads=2, image_size=side,
+        patch_size=patch,
+    )  # fmt: skip
+    config = LlavaConfig(
+        vision_config=vision, text_config=Qwen2Config(**TEXT), image_token_id=IMAGE, image_seq_length=64,
+        vision_feature_select_strategy="full", vision_feature_layer=-2, tie_word_embeddings=False,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    model = LlavaForConditionalGeneration(config)
+    processor = LlavaProcessor(
+        SiglipImageProcessor(size={"height": side, "width": side}), tokenizer_for(model, "<image>"), patch_size=patch,
+        vision_feature_select_strategy="full", num_additional_image_tokens=0,
+        chat_template=TEMPLATE.replace("PLACE", PLACES["llava_siglip"]),
+    )  # fmt: skip
+    return _save(model, processor, folder)
+
+
 @torch.no_grad()
 def widen(model) -> None:
     """Weights from a wide normal distribution; what would write a special token is 0, below the largest of the rest."""
@@ -140,4 +168,5 @@ def _name_as_on_the_hub(folder: Path) -> None:
 
 def save(kind: str, folder: Path) -> Path:
     """The tiny model of a family by name; returns the folder."""
-    return save_llava_next(folder) if kind == "llava_next" else save_qwen(kind, folder)
+    llava = {"llava_next": save_llava_next, "llava_siglip": save_llava_siglip}
+    return llava[kind](folder) if kind in llava else save_qwen(kind, folder)

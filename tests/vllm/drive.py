@@ -8,8 +8,8 @@ A round goes into one `generate` call. A request: {"prompt": text or token ids, 
 mm_processor_kwargs, "uuids": multi_modal_uuids of the images, "tokens": how many to write, "extra": further
 multi-modal data by name, a file of torch.save each}.
 RESULT: {"start_error": None or the text, "rounds": [{"error": None or the text, "peak_blocks": KV blocks in use at
-most or None, "answers": [{"ids", "prompt_tokens", "prompt_ids", "cached_tokens"}, ...]}, ...]}, or {"starts": [None or
-the text, ...]}.
+most, "resumed": requests that had been put back, both None where the core is elsewhere, "answers": [{"ids",
+"prompt_tokens", "prompt_ids", "cached_tokens"}, ...]}, ...]}, or {"starts": [None or the text, ...]}.
 VTC_TEST_CONTROLS in the environment names faults of `tests.vllm.controls`.
 """
 
@@ -43,11 +43,11 @@ def prompt_of(request: dict) -> dict:
     return prompt
 
 
-class Blocks:
-    """The most KV blocks in use since the last `take`; None where the engine core is in another process."""
+class Watch:
+    """The most KV blocks in use and the requests that were put back and resumed, since the last `take`."""
 
     def __init__(self, llm):
-        self.most = None
+        self.blocks = self.resumed = None
         core = getattr(llm.llm_engine.engine_core, "engine_core", None)
         if core is None:
             return
@@ -55,18 +55,20 @@ class Blocks:
 
         def watched(*args, **kwargs):
             found = schedule(*args, **kwargs)
-            self.most = max(self.most or 0, pool.num_gpu_blocks - 1 - pool.get_num_free_blocks())
+            self.blocks = max(self.blocks or 0, pool.num_gpu_blocks - 1 - pool.get_num_free_blocks())
+            self.resumed = (self.resumed or 0) + len(found.scheduled_cached_reqs.resumed_req_ids)
             return found
 
         core.scheduler.schedule = watched
 
-    def take(self) -> int | None:
-        """The peak of the round that has just ended."""
-        most, self.most = self.most, None
-        return most
+    def take(self) -> dict:
+        """Of the round that has just ended; None where the engine core is in another process."""
+        found = {"peak_blocks": self.blocks, "resumed": self.resumed}
+        self.blocks = self.resumed = None
+        return found
 
 
-def answer(llm, requests: list[dict], blocks: Blocks) -> dict:
+def answer(llm, requests: list[dict], watch: Watch) -> dict:
     """One round's part of the result; an exception of `generate` becomes its `error`."""
     from vllm import SamplingParams
 
@@ -79,13 +81,13 @@ def answer(llm, requests: list[dict], blocks: Blocks) -> dict:
         outputs = llm.generate([prompt_of(r) for r in requests], sampling, use_tqdm=False)
     except Exception as problem:
         found["error"] = f"{type(problem).__name__}: {problem}"
-        return {**found, "peak_blocks": blocks.take()}
+        return {**found, **watch.take()}
     for output in outputs:
         found["answers"].append({
             "ids": list(output.outputs[0].token_ids), "prompt_tokens": len(output.prompt_token_ids),
             "prompt_ids": list(output.prompt_token_ids), "cached_tokens": output.num_cached_tokens,
         })  # fmt: skip
-    return {**found, "peak_blocks": blocks.take()}
+    return {**found, **watch.take()}
 
 
 def main(spec: dict) -> dict:
@@ -93,8 +95,8 @@ def main(spec: dict) -> dict:
     if "starts" in spec:
         return {"starts": [start({**spec["engine"], **changes})[1] for changes in spec["starts"]]}
     llm, error = start(spec["engine"])
-    blocks = Blocks(llm) if llm else None
-    rounds = [answer(llm, requests, blocks) for requests in spec["rounds"]] if llm else []
+    watch = Watch(llm) if llm else None
+    rounds = [answer(llm, requests, watch) for requests in spec["rounds"]] if llm else []
     return {"start_error": error, "rounds": rounds}
 
 

@@ -77,7 +77,7 @@ def noise_asks(folder: Path, kind: str, turn: int = 0, tokens: int = 8) -> list[
 
     Four texts for fourteen prompts: several differ in their pictures only. turn: other words after the same pictures.
     """
-    sizes, asks = TILED if kind == "llava_next" else PATCHES, []
+    sizes, asks = TILED if kind.startswith("llava") else PATCHES, []
     for number, group in enumerate(GROUPS):
         files = tuple(noise_file(folder, *sizes[i], seed=number // 11) for i in group)
         text = WORDS[(number + turn) % len(WORDS)]

@@ -3,7 +3,7 @@
 import pytest
 
 from tests.vllm.engines import differences, overrides, request
-from tests.vllm.pictures import pair_asks, scene_asks
+from tests.vllm.pictures import noise_asks, pair_asks, scene_asks, text_ask
 from tests.vllm.reference import reference
 
 KEEPS = (0.5, 0.25, 0.1)
@@ -70,3 +70,14 @@ def test_mixed_keeps_and_room(engines, demo, folder):
         least, most = (sum((pair[i] + BLOCK - 1) // BLOCK for pair in ends) for i in (0, 1))
         assert least <= result["peak_blocks"] <= most
     assert len({by_keep[keep][0].prompt_tokens for keep in by_keep}) == 6  # 196 tokens are all of them
+
+
+@pytest.mark.parametrize("strategy", ["hiprune", "visionzip"])
+def test_siglip(engines, checkpoint, folder, strategy):
+    """A tower without [CLS] under another language model, one to three pictures, text alone."""
+    model, asks = checkpoint("llava_siglip"), [*noise_asks(folder, "llava_siglip"), text_ask()]
+    engine = engines.start(model, [[request(ask) for ask in asks]], overrides(model, strategy, 0.25))
+    expected = reference(model, asks, strategy, 0.25)
+    (answers,) = engine.answers()
+    assert not differences(asks, expected, answers)
+    assert len({tuple(w.ids) for w in expected}) >= 12

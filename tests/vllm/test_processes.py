@@ -4,19 +4,22 @@ import pytest
 
 from tests.vllm.engines import TWO_RANKS, differences, overrides, request
 from tests.vllm.pictures import noise_asks, pair_asks, scene_asks, text_ask
-from tests.vllm.reference import reference
+from tests.vllm.reference import loaded, reference
 
 
 def test_engine_core_apart(engines, demo, folder):
-    """The engine core in a process of its own, which loads the plugin and the settings for itself."""
+    """The engine core in a process of its own, which loads the plugin and the settings for itself; prompts as text and
+    as token ids."""
     asks = scene_asks(folder, 4, 2) + pair_asks(folder, 2)
+    tokenizer = loaded(demo)[1].tokenizer
+    ids = [request(ask, prompt=tokenizer(ask.prompt)["input_ids"]) for ask in asks]
     settings = overrides(demo, "hiprune", 0.25)
     engine = engines.start(
-        demo, [[request(ask) for ask in asks]], settings, env={"VLLM_ENABLE_V1_MULTIPROCESSING": "1"}
+        demo, [[request(ask) for ask in asks], ids], settings, env={"VLLM_ENABLE_V1_MULTIPROCESSING": "1"}
     )
     expected = reference(demo, asks, "hiprune", 0.25)
-    (answers,) = engine.answers()
-    assert not differences(asks, expected, answers)
+    for answers in engine.answers():
+        assert not differences(asks, expected, answers)
 
 
 @pytest.mark.parametrize("strategy", ["hiprune", "visionzip"])

@@ -54,6 +54,23 @@ def test_qwen2(engines, checkpoint, folder, strategy, positions):
     check(engines, checkpoint("qwen2_vl"), folder, "qwen2_vl", strategy, positions, (0.4,))
 
 
+def test_mixed_keeps_under_pressure(engines, checkpoint, folder):
+    """Keeps as fractions, a number and all tokens in one batch, with too few KV blocks: requests are put back in the
+    middle of their answers and computed again, text written so far included."""
+    model, keeps = checkpoint("qwen2_5_vl"), [0.25, 0.5, 12, 1.0]
+    asks = noise_asks(folder, "qwen2_5_vl", tokens=40)
+    settings = overrides(model, "hiprune", 0.25, max_keep=1.0)
+    engine = engines.start(
+        model, [[request(ask, keeps[i % 4]) for i, ask in enumerate(asks)]] * 2, settings, enable_prefix_caching=False,
+        max_model_len=256, num_gpu_blocks_override=16,
+    )  # fmt: skip
+    want = [reference(model, asks[i::4], "hiprune", keep, exclude="exact") for i, keep in enumerate(keeps)]
+    expected = [want[i % 4][i // 4] for i in range(len(asks))]
+    for answers in engine.answers():
+        assert not differences(asks, expected, answers)
+    assert all(found["resumed"] for found in engine.result()["rounds"]), "no request was put back"
+
+
 @pytest.mark.parametrize("budget, cached", [(16, True), (24, False), (40, True)])
 def test_chunks(engines, checkpoint, folder, budget, cached):
     """Prompts computed in pieces that end inside a picture, twice."""
