@@ -35,12 +35,15 @@ def two_rounds() -> list[dict]:
 def test_ratios_are_taken_within_a_round():
     """The machine's change of speed shows in the rates and not in the ratios."""
     stock, alone, _, eight = summary(two_rounds())
+    assert (alone["system"], alone["concurrency"], eight["system"]) == ("hiprune 0.25", 1, "hiprune 0.25")
     assert stock["rate"] == {"median": 0.9375, "min": 0.625, "max": 1.25}
     assert "ratios" not in stock
     assert alone["ratios"]["rate"] == {"median": 2.0, "min": 2.0, "max": 2.0}
     assert eight["ratios"]["rate"]["median"] == pytest.approx(0.8)
     assert eight["ratios"]["blocks"]["median"] == pytest.approx(0.3)
     assert alone["choosing"]["max"] == pytest.approx(0.4 / 4)
+    assert eight["choosing"] is None  # other numbers of images in a step
+    assert "choosing takes 7.5% of the time" in lines(two_rounds(), 2)[1]
 
 
 def test_rounds_without_their_stock_cell_are_left_out():

@@ -236,7 +236,7 @@ def command(
         requests, rounds, text, new_tokens, dtype, block_size, batched, threads, compiled, seed,
     )  # fmt: skip
     store = run(wanted, shlex.join(["python", "-m", "vtc.vllm.measure", *sys.argv[1:]]), overwrite)
-    Console(width=150).print(table(store.cells))
+    Console(width=170).print(table(store.cells))
     for line in lines(store.cells, store.where["cores"]):
         typer.echo(line)
     typer.echo(f"results  {output}")

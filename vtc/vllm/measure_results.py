@@ -33,7 +33,7 @@ DEFINITIONS = {
     "load": "processes that wanted to run on the machine in the minute before",
     "ratios": "strategy / unpruned of the same round and concurrency; the median, the least and the most are shown",
 }
-RATIOS = ("rate", "blocks", "first", "encoder", "cpu")
+RATIOS = ("rate", "blocks", "first", "whole", "encoder", "cpu")
 BUSY = 1.5  # load per core from which on other work is suspected; an engine alone makes 1
 
 
@@ -101,10 +101,11 @@ def summary(cells: list[dict]) -> list[dict]:
         pairs = [(c, stock[k]) for c in mine if (k := (concurrency, c["round"])) in stock]
         row = {"concurrency": concurrency, "system": system, "rounds": len(mine)}
         row["prompt_tokens"] = mine[0]["prompt_tokens"]
-        row |= {part: spread([c[part] for c in mine]) for part in (*RATIOS, "whole", "steps", "preempted")}
+        row |= {part: spread([c[part] for c in mine]) for part in (*RATIOS, "steps", "preempted")}
         if system != STOCK:
             row["ratios"] = {part: spread([_over(a[part], b[part]) for a, b in pairs]) for part in RATIOS}
-            row["choosing"] = spread([_choosing(a, b) for a, b in pairs])
+            # With more at once, the two encode different numbers of images in a step, which takes differently long.
+            row["choosing"] = spread([_choosing(a, b) for a, b in pairs]) if concurrency == 1 else None
         found.append(row)
     return found
 
@@ -139,7 +140,7 @@ def table(cells: list[dict]):
     out = Table(box=None, header_style="bold", padding=(0, 1, 0, 0), pad_edge=False)
     for head in ("at once", "system", "rounds", "tokens", "KV blocks", "req/s", "(least, most)", "first s", "whole s",
                  "blocks/unpr.", "req/s/unpr.", "(least, most)", "cpu/unpr.",
-                 "first/unpr."):  # fmt: skip
+                 "first/unpr.", "whole/unpr."):  # fmt: skip
         out.add_column(head, justify="left" if head == "system" else "right", no_wrap=True)
     for row in summary(cells):
         line = [str(row["concurrency"]), row["system"], str(row["rounds"]), str(row["prompt_tokens"])]
@@ -147,7 +148,7 @@ def table(cells: list[dict]):
         line += [f"{row[part]['median']:.2f}" for part in ("first", "whole")]
         ratios = row.get("ratios", {})
         line += [_middle(ratios.get("blocks")), _middle(ratios.get("rate")), _range(ratios.get("rate"))]
-        out.add_row(*line, _middle(ratios.get("cpu")), _middle(ratios.get("first")))
+        out.add_row(*line, *[_middle(ratios.get(part)) for part in ("cpu", "first", "whole")])
     return out
 
 
@@ -164,9 +165,8 @@ def lines(cells: list[dict], cores: int) -> list[str]:
         least = min(r["ratios"]["rate"]["min"] for r in mine)
         end = f"slower than unpruned at {', '.join(slow)} at once" if slow else "never slower than unpruned"
         found.append(f"{system}: {end} (by the medians; least ratio of any round {least:.2f})")
-        shares = [f"{r['choosing']['median']:.1%} at {r['concurrency']}" for r in mine if r["choosing"]]
-        if shares:
-            found.append(f"{system}: with selection the encoder takes more: {', '.join(shares)} at once, of all time")
+        for share in [r["choosing"] for r in mine if r["choosing"]]:
+            found.append(f"{system}: choosing takes {share['median']:.1%} of the time of requests one at a time")
     lost = [f"{c['system']} at {c['concurrency']}" for c in cells if c["preempted"]]
     if lost:
         found.append(f"requests lost their KV blocks: {', '.join(dict.fromkeys(lost))}; their times are no measure")
