@@ -12,6 +12,8 @@ from tests.vllm.reference import Ask, reference, written_text
 from tests.vllm.server import Server, serving
 from vtc.demo.architecture import prompt
 
+pytestmark = pytest.mark.xdist_group("server")  # one process for all of them
+
 
 @pytest.fixture(scope="module")
 def server(folder):
