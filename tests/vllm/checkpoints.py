@@ -32,17 +32,12 @@ from transformers import (
 )
 
 from tests.helpers_checkpoints import TEMPLATE, tokenizer_for
+from tests.vllm.pictures import IMAGE, PLACES
 
 VOCABULARY = 128
 PAD, BOS, EOS, UNK = range(4)
-IMAGE, START, END, VIDEO = 120, 121, 122, 123
+START, END, VIDEO = 121, 122, 123
 SPECIAL = [PAD, BOS, EOS, UNK, *range(100, VOCABULARY)]  # characters have the ids 4 to 99
-PLACES = {
-    "qwen2_5_vl": "<|vision_start|><|image_pad|><|vision_end|>",
-    "qwen2_vl": "<|vision_start|><|image_pad|><|vision_end|>",
-    "llava_next": "<image>\n",
-    "llava_siglip": "<image>\n",
-}  # the text for a picture in a prompt
 TEXT = {
     "vocab_size": VOCABULARY, "hidden_size": 128, "intermediate_size": 192, "num_hidden_layers": 3,
     "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 4096, "bos_token_id": BOS,

@@ -42,7 +42,7 @@ def demo():
 
 @pytest.fixture(scope="session")
 def checkpoint(folder):
-    """checkpoint(kind): the folder of a tiny random model by its name in `checkpoints.PLACES`, written once."""
+    """checkpoint(kind): the folder of a tiny random model by its name in `pictures.PLACES`, written once."""
     from tests.vllm import checkpoints
 
     def save(kind: str) -> Path:

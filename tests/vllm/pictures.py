@@ -5,7 +5,6 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from tests.vllm.checkpoints import PLACES
 from tests.vllm.reference import Ask
 from vtc.demo.architecture import prompt
 from vtc.demo.benchmark import sample
@@ -66,6 +65,13 @@ def noise_file(folder: Path, height: int, width: int, seed: int = 0) -> Path:
     return file
 
 
+IMAGE = 120  # the token of a picture in the models of `tests.vllm.checkpoints`
+PLACES = {
+    "qwen2_5_vl": "<|vision_start|><|image_pad|><|vision_end|>",
+    "qwen2_vl": "<|vision_start|><|image_pad|><|vision_end|>",
+    "llava_next": "<image>\n",
+    "llava_siglip": "<image>\n",
+}  # their text for it
 PATCHES = [(112, 112), (140, 252), (336, 112), (84, 308), (196, 168)]  # (height, width) for Qwen, two upright
 TILED = [(60, 64), (32, 90), (100, 30), (64, 48), (20, 120)]  # the same for LLaVA-NeXT
 WORDS = ("What is it?", "Tell me more!", "And now:", "Why?")

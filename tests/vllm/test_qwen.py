@@ -2,9 +2,8 @@
 
 import pytest
 
-from tests.vllm.checkpoints import IMAGE
 from tests.vllm.engines import differences, overrides, request
-from tests.vllm.pictures import noise_asks, text_ask
+from tests.vllm.pictures import IMAGE, noise_asks, text_ask
 from tests.vllm.reference import reference
 
 KEEPS = (0.25, 0.5, 0.9)

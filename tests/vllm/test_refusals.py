@@ -20,6 +20,7 @@ def by_hand(architecture: str = LLAVA, **vtc) -> dict:
 REFUSED = [
     (by_hand(strategy="fastv"), "inside the language model"),
     (by_hand(strategy="hiprune+fastv", keep=0.25), "inside the language model"),
+    (by_hand(strategy="todre"), "inside the language model"),
     (by_hand(strategy="mmtok", keep=0.25), "reads the question"),
     (by_hand(strategy="hypothetical", keep=0.25), "'hypothetical'"),
     (by_hand(strategy="hiprune", keep=1.5), "keep=1.5"),
