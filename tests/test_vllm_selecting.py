@@ -12,7 +12,7 @@ from vtc.hooks import Patchwork
 from vtc.patching import find_family
 from vtc.signals import EncoderFeatures, Unprojected
 from vtc.vllm.positions import attach, detach
-from vtc.vllm.selecting import Selector, kept_features
+from vtc.vllm.selecting import Selector, kept_features, portions
 from vtc.vllm.settings import Settings, overrides, packed
 from vtc.vllm.skeleton import STOCK
 
@@ -121,6 +121,14 @@ def test_too_many_rows_are_an_error():
     (kept,), (embeds,) = run("llava", selector_of("llava", settings), inputs, [0.25])
     with pytest.raises(PatchError, match="16 tokens were kept of an image with 15 placeholders"):
         kept_features(kept, embeds, 15)
+
+
+def test_portions():
+    """As many images at once as the unpruned budget lets through; one that is larger goes alone."""
+    assert portions([576] * 8, 2048) == [(0, 3), (3, 6), (6, 8)]
+    assert portions([100, 3000, 100, 100], 2048) == [(0, 1), (1, 2), (2, 4)]
+    assert portions([3000], 2048) == [(0, 1)]
+    assert portions([], 2048) == []
 
 
 def test_rows_and_columns_survive_bfloat16():

@@ -11,7 +11,7 @@ from vtc.errors import UnsupportedError
 from vtc.signals import EncoderFeatures, Unprojected
 from vtc.vllm.options import refuse_engine
 from vtc.vllm.processing import COUNT
-from vtc.vllm.selecting import Selector, kept_features
+from vtc.vllm.selecting import Selector, kept_features, portions
 from vtc.vllm.settings import REQUEST_KEEP, Settings
 
 LOGGER = init_logger("vllm.vtc")
@@ -41,7 +41,7 @@ class PrunedModel:
         super().__init__(vllm_config=vllm_config, prefix=prefix)
         strategy, most = settings.strategy, settings.max_keep
         LOGGER.info("vtc: images pruned by %s, keep %s, at most %s by request", strategy.name, strategy.keep, most)
-        self.pruning = settings
+        self.pruning, self.portion = settings, vllm_config.scheduler_config.max_num_batched_tokens
         self.selector = Selector(settings, mean_over_ranks, self.project)
         modules = self.attention_modules()
         for layer in self.selector.layers:
@@ -69,17 +69,33 @@ class PrunedModel:
         module.register_forward_pre_hook(before, with_kwargs=True)
 
     def embed_multimodal(self, **kwargs: object) -> list[Tensor]:
-        """Per image the embeddings [k, D] of its kept tokens (wider where positions travel along)."""
+        """Per image the embeddings [k, D] of its kept tokens (wider where positions travel along).
+
+        vLLM's budget for a step counts kept tokens and so lets more images through than unpruned; they are encoded in
+        portions of what it would be unpruned, so that the encoder takes no more memory.
+        """
         counts, keeps = kwargs.pop(COUNT, None), kwargs.pop(REQUEST_KEEP, None)
         if kwargs.get("pixel_values") is None:
             return []
+        counts, keeps = counts.flatten().tolist(), keeps.flatten().tolist()
+        layouts = self.pruning.family.image_layouts(self.arguments(kwargs))
+        found = []
+        for first, stop in portions([layout.tokens for layout in layouts], self.portion):
+            found += self._embed(self.part(kwargs, first, stop), counts[first:stop], keeps[first:stop])
+        return found
+
+    def _embed(self, kwargs: dict, counts: list[int], keeps: list[float]) -> list[Tensor]:
         arguments = self.arguments(kwargs)
         layouts = self.pruning.family.image_layouts(arguments)
         with torch.no_grad(), self.selector.recording(arguments, layouts) as run:
             embeds = self.whole_embeds(kwargs)
-        kept = self.selector.rows(run, embeds, keeps.flatten().tolist())
-        images = zip(layouts, kept, embeds, counts.flatten().tolist(), strict=True)
+        kept = self.selector.rows(run, embeds, keeps)
+        images = zip(layouts, kept, embeds, counts, strict=True)
         return [self.finish(layout, mine, kept_features(mine, whole, n)) for layout, mine, whole, n in images]
+
+    def part(self, kwargs: dict, first: int, stop: int) -> dict:
+        """The arguments of some of the images."""
+        return {name: value[first:stop] for name, value in kwargs.items()}
 
     def finish(self, layout, kept, features: Tensor) -> Tensor:
         """The features of an image's kept tokens as the runner takes them."""

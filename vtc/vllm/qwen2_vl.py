@@ -73,6 +73,12 @@ class PrunedQwen(PrunedModel):
         """The grids [images, 3] in patches."""
         return {"image_grid_thw": kwargs["image_grid_thw"]}
 
+    def part(self, kwargs: dict, first: int, stop: int) -> dict:
+        """The patches of all images stand in one row."""
+        grids, pixels = kwargs["image_grid_thw"], kwargs["pixel_values"]
+        start, end = (int(grids[:n].prod(-1).sum()) for n in (first, stop))
+        return {**kwargs, "image_grid_thw": grids[first:stop], "pixel_values": pixels[start:end]}
+
     def whole_embeds(self, kwargs: dict) -> list[Tensor]:
         """The stock class's embeddings."""
         return list(self._process_image_input(self._parse_and_validate_image_input(**kwargs)))

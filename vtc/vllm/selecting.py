@@ -83,6 +83,19 @@ class Selector:
         return [found[i] for i in range(len(embeds))]
 
 
+def portions(sizes: list[int], most: int) -> list[tuple[int, int]]:
+    """Images in a row as portions (first, one past the last) of at most `most` tokens before pruning, or one image."""
+    found, room = [], 0
+    for i, size in enumerate(sizes):
+        if not found or size > room:
+            found.append((i, i + 1))
+            room = most - size
+        else:
+            found[-1] = (found[-1][0], i + 1)
+            room -= size
+    return found
+
+
 def kept_features(kept: Kept, embeds: Tensor, expected: int) -> Tensor:
     """The features [k, D] of what is left of an image; raises PatchError unless there are as many as placeholders:
     vLLM would use the first rows of too many without a word."""
