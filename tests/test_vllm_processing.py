@@ -1,7 +1,7 @@
 """The plugin in front of the encoder, on stand-ins for vLLM's classes: hashes, counts, placeholders, limits."""
 
 import sys
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 
 import pytest
 import torch
@@ -78,9 +78,16 @@ class Processor(PrunedProcessor, StockProcessor):
 def _stand_ins(monkeypatch):
     """The two names that the mixin takes from vLLM while it runs."""
     field = SimpleNamespace(batched=lambda modality, keep_on_cpu: (modality, keep_on_cpu))
-    names = {"inputs": {"MultiModalFieldConfig": field}, "processing": {"PromptReplacement": SimpleNamespace}}
+    names = {
+        "inputs": {"MultiModalFieldConfig": field}, "processing": {"PromptReplacement": SimpleNamespace},
+        "encoder_budget": {"compute_mm_encoder_budget": lambda config, most: (max(config, *most.values()), 9999)},
+    }  # fmt: skip
+    package = ModuleType("vllm.multimodal")
+    monkeypatch.setitem(sys.modules, "vllm.multimodal", package)
     for name, inside in names.items():
-        monkeypatch.setitem(sys.modules, f"vllm.multimodal.{name}", SimpleNamespace(**inside))
+        module = SimpleNamespace(**inside)
+        monkeypatch.setitem(sys.modules, f"vllm.multimodal.{name}", module)
+        setattr(package, name, module)
 
 
 def info_of(config=None, mm_config=None, **given) -> Info:
@@ -162,6 +169,19 @@ def test_limits_are_those_of_the_largest_keep():
     info = info_of(keep=0.25, max_keep=0.5)
     assert info.get_mm_max_tokens_per_item(4096, {"image": 1}) == {"image": 288}
     assert info.get_supported_mm_limits() == {"image": None}
+
+
+@pytest.mark.parametrize("max_keep, tokens, images", [(0.25, 512, 3), (0.5, 1024, 3), (1.0, 2048, 3), (1, 4, 4)])
+def test_a_step_encodes_no_more_images_than_unpruned(max_keep, tokens, images):
+    """Of 2048 tokens a step, which hold three whole images; the cache stays as large as it was."""
+    info = info_of(keep=1 if max_keep == 1 else 0.25, max_keep=max_keep)
+    for _ in range(2):
+        most = info.get_mm_max_tokens_per_item(4096, {"image": 1})
+    module = sys.modules["vllm.multimodal.encoder_budget"]
+    assert module.compute_mm_encoder_budget(2048, most) == (tokens, 9999)
+    assert tokens // most["image"] == images
+    assert module.compute_mm_encoder_budget(100, most)[0] >= most["image"]  # one image always fits
+    assert module.compute_mm_encoder_budget(2048, {"image": 144}) == (2048, 9999)  # another model's
 
 
 def test_counts_of_families_with_sizes_of_their_own():

@@ -11,6 +11,7 @@ from functools import cached_property
 import torch
 
 from vtc.errors import ConfigError
+from vtc.vllm.budget import Most, lower_encoder_budget
 from vtc.vllm.options import refuse_processing
 from vtc.vllm.settings import REQUEST_KEEP, Settings, packed
 
@@ -51,8 +52,10 @@ class PrunedInfo:
 
     def get_mm_max_tokens_per_item(self, seq_len: int, mm_counts: Mapping[str, int]) -> Mapping[str, int]:
         """The most tokens that an image gives to a prompt at `max_keep`: the encoder's budget and cache follow."""
-        settings = self.settings
-        return {"image": max(settings.count(layout, settings.max_keep) for layout in self.largest_layouts())}
+        lower_encoder_budget()
+        settings, layouts = self.settings, list(self.largest_layouts())
+        kept = max(settings.count(layout, settings.max_keep) for layout in layouts)
+        return {"image": Most(kept, max(layout.tokens for layout in layouts))}
 
 
 class PrunedProcessor:
