@@ -42,9 +42,9 @@ test-oldest-reduced: .venv-oldest/.ready ## contract, engine and golden tests, o
 test-lmms: .venv-lmms/.ready ## the bridge to lmms-eval, in an environment of its own (2.4 GB); about five minutes
 	@$(TEST_ENV) TQDM_DISABLE=1 .venv-lmms/bin/python tests/lmms/run_lmms.py
 
-# One engine at a time: each takes all cores for itself.
+# The files go to two workers; each starts one engine after another, on one thread.
 test-vllm: $(VLLM_VENV)/.ready ## the vLLM plugin in an environment of its own (3.5 GB); about fifteen minutes
-	@$(TEST_ENV) VLLM_NO_USAGE_STATS=1 $(VLLM_VENV)/bin/python -m pytest $(PYTEST_ARGS) tests/vllm
+	@$(TEST_ENV) VLLM_NO_USAGE_STATS=1 $(VLLM_VENV)/bin/python -m pytest -n $(JOBS) --dist loadfile $(PYTEST_ARGS) tests/vllm
 
 test-matrix: test test-oldest ## all tests on both ends of the supported range
 

@@ -12,8 +12,6 @@ from tests.vllm.reference import Ask, reference, written_text
 from tests.vllm.server import Server, serving
 from vtc.demo.architecture import prompt
 
-pytestmark = pytest.mark.xdist_group("server")  # one process for all of them
-
 
 @pytest.fixture(scope="module")
 def server(folder):

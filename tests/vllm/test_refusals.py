@@ -9,8 +9,6 @@ from tests.vllm.reference import reference
 
 LLAVA, QWEN = "VtcLlavaForConditionalGeneration", "VtcQwen2_5_VLForConditionalGeneration"
 
-pytestmark = pytest.mark.xdist_group("refusals")  # one process for all of them
-
 
 def by_hand(architecture: str = LLAVA, **vtc) -> dict:
     """Arguments of vllm.LLM with overrides as a user may write them."""
