@@ -4,10 +4,12 @@ import json
 
 import pytest
 import torch
+from PIL import Image
 
 from vtc.errors import ConfigError
 from vtc.vllm.measure import Wanted, engine_options, run
 from vtc.vllm.measure_model import kv_bytes, preset, requests, save, visual_tokens
+from vtc.vllm.measure_plot import plot
 from vtc.vllm.measure_results import FILE, STOCK, Store, lines, summary
 
 SETTINGS = {"preset": "tiny"}
@@ -65,6 +67,15 @@ def test_slower_is_said():
     cells[0]["load"] = 7.0
     assert lines(cells, 2)[-1].startswith("noisy: up to 7.0 processes wanted to run on 2 cores")
     assert not lines(cells, 8)[-1].startswith("noisy")
+
+
+def test_picture(tmp_path):
+    """A panel for each quantity, drawn."""
+    file = plot(two_rounds(), tmp_path)
+    with Image.open(file) as image:
+        assert image.format == "PNG"
+        assert image.width > 3 * image.height
+        assert len(image.convert("RGB").getcolors(maxcolors=10**6)) > 50
 
 
 def test_no_encoder_times_no_share():

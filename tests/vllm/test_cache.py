@@ -45,9 +45,9 @@ def check_hits(asks: list[Ask], rounds: list[list[dict]]) -> None:
             assert again["cached_tokens"] == whole > before // BLOCK * BLOCK
 
 
-def start(engines: Engines, demo, rounds, **engine) -> Engine:
+def start(engines: Engines, demo, rounds, strategy: str = "hiprune", **engine) -> Engine:
     """The demo model at 0.25, any keep of a request allowed, with the prefix cache on."""
-    settings = overrides(demo, "hiprune", 0.25, max_keep=1.0)
+    settings = overrides(demo, strategy, 0.25, max_keep=1.0)
     return engines.start(demo, rounds, settings, enable_prefix_caching=True, **engine)
 
 
@@ -68,13 +68,14 @@ def test_keeps_in_turn(engines, demo, folder, gigabytes):
         assert all(a["cached_tokens"] >= BLOCK for a in answers), "an id of the user is found again"
 
 
-def test_mixed_batch_twice(engines, demo, folder):
+@pytest.mark.parametrize("strategy", ["hiprune", "vtc_cls", "divprune"])
+def test_mixed_batch_twice(engines, demo, folder, strategy):
     """Three keeps and all tokens for each picture in one batch; the second time everything comes from the cache."""
     asks = [ask for ask in scene_asks(folder, 4, 1) + pair_asks(folder, 2) for _ in range(4)]
     keeps = [0.1, 0.25, 0.5, 1.0] * 6
     batch = [request(ask, keep) for ask, keep in zip(asks, keeps, strict=True)]
-    engine = start(engines, demo, [batch, batch])
-    want = {keep: reference(demo, asks[::4], "hiprune", keep) for keep in keeps[:4]}
+    engine = start(engines, demo, [batch, batch], strategy)
+    want = {keep: reference(demo, asks[::4], strategy, keep) for keep in keeps[:4]}
     expected = [want[keep][i // 4] for i, keep in enumerate(keeps)]
     cold, warm = engine.answers()
     assert not differences(asks, expected, cold)
@@ -83,17 +84,19 @@ def test_mixed_batch_twice(engines, demo, folder):
     assert len({tuple(w.ids) for w in expected}) >= 4
 
 
-@pytest.mark.parametrize("budget, cached", [(48, True), (20, False)])
-def test_chunks_through_an_image(engines, demo, folder, budget, cached):
+@pytest.mark.parametrize(
+    "budget, cached, strategy", [(48, True, "hiprune"), (20, False, "vtc_cls"), (40, True, "divprune")]
+)
+def test_chunks_through_an_image(engines, demo, folder, budget, cached, strategy):
     """A prompt that is computed in pieces, cut in the middle of an image, once more with all of it in the cache."""
     asks = long_asks(scene_asks(folder, 3, 1)) + scene_asks(folder, 2, 1) + pair_asks(folder, 3)
     keeps = (0.25, 0.5)
     rounds = [[request(ask, keep) for ask in asks] for keep in keeps] * 2
     engine = engines.start(
-        demo, rounds, overrides(demo, "hiprune", 0.25, max_keep=0.5), max_num_batched_tokens=budget, max_num_seqs=4,
+        demo, rounds, overrides(demo, strategy, 0.25, max_keep=0.5), max_num_batched_tokens=budget, max_num_seqs=4,
         enable_prefix_caching=cached,
     )  # fmt: skip
-    want = [reference(demo, asks, "hiprune", keep) for keep in keeps] * 2
+    want = [reference(demo, asks, strategy, keep) for keep in keeps] * 2
     assert all(w.prompt_tokens > budget for w in want[0])
     for expected, answers in zip(want, engine.answers(), strict=True):
         assert not differences(asks, expected, answers)

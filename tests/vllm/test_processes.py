@@ -22,7 +22,7 @@ def test_engine_core_apart(engines, demo, folder):
         assert not differences(asks, expected, answers)
 
 
-@pytest.mark.parametrize("strategy", ["hiprune", "visionzip"])
+@pytest.mark.parametrize("strategy", ["hiprune", "vtc_cls", "divprune", "visionzip"])
 def test_two_ranks_demo(engines, demo, folder, strategy):
     """The demo model's heads on two ranks; both rank the tokens by the same sums."""
     asks = scene_asks(folder, 6, 2) + pair_asks(folder, 4)

@@ -27,6 +27,7 @@ from vtc.bench.speed import numbers, texts
 from vtc.errors import ConfigError, VtcError
 from vtc.vllm.measure_engine import ENVIRONMENT, Job, serve
 from vtc.vllm.measure_model import kv_bytes, preset, save, visual_tokens
+from vtc.vllm.measure_plot import plot
 from vtc.vllm.measure_results import STOCK, Store, environment, lines, table
 
 WARM_UP = 10**6  # added to the number of rounds: a round that is not measured
@@ -239,7 +240,7 @@ def command(
     Console(width=170).print(table(store.cells))
     for line in lines(store.cells, store.where["cores"]):
         typer.echo(line)
-    typer.echo(f"results  {output}")
+    typer.echo(f"results  {output}, {plot(store.cells, output).name}")
 
 
 def main() -> None:

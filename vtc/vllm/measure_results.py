@@ -166,7 +166,8 @@ def lines(cells: list[dict], cores: int) -> list[str]:
         end = f"slower than unpruned at {', '.join(slow)} at once" if slow else "never slower than unpruned"
         found.append(f"{system}: {end} (by the medians; least ratio of any round {least:.2f})")
         for share in [r["choosing"] for r in mine if r["choosing"]]:
-            found.append(f"{system}: choosing takes {share['median']:.1%} of the time of requests one at a time")
+            part = f"{share['median']:.1%}" if share["median"] > 0 else "less than what scatters"
+            found.append(f"{system}: choosing takes {part} of the time of requests one at a time")
     lost = [f"{c['system']} at {c['concurrency']}" for c in cells if c["preempted"]]
     if lost:
         found.append(f"requests lost their KV blocks: {', '.join(dict.fromkeys(lost))}; their times are no measure")
