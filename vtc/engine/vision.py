@@ -135,7 +135,6 @@ def select_images(
     """
     layouts, encoder = [run.images[s] for s in source], family.encoder
     prompt = {image: b for b, images in enumerate(requests) for image in images}
-    project = project or family.project
 
     def look(signal: Signal, unit: Unit) -> Tensor:
         if isinstance(signal, Features):
@@ -155,7 +154,7 @@ def select_images(
 
     def merged(unit: Unit, mine: Selection) -> Tensor:
         if mine.merge.unprojected:
-            return project(mine.apply_features(look(Unprojected(), unit).unsqueeze(0))[0])
+            return (project or family.project)(mine.apply_features(look(Unprojected(), unit).unsqueeze(0))[0])
         return mine.apply_features(unit.of(features(unit.image)).unsqueeze(0))[0]
 
     needs = [signal for signal in stage.stage.needs(encoder) if not isinstance(signal, Unprojected)]
