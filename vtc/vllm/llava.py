@@ -63,6 +63,6 @@ class VtcLlavaForConditionalGeneration(Tower, LlavaForConditionalGeneration):
         """The pixels [images, 3, H, W]."""
         return {"pixel_values": kwargs["pixel_values"]}
 
-    def whole_embeds(self, kwargs: dict) -> list[Tensor]:
+    def whole_embeds(self, kwargs: dict, layouts: list[ImageLayout]) -> list[Tensor]:
         """The stock class's embeddings."""
         return list(self._process_image_input(self._parse_and_validate_image_input(**kwargs)))

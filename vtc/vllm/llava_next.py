@@ -37,9 +37,8 @@ class VtcLlavaNextForConditionalGeneration(Tower, LlavaNextForConditionalGenerat
         """The pictures' sizes [images, 2] (height, width)."""
         return {"image_sizes": kwargs["image_sizes"]}
 
-    def whole_embeds(self, kwargs: dict) -> list[Tensor]:
+    def whole_embeds(self, kwargs: dict, layouts: list[ImageLayout]) -> list[Tensor]:
         """The stock class's embeddings, without encoding the crops that only fill up a batch."""
-        layouts = self.pruning.family.image_layouts(self.arguments(kwargs))
         crops = [pixels[: len(layout.tiles)] for pixels, layout in zip(kwargs["pixel_values"], layouts, strict=True)]
         image_input = self._parse_and_validate_image_input(**{**kwargs, "pixel_values": crops})
         return list(self._process_image_input(image_input))

@@ -30,7 +30,7 @@ class PrunedModel:
 
     `attention_modules()`: vLLM's encoder attention, one module per loaded layer. `observe_unprojected(record)`: has
     record called with what the family's `unprojected` takes. `project(tokens)`: see `Family.project`.
-    `whole_embeds(kwargs)`: per image its tokens [tokens, D] before pruning. `arguments(kwargs)`: as those of
+    `whole_embeds(kwargs, layouts)`: per image its tokens [tokens, D] before pruning. `arguments(kwargs)`: as those of
     transformers' `get_image_features`.
     """
 
@@ -86,9 +86,13 @@ class PrunedModel:
 
     def _embed(self, kwargs: dict, counts: list[int], keeps: list[float]) -> list[Tensor]:
         arguments = self.arguments(kwargs)
-        layouts = self.pruning.family.image_layouts(arguments)
-        with torch.no_grad(), self.selector.recording(arguments, layouts) as run:
-            embeds = self.whole_embeds(kwargs)
+        layouts, run = self.pruning.family.image_layouts(arguments), None
+        with torch.no_grad():
+            if all(keep == 1.0 for keep in keeps):  # nothing to choose, so nothing to look at
+                embeds = self.whole_embeds(kwargs, layouts)
+            else:
+                with self.selector.recording(arguments, layouts) as run:
+                    embeds = self.whole_embeds(kwargs, layouts)
         kept = self.selector.rows(run, embeds, keeps)
         images = zip(layouts, kept, embeds, counts, strict=True)
         return [self.finish(layout, mine, kept_features(mine, whole, n)) for layout, mine, whole, n in images]

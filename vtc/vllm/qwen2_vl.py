@@ -79,7 +79,7 @@ class PrunedQwen(PrunedModel):
         start, end = (int(grids[:n].prod(-1).sum()) for n in (first, stop))
         return {**kwargs, "image_grid_thw": grids[first:stop], "pixel_values": pixels[start:end]}
 
-    def whole_embeds(self, kwargs: dict) -> list[Tensor]:
+    def whole_embeds(self, kwargs: dict, layouts: list[ImageLayout]) -> list[Tensor]:
         """The stock class's embeddings."""
         return list(self._process_image_input(self._parse_and_validate_image_input(**kwargs)))
 

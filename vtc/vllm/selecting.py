@@ -62,8 +62,9 @@ class Selector:
         if self.run is not None:
             self.run.captured.setdefault(Unprojected(), []).append(tokens)
 
-    def rows(self, run: VisionRun, embeds: list[Tensor], keeps: list[float]) -> list[Kept]:
+    def rows(self, run: VisionRun | None, embeds: list[Tensor], keeps: list[float]) -> list[Kept]:
         """What is left of each image. embeds: per image its tokens [tokens, D]; keeps: per image its keep, `packed`.
+        run: None where every image keeps all.
 
         Images of one keep go through the strategy together, each as the only image of its prompt, because what is
         stored for an image must not depend on its neighbours.
