@@ -18,6 +18,8 @@ from vtc.patches._decoder import DecoderSite
 from vtc.patches._observe import observe
 from vtc.signals import AttentionColumns, Encoder, EncoderKeys, Signal
 
+COMPILED = "_orig_mod"  # where torch.compile keeps the module that it wraps
+
 
 class Family(ABC):
     """One loaded model of a family. Constructing it only looks: a missing site raises UnsupportedError.
@@ -48,7 +50,8 @@ class Family(ABC):
                 f"vision tower {kind!r} is not supported by {self.name}; possible: {', '.join(self.towers)}"
             )
         pattern = re.compile(self.attention_path)
-        found = {int(m[1]): module for name, module in self.tower.named_modules() if (m := pattern.fullmatch(name))}
+        named = ((name.replace(f"{COMPILED}.", ""), module) for name, module in self.tower.named_modules())
+        found = {int(m[1]): module for name, module in named if (m := pattern.fullmatch(name))}
         self.attention = [found[i] for i in sorted(found)]
         if not self.attention or any(not hasattr(module, "config") for module in self.attention):
             raise UnsupportedError(
@@ -60,7 +63,8 @@ class Family(ABC):
 
     def _site(self, path: str) -> nn.Module:
         try:
-            return self.model.get_submodule(path)
+            site = self.model.get_submodule(path)
+            return getattr(site, COMPILED, site)
         except AttributeError:
             raise UnsupportedError(
                 f"{type(self.model).__name__} has no module {path!r}; possible: a stock "

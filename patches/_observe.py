@@ -8,6 +8,7 @@ import sys
 import threading
 from collections.abc import Callable
 
+import torch
 from torch import Tensor, nn
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
@@ -58,4 +59,4 @@ def _observed_attention(module: nn.Module, query: Tensor, key: Tensor, value: Te
 def observe(patchwork: Patchwork, module: nn.Module, record: Callable) -> None:
     """Calls record(query [B, H, N, D], key [B, Hkv, N, D], scale or None, cu_seqlens or None) at each attention call
     of `module`, before the model's own backend runs."""
-    patchwork.attribute(module, "config", ObservedConfig(module.config, record))
+    patchwork.attribute(module, "config", ObservedConfig(module.config, torch.compiler.disable(record)))

@@ -52,8 +52,10 @@ class Budget:
     scope: what a number of tokens is counted over.
         per_image: each image keeps `keep`, its tiles compete with each other.
         per_request: all images of one prompt share `keep`, each in proportion to its tokens.
-        per_tile: each image keeps `keep`, divided evenly (rounded down) over its tiles, which do not compete.
-    rounding: of fraction x tokens; "ceil" unless the strategy's paper rounds otherwise.
+        per_tile: each image keeps `keep`, divided evenly over its tiles, which do not compete; a tile with fewer
+            tokens than its part keeps all and passes the rest on.
+    rounding: of fraction x tokens, "ceil" unless the strategy's paper rounds otherwise; with "floor" the remainder of
+        an even division over tiles is lost as well, else the first tiles have it.
     """
 
     keep: float | int | None
@@ -92,15 +94,23 @@ class Budget:
         """
         totals = [sum(tiles) for tiles in request]
         if self.scope == "per_tile":
-            return [[self._tile_count(n, len(tiles)) for n in tiles] for tiles in request]
+            return [self._tiles(tiles) for tiles in request]
         if self.scope == "per_request" and isinstance(self.keep, int):
             return [[n] for n in _share(min(self.keep, sum(totals)), totals)]
         return [[self.count(n)] for n in totals]
 
-    def _tile_count(self, tokens: int, tiles: int) -> int:
-        if isinstance(self.keep, int):
-            return min(max(1, self.keep // tiles), tokens)
-        return self.count(tokens)
+    def _tiles(self, tiles: Sequence[int]) -> list[int]:
+        if not isinstance(self.keep, int):
+            return [self.count(n) for n in tiles]
+        parts, left, open_ = list(tiles), min(self.keep, sum(tiles)), list(range(len(tiles)))
+        while open_ and any(tiles[i] <= left // len(open_) for i in open_):
+            full = [i for i in open_ if tiles[i] <= left // len(open_)]
+            left -= sum(tiles[i] for i in full)
+            open_ = [i for i in open_ if i not in full]
+        for rank, i in enumerate(open_):
+            part, rest = divmod(left, len(open_))
+            parts[i] = part + (rank < rest and (self.rounding != "floor" or part == 0))
+        return parts
 
 
 def _share(total: int, sizes: Sequence[int]) -> list[int]:

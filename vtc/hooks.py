@@ -1,10 +1,20 @@
 """Patchwork: hooks and attributes put on a model, recorded, and taken off again in reverse order."""
 
+import sys
 from collections.abc import Callable
 
+import torch
 from torch import nn
 
 _MISSING = object()
+
+
+def forget_compiled() -> None:
+    """Makes torch.compile look at modules anew whose hooks have changed: it does not check them, so what was compiled
+    before would go on without new hooks, or with old ones. Does nothing where nothing was compiled."""
+    dynamo = sys.modules.get("torch._dynamo")
+    if dynamo is not None and dynamo.utils.counters["frames"]["total"]:
+        torch.compiler.reset()
 
 
 class Stop(Exception):
@@ -12,19 +22,26 @@ class Stop(Exception):
 
 
 class Patchwork:
-    """Keeps what was changed on live objects so that `undo` restores exactly the objects that were there."""
+    """Keeps what was changed on live objects so that `undo` restores exactly the objects that were there.
+
+    Hooks run outside of what torch.compile traces, which goes around them: they decide by what they read.
+    """
 
     def __init__(self):
         self._undo: list[Callable[[], None]] = []
 
     def pre_hook(self, module: nn.Module, hook: Callable) -> None:
         """Forward pre-hook with keyword arguments: hook(module, args, kwargs) -> None or (args, kwargs)."""
-        self._undo.append(module.register_forward_pre_hook(hook, with_kwargs=True).remove)
+        self._undo.append(module.register_forward_pre_hook(torch.compiler.disable(hook), with_kwargs=True).remove)
 
     def post_hook(self, module: nn.Module, hook: Callable, always: bool = False) -> None:
         """Forward hook with keyword arguments; `always` runs it also when the forward raised."""
-        handle = module.register_forward_hook(hook, with_kwargs=True, always_call=always)
+        handle = module.register_forward_hook(torch.compiler.disable(hook), with_kwargs=True, always_call=always)
         self._undo.append(handle.remove)
+
+    def method(self, target: object, name: str, wrapper: Callable) -> None:
+        """Sets a method that wraps the one there: not traced itself, but what it calls may be."""
+        self.attribute(target, name, torch.compiler.disable(wrapper, recursive=False))
 
     def attribute(self, target: object, name: str, value: object) -> None:
         """Sets an instance attribute; undoing puts back the instance's own object, or removes it if it had none."""

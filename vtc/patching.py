@@ -10,6 +10,7 @@ from vtc.account import Report
 from vtc.config import StrategyConfig, resolve
 from vtc.engine.patch import Patch
 from vtc.errors import ConfigError, UnsupportedError
+from vtc.hooks import forget_compiled
 from vtc.registry import unknown
 from vtc.signals import Encoder
 from vtc.source import parts, read
@@ -94,6 +95,7 @@ def patch(
 
 
 def _put_on(model: nn.Module, new: Patch) -> None:
+    forget_compiled()
     new.put_on()
     setattr(model, _ATTRIBUTE, new)
 
@@ -103,6 +105,7 @@ def unpatch(model: nn.Module) -> nn.Module:
     present = vars(model).get(_ATTRIBUTE)
     if present is not None:
         present.take_off()
+        forget_compiled()
         delattr(model, _ATTRIBUTE)
     return model
 
@@ -129,15 +132,15 @@ def patched(
 
 
 def report(model: nn.Module) -> Report:
-    """What the last call with images did: of this thread if it made one, else of any.
+    """What the last call did: of this thread if it made one, else of any. A call that continues a pruned prompt belongs
+    to that prompt's report.
 
-    Raises ConfigError when the model is not patched, keeps everything, or has not seen an image since it was patched.
+    Raises ConfigError when the model is not patched, keeps everything, or saw no image in the last call.
     """
     present = vars(model).get(_ATTRIBUTE)
     if present is None:
         raise ConfigError("this model is not patched; possible: vtc.patch(model, STRATEGY) first")
-    found = present.thread.report or present.last_report
-    if found is None:
-        why = "keep=1.0 leaves the model alone" if present.strategy.keeps_all else "no image was seen since patching"
-        raise ConfigError(f"there is nothing to report: {why}; possible: run a prompt with an image and keep below 1.0")
-    return found
+    outcome = present.last_outcome()
+    if isinstance(outcome, str):
+        raise ConfigError(f"there is nothing to report: {outcome}; possible: a prompt with an image, keep below 1.0")
+    return outcome

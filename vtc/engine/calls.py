@@ -1,6 +1,8 @@
-"""Reading the arguments of a forward."""
+"""Reading the arguments of a forward, and noticing its end."""
 
 import inspect
+import weakref
+from collections.abc import Callable
 
 from torch import nn
 
@@ -19,3 +21,15 @@ def named(module: nn.Module, args: tuple, kwargs: dict) -> dict:
         given.update(given.pop(name))
     given.pop(next(iter(signature.parameters)))
     return given
+
+
+class Frame(dict):
+    """Keyword arguments that a pre-hook hands to a forward, which alone holds them: they go when its frame goes.
+
+    No hook runs after a KeyboardInterrupt, and in compiled code none after any exception. at_end: called when the
+    frame is gone, however the forward ended; it must not refer to the frame.
+    """
+
+    def __init__(self, kwargs: dict, at_end: Callable[[], None]):
+        super().__init__(kwargs)
+        weakref.finalize(self, at_end).atexit = False

@@ -47,14 +47,14 @@ class Images:
 
 class Prefill:
     """One prefill. prompt: gets a segment for each drop; counts: per image, its tokens after each drop; tokens: where
-    the tokens stand at layer 0; lengths [B]: real tokens of each prompt there; mask: as the caller gave it for the
-    unpruned prompt."""
+    the tokens stand at layer 0; ends [B]: one past the column of each prompt's last one; mask: as the caller gave it
+    for the unpruned prompt."""
 
     def __init__(
         self, plan: Plan, prompt: PrunedPrompt, images: Images, counts: list[list[int]], tokens: Tokens,
-        lengths: list[int], mask, report: Report,
+        ends: list[int], mask, report: Report,
     ):  # fmt: skip
-        self.plan, self.prompt, self.images, self.tokens, self.lengths = plan, prompt, images, tokens, lengths
+        self.plan, self.prompt, self.images, self.tokens, self.ends = plan, prompt, images, tokens, ends
         self.counts, self.mask, self.report = counts, mask, report
         self.watch = Watch(plan.watched, plan.site, max(map(len, images.placement.requests)))
         self.masks: dict[bool, object] = {}
@@ -151,7 +151,7 @@ class Prefill:
             where = self.tokens.positions
             self.rotary = self.plan.site.rotary(hidden, where if where.ndim == 2 else where[-3:])
         self.watch.gather(local)
-        self.masks, self.lengths, self.width = {}, packing.lengths, local.shape[1]
+        self.masks, self.ends, self.width = {}, packing.ends, local.shape[1]
         behind = self.prompt.next_position.to(local.device) - self.tokens.following
         same = self.positions_kept = self.positions_kept and positions == "keep"
         shift = self.prompt.segments[0].shift if same else behind
@@ -173,7 +173,7 @@ class Prefill:
 
     def _rows(self) -> Rows:
         images, segment = self.images, self.prompt.segments[-1]
-        return Rows(images.batch, images.placement, images.kept, segment, self.tokens.valid, self.lengths)
+        return Rows(images.batch, images.placement, images.kept, segment, self.tokens.valid, self.ends)
 
 
 def _columns(segment: Segment, length: int) -> Tensor:

@@ -3,9 +3,9 @@
 import torch
 from torch import nn
 
-from vtc.engine.calls import named
-from vtc.engine.state import PrunedPrompt, ThreadState
-from vtc.errors import UnsupportedError
+from vtc.engine.calls import Frame, named
+from vtc.engine.state import OuterCall, PrunedPrompt, ThreadState
+from vtc.errors import PatchError, UnsupportedError
 from vtc.hooks import Patchwork
 
 
@@ -18,36 +18,38 @@ class Labels:
     def put_on(self, work: Patchwork, model: nn.Module) -> None:
         """Hooks the outer model."""
         work.pre_hook(model, self._take)
-        work.post_hook(model, self._loss)
+        work.post_hook(model, self._loss, always=True)
 
     def _take(self, module: nn.Module, args: tuple, kwargs: dict):
-        if torch.compiler.is_compiling():
-            raise UnsupportedError(
-                "torch.compile of a patched model would lose its hooks; possible: compile language_model or "
-                "its layers, or leave the model uncompiled"
-            )
-        self.thread.labels = None
         given = named(module, args, kwargs)
-        if given.get("pixel_values") is None and not given.get("mm_encoder_outputs"):
-            return None
-        if isinstance(given.get("logits_to_keep"), torch.Tensor):
+        images = given.get("pixel_values") is not None or bool(given.get("mm_encoder_outputs"))
+        logits = given.get("logits_to_keep")
+        if images and isinstance(logits, torch.Tensor):
             raise UnsupportedError(
                 "logits_to_keep as a tensor of places is not supported; possible: a number of last tokens"
             )
-        if given.get("labels") is None:
-            return None
-        self.thread.labels = given.pop("labels")
-        return (), given
+        outer = self.thread.outer = OuterCall(images, from_end=isinstance(logits, int) and logits > 0)
+        if given.get("labels") is None or not images and self.thread.pending[0] is None:
+            return args, Frame(kwargs, outer.over)
+        outer.labels = given.pop("labels")
+        return (), Frame(given, outer.over)
 
     def _loss(self, module: nn.Module, args: tuple, kwargs: dict, output):
-        labels, pruned = self.thread.labels, self.thread.last_pruned
-        self.thread.labels = None
-        if labels is None or pruned is None:
+        outer, self.thread.outer = self.thread.outer, None
+        if outer is None or output is None:
             return None
+        if outer.images and not outer.entered:
+            raise PatchError(
+                f"{type(module).__name__} was given images, but its inner model did not run as a module, so nothing "
+                "was dropped; possible: vtc.unpatch(model), then vtc.patch(model, ...) on the model as it is now"
+            )
+        if outer.labels is None:
+            return None
+        labels = outer.labels if outer.pruned is None else cut_labels(outer.labels, outer.pruned)
         logits = output[0] if isinstance(output, tuple) else output.logits
         extra = {k: kwargs[k] for k in ("num_items_in_batch", "ignore_index") if k in kwargs}
         vocabulary = module.config.get_text_config().vocab_size
-        loss = module.loss_function(logits=logits, labels=cut_labels(labels, pruned), vocab_size=vocabulary, **extra)
+        loss = module.loss_function(logits=logits, labels=labels, vocab_size=vocabulary, **extra)
         if isinstance(output, tuple):
             return (loss, *output)
         return type(output)(**{**dict(output.items()), "loss": loss})

@@ -6,15 +6,16 @@ import itertools
 import torch
 from torch import Tensor, nn
 
-from vtc.account import ImageReport, Report, StepReport
+from vtc.account import Report
 from vtc.config import StrategyConfig
 from vtc.engine import clock, decode, prefill
-from vtc.engine.calls import named
+from vtc.engine.calls import Frame, named
 from vtc.engine.inside import Images, Plan, Prefill
 from vtc.engine.labels import Labels
 from vtc.engine.masks import padding_mask
 from vtc.engine.placement import Batch, place
 from vtc.engine.question import Question
+from vtc.engine.reports import KEEPS_ALL, NO_CALL, NO_IMAGE, Reporter
 from vtc.engine.select import Kept
 from vtc.engine.state import Call, PrunedPrompt, Segment, ThreadState, recall, remember
 from vtc.engine.vision import Vision
@@ -34,21 +35,17 @@ class Patch:
 
     def __init__(self, family, strategy: StrategyConfig, processor: object = None, clip: object = None):
         self.family, self.strategy = family, strategy
-        self.shape, self.dump = family.language_shape(), strategy.dump()
+        self.shape = family.language_shape()
         self.decoder = Decoder(family.name, self.shape.layers)
         self.schedule = Schedule(strategy, self.decoder, family.encoder.tokens)
         self.plan = Plan(family.decoder_site(), self.schedule, self.decoder) if self.schedule.steps else None
-        self.stage = strategy.projector
-        if self.stage is not None and self.schedule.projector.keeps_all:
-            self.stage = None
+        self.reporter = Reporter(family, strategy, self.schedule, self.shape)
+        self.stage = self.reporter.stage
         needs = () if self.stage is None else self.stage.stage.needs(family.encoder)
         self.patchwork, self.thread, self.number = Patchwork(), ThreadState(), next(_NUMBERS)
         self.vision = Vision(family, tuple(dict.fromkeys(needs)), self.thread)
         self.question = Question(family, strategy, processor, clip)
-        self.last_report: Report | None = None
-        self.notes = []
-        if self.stage is not None and self.stage.stage.needs_cls and not family.encoder.has_cls:
-            self.notes.append("this encoder has no [CLS]: the mean of all queries of an image stands in for it")
+        self.outcome: Report | str = KEEPS_ALL if strategy.keeps_all else NO_CALL
 
     def put_on(self) -> None:
         """Installs the hooks; keep=1.0 installs none."""
@@ -77,8 +74,9 @@ class Patch:
             work.pre_hook(site.layers[layer], functools.partial(self._layer, layer))
 
     def take_off(self) -> None:
-        """Removes every hook and attribute."""
+        """Removes every hook and attribute, and lets go of what was seen."""
         self.patchwork.undo()
+        self.thread.pending = None, ()
 
     def __reduce_ex__(self, protocol: int):
         raise UnsupportedError("a patched model cannot be copied or pickled; possible: vtc.unpatch(model) first")
@@ -98,73 +96,94 @@ class Patch:
         return None if call is None or call.inside is None else call.inside.before_layer(layer, args, kwargs)
 
     def _enter(self, module: nn.Module, args: tuple, kwargs: dict):
-        """Inner model, before: opens the call, finds the image placeholders, completes decode positions."""
+        """Inner model, before: opens the call, notes what it was given, completes decode positions."""
+        if module is not self.family.inner or torch.jit.is_tracing():
+            raise UnsupportedError(
+                "copies of a patched model (DataParallel) and traces of it (torch.jit) would lose the patch; possible: "
+                "one process for each device, torch.compile, or vtc.unpatch(model) first"
+            )
         given = named(module, args, kwargs)
         if (
             given.get("pixel_values_videos") is not None
             or (given.get("mm_encoder_outputs") or {}).get("video") is not None
         ):
             raise UnsupportedError(f"vtc prunes images; video input to {self.family.name} is not supported yet")
-        call = self.thread.call = Call()
-        images = (given.get("mm_encoder_outputs") or {}).get("image")
-        if images is not None:
-            call.run = self.vision.run_of(images)
+        call, outer = Call(), self.thread.outer
+        self.thread.call = call
+        if outer is not None:
+            outer.entered = True
+        features = (given.get("mm_encoder_outputs") or {}).get("image")
+        if features is not None:
+            call.run = self.vision.run_of(features)
             if call.run is None:
                 raise UnsupportedError(
                     "precomputed image features without vtc's signals (chunked prefill, features from "
                     "before the patch) are not supported; possible: pass pixel_values"
                 )
         ids, embeds = given.get("input_ids"), given.get("inputs_embeds")
-        if images is not None or given.get("pixel_values") is not None:
-            call.is_image, call.ids = self._placeholders(ids, embeds), ids
-            return None
+        if features is not None or given.get("pixel_values") is not None:
+            call.images, call.ids = True, ids
+            call.is_image = self._placeholders(embeds) if ids is None else None
+            return args, Frame(kwargs, call.over)
         tokens = (ids if ids is not None else embeds).shape[1]
         prompt = recall(given.get("past_key_values"), tokens)
         call.recalled = given.get("past_key_values"), prompt
         if prompt is not None and given.get("position_ids") is None:
-            return (), {**given, "position_ids": decode.unpruned_positions(prompt, tokens, self.family.mrope)}
-        return None
+            args, kwargs = (), {**given, "position_ids": decode.unpruned_positions(prompt, tokens, self.family.mrope)}
+        return args, Frame(kwargs, call.over)
 
-    def _placeholders(self, ids, embeds):
-        if ids is not None:
-            return ids == self.family.image_token_id
+    def _placeholders(self, embeds: Tensor) -> Tensor:
         table = self.family.inner.get_input_embeddings()
         token = table(torch.full((), self.family.image_token_id, dtype=torch.long, device=embeds.device))
         return (embeds == token).all(-1)
 
     def _boundary(self, module: nn.Module, args: tuple, kwargs: dict):
         """Language model, before: drops the tokens at prefill, maps the bookkeeping at decode."""
-        call, cache = self.thread.call, kwargs.get("past_key_values")
-        self.thread.last_pruned = None
-        if call is None or kwargs.get("inputs_embeds") is None:
+        call, cache, embeds = self.thread.call, kwargs.get("past_key_values"), kwargs.get("inputs_embeds")
+        if embeds is None:
             return None
-        if call.begun:  # left behind by an interrupted forward
-            self.thread.call = None
-            return None
-        call.begun = True
+        if call is None or call.begun:  # the language model alone
+            call = self.thread.call = Call(alone=True)
+        call.begun = call.started = True
+        if call.images and call.run is None:
+            raise PatchError(
+                "the model was given images, but its get_image_features was replaced or not called, so nothing can be "
+                "dropped; possible: vtc.patch(model, ...) on the model as it is now"
+            )
+        prompt = None
         if call.run is None:
             known, prompt = call.recalled
             if known is None or known is not cache:
-                prompt = recall(cache, kwargs["inputs_embeds"].shape[1])
-            if prompt is not None:
-                if len(prompt.segments) > 1 and prompt.patch != self.number:
-                    raise PatchError(
-                        "this cache was filled under another patch, with drops before other layers; possible: a fresh "
-                        "cache, or the patch that filled it"
-                    )
-                site = None if self.plan is None else self.plan.site
-                call.inside = decode.step(kwargs, prompt, self.family.mrope, site)
-            return args, kwargs
+                prompt = recall(cache, embeds.shape[1])
+            if prompt is None:
+                call.run, call.is_image = self.vision.find(embeds)
+        if prompt is not None:
+            self._continue(call, prompt, kwargs)
+        elif call.run is not None:
+            self._begin(call, module, kwargs)
+        return args, Frame(kwargs, call.over) if call.alone else kwargs
+
+    def _begin(self, call: Call, module: nn.Module, kwargs: dict) -> None:
+        cache, embeds = kwargs.get("past_key_values"), kwargs["inputs_embeds"]
         if cache is not None:
             remember(cache, None)
         self._check_prefill(module, kwargs, cache)
         with torch.no_grad():
-            start, embeds = clock.now(), kwargs["inputs_embeds"]
+            start = clock.now()
             real = padding_mask(kwargs.get("attention_mask"), embeds.shape[1])
             real = None if real is None else real.to(embeds.device)
-            batch = Batch(call.is_image.to(embeds.device), real, call.ids)
+            is_image = call.ids == self.family.image_token_id if call.is_image is None else call.is_image
+            batch = Batch(is_image.to(embeds.device), real, call.ids)
         self._prune(call, kwargs, batch, start)
-        return args, kwargs
+
+    def _continue(self, call: Call, prompt: PrunedPrompt, kwargs: dict) -> None:
+        if len(prompt.segments) > 1 and prompt.patch != self.number:
+            raise PatchError(
+                "this cache was filled under another patch, with drops before other layers; possible: a fresh "
+                "cache, or the patch that filled it"
+            )
+        call.pruned = prompt
+        call.inside = decode.step(kwargs, prompt, self.family.mrope, None if self.plan is None else self.plan.site)
 
     def _check_prefill(self, module: nn.Module, kwargs: dict, cache: object) -> None:
         if cache is not None and int(cache.get_seq_length()):
@@ -186,7 +205,8 @@ class Patch:
     def _prune(self, call: Call, kwargs: dict, batch: Batch, start: float) -> None:
         run, embeds, mask, family = call.run, kwargs["inputs_embeds"], kwargs.get("attention_mask"), self.family
         length, device = embeds.shape[1], embeds.device
-        placement = place(batch, [i.tokens for i in run.images], read=self.plan is not None)
+        from_end = self.thread.outer is not None and self.thread.outer.from_end
+        placement = place(batch, [i.tokens for i in run.images], self.plan is not None, from_end)
         requests, places = placement.requests, placement.places
         flat = [(b, where) for b, parts in enumerate(places) for where in parts]
         tokens = [len(where) for _, where in flat]
@@ -203,81 +223,73 @@ class Patch:
         else:
             budget = self.schedule.projector
             kept = self.vision.select(self.stage, budget, requests, placement.source, run, features, text, device)
-            self._check_dropped(tokens, kept, budget)
         grouped = [[kept[i] for i in images] for images in requests]
         whole = prefill.whole(kwargs, batch.padded, family.mrope)
         if self.stage is None:
-            where, after = whole, placement.lengths
+            where, after, ends = whole, placement.lengths, placement.ends
             index = torch.arange(length, device=device).expand(len(requests), -1)
             segment = Segment(0, index, whole.valid, None, whole=True)
         else:
             packing = prefill.pack(batch, placement, grouped)
             where = prefill.apply(kwargs, packing, whole, self.stage.positions, places, grouped)
-            after, shift = packing.lengths, None
+            after, ends, shift = packing.lengths, packing.ends, None
             if where.following is not whole.following:
                 shift = whole.following - where.following
             segment = Segment(0, packing.index, packing.valid, shift)
-        prompt = call.pruned = PrunedPrompt([segment], length, length, whole.following, self.number)
-        if kwargs.get("past_key_values") is not None:
-            remember(kwargs["past_key_values"], prompt)
         # Counts first: a budget that an image cannot give is refused before anything is reported.
         counts = [self.schedule.counts(n, len(k.offsets)) for n, k in zip(tokens, kept, strict=True)]
-        report = self._report(requests, tokens, kept, placement.lengths, after, run)
-        call.undone = self.thread.report, self.last_report
-        self.thread.report = self.last_report = report
+        report = self.reporter.report(requests, tokens, kept, placement.lengths, after, run)
+        prompt = call.pruned = PrunedPrompt([segment], length, length, whole.following, report, self.number)
+        if kwargs.get("past_key_values") is not None:
+            remember(kwargs["past_key_values"], prompt)
         if self.plan is not None:
             images = Images(batch, placement, grouped)
-            call.inside = Prefill(self.plan, prompt, images, counts, where, after, mask, report)
+            call.inside = Prefill(self.plan, prompt, images, counts, where, ends, mask, report)
         report.select_seconds = clock.now() - start
-
-    def _check_dropped(self, tokens: list[int], kept: list[Kept], budget) -> None:
-        before, after = sum(tokens), sum(len(k.offsets) for k in kept)
-        asked = sum(map(budget.count, tokens))
-        if before == after and asked < before:
-            raise PatchError(f"the patch saw {before} visual tokens and dropped none although keep={budget.keep}")
-
-    def _report(self, requests, tokens, kept, before, after, run) -> Report:
-        images = []
-        for b, mine in enumerate(requests):
-            for j, i in enumerate(mine):
-                image = ImageReport(b, j, tokens[i], len(kept[i].offsets), self.shape.layers)
-                if self.stage is not None:
-                    steps = kept[i].offsets, kept[i].flows
-                    image.steps.append(StepReport(self.stage.method, None, tokens[i], image.entered, *steps))
-                images.append(image)
-        notes = list(self.notes)
-        if any(map(self.schedule.relaxed, tokens)):
-            first = self.strategy.projector.method
-            notes.append(
-                f"keep={self.strategy.keep} is more than the schedule inside lets through: {first} keeps everything "
-                "and the schedule is relaxed"
-            )
-        return Report(
-            self.family.name, self.dump, self.strategy.keep, notes, images, before, after, self.shape, [],
-            run.observe_seconds,
-        )  # fmt: skip
 
     def _remember(self, module: nn.Module, args: tuple, kwargs: dict, output):
         """Language model, after: a cache made inside the forward is remembered; its lengths are measured."""
         call = self.thread.call
-        if call is None or call.pruned is None:
+        if call is None or output is None or not call.begun:
             return
-        if isinstance(call.inside, Prefill) and call.inside.done < len(self.schedule.steps):
+        if call.pruned is not None and call.run is not None:
+            self._finish(call.pruned, call.inside, output)
+        if call.alone:
+            self._end(call)
+
+    def _finish(self, prompt: PrunedPrompt, inside: object, output) -> None:
+        if isinstance(inside, Prefill) and inside.done < len(self.schedule.steps):
             raise PatchError(
-                f"{call.inside.done} of {len(self.schedule.steps)} drops inside the language model took place: its "
+                f"{inside.done} of {len(self.schedule.steps)} drops inside the language model took place: its "
                 "layers did not run as modules"
             )
-        self.thread.last_pruned = call.pruned
-        call.undone = None
         cache = getattr(output, "past_key_values", None)
         if cache is not None:
-            remember(cache, call.pruned)
-            self.thread.report.cache_lengths = [_length(cache, i) for i in range(self.shape.layers)]
+            remember(cache, prompt)
+            prompt.report.cache_lengths = [_length(cache, i) for i in range(self.shape.layers)]
 
     def _leave(self, module: nn.Module, args: tuple, kwargs: dict, output) -> None:
-        call, self.thread.call = self.thread.call, None
-        if call is not None and call.undone is not None:  # the forward failed: its report goes with it
-            self.thread.report, self.last_report = call.undone
+        """Inner model, after: the call is over, and its report counts if it came to its end."""
+        call, outer = self.thread.call, self.thread.outer
+        self.thread.call = None
+        if call is None or output is None:
+            return
+        if call.images and not call.begun:
+            raise PatchError(
+                f"{type(module).__name__} was given images, but its language model did not run as a module, so nothing "
+                "was dropped; possible: vtc.patch(model, ...) on the model as it is now"
+            )
+        if outer is not None and outer.labels is not None:
+            outer.pruned = call.pruned
+        self._end(call)
+
+    def _end(self, call: Call) -> None:
+        self.thread.call = None
+        self.thread.outcome = self.outcome = NO_IMAGE if call.pruned is None else call.pruned.report
+
+    def last_outcome(self) -> Report | str:
+        """The report of the last call, or why there is none: of this thread if it made a call, else of any."""
+        return self.thread.outcome or self.outcome
 
     def _hide_positions(self, module: nn.Module, args: tuple, kwargs: dict):
         """Decoder layers get their rotary embeddings ready-made; raw positions with gaps would only be mistaken for

@@ -65,19 +65,24 @@ class Placement:
     """The images of a batch. requests: per prompt, indices of its images in prompt order (0..M-1 over all). source [M]:
     the image of the encoder's run that each is (beams repeat images). places: per prompt and image, its places [tokens]
     on the batch's device. bounds: first and last of these, None where the host has not read them. lengths [B]: tokens
-    of each prompt, padding left out. right: padding stands on the right."""
+    of each prompt, padding left out. ends [B]: one past its last one. fixed: all behind that stays, see `place`."""
 
     requests: list[list[int]]
     source: list[int]
     places: list[list[Tensor]]
     bounds: list[list[tuple[int, int]]] | None
     lengths: list[int]
-    right: bool = False
+    ends: list[int]
+    fixed: bool = False
 
 
-def place(batch: Batch, totals: list[int], read: bool) -> Placement:
+def place(batch: Batch, totals: list[int], read: bool, from_end: bool = False) -> Placement:
     """Assigns the placeholders of a batch to images. totals: tokens of each image of the encoder's run, in order. read:
-    whether the host needs to know more than lengths.
+    whether the host needs to know more than lengths. from_end: the caller counts columns from the last one back.
+
+    Padding behind the tokens stays as it is, column by column, if the caller counts from the end or there is padding
+    before the tokens as well (trainers put prompts to the left and answers to the right): the last columns of a row
+    then mean what they meant. In a batch that is padded on the right only, it becomes as short as can be.
 
     Raises PatchError when they do not add up.
     """
@@ -85,16 +90,18 @@ def place(batch: Batch, totals: list[int], read: bool) -> Placement:
     if rows == 1 and batch.real is None and not read:
         order = batch.is_image.to(torch.uint8).sort(dim=1, descending=True, stable=True).indices
         every = list(range(len(totals)))
-        return Placement([every], every, [list(order[0, : sum(totals)].split(totals))], None, [length])
+        return Placement([every], every, [list(order[0, : sum(totals)].split(totals))], None, [length], [length])
     host = batch.host
     requests, source, places = image_runs(host.is_image, totals)
     flat = [where for row in places for where in row]
     there = iter(upload(torch.cat(flat), batch.is_image.device).split([len(where) for where in flat]))
+    real = torch.ones_like(host.is_image) if host.real is None else host.real
+    bounds = [(int(row[0]), int(row[-1]) + 1) if len(row) else (0, length) for row in (r.nonzero() for r in real)]
+    starts, ends = zip(*bounds, strict=True)
     return Placement(
         requests, source, [[next(there) for _ in row] for row in places],
         [[(int(where[0]), int(where[-1])) for where in row] for row in places],
-        [length] * rows if host.real is None else host.real.sum(1).tolist(),
-        host.real is not None and not bool(host.real[:, -1].all()),
+        real.sum(1).tolist(), list(ends), from_end or any(starts) or min(ends) == length,
     )  # fmt: skip
 
 

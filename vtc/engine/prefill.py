@@ -8,25 +8,28 @@ from torch import Tensor
 from vtc.engine.masks import cut_prefill
 from vtc.engine.placement import Batch, Placement
 from vtc.engine.select import Kept
+from vtc.kernels.transfer import upload
 
 
 @dataclass
 class Packing:
     """The kept places of a batch. index [B, K] with filler repeated; valid [B, K] bool or None; lengths [B]: real
-    tokens of each prompt after pruning (host)."""
+    tokens of each prompt after pruning; ends [B]: one past the column of its last one (both on the host)."""
 
     index: Tensor
     valid: Tensor | None
     lengths: list[int]
+    ends: list[int]
 
     def to(self, device: torch.device) -> "Packing":
         """The same on a device (the layers of a model may lie on several)."""
-        return Packing(self.index.to(device), None if self.valid is None else self.valid.to(device), self.lengths)
+        valid = None if self.valid is None else self.valid.to(device)
+        return Packing(self.index.to(device), valid, self.lengths, self.ends)
 
 
 def pack(batch: Batch, placement: Placement, kept: list[list[Kept]]) -> Packing:
-    """Text and kept visual tokens of each prompt in order, padding re-made: on the side where the batch had it, on the
-    left if it had none (so that the last column stays the last token). Lengths follow from counts, so the host waits
+    """Text and kept visual tokens of each prompt in order, padding re-made: behind the last token as `place` says, the
+    rest before the first (so that the last column stays the last token). Lengths follow from counts, so the host waits
     for nothing."""
     rows, total = batch.is_image.shape
     padded, device = batch.padded, batch.is_image.device
@@ -41,14 +44,19 @@ def pack(batch: Batch, placement: Placement, kept: list[list[Kept]]) -> Packing:
         n + sum(len(image.offsets) for image in kept[b]) - sum(map(len, placement.places[b]))
         for b, n in enumerate(placement.lengths)
     ]
-    width, even = max(lengths), min(lengths) == max(lengths)
-    front = even or placement.right
-    order = stays.to(torch.uint8).sort(dim=1, descending=front, stable=True).indices
-    index = order[:, :width] if front else order[:, total - width :]
+    behind = [total - end for end in placement.ends]
+    if placement.fixed:
+        width = max(n + after for n, after in zip(lengths, behind, strict=True))
+        ends = [width - after for after in behind]
+    else:
+        width, ends = max(lengths) + min(behind), lengths
+    index = stays.to(torch.uint8).sort(dim=1, descending=True, stable=True).indices[:, :width]
     valid = None
-    if not even:
-        valid = stays.gather(1, index)
-        index = torch.where(valid, index, index.gather(1, valid.to(torch.uint8).argmax(1, keepdim=True)))
+    if min(lengths) < width:
+        first, stop = upload(torch.tensor([[end - n, end] for n, end in zip(lengths, ends, strict=True)]), device).T
+        column = torch.arange(width, device=device).expand(rows, -1)
+        valid = (column >= first.unsqueeze(1)) & (column < stop.unsqueeze(1))
+        index = index.gather(1, (column - first.unsqueeze(1)).clamp(min=0).masked_fill(~valid, 0))
     if any(image.ordered for row in kept for image in row):
         # An image's tokens stand in its kept places, but in their own order.
         own = torch.arange(rows * total, device=device)
@@ -56,7 +64,7 @@ def pack(batch: Batch, placement: Placement, kept: list[list[Kept]]) -> Packing:
             own[where.sort().values] = where
         first = torch.arange(rows, device=device).unsqueeze(1) * total
         index = own[index + first] - first
-    return Packing(index, valid, lengths)
+    return Packing(index, valid, lengths, ends)
 
 
 @dataclass

@@ -17,26 +17,19 @@ from vtc.kernels.transfer import upload
 @dataclass
 class Rows:
     """A batch as one segment holds it. batch, placement: of the unpruned prompts; kept: what is left of each image;
-    valid [B, S] bool or None and lengths [B]: real columns of the segment."""
+    valid [B, S] bool or None: real columns of the segment; ends [B]: one past the last real column of each prompt."""
 
     batch: Batch
     placement: Placement
     kept: list
     segment: Segment
     valid: Tensor | None
-    lengths: list[int]
+    ends: list[int]
 
     @property
     def width(self) -> int:
         """Columns."""
         return self.segment.width
-
-    def ends(self) -> list[int]:
-        """One past the last real column of each prompt; filler stands on the side where `pack` puts it."""
-        real = self.batch.host.real
-        if self.segment.whole and real is not None:
-            return [int(row.nonzero()[-1]) + 1 for row in real]
-        return list(self.lengths) if self.placement.right else [self.width] * len(self.lengths)
 
     def text_after(self, b: int, ordinal: int) -> int:
         """Text tokens after the last token of an image."""
@@ -47,14 +40,14 @@ class Rows:
         later, padding is at the ends only, and it is counted from the end back."""
         if self.segment.whole:
             return self.placement.bounds[b][ordinal][1] + 1
-        return self.ends()[b] - self.text_after(b, ordinal) - sum(self.left(b, ordinal)[1:])
+        return self.ends[b] - self.text_after(b, ordinal) - sum(self.left(b, ordinal)[1:])
 
     def text_columns(self, b: int, ordinal: int) -> Tensor:
         """Columns [t] of the text after an image (not of other images)."""
         start, index = self.after(b, ordinal), self.segment.index[b]
         text = ~self.batch.is_image[b].to(index.device)[index]
         text = text if self.valid is None else text & self.valid[b]
-        order = text[start : self.ends()[b]].to(torch.uint8).sort(descending=True, stable=True).indices
+        order = text[start : self.ends[b]].to(torch.uint8).sort(descending=True, stable=True).indices
         return order[: self.text_after(b, ordinal)] + start
 
     def visual(self, b: int) -> Tensor:
@@ -75,7 +68,7 @@ def received(query: Tensor, key: Tensor, scale: float | None, rows: Rows, querie
     meant. A prompt without such an image gets zeros.
     """
     having = [b for b, kept in enumerate(rows.kept) if ordinal < len(kept)]
-    ends, device = rows.ends(), query.device
+    ends, device = rows.ends, query.device
     tails = {b: rows.text_after(b, ordinal) for b in having}
     if queries == "last" or queries == "after" and not any(tails.values()):
         last = upload(torch.tensor(ends), device).unsqueeze(1) - 1

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from vtc.account import Report
 from vtc.engine.masks import Grown
 from vtc.errors import PatchError
 from vtc.layout import VisionRun
@@ -40,13 +41,15 @@ class PrunedPrompt:
     """A prompt after pruning: its segments by rising first layer; the first begins at layer 0.
 
     length: of the unpruned prompt; seen: unpruned tokens so far, decode included; next_position [B]: the unpruned
-    position that follows the prompt; patch: the number of the patch whose layer hooks its segments need.
+    position that follows the prompt; report: of the prefill; patch: the number of the patch whose layer hooks its
+    segments need.
     """
 
     segments: list[Segment]
     length: int
     seen: int
     next_position: Tensor
+    report: Report
     patch: int = 0
 
     @property
@@ -63,31 +66,55 @@ class PrunedPrompt:
 
 @dataclass
 class Call:
-    """One forward of the inner model. run: what its vision encoder saw; pruned: what was done to its prompt;
-    is_image [B, L] bool: the image placeholders; ids [B, L]: of the prompt, None for embeddings; inside: what
-    its decoder layers are to be given, if they are not to be left alone; undone: the reports before this one, until it
-    is finished; begun: the language model was entered; recalled: its cache and what is noted on it."""
+    """One forward of the inner model, or of the language model alone. images: it was given some; run: what its vision
+    encoder saw; pruned: the prompt that was pruned in it, or whose cache it continues; is_image [B, L] bool: the image
+    placeholders where ids cannot tell; ids [B, L]: of the prompt, None for embeddings; inside: what its decoder layers
+    are to be given, if they are not to be left alone; started: the encoder or the language model ran; begun: the
+    language model was entered; recalled: its cache and what is noted on it."""
 
+    images: bool = False
     run: VisionRun | None = None
     pruned: PrunedPrompt | None = None
     is_image: Tensor | None = None
     ids: Tensor | None = None
     inside: object = None
-    undone: tuple | None = None
+    started: bool = False
     begun: bool = False
+    alone: bool = False
     recalled: tuple = (None, None)
+
+    def over(self) -> None:
+        """Its frame is gone. Lets go of everything, unless another hook replaced its arguments before it started."""
+        if self.started:
+            self.__init__(started=True, begun=True)
+
+
+@dataclass
+class OuterCall:
+    """One forward of the whole model. images: it was given some; labels [B, L]: kept back; from_end: its caller counts
+    logits from the last column back; entered: the inner model ran; pruned: the prompt that was pruned in it."""
+
+    images: bool = False
+    labels: Tensor | None = None
+    from_end: bool = False
+    entered: bool = False
+    pruned: PrunedPrompt | None = None
+
+    def over(self) -> None:
+        """See `Call.over`."""
+        if self.entered:
+            self.__init__()
 
 
 class ThreadState(threading.local):
-    """Per thread: the forward in progress, the encoder run being recorded, the last one whose features were not used
-    yet, the labels kept back, the last report."""
+    """Per thread: the forwards in progress, the encoder run being recorded, the last one whose features were not used
+    yet, and the outcome of the last call: its report, or why it has none (None before the first)."""
 
     call: Call | None = None
+    outer: OuterCall | None = None
     recording: VisionRun | None = None
     pending: tuple = (None, ())
-    last_pruned: PrunedPrompt | None = None
-    labels: Tensor | None = None
-    report: object = None
+    outcome: Report | str | None = None
 
 
 def remember(cache: object, prompt: PrunedPrompt | None) -> None:

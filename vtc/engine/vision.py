@@ -36,7 +36,7 @@ class Vision:
             family.observe(work, layer, functools.partial(self._record, layer))
         if self.unprojected:
             family.observe_unprojected(work, self._record_unprojected)
-        work.attribute(family.inner, "get_image_features", self._recording(family.inner.get_image_features))
+        work.method(family.inner, "get_image_features", self._recording(family.inner.get_image_features))
 
     def _record(self, layer: int, query: Tensor, key: Tensor, scale: float | None, cu_seqlens) -> None:
         run = self.thread.recording
@@ -80,8 +80,9 @@ class Vision:
             if expected != found:
                 raise PatchError(f"the {family.name} encoder gave {found} tokens per image, {expected} were expected")
             setattr(output, RUN, run)
-            if self.thread.call is not None:
-                self.thread.call.run = run
+            call = self.thread.call
+            if call is not None and not call.begun:
+                call.run, call.started = run, True
             else:
                 self.thread.pending = run, output.pooler_output
             return output
@@ -100,6 +101,26 @@ class Vision:
             ):
                 return pending
         return run
+
+    def find(self, embeds: Tensor) -> tuple[VisionRun | None, Tensor | None]:
+        """The last run of the encoder, if its features were not used yet and stand in embeds [B, L, D], and where
+        [B, L] bool: for callers that put them there themselves. Reads the device."""
+        (run, features), self.thread.pending = self.thread.pending, (None, ())
+        if run is None or not len(features):
+            return None, None
+        found = torch.zeros(embeds.shape[:2], dtype=torch.bool, device=embeds.device)
+        for image in features:
+            image = image.to(embeds.device, embeds.dtype)
+            places = [
+                (b, slice(start, start + len(image)))
+                for b, start in (embeds == image[0]).all(-1).nonzero().tolist()
+                if torch.equal(embeds[b, start : start + len(image)], image)
+            ]
+            if not places:
+                return None, None
+            for b, where in places:
+                found[b, where] = True
+        return run, found
 
     def select(self, stage: StageConfig, budget: Budget, requests, source, run, features, text, device) -> list[Kept]:
         """See `select_images`."""
@@ -136,25 +157,32 @@ def select_images(
     layouts, encoder = [run.images[s] for s in source], family.encoder
     prompt = {image: b for b, images in enumerate(requests) for image in images}
 
+    def seen(signal: Signal, unit: Unit) -> Tensor:
+        tiles = run.signals[signal][source[unit.image]]
+        return torch.cat(tiles) if unit.tile is None and len(tiles) > 1 else tiles[unit.tile or 0]
+
+    def encoded(unit: Unit) -> Tensor:
+        tiles = run.signals[Unprojected()][source[unit.image]]
+        tiles = tiles if unit.tile is None else tiles[unit.tile : unit.tile + 1]
+        return torch.cat([family.encoder_features(tile) for tile in tiles])
+
     def look(signal: Signal, unit: Unit) -> Tensor:
         if isinstance(signal, Features):
             return unit.of(features(unit.image))
         if isinstance(signal, EncoderFeatures):
-            tiles = run.signals[Unprojected()][source[unit.image]]
-            tiles = tiles if unit.tile is None else tiles[unit.tile : unit.tile + 1]
-            return torch.cat([family.encoder_features(tile) for tile in tiles])
+            return encoded(unit)
         if isinstance(signal, TextEmbeddings):
             return text(signal, prompt[unit.image])
         if isinstance(signal, TextRelevance):
-            return text(signal, prompt[unit.image])(look(EncoderFeatures(), unit))
+            return text(signal, prompt[unit.image])(encoded(unit))
         if signal not in run.signals:
             raise PatchError(f"the signal {signal} was not seen; the vision encoder did not run its observed layer")
-        tiles = run.signals[signal][source[unit.image]]
-        return torch.cat(tiles) if unit.tile is None and len(tiles) > 1 else tiles[unit.tile or 0]
+        return seen(signal, unit)
 
     def merged(unit: Unit, mine: Selection) -> Tensor:
         if mine.merge.unprojected:
-            return (project or family.project)(mine.apply_features(look(Unprojected(), unit).unsqueeze(0))[0])
+            tokens = seen(Unprojected(), unit).unsqueeze(0)
+            return (project or family.project)(mine.apply_features(tokens)[0])
         return mine.apply_features(unit.of(features(unit.image)).unsqueeze(0))[0]
 
     needs = [signal for signal in stage.stage.needs(encoder) if not isinstance(signal, Unprojected)]

@@ -1,0 +1,82 @@
+"""The report of one prefill, and the check that it did what was asked."""
+
+from vtc.account import ImageReport, Report, StepReport
+from vtc.budget import Budget
+from vtc.config import StrategyConfig
+from vtc.engine.select import Kept
+from vtc.errors import PatchError
+from vtc.flops import LanguageShape
+from vtc.layout import VisionRun
+from vtc.schedule import Schedule
+
+NO_CALL = "no image was seen since patching"
+NO_IMAGE = "no image was seen in the last call"
+KEEPS_ALL = "keep=1.0 leaves the model alone"
+
+
+class Reporter:
+    """Reports of one patch. notes: what holds for all of them."""
+
+    def __init__(self, family, strategy: StrategyConfig, schedule: Schedule, shape: LanguageShape):
+        self.name, self.strategy, self.schedule, self.shape = family.name, strategy, schedule, shape
+        self.dump, self.notes = strategy.dump(), []
+        self.stage = strategy.projector
+        if self.stage is not None and schedule.projector.keeps_all:
+            self.stage = None
+        if self.stage is not None and self.stage.stage.needs_cls and not family.encoder.has_cls:
+            self.notes.append("this encoder has no [CLS]: the mean of all queries of an image stands in for it")
+
+    def report(
+        self, requests: list[list[int]], tokens: list[int], kept: list[Kept], before: list[int], after: list[int],
+        run: VisionRun,
+    ) -> Report:  # fmt: skip
+        """requests: per prompt, indices of its images. tokens, kept: of each image. before, after: real tokens of each
+        prompt. Raises PatchError where a budget left something to drop and nothing was dropped."""
+        images = []
+        for b, mine in enumerate(requests):
+            for j, i in enumerate(mine):
+                image = ImageReport(b, j, tokens[i], len(kept[i].offsets), self.shape.layers)
+                if self.stage is not None:
+                    steps = kept[i].offsets, kept[i].flows
+                    image.steps.append(StepReport(self.stage.method, None, tokens[i], image.entered, *steps))
+                images.append(image)
+        notes = list(self.notes)
+        if any(map(self.schedule.relaxed, tokens)):
+            first = self.strategy.projector.method
+            notes.append(
+                f"keep={self.strategy.keep} is more than the schedule inside lets through: {first} keeps everything "
+                "and the schedule is relaxed"
+            )
+        if self.stage is not None:
+            _check_dropped(images, self.schedule.projector)
+            notes += _missed(images, self.schedule.projector, len(requests))
+        return Report(
+            self.name, self.dump, self.strategy.keep, notes, images, before, after, self.shape, [], run.observe_seconds
+        )
+
+
+def _check_dropped(images: list[ImageReport], budget: Budget) -> None:
+    before, after = sum(image.before for image in images), sum(image.entered for image in images)
+    if before == after and sum(budget.count(image.before) for image in images) < before:
+        raise PatchError(f"the patch saw {before} visual tokens and dropped none although keep={budget.keep}")
+
+
+def _missed(images: list[ImageReport], budget: Budget, prompts: int) -> list[str]:
+    """A note where a budget in tokens is not the number that reached the language model."""
+    if not isinstance(budget.keep, int):
+        return []
+    if budget.scope == "per_request":
+        shared = [[image for image in images if image.prompt == b] for b in range(prompts)]
+        parts = [(f"prompt {b}", mine) for b, mine in enumerate(shared)]
+    else:
+        parts = [(f"image {image.image} of prompt {image.prompt}", [image]) for image in images]
+    found = []
+    for name, mine in parts:
+        asked = min(budget.keep, sum(image.before for image in mine))
+        kept = sum(image.entered for image in mine)
+        if kept != asked:
+            found.append(f"{name} kept {kept}")
+    if not found:
+        return []
+    more = f" and {len(found) - 3} more" if len(found) > 3 else ""
+    return [f"{budget.keep} tokens asked at the projector, but {', '.join(found[:3])}{more}"]
