@@ -162,13 +162,29 @@ def test_quotas_of_counts(request, keep):
     """Counts by scope: per image, per tile, and shared in proportion among the images of a prompt."""
     totals = [sum(tiles) for tiles in request]
     assert Budget(keep).quotas(request) == [[min(keep, n)] for n in totals]
-    tiles = Budget(keep, "per_tile").quotas(request)
-    assert tiles == [[min(max(1, keep // len(image)), n) for n in image] for image in request]
+    for parts, image in zip(Budget(keep, "per_tile").quotas(request), request, strict=True):
+        assert sum(parts) == min(keep, sum(image))
+        cut = [part for part, n in zip(parts, image, strict=True) if part < n]
+        assert cut == sorted(cut, reverse=True)
+        assert not cut or max(parts) <= min(cut) + 1
+    for parts, image in zip(Budget(keep, "per_tile", "floor").quotas(request), request, strict=True):
+        cut = {part for part, n in zip(parts, image, strict=True) if part < n}
+        assert len(cut) <= 1 or cut == {0, 1}
     shared = [n for (n,) in Budget(keep, "per_request").quotas(request)]
     assert all(1 <= n <= total for n, total in zip(shared, totals, strict=True))
     assert sum(shared) == max(len(totals), min(keep, sum(totals)))
     if keep >= sum(totals):
         assert shared == totals
+
+
+def test_quotas_of_tiles():
+    """A remainder goes to the first tiles, or is lost where the paper rounds down; what a tile cannot take, the others
+    do; fewer tokens than tiles go to the first ones."""
+    assert Budget(320, "per_tile").quotas([[576] * 3]) == [[107, 107, 106]]
+    assert Budget(320, "per_tile", "floor").quotas([[576] * 3]) == [[106, 106, 106]]
+    assert Budget(10, "per_tile").quotas([[36, 0, 2, 36, 36]]) == [[3, 0, 2, 3, 2]]
+    for rounding in ("ceil", "floor"):
+        assert Budget(3, "per_tile", rounding).quotas([[36] * 5]) == [[1, 1, 1, 0, 0]]
 
 
 def test_shared_quota_is_proportional():

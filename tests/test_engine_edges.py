@@ -139,13 +139,6 @@ def test_an_interrupted_forward_leaves_nothing():
         assert torch.equal(language(inputs_embeds=embeds).last_hidden_state, expected)
 
 
-def test_compiling_is_refused():
-    """torch.compile of the patched model as a whole."""
-    model, inputs = build("llava", torch.float32), inputs_of("llava", dtype=torch.float32)
-    with vtc.patched(model, "fastv"), torch.no_grad(), pytest.raises(UnsupportedError, match=r"torch\.compile"):
-        torch.compile(model, backend="eager")(**inputs)
-
-
 STRANGE = {
     "softcap": (lambda: Gemma2Config(**TEXT, **SPECIAL, head_dim=16), UnsupportedError, "soft-capped attention"),
     "one layer": (lambda: LlamaConfig(**{**TEXT, "num_hidden_layers": 1}, **SPECIAL), ConfigError, "has 1 layer"),

@@ -18,7 +18,7 @@ IMAGE = 9
 @st.composite
 def batches(draw):
     """Rows of ids (None is padding), the tokens of each image in order, what stays of each image (maybe reordered)."""
-    side = draw(st.sampled_from(("left", "right", "none")))
+    side = draw(st.sampled_from(("left", "right", "both", "none")))
     rows, totals, kept = [], [], []
     for _ in range(draw(st.integers(1, 3))):
         row, mine = [1] * draw(st.integers(1, 3)), []
@@ -32,11 +32,13 @@ def batches(draw):
         rows.append(row)
         kept.append(mine)
     length = max(map(len, rows)) + (0 if side == "none" else draw(st.integers(0, 2)))
-    rows = [
-        [None] * (length - len(row)) + row if side == "left" else row + [None] * (length - len(row))
-        if side == "right" else row + [3] * (length - len(row))
-        for row in rows
-    ]  # fmt: skip
+    for row in rows:
+        missing = length - len(row)
+        if side == "none":
+            row += [3] * missing
+            missing = 0
+        before = {"left": missing, "both": draw(st.integers(0, missing))}.get(side, 0)
+        row[:0], row[len(row) :] = [None] * before, [None] * (missing - before)
     return rows, totals, kept
 
 
@@ -55,10 +57,11 @@ def by_hand(row, totals, kept):
 
 
 @settings(max_examples=200)
-@given(batches(), st.booleans())
-def test_packing_is_the_list_made_by_hand(batch, contiguous):
-    """Kept text and image tokens of each prompt; filler on the padding's side (left if there is none) repeats a real
-    token; a batch whose tensors are views of others is packed alike."""
+@given(batches(), st.booleans(), st.booleans())
+def test_packing_is_the_list_made_by_hand(batch, contiguous, from_end):
+    """Kept text and image tokens of each prompt; filler repeats a real token. Padding behind the tokens stays as it is
+    where columns count from the end, or some row has padding before them too; a batch that is padded on the right only
+    loses what all its rows have too much of. A batch whose tensors are views of others is packed alike."""
     rows, totals, kept = batch
     if not totals:
         return
@@ -66,18 +69,27 @@ def test_packing_is_the_list_made_by_hand(batch, contiguous):
     real = torch.tensor([[x is not None for x in row] for row in rows])
     ids, real = (x if contiguous else x.t().contiguous().t() for x in (ids, real))
     where = Batch(ids == IMAGE, real, ids)
-    placement = place(where, totals, read=True)
+    placement = place(where, totals, read=True, from_end=from_end)
     given_kept = [[Kept(torch.tensor(p), None, o) for p, o in mine] for mine in kept]
     packing = pack(where, placement, given_kept)
     cursor = iter(totals)
     expected = [by_hand(row, [next(cursor) for _ in mine], mine) for row, mine in zip(rows, kept, strict=True)]
     assert packing.lengths == [len(x) for x in expected]
+    behind, before = {}, {}
     for b, want in enumerate(expected):
         valid = torch.ones_like(packing.index[b], dtype=torch.bool) if packing.valid is None else packing.valid[b]
         assert packing.index[b][valid].tolist() == want
         assert set(packing.index[b][~valid].tolist()) <= set(want)
-        right = any(row[-1] is None for row in rows)
-        assert valid.tolist() == sorted(valid.tolist(), reverse=right)
+        first, stop = valid.tolist().index(True), packing.ends[b]
+        assert valid.tolist() == [first <= column < stop for column in range(len(valid))]
+        behind[b] = len(valid) - stop, len(rows[b]) - max(c for c, x in enumerate(rows[b]) if x is not None) - 1
+        before[b] = first
+    if from_end or any(row[0] is None for row in rows) or all(row[-1] is not None for row in rows):
+        assert all(found == given for found, given in behind.values())
+        assert min(before.values()) == 0
+    else:
+        assert set(before.values()) == {0}
+        assert min(found for found, _ in behind.values()) == min(given for _, given in behind.values())
 
 
 @settings(max_examples=50)

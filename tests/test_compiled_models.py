@@ -1,0 +1,93 @@
+"""torch.compile on a patched model, on its parts, before patching and after: as if nothing had been compiled."""
+
+import pytest
+import torch
+
+import vtc
+from tests.helpers import build, inputs_of
+from vtc.patching import find_family
+
+
+def wrapped(path):
+    """Puts a compiled module in the place of one."""
+
+    def replace(model):
+        parent, _, name = path.rpartition(".")
+        module = model.get_submodule(path)
+        setattr(model.get_submodule(parent), name, torch.compile(module, backend="eager"))
+        return model
+
+    return replace
+
+
+def forward_of(path):
+    """Compiles the forward of a module."""
+
+    def replace(model):
+        module = model.get_submodule(path)
+        module.forward = torch.compile(module.forward, backend="eager")
+        return model
+
+    return replace
+
+
+def tower(how):
+    """The same on the vision tower."""
+    return lambda model: how(type(find_family(model)).tower_path)(model)
+
+
+def in_place(model):
+    """nn.Module.compile of each decoder layer."""
+    for layer in model.model.language_model.layers:
+        layer.compile(backend="eager")
+    return model
+
+
+WAYS = {
+    "whole": lambda model: torch.compile(model, backend="eager"),
+    "forward": forward_of(""),
+    "inner": wrapped("model"),
+    "inner forward": forward_of("model"),
+    "language model": wrapped("model.language_model"),
+    "layers": in_place,
+    "tower": tower(wrapped),
+    "tower forward": tower(forward_of),
+}
+
+
+def run(model, call, case):
+    """A forward of two prompts and two written tokens."""
+    inputs = inputs_of(case, images=(2, 1), dtype=torch.float32)
+    with torch.no_grad():
+        logits = call(**inputs).logits
+    one = inputs_of(case, images=(1,), dtype=torch.float32, seed=3)
+    return logits, model.generate(**one, max_new_tokens=2, do_sample=False)
+
+
+def same(found, expected):
+    """Both outputs."""
+    torch.testing.assert_close(found[0], expected[0], rtol=0, atol=1e-4)
+    assert torch.equal(found[1], expected[1])
+
+
+@pytest.mark.parametrize("when", ["patched first", "compiled first", "run first"])
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("case, strategy", [("llava", "hiprune"), ("qwen2_5_vl", "transprune")])
+def test_compiled(case, strategy, way, when):
+    """The patch holds, and what it replaced is there again when it is gone."""
+    torch.compiler.reset()
+    model = build(case, torch.float32)
+    stock = run(model, model, case)
+    with vtc.patched(model, strategy):
+        expected = run(model, model, case)
+        call = WAYS[way](model) if when == "patched first" else model
+        same(run(model, call, case), expected)
+    if when != "patched first":
+        call = WAYS[way](model)
+    if when == "run first":
+        same(run(model, call, case), stock)
+    with vtc.patched(model, strategy):
+        same(run(model, call, case), expected)
+        assert vtc.report(model).average_share < 1
+    same(run(model, call, case), stock)
+    torch.compiler.reset()

@@ -1,0 +1,108 @@
+"""What a call leaves behind when it is over: what the stock model leaves, with the garbage collector off."""
+
+import contextlib
+import functools
+import gc
+
+import pytest
+import torch
+
+import vtc
+from tests.helpers import build, forward, inputs_of, model_of, patched, split
+from vtc.patching import find_family
+
+cases = pytest.mark.parametrize("case", vtc.families())
+
+
+@contextlib.contextmanager
+def no_collector():
+    """Only reference counts free anything."""
+    gc.collect()
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
+
+
+def alive(numbers: bool = False) -> dict[int, int]:
+    """Bytes of every tensor there is, or of those in floating point, by its address."""
+    tensors = [x for x in gc.get_objects() if issubclass(type(x), torch.Tensor)]
+    return {id(x): x.numel() * x.element_size() for x in tensors if x.is_floating_point() or not numbers}
+
+
+def left(model, inputs) -> int:
+    """Bytes of tensors that generate(), and a forward without a cache, leave after a first time."""
+
+    def run():
+        write(model, inputs)
+        forward(model, inputs, use_cache=False)
+
+    run()
+    with no_collector():
+        before = alive()
+        run()
+        return sum(alive().values()) - sum(before.values())
+
+
+def write(model, inputs):
+    """Two tokens."""
+    model.generate(**inputs, max_new_tokens=2, do_sample=False)
+
+
+@functools.cache
+def left_by_stock(case: str) -> int:
+    """The unpatched model's."""
+    return left(model_of(case), inputs_of(case))
+
+
+@pytest.mark.parametrize("strategy", vtc.strategies())
+@cases
+def test_nothing_stays_after_a_call(strategy, case):
+    """Several images and prompts."""
+    model, expected = model_of(case), left_by_stock(case)
+    with patched(model, strategy):
+        assert left(model, inputs_of(case)) == expected
+
+
+@cases
+def test_only_indices_stay(case):
+    """After a patched call there are the indices of its report, and no features, scores or weights."""
+    model, inputs = model_of(case), inputs_of(case)
+    write(model, inputs)
+    with patched(model, "visionzip+transprune"), no_collector():
+        before = sum(alive(numbers=True).values())
+        write(model, inputs)
+        assert vtc.report(model).images
+        assert sum(alive(numbers=True).values()) == before
+
+
+def interrupt(*_):
+    """Ctrl-C."""
+    raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("strategy", ["visionzip", "transprune", "mmtok"])
+@pytest.mark.parametrize("where", ["language_model.layers.3.mlp", "language_model", "vision"])
+@cases
+def test_an_interrupted_call_leaves_what_a_failed_one_does(strategy, where, case):
+    """After Ctrl-C in the encoder or the language model: the report of the call before, and no tensor but stock's."""
+    model, inputs = build(case), inputs_of(case)
+    tower = type(find_family(model)).tower_path
+    module = model.get_submodule(tower if where == "vision" else f"model.{where}")
+
+    def grown() -> int:
+        write(model, split(inputs)[0])
+        handle = module.register_forward_hook(interrupt)
+        with no_collector():
+            before = alive()
+            for call in (lambda: write(model, inputs), lambda: forward(model, inputs, labels=inputs["input_ids"])):
+                with pytest.raises(KeyboardInterrupt):
+                    call()
+            handle.remove()
+            return sum(alive().values()) - sum(before.values())
+
+    stock = grown()
+    with patched(model, strategy):
+        assert grown() == stock
+        assert len(vtc.report(model).images) == 1
