@@ -1,11 +1,51 @@
 """The errors that vtc raises: each message is one line that names the wrong value and what is possible."""
 
+import reprlib
+
+LONGEST = 460
+"""Characters of a message; with what a command writes before it the line stays below 500."""
+
+
+class _Repr(reprlib.Repr):
+    """A repr that costs little whatever the value: few levels, few entries, few characters."""
+
+    def __init__(self):
+        super().__init__()
+        self.maxlevel, self.maxstring, self.maxother = 4, 100, 100
+        self.maxdict = self.maxlist = self.maxtuple = self.maxset = self.maxfrozenset = self.maxdeque = 8
+
+    def repr_int(self, value: int, level: int) -> str:
+        """An integer, or its size: Python refuses to write one of thousands of digits."""
+        return repr(value) if value.bit_length() <= 256 else f"<an integer of {value.bit_length()} bits>"
+
+
+def shown(value: object, most: int = 100) -> str:
+    """The repr of a value for a message, of at most `most` characters, the middle cut out."""
+    return cut(_Repr().repr(value), most)
+
+
+def cut(text: str, most: int) -> str:
+    """The text, its middle replaced by ... where it has more than `most` characters."""
+    return text if len(text) <= most else f"{text[: most - most // 3 - 3]}...{text[len(text) - most // 3 :]}"
+
+
+def reason(error: BaseException, most: int = 250) -> str:
+    """What an error says, as part of a message; its kind where it says nothing."""
+    return cut(" ".join(str(error).split()), most) or type(error).__name__
+
+
+def one_line(text: object) -> str:
+    """A message as one printable line of at most LONGEST characters: white space is one space, control characters and
+    lone surrogates are escaped."""
+    line = cut(" ".join(str(text).split()), LONGEST)
+    return cut("".join(c if c.isprintable() else repr(c)[1:-1] for c in line), LONGEST)
+
 
 class VtcError(Exception):
-    """Base of every error that vtc raises on purpose; whatever values it quotes, the message stays one line."""
+    """Base of every error that vtc raises on purpose; whatever values it quotes, the message stays one short line."""
 
     def __init__(self, message: object):
-        super().__init__(" ".join(str(message).split()))
+        super().__init__(one_line(message))
 
 
 class ConfigError(VtcError, ValueError):
