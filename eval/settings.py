@@ -4,12 +4,12 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib.resources import files
+from os.path import isfile
 from pathlib import Path
 
-import yaml
-
-from vtc.errors import ConfigError
+from vtc.errors import ConfigError, shown
 from vtc.eval.data import SUFFIXES
+from vtc.plain_yaml import load, parse
 from vtc.registry import unknown
 
 _NUMBERS = {"limit": 1, "batch_size": 1, "max_new_tokens": 1, "seed": 0}  # the least of each
@@ -50,7 +50,7 @@ class Settings:
             value = getattr(self, name)
             if value is not None and (type(value) is not int or value < least):
                 option = name.replace("_", "-")
-                raise ConfigError(f"--{option} {value!r} is out of range; possible: a whole number >= {least}")
+                raise ConfigError(f"--{option} {shown(value)} is out of range; possible: a whole number >= {least}")
         for name in ("strategies", "keeps", "tasks"):
             twice = {v for v in getattr(self, name) if getattr(self, name).count(v) > 1}
             if twice:
@@ -72,8 +72,8 @@ class Settings:
             return str(named[0])
         if sum(other != "demo" for other in self.tasks) > 1:
             raise ConfigError(
-                f"--dataset-path {shared!r} has nothing for task {task!r}; possible: a folder with {task}/ in it, or "
-                f"{task}=PATH"
+                f"--dataset-path {shown(shared)} has nothing for task {task!r}; possible: a folder with {task}/ in it, "
+                f"or {task}=PATH"
             )
         return shared
 
@@ -111,18 +111,15 @@ def settings_from(suite: str | None, options: Mapping) -> Settings:
 def _suite(name: str, possible: list[str]) -> dict:
     folder = files("vtc.configs") / "eval"
     shipped = {f.name[: -len(".yaml")]: f for f in folder.iterdir() if f.name.endswith(".yaml")}
-    file = shipped.get(name, Path(name))
-    if not file.is_file():
+    if name not in shipped and not isfile(name):
         raise ConfigError(unknown("suite", name, [*sorted(shipped), "FILE.yaml"]))
-    try:
-        raw = yaml.safe_load(file.read_text(encoding="utf-8", errors="replace"))
-    except yaml.YAMLError as error:
-        raise ConfigError(f"suite {name!r} is not valid (safe) YAML: {' '.join(str(error).split())}") from None
+    raw = load(shipped.get(name, Path(name)), f"suite {shown(name)}", "a file that can be read")
     if not isinstance(raw, dict):
-        raise ConfigError(f"suite {name!r} holds {type(raw).__name__}; possible: a mapping of {', '.join(possible)}")
+        kind = type(raw).__name__
+        raise ConfigError(f"suite {shown(name)} holds {kind}; possible: a mapping of {', '.join(possible)}")
     for key in raw:
         if key not in possible:
-            raise ConfigError(unknown(f"option in suite {name!r}", key, possible))
+            raise ConfigError(unknown(f"option in suite {shown(name)}", key, possible))
     return raw
 
 
@@ -131,7 +128,7 @@ def split_list(name: str, value: object) -> tuple[str, ...]:
     parts = value if isinstance(value, list) else str(value).split(",")
     parts = tuple(str(part).strip() for part in parts)
     if not all(parts):
-        raise ConfigError(f"--{name} {value!r} has an empty entry; possible: values with commas between, such as a,b")
+        raise ConfigError(f"--{name} {shown(value)} has an empty entry; possible: values and commas, such as a,b")
     return parts
 
 
@@ -143,7 +140,8 @@ def parse_places(value: str | Mapping) -> dict[str, str]:
     for part in value.split(",") if re.match(r"\w+=", value) else [value]:
         task, _, path = part.partition("=") if re.match(r"\w+=", part) else ("", "=", part)
         if not path.strip():
-            raise ConfigError(f"--dataset-path {value!r} has an empty path; possible: PATH, or task=PATH,task=PATH")
+            what = f"--dataset-path {shown(value)}"
+            raise ConfigError(f"{what} has an empty path; possible: PATH, or task=PATH,task=PATH")
         found[task] = path.strip()
     return found
 
@@ -159,9 +157,6 @@ def parse_model_args(value: str | Mapping) -> dict:
     for part in value.split(","):
         key, sign, text = part.partition("=")
         if not sign or not key.strip().isidentifier():
-            raise ConfigError(f"--model_args {part!r} is no argument; possible: KEY=VALUE, such as dtype=float16")
-        try:
-            found[key.strip()] = yaml.safe_load(text)
-        except yaml.YAMLError:
-            raise ConfigError(f"--model_args {part!r}: the value is not valid (safe) YAML") from None
+            raise ConfigError(f"--model_args {shown(part)} is no argument; possible: KEY=VALUE, such as dtype=float16")
+        found[key.strip()] = parse(text, f"--model_args {shown(part)}: the value")
     return found

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 
-from vtc.errors import ConfigError
+from vtc.errors import ConfigError, shown
 
 SCOPES = ("per_image", "per_request", "per_tile")
 ROUNDINGS = ("ceil", "round", "floor")
@@ -25,11 +25,11 @@ def parse_keep(value: object) -> float | int:
             try:
                 value = float(value)
             except ValueError:
-                raise ConfigError(f"keep={value!r} is not a number; possible: {possible}") from None
+                raise ConfigError(f"keep={shown(value)} is not a number; possible: {possible}") from None
     if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise ConfigError(f"keep={value!r} has type {type(value).__name__}; possible: {possible}")
+        raise ConfigError(f"keep={shown(value)} has type {type(value).__name__}; possible: {possible}")
     if isinstance(value, float) and not 0.0 < value <= 1.0 or isinstance(value, int) and value < 1:
-        raise ConfigError(f"keep={value!r} is out of range; possible: {possible}")
+        raise ConfigError(f"keep={shown(value)} is out of range; possible: {possible}")
     return value
 
 
@@ -39,7 +39,7 @@ def keep_from_prune_ratio(ratio: object) -> float:
         with contextlib.suppress(ValueError):
             ratio = float(ratio)
     if isinstance(ratio, bool) or not isinstance(ratio, (int, float)) or not 0 <= ratio < 1:
-        raise ConfigError(f"prune_ratio={ratio!r} is out of range; possible: a fraction removed in [0, 1)")
+        raise ConfigError(f"prune_ratio={shown(ratio)} is out of range; possible: a fraction removed in [0, 1)")
     return float(1 - Fraction(str(ratio)))
 
 
@@ -65,7 +65,7 @@ class Budget:
             parse_keep(self.keep)
         for name, value, possible in (("scope", self.scope, SCOPES), ("rounding", self.rounding, ROUNDINGS)):
             if value not in possible:
-                raise ConfigError(f"{name}={value!r} is unknown; possible: {', '.join(possible)}")
+                raise ConfigError(f"{name}={shown(value)} is unknown; possible: {', '.join(possible)}")
 
     @property
     def keeps_all(self) -> bool:

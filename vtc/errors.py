@@ -29,7 +29,7 @@ def cut(text: str, most: int) -> str:
     return text if len(text) <= most else f"{text[: most - most // 3 - 3]}...{text[len(text) - most // 3 :]}"
 
 
-def reason(error: BaseException, most: int = 250) -> str:
+def reason(error: object, most: int = 250) -> str:
     """What an error says, as part of a message; its kind where it says nothing."""
     return cut(" ".join(str(error).split()), most) or type(error).__name__
 

@@ -5,9 +5,8 @@ import types
 import typing
 from collections.abc import Iterable, Mapping
 
-import yaml
-
-from vtc.errors import ConfigError
+from vtc.errors import ConfigError, shown
+from vtc.plain_yaml import parse
 from vtc.registry import unknown
 
 
@@ -41,8 +40,8 @@ def typed(key: str, value: object, hint: object) -> object:
     if found is not _UNFIT:
         return found
     if typing.get_origin(hint) is typing.Literal:
-        raise ConfigError(f"{key}={value!r} is unknown; possible: {_describe(hint)}")
-    raise ConfigError(f"{key}={value!r} has type {type(value).__name__}; possible: {_describe(hint)}")
+        raise ConfigError(f"{key}={shown(value)} is unknown; possible: {_describe(hint)}")
+    raise ConfigError(f"{key}={shown(value)} has type {type(value).__name__}; possible: {_describe(hint)}")
 
 
 _UNFIT = object()
@@ -89,8 +88,5 @@ def parse_set(text: str) -> tuple[str, object]:
     """One `--set key=value` of the command line; the value is read as (safe) YAML. Raises ConfigError."""
     key, sign, value = text.partition("=")
     if not sign or not key:
-        raise ConfigError(f"--set {text!r} is no override; possible: KEY=VALUE, such as alpha=0.2")
-    try:
-        return key.strip(), yaml.safe_load(value)
-    except yaml.YAMLError:
-        raise ConfigError(f"--set {text!r}: the value is not valid (safe) YAML") from None
+        raise ConfigError(f"--set {shown(text)} is no override; possible: KEY=VALUE, such as alpha=0.2")
+    return key.strip(), parse(value, f"--set {shown(text)}: the value")

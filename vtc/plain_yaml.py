@@ -1,6 +1,8 @@
 """YAML that users give, in files and on the command line: plain data, or one line that says what is wrong with it."""
 
 from collections.abc import Sequence
+from importlib.resources.abc import Traversable
+from pathlib import Path
 
 import yaml
 from yaml.constructor import ConstructorError
@@ -11,7 +13,7 @@ from vtc.errors import ConfigError, reason, shown
 LARGEST = 200_000  # characters of a text
 MOST = 20_000  # values in it, those of an alias counted each time
 DEEPEST = 40  # levels
-BELOW = 2**63  # every number
+BELOW = 2**63  # every whole number
 TAG = "tag:yaml.org,2002:"
 
 
@@ -71,11 +73,11 @@ class _Loader(yaml.SafeLoader):
             seen.add(key)
 
     def number(self, node: yaml.ScalarNode) -> int | float:
-        """A finite number of 64 bits."""
+        """A number; a whole one has 64 bits."""
         if len(node.value) > 100:
             raise _wrong(node, f"a number of {len(node.value)} characters")
         value = self.construct_yaml_int(node) if node.tag == f"{TAG}int" else self.construct_yaml_float(node)
-        if not abs(value) < BELOW:
+        if isinstance(value, int) and abs(value) >= BELOW:
             raise _wrong(node, f"{shown(node.value)} is no number below 2**63")
         return value
 
@@ -108,20 +110,29 @@ def parse(text: str, what: str) -> object:
     try:
         return yaml.load(text, _Loader)  # noqa: S506 - a SafeLoader that knows less
     except Exception as error:  # on wrong text PyYAML also raises whatever its own code stumbles over
-        why = reason(error) if isinstance(error, yaml.YAMLError) else f"a value is not what its tag says: {reason(error)}"
-        raise ConfigError(f"{what} is not valid (safe) YAML: {why}") from None
+        where = "" if isinstance(error, yaml.YAMLError) else "a value is not what its tag says: "
+        raise ConfigError(f"{what} is not valid (safe) YAML: {where}{reason(error)}") from None
 
 
-def read_text(file, what: str) -> str:
-    """The text of a file, a user's or a shipped one; raises ConfigError in one line, which begins with `what`."""
+def load(file: Path | Traversable, what: str, possible: str) -> object:
+    """The plain data of a YAML file, a user's or a shipped one; as `parse`, and the error for a file that cannot be
+    read says what is `possible`."""
+    return parse(read_text(file, what, possible), what)
+
+
+def read_text(file: Path | Traversable, what: str, possible: str) -> str:
+    """The text of a file for `parse`; raises ConfigError in one line, which begins with `what`."""
     try:
         with file.open("rb") as opened:
             data = opened.read(4 * LARGEST + 1)
-        text = data.decode("utf-8-sig") if len(data) <= 4 * LARGEST else None
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"{what} is no UTF-8 text: {reason(error)}") from None
+    except FileNotFoundError:
+        raise ConfigError(f"{what} does not exist; possible: {possible}") from None
     except (OSError, ValueError) as error:
-        raise ConfigError(f"{what} cannot be read: {getattr(error, 'strerror', None) or reason(error)}") from None
-    if text is None:
+        why = getattr(error, "strerror", None) or reason(error)
+        raise ConfigError(f"{what} cannot be read ({why}); possible: {possible}") from None
+    if len(data) > 4 * LARGEST:
         raise ConfigError(f"{what} is too large; possible: {LARGEST} characters at most")
-    return text
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{what} is not valid (safe) YAML: no UTF-8 text ({reason(error)})") from None

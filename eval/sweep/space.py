@@ -10,9 +10,8 @@ import random
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
-import yaml
-
-from vtc.errors import ConfigError
+from vtc.errors import ConfigError, shown
+from vtc.plain_yaml import parse
 from vtc.registry import unknown
 
 RESERVED = ("model", "model_args", "tasks", "split", "limit", "seed", "seeds", "set")
@@ -87,7 +86,7 @@ def read_parameter(name: object, raw: object, mode: str) -> Parameter:
     if isinstance(raw, list):
         raw = {"values": raw}
     if not isinstance(raw, Mapping):
-        raise ConfigError(f"{where}={raw!r}; possible: a list, or a mapping with {', '.join(KEYS)}")
+        raise ConfigError(f"{where}={shown(raw)}; possible: a list, or a mapping with {', '.join(KEYS)}")
     for key in raw:
         if key not in KEYS:
             raise ConfigError(unknown(f"key in {where}", key, list(KEYS)))
@@ -109,11 +108,10 @@ def _range(name: str, raw: Mapping, when: Mapping, mode: str, where: str) -> Par
     given = [raw.get("low"), raw.get("high"), *([] if step is None else [step])]
     fine = whole in (True, False) and log in (True, False) and not (log and step is not None)
     if not fine or any(type(value) not in kinds for value in given) or not given[0] < given[1]:
-        raise ConfigError(
-            f"{where}={dict(raw)!r}; possible: low < high ({'whole ' if whole else ''}numbers), with step or log: true"
-        )
+        numbers = "whole numbers" if whole else "numbers"
+        raise ConfigError(f"{where}={shown(dict(raw))}; possible: low < high ({numbers}), with step or log: true")
     if step is not None and step <= 0 or log and given[0] <= 0:
-        raise ConfigError(f"{where}={dict(raw)!r}; possible: a step > 0; for log a low > 0")
+        raise ConfigError(f"{where}={shown(dict(raw))}; possible: a step > 0; for log a low > 0")
     if mode == "grid" and (log or step is None and not whole):
         raise ConfigError(f"{where} is a range without a step in a grid; possible: a list, a step, mode: random")
     step = 1 if whole and step is None and not log else step
@@ -122,7 +120,7 @@ def _range(name: str, raw: Mapping, when: Mapping, mode: str, where: str) -> Par
 
 def _when(raw: object, where: str) -> dict[str, tuple]:
     if not isinstance(raw, Mapping):
-        raise ConfigError(f"{where}.when={raw!r}; possible: a mapping, such as {{strategy: hiprune}}")
+        raise ConfigError(f"{where}.when={shown(raw)}; possible: a mapping, such as {{strategy: hiprune}}")
     return {str(name): tuple(value) if isinstance(value, list) else (value,) for name, value in raw.items()}
 
 
@@ -187,10 +185,7 @@ def matches(only: str | None, cell) -> bool:
     for part in only.split(","):
         key, sign, text = part.partition("=")
         if not sign or not key.strip():
-            raise ConfigError(f"--only {part!r} is no filter; possible: KEY=VALUE, such as strategy=hiprune")
-        try:
-            wanted.setdefault(key.strip(), []).append(yaml.safe_load(text))
-        except yaml.YAMLError:
-            raise ConfigError(f"--only {part!r}: the value is not valid (safe) YAML") from None
+            raise ConfigError(f"--only {shown(part)} is no filter; possible: KEY=VALUE, such as strategy=hiprune")
+        wanted.setdefault(key.strip(), []).append(parse(text, f"--only {shown(part)}: the value"))
     known = {**cell.params["set"], **{key: cell.params[key] for key in ("model", "strategy", "keep", "seed")}}
     return all(key in known and same(known[key], values) for key, values in wanted.items())
