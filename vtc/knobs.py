@@ -1,6 +1,7 @@
 """Knobs of methods: values from YAML, Python or the command line checked against a dataclass's type hints."""
 
 import dataclasses
+import math
 import types
 import typing
 from collections.abc import Iterable, Mapping
@@ -23,10 +24,18 @@ def knobs_of(method: type) -> list[str]:
 
 
 def build(method: type, knobs: Mapping) -> object:
-    """The method with its knobs checked; raises ConfigError for unknown ones and wrong types."""
+    """The method with its knobs checked; raises ConfigError for unknown ones, wrong types and wrong values."""
     hints = typing.get_type_hints(method)
     known_keys(knobs, knobs_of(method), f"method {method.__name__}")
-    return method(**{key: typed(key, value, hints[key]) for key, value in knobs.items()})
+    made = method(**{key: typed(key, value, hints[key]) for key, value in knobs.items()})
+    for key in knobs:  # after the method's own ranges, which say more
+        if not _finite(getattr(made, key)):
+            raise ConfigError(f"{key}={shown(knobs[key])} is out of range; possible: finite numbers")
+    return made
+
+
+def _finite(value: object) -> bool:
+    return all(map(_finite, value)) if isinstance(value, tuple) else value not in (math.inf, -math.inf) and value == value
 
 
 def plain(value: object) -> object:
