@@ -35,7 +35,7 @@ def build(method: type, knobs: Mapping) -> object:
 
 
 def _finite(value: object) -> bool:
-    return all(map(_finite, value)) if isinstance(value, tuple) else value not in (math.inf, -math.inf) and value == value
+    return all(map(_finite, value)) if isinstance(value, tuple) else not isinstance(value, float) or math.isfinite(value)
 
 
 def plain(value: object) -> object:
