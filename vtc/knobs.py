@@ -35,7 +35,8 @@ def build(method: type, knobs: Mapping) -> object:
 
 
 def _finite(value: object) -> bool:
-    return all(map(_finite, value)) if isinstance(value, tuple) else not isinstance(value, float) or math.isfinite(value)
+    values = value if isinstance(value, tuple) else (value,)
+    return all(math.isfinite(v) for v in values if isinstance(v, float))
 
 
 def plain(value: object) -> object:
