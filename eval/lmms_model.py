@@ -3,6 +3,7 @@
 import functools
 import json
 import os
+import re
 import sys
 import time
 import traceback
@@ -261,7 +262,7 @@ def _picture(given: object) -> Image.Image:
 
 def _whole(name: str, value: object) -> int:
     text = str(value)
-    if not text.isdecimal() or int(text) < 1:
+    if not re.fullmatch("[0-9]{1,18}", text) or int(text) < 1:
         raise ConfigError(f"{name}={shown(value)} is not possible; possible: a whole number >= 1")
     return int(text)
 

@@ -48,7 +48,7 @@ class Settings:
     def __post_init__(self):
         for name, least in _NUMBERS.items():
             value = getattr(self, name)
-            if value is not None and (type(value) is not int or value < least):
+            if value is not None and (type(value) is not int or not least <= value < 2**63):
                 option = name.replace("_", "-")
                 raise ConfigError(f"--{option} {shown(value)} is out of range; possible: a whole number >= {least}")
         for name in ("strategies", "keeps", "tasks"):
@@ -96,7 +96,7 @@ def settings_from(suite: str | None, options: Mapping) -> Settings:
         if needed not in merged:
             raise ConfigError(f"--{needed} is missing; see `vtc eval --help`")
     values = {key: merged[key] for key in _PLAIN if key in merged}
-    values |= {key: int(text) for key in _NUMBERS if (text := str(values.get(key, ""))).isdecimal()}
+    values |= {key: int(text) for key in _NUMBERS if re.fullmatch("[0-9]{1,20}", text := str(values.get(key)))}
     values |= {field_: split_list(key, merged[key]) for key, field_ in _LISTS.items() if key in merged}
     overrides = merged.get("set", {})
     if "keep" in overrides:
