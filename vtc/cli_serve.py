@@ -9,7 +9,7 @@ import typer
 
 from vtc import ConfigError, UnsupportedError
 from vtc.cli_options import SETTING, overrides
-from vtc.errors import reason, shown
+from vtc.errors import loading, shown
 
 CONTEXT = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": ["--help"]}
 """-h is looked for among the words: as an option it would be seen in -dph, a short option of vLLM."""
@@ -102,11 +102,8 @@ def _loaded(kind: str, model: str, given: dict) -> object:
     place = given.get("hf_config_path", model) if kind == "AutoConfig" else model
     options = {"trust_remote_code": given.get("trust_remote_code") is True}
     options |= {"revision": str(given["revision"])} if "revision" in given else {}
-    try:
+    with loading(f"model {shown(model)} cannot be read", "demo, a directory, a hub id"):
         return getattr(transformers, kind).from_pretrained(place, **options)
-    except Exception as error:  # transformers raises whatever a damaged folder makes its code stumble over
-        possible = "demo, a directory, a hub id"
-        raise ConfigError(f"model {shown(model)} cannot be read: {reason(error)}; possible: {possible}") from None
 
 
 def _describe(model: str, given: dict, ours: dict, served) -> None:

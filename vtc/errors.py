@@ -1,6 +1,10 @@
 """The errors that vtc raises: each message is one line that names the wrong value and what is possible."""
 
+import pickle
 import reprlib
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 LONGEST = 460
 """Characters of a message; with what a command writes before it the line stays below 500."""
@@ -58,3 +62,21 @@ class UnsupportedError(VtcError, NotImplementedError):
 
 class PatchError(VtcError, RuntimeError):
     """A patched forward could not do what its strategy asks (missing signal, nothing dropped, cache out of step)."""
+
+
+@contextmanager
+def loading(what: str, possible: str = "a folder made by save_pretrained") -> Iterator[None]:
+    """Turns whatever reading a model raises into one ConfigError that begins with `what`.
+
+    Of a folder that is damaged, or holds another thing than a model, the libraries raise what their code stumbles over.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # they would stand around the one line
+            yield
+    except VtcError:
+        raise
+    except pickle.UnpicklingError:
+        raise ConfigError(f"{what}: its weights are a pickle of more than tensors; possible: safetensors") from None
+    except Exception as error:
+        raise ConfigError(f"{what}: {reason(error)}; possible: {possible}") from None
