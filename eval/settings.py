@@ -85,6 +85,23 @@ _PLAIN = (
 )  # fmt: skip
 
 
+_TEXT, _WORD, _NESTED = "text", "true or false", "KEY=VALUE,KEY=VALUE or a mapping of names to values"
+_KINDS = {
+    **dict.fromkeys(("model", "dialect", "split", "device", "system", "output"), (_TEXT, (str, Path))),
+    **dict.fromkeys(("pad_square", "overwrite"), (_WORD, bool)), "set": ("a mapping of names to values", Mapping),
+    **dict.fromkeys(("model_args", "dataset_path"), (_NESTED, (str, Mapping))),
+}  # fmt: skip
+
+
+def _typed(options: Mapping) -> None:
+    """Raises ConfigError for an option of a suite that is of another kind than on the command line."""
+    for name, (possible, kinds) in _KINDS.items():
+        value = options.get(name, "")
+        named = not isinstance(value, Mapping) or all(isinstance(key, str) for key in value)
+        if name in options and not (isinstance(value, kinds) and named):
+            raise ConfigError(f"--{name.replace('_', '-')} {shown(value)} is not possible; possible: {possible}")
+
+
 def settings_from(suite: str | None, options: Mapping) -> Settings:
     """Settings from the command line's options (None: not given), which win over those of the suite file.
 
@@ -95,6 +112,7 @@ def settings_from(suite: str | None, options: Mapping) -> Settings:
     for needed in ("model", "strategy", "output"):
         if needed not in merged:
             raise ConfigError(f"--{needed} is missing; see `vtc eval --help`")
+    _typed(merged)
     values = {key: merged[key] for key in _PLAIN if key in merged}
     values |= {key: int(text) for key in _NUMBERS if re.fullmatch("[0-9]{1,20}", text := str(values.get(key)))}
     values |= {field_: split_list(key, merged[key]) for key, field_ in _LISTS.items() if key in merged}
@@ -120,7 +138,7 @@ def _suite(name: str, possible: list[str]) -> dict:
     for key in raw:
         if key not in possible:
             raise ConfigError(unknown(f"option in suite {shown(name)}", key, possible))
-    return raw
+    return {key: value for key, value in raw.items() if value is not None}
 
 
 def split_list(name: str, value: object) -> tuple[str, ...]:

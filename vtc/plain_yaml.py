@@ -7,6 +7,7 @@ from pathlib import Path
 import yaml
 from yaml.constructor import ConstructorError
 from yaml.reader import Reader
+from yaml.scanner import ScannerError
 
 from vtc.errors import ConfigError, reason, shown
 
@@ -25,8 +26,14 @@ class _Loader(yaml.SafeLoader):
 
     levels = 0
 
+    def fetch_flow_collection_start(self, token: type) -> None:
+        """A bracket; PyYAML looks far ahead, in a time that grows with the square of the brackets."""
+        if self.flow_level > DEEPEST:
+            raise ScannerError(None, None, f"more than {DEEPEST} levels", self.get_mark())
+        super().fetch_flow_collection_start(token)
+
     def compose_node(self, parent: yaml.Node | None, index: object) -> yaml.Node:
-        """A node with all below it; PyYAML's own takes a time that grows with the square of the levels."""
+        """A node with all below it."""
         self.levels += 1
         if self.levels > DEEPEST:
             raise _wrong(self.peek_event(), f"more than {DEEPEST} levels")

@@ -29,7 +29,7 @@ from pathlib import Path
 from vtc.errors import ConfigError, shown
 from vtc.eval.settings import parse_places
 from vtc.eval.sweep.objectives import Objective, read_objectives
-from vtc.eval.sweep.space import Parameter, ordered, read_parameter
+from vtc.eval.sweep.space import MOST, Parameter, ordered, read_parameter
 from vtc.plain_yaml import parse, read_text
 from vtc.registry import unknown
 
@@ -121,6 +121,11 @@ def known(raw: object, possible: tuple[str, ...], where: str) -> Mapping:
     return raw
 
 
+def is_named(value: object) -> bool:
+    """Whether it is a mapping whose keys are all text."""
+    return isinstance(value, Mapping) and all(isinstance(key, str) for key in value)
+
+
 def _spec(raw: object, text: str, stem: str) -> Spec:
     raw = known(raw, KEYS, "the sweep")
     if not raw.get("space"):
@@ -141,6 +146,9 @@ def _spec(raw: object, text: str, stem: str) -> Spec:
             raise ConfigError(f"heldout with {len(given)} {what}; possible: one")
     objectives = read_objectives(raw.get("objectives", ["accuracy"]), tasks, parameters)
     numbers = {key: _whole(raw[key], key, 0 if key == "seed" else 1) for key in ("n", "trials", "seed") if key in raw}
+    for key in ("n", "trials"):
+        if numbers.get(key, 0) > MOST:
+            raise ConfigError(f"{key}={numbers[key]} is too many; possible: {MOST} at most")
     settings = {key: _plain(raw[key], key, kind) for key, kind in PLAIN.items() if key in raw}
     if "dataset_path" in raw:
         settings["dataset_path"] = parse_places(raw["dataset_path"])
@@ -162,7 +170,7 @@ def _models(raw: Mapping) -> tuple[tuple[str, dict], ...]:
     for row in rows:
         row = known({"model": row} if isinstance(row, str) else row, ("model", "model_args"), "models")
         args = row.get("model_args", {})
-        if not isinstance(row.get("model"), str) or not isinstance(args, Mapping):
+        if not isinstance(row.get("model"), str) or not is_named(args):
             possible = "a name, or {model: NAME, model_args: {dtype: float16}}"
             raise ConfigError(f"models={shown(row)}; possible: {possible}")
         if "token" in args:
@@ -188,7 +196,7 @@ def _heldout(raw: object, objectives: tuple[Objective, ...]) -> Heldout:
     if not isinstance(raw.get("split"), str):
         raise ConfigError("heldout has no split; possible: split: NAME")
     reference = raw.get("reference")
-    if not isinstance(reference, Mapping) or not isinstance(reference.get("strategy"), str):
+    if not is_named(reference) or not isinstance(reference.get("strategy"), str):
         raise ConfigError(f"heldout.reference={shown(reference)}; possible: a mapping with strategy, keep and knobs")
     limit = raw.get("limit")
     return Heldout(raw["split"], dict(reference), limit and _whole(limit, "heldout.limit", 1), objective)
