@@ -82,9 +82,10 @@ def _prepared(model, words, strategy, keep, max_keep, knobs, check) -> list[str]
 
     given = arguments.values(words)
     config = _loaded("AutoConfig", model, given)
-    ours = for_config(config, strategy, keep, max_keep, **knobs)
-    setattr(config, ATTRIBUTE, ours[ATTRIBUTE])
-    served = Settings.of(config)
+    with loading(f"model {shown(model)} cannot be served", "demo, a directory, a hub id"):
+        ours = for_config(config, strategy, keep, max_keep, **knobs)
+        setattr(config, ATTRIBUTE, ours[ATTRIBUTE])
+        served = Settings.of(config)
     words = arguments.with_overrides(words, ours)
     arguments.refuse(given, served)
     if check:

@@ -1,10 +1,12 @@
 """The errors that vtc raises: each message is one line that names the wrong value and what is possible."""
 
+import logging
 import pickle
 import reprlib
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from logging.handlers import MemoryHandler
 
 LONGEST = 460
 """Characters of a message; with what a command writes before it the line stays below 500."""
@@ -69,10 +71,13 @@ def loading(what: str, possible: str = "a folder made by save_pretrained") -> It
     """Turns whatever reading a model raises into one ConfigError that begins with `what`.
 
     Of a folder that is damaged, or holds another thing than a model, the libraries raise what their code stumbles over.
+    What they warn of is dropped; what they log follows at the end of the block, unless there is an error.
     """
+    library, held = logging.getLogger("transformers"), MemoryHandler(10_000, flushLevel=1000)
+    handlers, library.handlers = library.handlers, [held]
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # they would stand around the one line
+            warnings.simplefilter("ignore")
             yield
     except VtcError:
         raise
@@ -80,3 +85,7 @@ def loading(what: str, possible: str = "a folder made by save_pretrained") -> It
         raise ConfigError(f"{what}: its weights are a pickle of more than tensors; possible: safetensors") from None
     except Exception as error:
         raise ConfigError(f"{what}: {reason(error)}; possible: {possible}") from None
+    finally:
+        library.handlers = handlers
+    for record in held.buffer:
+        library.handle(record)
