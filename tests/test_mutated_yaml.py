@@ -7,6 +7,7 @@ import pytest
 from rich.console import Console
 
 from tests.helpers_mutations import VALUES, WHOLE, mutated, shipped
+from tests.test_cli import run
 from vtc import cli
 from vtc.config import resolve
 from vtc.errors import ConfigError, UnsupportedError, VtcError
@@ -146,6 +147,16 @@ def test_files_that_are_no_text(tmp_path):
         load(tmp_path, "mine", "a file")
     file.write_bytes(b"\xef\xbb\xbfa: 1")
     assert load(file, "mine", "a file") == {"a": 1}
+
+
+@pytest.mark.parametrize("words", [["validate"], ["show"], ["eval", "score"], ["report"], ["eval", "--against"]])
+@pytest.mark.parametrize("word", ["x" * 6000, "9" * 5000, "\x1b[31mred", "\udc80", "a\0b", " ", "[["])
+def test_wrong_names_are_one_line(capsys, words, word):
+    """What cannot be a name or a path of anything."""
+    code, out, err = run(capsys, *words, word)
+    assert (code, out) == (2, "")
+    assert err[:-1].isprintable()
+    assert len(err) <= 500
 
 
 @pytest.mark.parametrize("kind", [ConfigError, UnsupportedError])

@@ -3,6 +3,7 @@
 Every error that vtc raises on purpose becomes one line on stderr and exit code 2.
 """
 
+import errno
 import json
 import sys
 from pathlib import Path
@@ -19,7 +20,7 @@ from vtc.cli_report import report
 from vtc.cli_schedule import check_depths, table
 from vtc.cli_serve import CONTEXT, serve
 from vtc.cli_sweep import sweep
-from vtc.errors import one_line, reason
+from vtc.errors import one_line, reason, shown
 
 app = typer.Typer(
     add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None,
@@ -186,6 +187,10 @@ def main(arguments: list[str] | None = None) -> None:
         code = _fail(error)
     except (KeyboardInterrupt, typer.Abort):
         code = INTERRUPTED
+    except OSError as error:
+        if error.errno != errno.ENAMETOOLONG:  # of any path among the arguments
+            raise
+        code = _fail(f"{shown(error.filename)}: {error.strerror}; possible: a shorter path")
     except Exception as error:
         # typer brings its own copy of click in some versions, so its usage errors are known by their looks.
         if not hasattr(error, "format_message"):
