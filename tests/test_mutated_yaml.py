@@ -126,7 +126,7 @@ def test_what_a_text_may_be():
         "!!set {a}": "'set'", "!!python/name:os.system ''": "python/name", "[" * 100: "40 levels",
         "- " * 100: "40 levels", "a: " + "9" * 5000: "5000 characters", str(2**63): "2**63", "!!int x": "its tag",
         '"\\e"': "\\x1b", "a" * 200_001: "200000",
-        "&a0 [x]\n" + "".join(f"- &a{i} [*a{i - 1}]\n" for i in range(1, 60)): "line 2",
+        "- &a0 [x]\n" + "".join(f"- &a{i} [*a{i - 1}]\n" for i in range(1, 60)): "or 40 levels",
         "[" + ", ".join(["&b0 [x]"] + [f"&b{i} [{f'*b{i - 1}, ' * 9}]" for i in range(1, 9)]) + "]": "20000 values",
     }  # fmt: skip
     for text, part in wrong.items():

@@ -140,6 +140,6 @@ def read_text(file: Path | Traversable, what: str, possible: str) -> str:
     if len(data) > 4 * LARGEST:
         raise ConfigError(f"{what} is too large; possible: {LARGEST} characters at most")
     try:
-        return data.decode("utf-8-sig")
+        return data.decode("utf-8")
     except UnicodeDecodeError as error:
         raise ConfigError(f"{what} is not valid (safe) YAML: no UTF-8 text ({reason(error)})") from None
