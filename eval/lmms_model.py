@@ -3,6 +3,7 @@
 import functools
 import json
 import os
+import re
 import sys
 import time
 import traceback
@@ -11,7 +12,6 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
-import yaml
 from lmms_eval.api.instance import GenerationResult, Instance, TokenCounts
 from lmms_eval.api.model import lmms
 from lmms_eval.models.model_utils.gen_metrics import log_metrics
@@ -21,9 +21,10 @@ from PIL import Image
 from tqdm import tqdm
 
 import vtc
-from vtc.errors import ConfigError, PatchError, UnsupportedError, VtcError
+from vtc.errors import ConfigError, PatchError, UnsupportedError, VtcError, shown
 from vtc.eval import counts
 from vtc.eval.models import Loaded, load
+from vtc.plain_yaml import parse
 
 NONE = "none"
 SAMPLING = ("temperature", "top_p", "top_k")
@@ -261,17 +262,15 @@ def _picture(given: object) -> Image.Image:
 
 def _whole(name: str, value: object) -> int:
     text = str(value)
-    if not text.isdecimal() or int(text) < 1:
-        raise ConfigError(f"{name}={value!r} is not possible; possible: a whole number >= 1")
+    if not re.fullmatch("[0-9]{1,18}", text) or int(text) < 1:
+        raise ConfigError(f"{name}={shown(value)} is not possible; possible: a whole number >= 1")
     return int(text)
 
 
 def _read(key: str, value: object) -> object:
     """lmms-eval reads numbers and true/false; a text is YAML here, so that lists and null are possible."""
-    try:
-        return yaml.safe_load(value) if isinstance(value, str) else value
-    except yaml.YAMLError:
-        raise ConfigError(f"{key}={value!r} in --model_args is not valid (safe) YAML") from None
+    what = f"{key}={shown(value)} in --model_args"
+    return parse(value, what) if isinstance(value, str) else value
 
 
 def _device(name: str | None) -> str | None:

@@ -1,6 +1,7 @@
 """A model with its processor, loaded once for all runs, and what is needed to ask it a batch of questions."""
 
 import contextlib
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -8,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from vtc.errors import ConfigError, UnsupportedError
+from vtc.errors import ConfigError, UnsupportedError, cut, loading, reason, shown
 from vtc.eval.digest import digest
 from vtc.eval.processors import chat, load_processor, prepare, square
 from vtc.patching import find_family
@@ -100,15 +101,12 @@ def load(name: str, args: dict, device: str | None) -> Loaded:
     device = _device(device)
     if isinstance(path, str):
         _reachable(path, shared)
-    try:
-        with _quiet():
-            processor = load_processor(path, **shared, **for_processor)
-            model = AutoModelForImageTextToText.from_pretrained(path, **{**shared, **args})
-            if "device_map" not in args:
-                model = model.to(device)
-    except (OSError, ValueError, TypeError, ImportError, RuntimeError, KeyError, AttributeError) as error:
-        reason = " ".join(str(error).split())[:300] or type(error).__name__
-        raise ConfigError(f"model {name!r} cannot be loaded: {reason}") from None
+    with loading(f"model {shown(name)} cannot be loaded"), _quiet():
+        folder_digest = _digest(path) if isinstance(path, Path) else None
+        processor = load_processor(path, **shared, **for_processor)
+        model = AutoModelForImageTextToText.from_pretrained(path, **{**shared, **args})
+        if "device_map" not in args:
+            model = model.to(device)
     prepare(name, processor)
     family, unsupported = None, None
     try:
@@ -118,7 +116,7 @@ def load(name: str, args: dict, device: str | None) -> Loaded:
     model.eval()
     commit = getattr(model.config, "_commit_hash", None)
     identity = {
-        "digest": _digest(path) if isinstance(path, Path) else f"{name}@{commit}",
+        "digest": folder_digest or f"{name}@{commit}",
         "args": explicit,
         "dtype": str(model.dtype).removeprefix("torch."),
         "attention": getattr(model.config, "_attn_implementation", None),
@@ -141,13 +139,14 @@ def _path(name: str) -> Path | str:
         from vtc.demo import MODEL_DIR
 
         return MODEL_DIR
-    path = Path(name).expanduser()
-    if path.is_dir():
+    path = Path(os.path.expanduser(name))
+    if os.path.isdir(path):
         if not (path / "config.json").is_file():
-            raise ConfigError(f"model folder {name!r} has no config.json; possible: one made by save_pretrained")
+            raise ConfigError(f"model folder {shown(name)} has no config.json; possible: one made by save_pretrained")
         return path
     if name.count("/") != 1 or name[0] in "/.~" or name.endswith("/"):
-        raise ConfigError(f"model {name!r} does not exist; possible: demo, a local directory, or a hub id OWNER/NAME")
+        possible = "demo, a local directory, or a hub id OWNER/NAME"
+        raise ConfigError(f"model {shown(name)} does not exist; possible: {possible}")
     return name
 
 
@@ -156,13 +155,13 @@ def _reachable(name: str, args: dict) -> None:
     from huggingface_hub import HfApi, try_to_load_from_cache
 
     revision = args.get("revision")
-    if isinstance(try_to_load_from_cache(name, "config.json", args.get("cache_dir"), revision), str):
-        return
     try:
+        if isinstance(try_to_load_from_cache(name, "config.json", args.get("cache_dir"), revision), str):
+            return
         HfApi().model_info(name, revision=revision, timeout=20, token=args.get("token"))
     except Exception as error:
-        reason = " ".join(str(error).split())[:200]
-        raise ConfigError(f"model {name!r} is no local directory, and the hub does not give it: {reason}") from None
+        what = f"model {shown(name)} is no local directory, and the hub does not give it"
+        raise ConfigError(f"{what}: {reason(error)}") from None
 
 
 def _device(name: str | None) -> torch.device:
@@ -170,8 +169,8 @@ def _device(name: str | None) -> torch.device:
         device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise ConfigError(f"--device {name!r} cannot be used: {reason}") from None
+        why = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise ConfigError(f"--device {shown(name)} cannot be used: {cut(why, 250)}") from None
     return device
 
 

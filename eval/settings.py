@@ -4,12 +4,12 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib.resources import files
+from os.path import isfile
 from pathlib import Path
 
-import yaml
-
-from vtc.errors import ConfigError
+from vtc.errors import ConfigError, shown
 from vtc.eval.data import SUFFIXES
+from vtc.plain_yaml import load, parse
 from vtc.registry import unknown
 
 _NUMBERS = {"limit": 1, "batch_size": 1, "max_new_tokens": 1, "seed": 0}  # the least of each
@@ -48,9 +48,9 @@ class Settings:
     def __post_init__(self):
         for name, least in _NUMBERS.items():
             value = getattr(self, name)
-            if value is not None and (type(value) is not int or value < least):
+            if value is not None and (type(value) is not int or not least <= value < 2**63):
                 option = name.replace("_", "-")
-                raise ConfigError(f"--{option} {value!r} is out of range; possible: a whole number >= {least}")
+                raise ConfigError(f"--{option} {shown(value)} is out of range; possible: a whole number >= {least}")
         for name in ("strategies", "keeps", "tasks"):
             twice = {v for v in getattr(self, name) if getattr(self, name).count(v) > 1}
             if twice:
@@ -72,8 +72,8 @@ class Settings:
             return str(named[0])
         if sum(other != "demo" for other in self.tasks) > 1:
             raise ConfigError(
-                f"--dataset-path {shared!r} has nothing for task {task!r}; possible: a folder with {task}/ in it, or "
-                f"{task}=PATH"
+                f"--dataset-path {shown(shared)} has nothing for task {task!r}; possible: a folder with {task}/ in it, "
+                f"or {task}=PATH"
             )
         return shared
 
@@ -83,6 +83,23 @@ _PLAIN = (
     "model", "dialect", "split", "limit", "batch_size", "max_new_tokens", "seed", "device", "system", "pad_square",
     "overwrite",
 )  # fmt: skip
+
+
+_TEXT, _WORD, _NESTED = "text", "true or false", "KEY=VALUE,KEY=VALUE or a mapping of names to values"
+_KINDS = {
+    **dict.fromkeys(("model", "dialect", "split", "device", "system", "output"), (_TEXT, (str, Path))),
+    **dict.fromkeys(("pad_square", "overwrite"), (_WORD, bool)), "set": ("a mapping of names to values", Mapping),
+    **dict.fromkeys(("model_args", "dataset_path"), (_NESTED, (str, Mapping))),
+}  # fmt: skip
+
+
+def _typed(options: Mapping) -> None:
+    """Raises ConfigError for an option of a suite that is of another kind than on the command line."""
+    for name, (possible, kinds) in _KINDS.items():
+        value = options.get(name, "")
+        named = not isinstance(value, Mapping) or all(isinstance(key, str) for key in value)
+        if name in options and not (isinstance(value, kinds) and named):
+            raise ConfigError(f"--{name.replace('_', '-')} {shown(value)} is not possible; possible: {possible}")
 
 
 def settings_from(suite: str | None, options: Mapping) -> Settings:
@@ -95,8 +112,9 @@ def settings_from(suite: str | None, options: Mapping) -> Settings:
     for needed in ("model", "strategy", "output"):
         if needed not in merged:
             raise ConfigError(f"--{needed} is missing; see `vtc eval --help`")
+    _typed(merged)
     values = {key: merged[key] for key in _PLAIN if key in merged}
-    values |= {key: int(text) for key in _NUMBERS if (text := str(values.get(key, ""))).isdecimal()}
+    values |= {key: int(text) for key in _NUMBERS if re.fullmatch("[0-9]{1,20}", text := str(values.get(key)))}
     values |= {field_: split_list(key, merged[key]) for key, field_ in _LISTS.items() if key in merged}
     overrides = merged.get("set", {})
     if "keep" in overrides:
@@ -111,19 +129,16 @@ def settings_from(suite: str | None, options: Mapping) -> Settings:
 def _suite(name: str, possible: list[str]) -> dict:
     folder = files("vtc.configs") / "eval"
     shipped = {f.name[: -len(".yaml")]: f for f in folder.iterdir() if f.name.endswith(".yaml")}
-    file = shipped.get(name, Path(name))
-    if not file.is_file():
+    if name not in shipped and not isfile(name):
         raise ConfigError(unknown("suite", name, [*sorted(shipped), "FILE.yaml"]))
-    try:
-        raw = yaml.safe_load(file.read_text(encoding="utf-8", errors="replace"))
-    except yaml.YAMLError as error:
-        raise ConfigError(f"suite {name!r} is not valid (safe) YAML: {' '.join(str(error).split())}") from None
+    raw = load(shipped.get(name, Path(name)), f"suite {shown(name)}", "a file that can be read")
     if not isinstance(raw, dict):
-        raise ConfigError(f"suite {name!r} holds {type(raw).__name__}; possible: a mapping of {', '.join(possible)}")
+        kind = type(raw).__name__
+        raise ConfigError(f"suite {shown(name)} holds {kind}; possible: a mapping of {', '.join(possible)}")
     for key in raw:
         if key not in possible:
-            raise ConfigError(unknown(f"option in suite {name!r}", key, possible))
-    return raw
+            raise ConfigError(unknown(f"option in suite {shown(name)}", key, possible))
+    return {key: value for key, value in raw.items() if value is not None}
 
 
 def split_list(name: str, value: object) -> tuple[str, ...]:
@@ -131,7 +146,7 @@ def split_list(name: str, value: object) -> tuple[str, ...]:
     parts = value if isinstance(value, list) else str(value).split(",")
     parts = tuple(str(part).strip() for part in parts)
     if not all(parts):
-        raise ConfigError(f"--{name} {value!r} has an empty entry; possible: values with commas between, such as a,b")
+        raise ConfigError(f"--{name} {shown(value)} has an empty entry; possible: values and commas, such as a,b")
     return parts
 
 
@@ -143,7 +158,8 @@ def parse_places(value: str | Mapping) -> dict[str, str]:
     for part in value.split(",") if re.match(r"\w+=", value) else [value]:
         task, _, path = part.partition("=") if re.match(r"\w+=", part) else ("", "=", part)
         if not path.strip():
-            raise ConfigError(f"--dataset-path {value!r} has an empty path; possible: PATH, or task=PATH,task=PATH")
+            what = f"--dataset-path {shown(value)}"
+            raise ConfigError(f"{what} has an empty path; possible: PATH, or task=PATH,task=PATH")
         found[task] = path.strip()
     return found
 
@@ -159,9 +175,6 @@ def parse_model_args(value: str | Mapping) -> dict:
     for part in value.split(","):
         key, sign, text = part.partition("=")
         if not sign or not key.strip().isidentifier():
-            raise ConfigError(f"--model_args {part!r} is no argument; possible: KEY=VALUE, such as dtype=float16")
-        try:
-            found[key.strip()] = yaml.safe_load(text)
-        except yaml.YAMLError:
-            raise ConfigError(f"--model_args {part!r}: the value is not valid (safe) YAML") from None
+            raise ConfigError(f"--model_args {shown(part)} is no argument; possible: KEY=VALUE, such as dtype=float16")
+        found[key.strip()] = parse(text, f"--model_args {shown(part)}: the value")
     return found

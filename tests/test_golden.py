@@ -16,6 +16,9 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
+from vtc.kernels.coverage import coverage_greedy
+from vtc.strategies.mmtok import weights
+
 ROOT = Path(__file__).resolve().parent.parent
 CHECKS = {path.stem for path in (ROOT / "tests" / "golden_checks").glob("[!_]*.py")}
 ELSEWHERE = {
@@ -168,6 +171,26 @@ def test_a_wrong_answer_is_noticed(case, answer, tmp_path):
     write_wrong(file, case, answer)
     with pytest.raises(AssertionError):
         check(Case("wrong", case.method, file))
+
+
+def test_files_may_hold_other_parameters_than_published(tmp_path):
+    """A file of MMTok with knobs that no paper names passes when its picks are right."""
+    case = next(case for case in OWN if case.method == "mmtok" and case.file.suffix == ".safetensors")
+    tensors, params = read(case.file)
+    params |= {"alpha": 0.7, "vv_temperature": 0.3, "tv_temperature": 0.05}
+    given = [tensors[name][None].double() for name in ("text_embeds", "vision_projected", "vision_preproj")]
+    rows = weights(*given, alpha=0.7, tau_v=0.3, tau_t=0.05)
+    order = coverage_greedy(rows, params["k"])[0]
+    worth = rows[0, :, order].cummax(1).values.sum(0)
+    tensors |= {
+        "selected_order": order,
+        "kept_sorted": order.sort().values,
+        "gains": worth.diff(prepend=worth.new_zeros(1)),
+    }
+    save_file(
+        tensors, tmp_path / "other.safetensors", {"params": json.dumps({**params, "objective": float(worth[-1])})}
+    )
+    check(Case("other", "mmtok", tmp_path / "other.safetensors"))
 
 
 def test_every_file_has_an_answer():

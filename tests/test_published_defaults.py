@@ -81,3 +81,7 @@ def test_transprune_on_28_layers_sees_the_published_share(family):
     decoder = Decoder(family, 28)
     assert round(Schedule(resolve("transprune", family), decoder).mean(), 4) == 0.4509
     assert round(Schedule(resolve("fastv", family), decoder).mean(), 4) == 0.5357
+
+
+def test_todre_drops_at_the_published_threshold():
+    assert [stage.stage.tau for stage in resolve("todre").decoder] == [0.1]

@@ -164,6 +164,7 @@ def test_wrong_input(vllm, capsys, words):
     assert (code, out, len(err.splitlines())) == (2, "", 1)
     assert WRONG[words] in err
     assert "possible: " in err
+    assert len(err) <= 500
 
 
 def test_wrong_model(vllm, capsys, tmp_path):
@@ -222,10 +223,11 @@ def test_check(vllm, capsys):
 
 
 def test_help(capsys):
-    """It shows how to call it."""
-    code, out, _ = run(capsys, "serve", "--help")
-    assert code == 0
-    assert "vtc serve demo" in out
+    """It shows how to call it, whether or not a model is named; -h is no model."""
+    for words in (["--help"], ["-h"], ["demo", "-h"], ["demo", "--port", "1", "-h"]):
+        code, out, _ = run(capsys, "serve", *words)
+        assert code == 0
+        assert "vtc serve demo" in out
 
 
 def test_examples_depend_on_the_size():

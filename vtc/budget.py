@@ -2,11 +2,12 @@
 
 import contextlib
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 
-from vtc.errors import ConfigError
+from vtc.errors import ConfigError, shown
 
 SCOPES = ("per_image", "per_request", "per_tile")
 ROUNDINGS = ("ceil", "round", "floor")
@@ -20,26 +21,30 @@ def parse_keep(value: object) -> float | int:
     possible = "a fraction in (0, 1] such as 0.25, or a number of tokens >= 1 such as 192"
     if isinstance(value, str):
         try:
-            value = int(value)
+            value = _number(value)
         except ValueError:
-            try:
-                value = float(value)
-            except ValueError:
-                raise ConfigError(f"keep={value!r} is not a number; possible: {possible}") from None
+            raise ConfigError(f"keep={shown(value)} is not a number; possible: {possible}") from None
     if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise ConfigError(f"keep={value!r} has type {type(value).__name__}; possible: {possible}")
+        raise ConfigError(f"keep={shown(value)} has type {type(value).__name__}; possible: {possible}")
     if isinstance(value, float) and not 0.0 < value <= 1.0 or isinstance(value, int) and value < 1:
-        raise ConfigError(f"keep={value!r} is out of range; possible: {possible}")
+        raise ConfigError(f"keep={shown(value)} is out of range; possible: {possible}")
     return value
+
+
+def _number(text: str) -> float | int:
+    """A number as it is written in ASCII, without the underscores that Python takes; raises ValueError."""
+    if not re.fullmatch(r"[-+.\da-z]+", text.strip(), re.ASCII | re.IGNORECASE):
+        raise ValueError(text)
+    return int(text) if re.fullmatch(r"[-+]?\d{1,20}", text.strip(), re.ASCII) else float(text)
 
 
 def keep_from_prune_ratio(ratio: object) -> float:
     """`prune_ratio` (fraction removed, in [0, 1)) as the fraction kept; raises ConfigError when out of range."""
     if isinstance(ratio, str):
         with contextlib.suppress(ValueError):
-            ratio = float(ratio)
+            ratio = _number(ratio)
     if isinstance(ratio, bool) or not isinstance(ratio, (int, float)) or not 0 <= ratio < 1:
-        raise ConfigError(f"prune_ratio={ratio!r} is out of range; possible: a fraction removed in [0, 1)")
+        raise ConfigError(f"prune_ratio={shown(ratio)} is out of range; possible: a fraction removed in [0, 1)")
     return float(1 - Fraction(str(ratio)))
 
 
@@ -67,7 +72,7 @@ class Budget:
             parse_keep(self.keep)
         for name, value, possible in (("scope", self.scope, SCOPES), ("rounding", self.rounding, ROUNDINGS)):
             if value not in possible:
-                raise ConfigError(f"{name}={value!r} is unknown; possible: {', '.join(possible)}")
+                raise ConfigError(f"{name}={shown(value)} is unknown; possible: {', '.join(possible)}")
 
     @property
     def keeps_all(self) -> bool:

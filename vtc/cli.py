@@ -3,6 +3,7 @@
 Every error that vtc raises on purpose becomes one line on stderr and exit code 2.
 """
 
+import errno
 import json
 import sys
 from pathlib import Path
@@ -19,6 +20,7 @@ from vtc.cli_report import report
 from vtc.cli_schedule import check_depths, table
 from vtc.cli_serve import CONTEXT, serve
 from vtc.cli_sweep import sweep
+from vtc.errors import one_line, reason, shown
 
 app = typer.Typer(
     add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None,
@@ -79,12 +81,12 @@ def _shipped_strategies() -> list[dict]:
     """
     from importlib.resources import files
 
-    import yaml
+    from vtc.plain_yaml import load
 
     found = []
     for file in sorted((files("vtc.configs") / "strategies").iterdir(), key=lambda f: f.name):
         if file.name.endswith(".yaml"):
-            raw = yaml.safe_load(file.read_text(encoding="utf-8"))
+            raw = load(file, file.name, "a readable file")
             alone = raw["stages"][0] if len(raw["stages"]) == 1 else {}
             budgets = [f"{key}={row[key]}" for row in (raw, alone) for key in ("keep", "prune_ratio") if key in row]
             budget = budgets[0] if budgets else "schedule"
@@ -162,7 +164,7 @@ def validate(
             check_depths(resolve(file, name))
         except VtcError as error:
             failed = True
-            typer.echo(f"{name}: error: {_one_line(error)}")
+            typer.echo(f"{name}: error: {error}")
         else:
             typer.echo(f"{name}: ok")
     if failed:
@@ -177,31 +179,31 @@ app.command()(inspect)
 app.command(context_settings=CONTEXT)(serve)
 
 
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())
-
-
 def main(arguments: list[str] | None = None) -> None:
     """Runs the command and exits: 0 done, 1 done with failures, 2 wrong input, 130 interrupted."""
     try:
         code = app(arguments, prog_name="vtc", standalone_mode=False)
     except VtcError as error:
-        code = _fail(_one_line(error))
+        code = _fail(error)
     except (KeyboardInterrupt, typer.Abort):
         code = INTERRUPTED
+    except OSError as error:
+        if error.errno != errno.ENAMETOOLONG:  # of any path among the arguments
+            raise
+        code = _fail(f"{shown(error.filename)}: {error.strerror}; possible: a shorter path")
     except Exception as error:
         # typer brings its own copy of click in some versions, so its usage errors are known by their looks.
         if not hasattr(error, "format_message"):
             raise
-        what = " ".join(error.format_message().split()).rstrip(".")
+        what = reason(error.format_message()).rstrip(".")
         code = _fail(f"{what}; see `vtc --help` or `vtc COMMAND --help`")
     if code == INTERRUPTED:  # typer may have caught the interrupt itself
         print("vtc: interrupted; the same command goes on from here", file=sys.stderr)
     sys.exit(code if isinstance(code, int) else 0)
 
 
-def _fail(line: str) -> int:
-    print(f"vtc: error: {line}", file=sys.stderr)
+def _fail(message: object) -> int:
+    print(f"vtc: error: {one_line(message)}", file=sys.stderr)
     return 2
 
 

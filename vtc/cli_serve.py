@@ -9,9 +9,10 @@ import typer
 
 from vtc import ConfigError, UnsupportedError
 from vtc.cli_options import SETTING, overrides
+from vtc.errors import loading, shown
 
 CONTEXT = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": ["--help"]}
-"""Only --help: among the short options of vLLM, -dph would be read as asking for help."""
+"""-h is looked for among the words: as an option it would be seen in -dph, a short option of vLLM."""
 
 DEMO = {"--served-model-name": "demo", "--dtype": "float32"}
 """What `demo` stands for besides its folder, unless it is given."""
@@ -48,8 +49,11 @@ def serve(
       vtc serve Qwen/Qwen2.5-VL-7B-Instruct --keep 0.25 --set positions=compact --tensor-parallel-size 2 --port 8001
       vtc serve demo --keep 0.25 --max-model-len 1024
     """
+    if {"-h", "--help"} & {model, *context.args}:
+        typer.echo(context.get_help())
+        return
     if model.startswith("-"):
-        raise ConfigError(f"MODEL is {model!r}; possible: vtc serve MODEL, then all options")
+        raise ConfigError(f"MODEL is {shown(model)}; possible: vtc serve MODEL, then all options")
     words = list(context.args)
     if model == "demo":
         from vtc.demo import MODEL_DIR
@@ -78,9 +82,10 @@ def _prepared(model, words, strategy, keep, max_keep, knobs, check) -> list[str]
 
     given = arguments.values(words)
     config = _loaded("AutoConfig", model, given)
-    ours = for_config(config, strategy, keep, max_keep, **knobs)
-    setattr(config, ATTRIBUTE, ours[ATTRIBUTE])
-    served = Settings.of(config)
+    with loading(f"model {shown(model)} cannot be served", "demo, a directory, a hub id"):
+        ours = for_config(config, strategy, keep, max_keep, **knobs)
+        setattr(config, ATTRIBUTE, ours[ATTRIBUTE])
+        served = Settings.of(config)
     words = arguments.with_overrides(words, ours)
     arguments.refuse(given, served)
     if check:
@@ -98,11 +103,8 @@ def _loaded(kind: str, model: str, given: dict) -> object:
     place = given.get("hf_config_path", model) if kind == "AutoConfig" else model
     options = {"trust_remote_code": given.get("trust_remote_code") is True}
     options |= {"revision": str(given["revision"])} if "revision" in given else {}
-    try:
+    with loading(f"model {shown(model)} cannot be read", "demo, a directory, a hub id"):
         return getattr(transformers, kind).from_pretrained(place, **options)
-    except (OSError, ValueError, TypeError, ImportError, RuntimeError, KeyError, AttributeError) as error:
-        reason = " ".join(str(error).split())[:300] or type(error).__name__
-        raise ConfigError(f"model {model!r} cannot be read: {reason}; possible: demo, a directory, a hub id") from None
 
 
 def _describe(model: str, given: dict, ours: dict, served) -> None:

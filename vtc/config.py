@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vtc.budget import ROUNDINGS, SCOPES, Budget, keep_from_prune_ratio, parse_keep
-from vtc.errors import ConfigError
+from vtc.errors import ConfigError, shown
 from vtc.knobs import build, knobs_of, known_keys, plain
 from vtc.registry import module_names
 from vtc.source import TOP, parts, read
@@ -111,7 +111,7 @@ def _part(strategy: str | Path | Mapping, family: str | None) -> tuple[str, dict
     known_keys(raw, TOP, f"strategy {name!r}")
     families = {} if raw.get("families") is None else raw["families"]
     if not isinstance(families, dict):
-        raise ConfigError(f"strategy {name!r}: families={families!r}; possible: a mapping of family to overrides")
+        raise ConfigError(f"strategy {name!r}: families={shown(families)}; possible: a mapping of family to overrides")
     known_keys(families, module_names("vtc.patches"), f"the families of {name!r}")
     for section in families.values():
         # A file is right or wrong as a whole, whichever family it is read for.
@@ -131,7 +131,7 @@ def _with_section(name: str, raw: dict, section: object) -> tuple[dict, list[dic
 def _stages(name: str, stages: object) -> list[dict]:
     if not isinstance(stages, list) or not stages or any(not isinstance(s, dict) or "method" not in s for s in stages):
         raise ConfigError(
-            f"strategy {name!r}: stages={stages!r}; possible: a list of mappings with 'method' "
+            f"strategy {name!r}: stages={shown(stages)}; possible: a list of mappings with 'method' "
             f"(one of {', '.join(METHODS)}) and its knobs"
         )
     for stage in stages:
@@ -169,7 +169,7 @@ def _pushed_down(name: str, top: dict, stages: list[dict]) -> list[dict]:
 def _overlay(top: dict, stages: list[dict], section: object, name: str) -> None:
     """Writes a flat section of overrides onto the top level or onto the one stage that knows the key."""
     if not isinstance(section, Mapping):
-        raise ConfigError(f"strategy {name!r}: section {section!r}; possible: a mapping of overrides")
+        raise ConfigError(f"strategy {name!r}: section {shown(section)}; possible: a mapping of overrides")
     knobs = {stage["method"]: knobs_of(METHODS[stage["method"]]) for stage in stages}
     dotted = {f"{m}.{key}": (m, key) for m, keys in knobs.items() for key in (*_STAGE, *keys) if len(stages) > 1}
     _known_overrides(section, knobs, dotted, f"the overrides of {name!r}")
@@ -188,7 +188,7 @@ def _overlay(top: dict, stages: list[dict], section: object, name: str) -> None:
                 possible = ", ".join(dict.fromkeys(f"{s['method']}.{knob}" for s in owners))
                 if len({s["method"] for s in owners}) == 1:
                     possible = f"{knob} in the stages of a YAML file or mapping, where one method comes several times"
-                raise ConfigError(f"{key}={value!r} could belong to several stages; possible: {possible}")
+                raise ConfigError(f"{key}={shown(value)} could belong to several stages; possible: {possible}")
             if knob in ("keep", "prune_ratio"):
                 for place in (top, owners[0]):
                     place.pop("keep", None), place.pop("prune_ratio", None)
@@ -253,10 +253,10 @@ def _stage(top: dict, data: dict, alone: bool, own_budget: bool) -> StageConfig:
         given = {**(top if alone or not inside or key == "positions" else {}), **data}
         value = shared[key] = given.get(key, default)
         if value not in possible:
-            raise ConfigError(f"{key}={value!r} is unknown; possible: {', '.join(possible)}")
+            raise ConfigError(f"{key}={shown(value)} is unknown; possible: {', '.join(possible)}")
         if inside and key != "positions" and key in given and value != default:
             raise ConfigError(
-                f"{key}={value!r}: inside the language model {data['method']} ranks whole images and rounds as "
+                f"{key}={shown(value)}: inside the language model {data['method']} ranks whole images and rounds as "
                 f"published; possible: {key}={default}, or a stage at the projector"
             )
     own = _keep(data)

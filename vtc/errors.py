@@ -1,11 +1,57 @@
 """The errors that vtc raises: each message is one line that names the wrong value and what is possible."""
 
+import logging
+import pickle
+import reprlib
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from logging.handlers import MemoryHandler
+
+LONGEST = 460
+"""Characters of a message; with what a command writes before it the line stays below 500."""
+
+
+class _Repr(reprlib.Repr):
+    """A repr that costs little whatever the value: few levels, few entries, few characters."""
+
+    def __init__(self):
+        super().__init__()
+        self.maxlevel, self.maxstring, self.maxother = 4, 100, 100
+        self.maxdict = self.maxlist = self.maxtuple = self.maxset = self.maxfrozenset = self.maxdeque = 8
+
+    def repr_int(self, value: int, level: int) -> str:
+        """An integer, or its size: Python refuses to write one of thousands of digits."""
+        return repr(value) if value.bit_length() <= 256 else f"<an integer of {value.bit_length()} bits>"
+
+
+def shown(value: object, most: int = 100) -> str:
+    """The repr of a value for a message, of at most `most` characters, the middle cut out."""
+    return cut(_Repr().repr(value), most)
+
+
+def cut(text: str, most: int) -> str:
+    """The text, its middle replaced by ... where it has more than `most` characters."""
+    return text if len(text) <= most else f"{text[: most - most // 3 - 3]}...{text[len(text) - most // 3 :]}"
+
+
+def reason(error: object, most: int = 250) -> str:
+    """What an error says, as part of a message; its kind where it says nothing."""
+    return cut(" ".join(str(error).split()), most) or type(error).__name__
+
+
+def one_line(text: object) -> str:
+    """A message as one printable line of at most LONGEST characters: white space is one space, control characters and
+    lone surrogates are escaped."""
+    line = cut(" ".join(str(text).split()), LONGEST)
+    return cut("".join(c if c.isprintable() else repr(c)[1:-1] for c in line), LONGEST)
+
 
 class VtcError(Exception):
-    """Base of every error that vtc raises on purpose; whatever values it quotes, the message stays one line."""
+    """Base of every error that vtc raises on purpose; whatever values it quotes, the message stays one short line."""
 
     def __init__(self, message: object):
-        super().__init__(" ".join(str(message).split()))
+        super().__init__(one_line(message))
 
 
 class ConfigError(VtcError, ValueError):
@@ -18,3 +64,28 @@ class UnsupportedError(VtcError, NotImplementedError):
 
 class PatchError(VtcError, RuntimeError):
     """A patched forward could not do what its strategy asks (missing signal, nothing dropped, cache out of step)."""
+
+
+@contextmanager
+def loading(what: str, possible: str = "a folder made by save_pretrained") -> Iterator[None]:
+    """Turns whatever reading a model raises into one ConfigError that begins with `what`.
+
+    Of a folder that is damaged, or holds another thing than a model, the libraries raise what their code stumbles over.
+    What they warn of is dropped; what they log follows at the end of the block, unless there is an error.
+    """
+    library, held = logging.getLogger("transformers"), MemoryHandler(10_000, flushLevel=1000)
+    handlers, library.handlers = library.handlers, [held]
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    except VtcError:
+        raise
+    except pickle.UnpicklingError:
+        raise ConfigError(f"{what}: its weights are a pickle of more than tensors; possible: safetensors") from None
+    except Exception as error:
+        raise ConfigError(f"{what}: {reason(error)}; possible: {possible}") from None
+    finally:
+        library.handlers = handlers
+    for record in held.buffer:
+        library.handle(record)

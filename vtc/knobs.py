@@ -1,13 +1,13 @@
 """Knobs of methods: values from YAML, Python or the command line checked against a dataclass's type hints."""
 
 import dataclasses
+import math
 import types
 import typing
 from collections.abc import Iterable, Mapping
 
-import yaml
-
-from vtc.errors import ConfigError
+from vtc.errors import ConfigError, shown
+from vtc.plain_yaml import parse
 from vtc.registry import unknown
 
 
@@ -24,10 +24,19 @@ def knobs_of(method: type) -> list[str]:
 
 
 def build(method: type, knobs: Mapping) -> object:
-    """The method with its knobs checked; raises ConfigError for unknown ones and wrong types."""
+    """The method with its knobs checked; raises ConfigError for unknown ones, wrong types and wrong values."""
     hints = typing.get_type_hints(method)
     known_keys(knobs, knobs_of(method), f"method {method.__name__}")
-    return method(**{key: typed(key, value, hints[key]) for key, value in knobs.items()})
+    made = method(**{key: typed(key, value, hints[key]) for key, value in knobs.items()})
+    for key in knobs:  # after the method's own ranges, which say more
+        if not _finite(getattr(made, key)):
+            raise ConfigError(f"{key}={shown(knobs[key])} is out of range; possible: finite numbers")
+    return made
+
+
+def _finite(value: object) -> bool:
+    values = value if isinstance(value, tuple) else (value,)
+    return all(math.isfinite(v) for v in values if isinstance(v, float))
 
 
 def plain(value: object) -> object:
@@ -41,8 +50,8 @@ def typed(key: str, value: object, hint: object) -> object:
     if found is not _UNFIT:
         return found
     if typing.get_origin(hint) is typing.Literal:
-        raise ConfigError(f"{key}={value!r} is unknown; possible: {_describe(hint)}")
-    raise ConfigError(f"{key}={value!r} has type {type(value).__name__}; possible: {_describe(hint)}")
+        raise ConfigError(f"{key}={shown(value)} is unknown; possible: {_describe(hint)}")
+    raise ConfigError(f"{key}={shown(value)} has type {type(value).__name__}; possible: {_describe(hint)}")
 
 
 _UNFIT = object()
@@ -89,8 +98,5 @@ def parse_set(text: str) -> tuple[str, object]:
     """One `--set key=value` of the command line; the value is read as (safe) YAML. Raises ConfigError."""
     key, sign, value = text.partition("=")
     if not sign or not key:
-        raise ConfigError(f"--set {text!r} is no override; possible: KEY=VALUE, such as alpha=0.2")
-    try:
-        return key.strip(), yaml.safe_load(value)
-    except yaml.YAMLError:
-        raise ConfigError(f"--set {text!r}: the value is not valid (safe) YAML") from None
+        raise ConfigError(f"--set {shown(text)} is no override; possible: KEY=VALUE, such as alpha=0.2")
+    return key.strip(), parse(value, f"--set {shown(text)}: the value")

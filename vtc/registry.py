@@ -6,16 +6,16 @@ import pkgutil
 from collections.abc import Callable, Iterator
 from typing import Generic, TypeVar
 
-from vtc.errors import ConfigError
+from vtc.errors import ConfigError, cut, shown
 
 T = TypeVar("T")
 
 
 def unknown(kind: str, name: object, known: list[str]) -> str:
     """One line for an unknown `name`: near names first, then everything that exists."""
-    near = difflib.get_close_matches(str(name), known, n=3, cutoff=0.5)
-    hint = f"did you mean {' or '.join(repr(n) for n in near)}? " if near else ""
-    return f"unknown {kind} {name!r}: {hint}possible: {', '.join(known)}"
+    near = difflib.get_close_matches(cut(name, 100) if isinstance(name, str) else shown(name), known, n=3, cutoff=0.5)
+    hint = f"did you mean {' or '.join(shown(n) for n in near)}? " if near else ""
+    return f"unknown {kind} {shown(name)}: {hint}possible: {', '.join(known)}"
 
 
 def module_names(package: str) -> list[str]:

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
-from vtc.errors import ConfigError
+from vtc.errors import ConfigError, shown
 
 
 @dataclass(frozen=True)
@@ -175,11 +175,11 @@ class Encoder:
         depth (0.375 of 24 layers is the 9th, index 8). Raises ConfigError beyond the depth."""
         if isinstance(value, float):
             if not 0.0 < value <= 1.0:
-                raise ConfigError(f"{knob}={value!r} is no relative depth; possible: a float in (0, 1]")
+                raise ConfigError(f"{knob}={shown(value)} is no relative depth; possible: a float in (0, 1]")
             return max(0, round(self.depth * value) - 1)
         if not -self.depth <= value < self.depth:
             raise ConfigError(
-                f"{knob}={value} is beyond the {self.depth} layers of this {self.family} encoder; "
+                f"{knob}={shown(value)} is beyond the {self.depth} layers of this {self.family} encoder; "
                 f"possible: {-self.depth} to {self.depth - 1}"
             )
         return value % self.depth
@@ -200,11 +200,11 @@ class Decoder:
             raise ConfigError(f"this {self.family} language model has {self.depth} layer; possible: 2 or more")
         if isinstance(value, float):
             if not 0.0 < value < 1.0:
-                raise ConfigError(f"{knob}={value!r} is no relative depth; possible: a float in (0, 1)")
+                raise ConfigError(f"{knob}={shown(value)} is no relative depth; possible: a float in (0, 1)")
             return min(max(1, round(self.depth * value)), self.depth - 1)
         if not 1 <= value < self.depth:
             raise ConfigError(
-                f"{knob}={value} is beyond the {self.depth} layers of this {self.family} language model; "
+                f"{knob}={shown(value)} is beyond the {self.depth} layers of this {self.family} language model; "
                 f"possible: 1 to {self.depth - 1}"
             )
         return value

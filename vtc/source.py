@@ -4,9 +4,8 @@ import os.path
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import yaml
-
-from vtc.errors import ConfigError
+from vtc.errors import ConfigError, shown
+from vtc.plain_yaml import load
 from vtc.registry import unknown
 from vtc.strategies import shipped
 
@@ -33,31 +32,18 @@ def read(strategy: str | Path | Mapping) -> tuple[str, dict]:
         return "inline", dict(strategy)
     if not isinstance(strategy, (str, Path)):
         raise ConfigError(f"strategy has type {type(strategy).__name__}; possible: a name, a YAML file, or a mapping")
-    name, text = _text(strategy)
-    try:
-        raw = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        reason = " ".join(str(error).split())
-        raise ConfigError(f"strategy {name!r} is not valid (safe) YAML: {reason}") from None
+    name, file, what = _file(strategy)
+    raw = load(file, what, f"a file, or {', '.join(shipped())}")
     if not isinstance(raw, dict):
-        raise ConfigError(f"strategy {name!r} holds {type(raw).__name__}; possible: a mapping with {', '.join(TOP)}")
+        raise ConfigError(f"{what} holds {type(raw).__name__}; possible: a mapping with {', '.join(TOP)}")
     return name, raw
 
 
-def _text(strategy: str | Path) -> tuple[str, str]:
+def _file(strategy: str | Path) -> tuple[str, object, str]:
+    """A strategy's name, its file, and what a message calls it."""
     path, known = Path(strategy), shipped()
     if str(strategy) in known:
-        return str(strategy), known[str(strategy)].read_text(encoding="utf-8")
+        return str(strategy), known[str(strategy)], f"strategy {str(strategy)!r}"
     if path.suffix not in (".yaml", ".yml"):
         raise ConfigError(unknown("strategy", str(strategy), [*known, "FILE.yaml"]))
-    try:
-        return path.stem, path.read_text(encoding="utf-8", errors="replace")
-    except FileNotFoundError:
-        raise ConfigError(
-            f"strategy file {str(path)!r} does not exist; possible: a file, or {', '.join(known)}"
-        ) from None
-    except (OSError, ValueError) as error:
-        why = getattr(error, "strerror", None) or error
-        raise ConfigError(
-            f"strategy file {str(path)[:200]!r} cannot be read ({why}); possible: a file, or {', '.join(known)}"
-        ) from None
+    return path.stem, path, f"strategy file {shown(str(path))}"

@@ -5,14 +5,14 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import MISSING, fields
 from importlib.resources import files
+from os.path import isfile
 from pathlib import Path
 
-import yaml
-
 import vtc
-from vtc.errors import ConfigError
+from vtc.errors import ConfigError, shown
 from vtc.eval.papers.card import FULL, Card, Model, Row, Score, Setting
 from vtc.eval.tasks import DIALECTS, TASKS
+from vtc.plain_yaml import load
 from vtc.registry import module_names, unknown
 
 
@@ -28,12 +28,9 @@ def load_card(name: str | Path) -> Card:
     `vtc.eval.papers.card` describes."""
     shipped = cards()
     file = shipped.get(str(name), Path(name))
-    if str(name) not in shipped and (file.suffix not in (".yaml", ".yml") or not file.is_file()):
+    if str(name) not in shipped and (file.suffix not in (".yaml", ".yml") or not isfile(file)):
         raise ConfigError(unknown("paper card", str(name), [*shipped, "FILE.yaml"]))
-    try:
-        raw = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"paper card {str(name)!r} is not valid (safe) YAML: {error}") from None
+    raw = load(file, f"paper card {shown(str(name))}", "a file that can be read")
     stem = Path(file.name).stem
     return _built(Card, raw, f"paper card {stem!r}:", CARD, name=stem)
 
@@ -47,7 +44,7 @@ def _built(kind: type, raw: object, where: str, checks: Mapping[str, Callable], 
     needed = [f.name for f in fields(kind) if f.default is MISSING and f.name not in given]
     for key in needed:
         if key not in data:
-            raise ConfigError(f"{where} {key!r} is missing; needed: {', '.join(needed)}")
+            raise ConfigError(f"{where} {shown(key)} is missing; needed: {', '.join(needed)}")
     return kind(**given, **{key: checks[key](value, _below(where, key)) for key, value in data.items()})
 
 
@@ -56,7 +53,7 @@ def _below(where: str, key: str) -> str:
 
 
 def _wrong(where: str, value: object, possible: str) -> ConfigError:
-    return ConfigError(f"{where}={value!r}; possible: {possible}")
+    return ConfigError(f"{where}={shown(value)}; possible: {possible}")
 
 
 def _mapping(value: object, where: str, possible: str) -> Mapping:

@@ -21,7 +21,7 @@ from vtc.errors import ConfigError
 from vtc.eval.plan import NONE, plan
 from vtc.eval.results import finite
 from vtc.eval.settings import Settings
-from vtc.eval.sweep.space import draw, grid, is_excluded
+from vtc.eval.sweep.space import MOST, draw, grid, is_excluded
 from vtc.eval.sweep.spec import Spec
 from vtc.eval.tasks import TASKS
 
@@ -126,6 +126,8 @@ def planned(spec: Spec) -> list[Cell]:
             for assigned in _assignments(spec, model):
                 excluded = is_excluded({"model": spec.models[model][0], **assigned}, spec.exclude)
                 cells.append(dataclasses.replace(cell_of(spec, assigned, model, seed), excluded=excluded))
+                if len(cells) > MOST:
+                    raise ConfigError(f"the sweep has more than {MOST} cells; possible: a smaller space, mode: random")
     found: dict[str, Cell] = {}
     for cell in cells:
         if not (cell.excluded and cell.id in found):

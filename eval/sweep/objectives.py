@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
-from vtc.errors import ConfigError
+from vtc.errors import ConfigError, shown
 from vtc.registry import unknown
 
 FIGURES = {
@@ -106,14 +106,14 @@ def read_objectives(raw: object, tasks: Sequence[str], parameters: Sequence) -> 
     found = [objective for row in rows for objective in _read(row, tasks, parameters)]
     names = [objective.name for objective in found]
     if not found or len(set(names)) < len(names):
-        raise ConfigError(f"objectives={raw!r}; possible: a list of {', '.join(FIGURES)}, each name once")
+        raise ConfigError(f"objectives={shown(raw)}; possible: a list of {', '.join(FIGURES)}, each name once")
     return tuple(found)
 
 
 def _read(row: object, tasks: Sequence[str], parameters: Sequence) -> list[Objective]:
     row = {"figure": row} if isinstance(row, str) else row
     if not isinstance(row, Mapping):
-        raise ConfigError(f"objectives: {row!r}; possible: a word, or a mapping with {', '.join(KEYS)}")
+        raise ConfigError(f"objectives: {shown(row)}; possible: a word, or a mapping with {', '.join(KEYS)}")
     for key in row:
         if key not in KEYS:
             raise ConfigError(unknown("key in an objective", key, list(KEYS)))
@@ -121,14 +121,15 @@ def _read(row: object, tasks: Sequence[str], parameters: Sequence) -> list[Objec
     if figure not in FIGURES:
         raise ConfigError(unknown("objective", figure, list(FIGURES)))
     if task is not None and (task not in tasks or figure == "relative"):
-        raise ConfigError(unknown(f"task of objective {figure!r}", task, [] if figure == "relative" else list(tasks)))
+        possible = [] if figure == "relative" else list(tasks)
+        raise ConfigError(unknown(f"task of objective {shown(figure)}", task, possible))
     if figure == "accuracy" and task is None:
         if len(tasks) > 1:
             raise ConfigError(f"objective 'accuracy' of {len(tasks)} tasks; possible: relative, or task: {tasks[0]}")
         task = tasks[0]
     name = row.get("name", figure if len(tasks) == 1 or row.get("task") is None else f"{figure}-{task}")
     if not isinstance(name, str) or not name or set(name) - set(_NAME):
-        raise ConfigError(f"objective's name {name!r}; possible: letters, digits and - _ .")
+        raise ConfigError(f"objective's name {shown(name)}; possible: letters, digits and - _ .")
     budgets = _budgets(row.get("budget"), parameters)
     return [Objective(name if b is None else f"{name}@{b}", figure, task, b) for b in budgets]
 
@@ -146,7 +147,7 @@ def _budgets(budget: object, parameters: Sequence) -> list:
         return [None]
     fraction = isinstance(budget, float) and math.isfinite(budget) and 0 < budget <= 1
     if not fraction and not (type(budget) is int and budget >= 1):
-        raise ConfigError(f"budget={budget!r}; possible: a fraction in (0, 1], a number of tokens, each")
+        raise ConfigError(f"budget={shown(budget)}; possible: a fraction in (0, 1], a number of tokens, each")
     return [budget]
 
 

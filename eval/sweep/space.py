@@ -10,13 +10,13 @@ import random
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
-import yaml
-
-from vtc.errors import ConfigError
+from vtc.errors import ConfigError, shown
+from vtc.plain_yaml import parse
 from vtc.registry import unknown
 
 RESERVED = ("model", "model_args", "tasks", "split", "limit", "seed", "seeds", "set")
 KEYS = ("values", "low", "high", "step", "log", "int", "when")
+MOST = 10_000  # values that are written out, and cells
 DIGITS = 10  # of numbers counted out in steps: 0.15, not 0.15000000000000002
 
 
@@ -39,19 +39,29 @@ class Parameter:
 
     @property
     def choices(self) -> tuple:
-        """All values: of a range those of its steps."""
+        """All values: of a range those of its steps. Raises ConfigError for more than MOST."""
         if self.values is not None:
             return self.values
-        count = math.floor((self.high - self.low) / self.step + 1e-9) + 1
-        return tuple(self._rounded(self.low + i * self.step) for i in range(count))
+        if self._count > MOST:
+            raise ConfigError(f"space.{self.name} has {self._count} values; possible: {MOST} at most")
+        return tuple(map(self._step, range(self._count)))
+
+    @property
+    def _count(self) -> int:
+        return math.floor((self.high - self.low) / self.step + 1e-9) + 1
+
+    def _step(self, number: int) -> float | int:
+        return self._rounded(self.low + number * self.step)
 
     def _rounded(self, value: float) -> float | int:
         return int(value) if self.whole else round(float(value), DIGITS)
 
     def draw(self, generator: random.Random) -> object:
         """A value at random: of a range uniform, or uniform in its logarithm."""
-        if self.values is not None or self.step is not None:
-            return generator.choice(self.choices)
+        if self.values is not None:
+            return generator.choice(self.values)
+        if self.step is not None:
+            return self._step(generator.choice(range(self._count)))
         low, high = (math.log(self.low), math.log(self.high)) if self.log else (self.low, self.high)
         value = generator.uniform(low, high)
         value = min(max(math.exp(value) if self.log else value, self.low), self.high)
@@ -87,7 +97,7 @@ def read_parameter(name: object, raw: object, mode: str) -> Parameter:
     if isinstance(raw, list):
         raw = {"values": raw}
     if not isinstance(raw, Mapping):
-        raise ConfigError(f"{where}={raw!r}; possible: a list, or a mapping with {', '.join(KEYS)}")
+        raise ConfigError(f"{where}={shown(raw)}; possible: a list, or a mapping with {', '.join(KEYS)}")
     for key in raw:
         if key not in KEYS:
             raise ConfigError(unknown(f"key in {where}", key, list(KEYS)))
@@ -99,7 +109,11 @@ def read_parameter(name: object, raw: object, mode: str) -> Parameter:
         if not isinstance(values, list) or not values or any(same(v, [w]) for i, v in enumerate(values)
                                                              for w in values[:i]):  # fmt: skip
             raise ConfigError(f"{where}.values={values!r}; possible: a list that is not empty, with each value once")
+        if name == "strategy" and not all(isinstance(value, str) for value in values):
+            raise ConfigError(f"{where}.values={shown(values)}; possible: names and files of strategies")
         return Parameter(name, tuple(values), when=when)
+    if name == "strategy":
+        raise ConfigError(f"{where} is a range; possible: a list of names and files of strategies")
     return _range(name, raw, when, mode, where)
 
 
@@ -108,21 +122,23 @@ def _range(name: str, raw: Mapping, when: Mapping, mode: str, where: str) -> Par
     kinds = (int,) if whole is True else (int, float)
     given = [raw.get("low"), raw.get("high"), *([] if step is None else [step])]
     fine = whole in (True, False) and log in (True, False) and not (log and step is not None)
-    if not fine or any(type(value) not in kinds for value in given) or not given[0] < given[1]:
-        raise ConfigError(
-            f"{where}={dict(raw)!r}; possible: low < high ({'whole ' if whole else ''}numbers), with step or log: true"
-        )
+    numbers = all(type(value) in kinds and math.isfinite(value) for value in given)
+    if not fine or not numbers or not given[0] < given[1]:
+        possible = "whole numbers" if whole else "numbers"
+        raise ConfigError(f"{where}={shown(dict(raw))}; possible: low < high ({possible}), with step or log: true")
     if step is not None and step <= 0 or log and given[0] <= 0:
-        raise ConfigError(f"{where}={dict(raw)!r}; possible: a step > 0; for log a low > 0")
+        raise ConfigError(f"{where}={shown(dict(raw))}; possible: a step > 0; for log a low > 0")
     if mode == "grid" and (log or step is None and not whole):
         raise ConfigError(f"{where} is a range without a step in a grid; possible: a list, a step, mode: random")
     step = 1 if whole and step is None and not log else step
+    if not (given[1] - given[0]) / (step or 1) < 2**53:
+        raise ConfigError(f"{where}={shown(dict(raw))} is too wide; possible: fewer steps")
     return Parameter(name, None, given[0], given[1], step, log, whole, when)
 
 
 def _when(raw: object, where: str) -> dict[str, tuple]:
     if not isinstance(raw, Mapping):
-        raise ConfigError(f"{where}.when={raw!r}; possible: a mapping, such as {{strategy: hiprune}}")
+        raise ConfigError(f"{where}.when={shown(raw)}; possible: a mapping, such as {{strategy: hiprune}}")
     return {str(name): tuple(value) if isinstance(value, list) else (value,) for name, value in raw.items()}
 
 
@@ -187,10 +203,7 @@ def matches(only: str | None, cell) -> bool:
     for part in only.split(","):
         key, sign, text = part.partition("=")
         if not sign or not key.strip():
-            raise ConfigError(f"--only {part!r} is no filter; possible: KEY=VALUE, such as strategy=hiprune")
-        try:
-            wanted.setdefault(key.strip(), []).append(yaml.safe_load(text))
-        except yaml.YAMLError:
-            raise ConfigError(f"--only {part!r}: the value is not valid (safe) YAML") from None
+            raise ConfigError(f"--only {shown(part)} is no filter; possible: KEY=VALUE, such as strategy=hiprune")
+        wanted.setdefault(key.strip(), []).append(parse(text, f"--only {shown(part)}: the value"))
     known = {**cell.params["set"], **{key: cell.params[key] for key in ("model", "strategy", "keep", "seed")}}
     return all(key in known and same(known[key], values) for key, values in wanted.items())

@@ -23,14 +23,14 @@ pad_square. Objectives are described in `vtc.eval.sweep.objectives`.
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib.resources import files
+from os.path import isfile
 from pathlib import Path
 
-import yaml
-
-from vtc.errors import ConfigError
+from vtc.errors import ConfigError, shown
 from vtc.eval.settings import parse_places
 from vtc.eval.sweep.objectives import Objective, read_objectives
-from vtc.eval.sweep.space import Parameter, ordered, read_parameter
+from vtc.eval.sweep.space import MOST, Parameter, ordered, read_parameter
+from vtc.plain_yaml import parse, read_text
 from vtc.registry import unknown
 
 MODES = ("grid", "random", "search")
@@ -97,21 +97,14 @@ def load_spec(name: str) -> Spec:
     """A shipped sweep by name, or one from a YAML file; raises ConfigError in one line."""
     known = shipped()
     file = known.get(name, Path(name))
-    if name not in known and not file.is_file():
+    if name not in known and not isfile(name):
         raise ConfigError(unknown("sweep", name, [*sorted(known), "FILE.yaml"]))
-    try:
-        text = file.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"sweep {name!r} cannot be read: {error}") from None
-    return read_spec(text, Path(file.name).stem)
+    return read_spec(read_text(file, f"sweep {shown(name)}", "a file that can be read"), Path(file.name).stem)
 
 
 def read_spec(text: str, stem: str) -> Spec:
     """The sweep that a YAML text describes; raises ConfigError in one line for anything that is not possible."""
-    try:
-        raw = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"sweep {stem!r} is not valid (safe) YAML: {error}") from None
+    raw = parse(text, f"sweep {stem!r}")
     try:
         return _spec(raw, text, stem)
     except ConfigError as error:
@@ -121,11 +114,16 @@ def read_spec(text: str, stem: str) -> Spec:
 def known(raw: object, possible: tuple[str, ...], where: str) -> Mapping:
     """The mapping, if all its keys are possible; raises ConfigError."""
     if not isinstance(raw, Mapping):
-        raise ConfigError(f"{where} is {raw!r}; possible: a mapping with {', '.join(possible)}")
+        raise ConfigError(f"{where} is {shown(raw)}; possible: a mapping with {', '.join(possible)}")
     for key in raw:
         if key not in possible:
             raise ConfigError(unknown(f"key in {where}", key, list(possible)))
     return raw
+
+
+def is_named(value: object) -> bool:
+    """Whether it is a mapping whose keys are all text."""
+    return isinstance(value, Mapping) and all(isinstance(key, str) for key in value)
 
 
 def _spec(raw: object, text: str, stem: str) -> Spec:
@@ -135,7 +133,7 @@ def _spec(raw: object, text: str, stem: str) -> Spec:
     mode = _one_of(raw.get("mode", "grid"), MODES, "mode")
     for key, needed in OF_MODE.items():
         if key in raw and mode not in needed:
-            raise ConfigError(f"{key!r} means nothing in mode {mode}; possible: mode: {needed}")
+            raise ConfigError(f"{shown(key)} means nothing in mode {mode}; possible: mode: {needed}")
     space = known(raw["space"], tuple(map(str, raw["space"])) if isinstance(raw["space"], Mapping) else (), "space")
     parameters = ordered([read_parameter(name, value, mode) for name, value in space.items()])
     tasks = tuple(map(str, _listed(raw.get("tasks", "demo"), "tasks")))
@@ -148,6 +146,9 @@ def _spec(raw: object, text: str, stem: str) -> Spec:
             raise ConfigError(f"heldout with {len(given)} {what}; possible: one")
     objectives = read_objectives(raw.get("objectives", ["accuracy"]), tasks, parameters)
     numbers = {key: _whole(raw[key], key, 0 if key == "seed" else 1) for key in ("n", "trials", "seed") if key in raw}
+    for key in ("n", "trials"):
+        if numbers.get(key, 0) > MOST:
+            raise ConfigError(f"{key}={numbers[key]} is too many; possible: {MOST} at most")
     settings = {key: _plain(raw[key], key, kind) for key, kind in PLAIN.items() if key in raw}
     if "dataset_path" in raw:
         settings["dataset_path"] = parse_places(raw["dataset_path"])
@@ -169,8 +170,9 @@ def _models(raw: Mapping) -> tuple[tuple[str, dict], ...]:
     for row in rows:
         row = known({"model": row} if isinstance(row, str) else row, ("model", "model_args"), "models")
         args = row.get("model_args", {})
-        if not isinstance(row.get("model"), str) or not isinstance(args, Mapping):
-            raise ConfigError(f"models={row!r}; possible: a name, or {{model: NAME, model_args: {{dtype: float16}}}}")
+        if not isinstance(row.get("model"), str) or not is_named(args):
+            possible = "a name, or {model: NAME, model_args: {dtype: float16}}"
+            raise ConfigError(f"models={shown(row)}; possible: {possible}")
         if "token" in args:
             raise ConfigError("model_args.token would be written into files; possible: a login of the hub's own client")
         found.append((row["model"], dict(args)))
@@ -180,7 +182,8 @@ def _models(raw: Mapping) -> tuple[tuple[str, dict], ...]:
 def _excluded(raw: object, parameters: tuple[Parameter, ...]) -> tuple[Mapping, ...]:
     possible = ("model", *(p.name for p in parameters))
     if not isinstance(raw, list):
-        raise ConfigError(f"exclude={raw!r}; possible: a list of mappings, such as [{{strategy: fastv, keep: 0.11}}]")
+        possible = "a list of mappings, such as [{strategy: fastv, keep: 0.11}]"
+        raise ConfigError(f"exclude={shown(raw)}; possible: {possible}")
     return tuple(dict(known(row, possible, "exclude")) for row in raw)
 
 
@@ -193,8 +196,8 @@ def _heldout(raw: object, objectives: tuple[Objective, ...]) -> Heldout:
     if not isinstance(raw.get("split"), str):
         raise ConfigError("heldout has no split; possible: split: NAME")
     reference = raw.get("reference")
-    if not isinstance(reference, Mapping) or not isinstance(reference.get("strategy"), str):
-        raise ConfigError(f"heldout.reference={reference!r}; possible: a mapping with strategy, keep and knobs")
+    if not is_named(reference) or not isinstance(reference.get("strategy"), str):
+        raise ConfigError(f"heldout.reference={shown(reference)}; possible: a mapping with strategy, keep and knobs")
     limit = raw.get("limit")
     return Heldout(raw["split"], dict(reference), limit and _whole(limit, "heldout.limit", 1), objective)
 
@@ -202,7 +205,7 @@ def _heldout(raw: object, objectives: tuple[Objective, ...]) -> Heldout:
 def _listed(value: object, where: str) -> list:
     found = value if isinstance(value, list) else [value]
     if not found or any(found.count(one) > 1 for one in found):
-        raise ConfigError(f"{where}={value!r}; possible: a list that is not empty, with each entry once")
+        raise ConfigError(f"{where}={shown(value)}; possible: a list that is not empty, with each entry once")
     return found
 
 
@@ -214,7 +217,7 @@ def _one_of(value: object, possible: tuple[str, ...], where: str) -> str:
 
 def _whole(value: object, where: str, least: int) -> int:
     if type(value) is not int or value < least:
-        raise ConfigError(f"{where}={value!r}; possible: a whole number >= {least}")
+        raise ConfigError(f"{where}={shown(value)}; possible: a whole number >= {least}")
     return value
 
 
@@ -222,5 +225,5 @@ def _plain(value: object, where: str, kind: type) -> object:
     if kind is int and value is not None:
         return _whole(value, where, 1)
     if value is not None and type(value) is not kind:
-        raise ConfigError(f"{where}={value!r}; possible: {'true or false' if kind is bool else 'text'}")
+        raise ConfigError(f"{where}={shown(value)}; possible: {'true or false' if kind is bool else 'text'}")
     return value

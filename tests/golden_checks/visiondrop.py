@@ -22,10 +22,10 @@ def check_vision(tensors: dict[str, Tensor], params: dict) -> None:
     merged_idx, merged_assign; tokens_out [count, D]: [CLS], dominant, contextual."""
     count, contextual = params["n_out"], params["contextual"]
     tokens = tensors["cls_attn"].shape[1] - 1
-    knobs = {"visiondrop_encoder.contextual": contextual / count, "visiondrop_encoder.keep": count}
-    config = resolve("visiondrop", "llava", **knobs).projector
-    score, keys, _ = needs = config.stage.needs(ENCODER)
-    assert {signal.layer for signal in needs if signal != Unprojected()} == {params["layer_0based"]}
+    knobs = {"contextual": contextual / count, "keep": count, "layer": params["layer_0based"]}
+    config = resolve("visiondrop", "llava", **{f"visiondrop_encoder.{key}": knobs[key] for key in knobs}).projector
+    score, keys, unprojected = config.stage.needs(ENCODER)
+    assert (score.layer, keys.layer, unprojected) == (params["layer_0based"], params["layer_0based"], Unprojected())
     assert config.budget.count(tokens) == count
     signals = {score: tensors["cls_attn"].float().mean(0)[None, 1:], keys: tensors["key_metric"][None, 1:]}
     context = Context(tokens, count, (24, 24), (0,), torch.device("cpu"), signals)

@@ -14,8 +14,7 @@ def check(tensors: dict[str, Tensor], params: dict) -> None:
     D]; dominant_sorted_with_cls [B, d], context_anchor_index [B, c], context_assignment [B, 1 + n] (-1 for dominant
     tokens and anchors), output_tokens [B, d + c, D]."""
     tokens, count, contextual = params["n_patches"], params["total_tokens"], params["contextual"]
-    shares = {} if count in (64, 128, 192) else {"contextual": contextual / count}
-    config = resolve("visionzip", "llava", keep=count, **shares).projector
+    config = resolve("visionzip", "llava", keep=count, contextual=contextual / count).projector
     assert config.budget.count(tokens) == count == params["dominant_arg"] + contextual
     needs = ClsAttention(22), EncoderKeys(22), Unprojected()
     assert config.stage.needs(ENCODER) == needs

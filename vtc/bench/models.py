@@ -3,6 +3,7 @@
 import copy
 import hashlib
 import json
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from torch import nn
 
 from vtc.bench.presets import build, config_of
 from vtc.bench.prompts import special_ids
-from vtc.errors import ConfigError
+from vtc.errors import ConfigError, loading, shown
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 ROOM = 0.9  # share of the free memory that weights may take; the rest is for activations and the KV cache
@@ -102,10 +103,8 @@ def choose(
     else:
         path = _folder(folder)
         config, name, digest = _config(path), path.resolve().name, _digest(path)
-    try:
+    with loading(f"{shown(name)} cannot be measured", "a preset, or a folder with a vision-language model"):
         model = build(config, torch.device("meta"), dtype, attention)
-    except (ValueError, ImportError) as error:
-        raise ConfigError(f"{name!r} cannot be measured: {' '.join(str(error).split())[:300]}") from None
     _prepare(model)
     vision = getattr(config, "vision_config", None)
     resizable = preset is not None and config.model_type == "llava"
@@ -150,37 +149,33 @@ def check_attention(model: nn.Module) -> None:
 
 
 def _folder(name: str) -> Path:
-    path = Path(name).expanduser()
-    if not (path / "config.json").is_file():
-        raise ConfigError(f"--model {name!r} is no folder with a config.json; possible: one made by save_pretrained")
+    path = Path(os.path.expanduser(name))
+    if not os.path.isfile(path / "config.json"):
+        what = f"--model {shown(name)} is no folder with a config.json"
+        raise ConfigError(f"{what}; possible: one made by save_pretrained")
     return path
 
 
 def _config(path: Path) -> object:
     from transformers import AutoConfig
 
-    try:
+    with loading(f"--model {shown(str(path))} has no config that can be read"):
         return AutoConfig.from_pretrained(path, local_files_only=True, trust_remote_code=False)
-    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
-        reason = " ".join(str(error).split())[:300]
-        raise ConfigError(f"--model {str(path)!r} has no config that can be read: {reason}") from None
 
 
 def _from_folder(path: Path, device: torch.device, dtype: torch.dtype, attention: str) -> nn.Module:
     from transformers import AutoModelForImageTextToText
     from transformers.utils import logging
 
-    shown = logging.is_progress_bar_enabled()
+    bars = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()
     try:
-        model = AutoModelForImageTextToText.from_pretrained(
-            path, local_files_only=True, trust_remote_code=False, dtype=dtype, attn_implementation=attention
-        )
-    except (OSError, ValueError, TypeError, ImportError, RuntimeError, KeyError, AttributeError) as error:
-        reason = " ".join(str(error).split())[:300] or type(error).__name__
-        raise ConfigError(f"--model {str(path)!r} cannot be loaded: {reason}") from None
+        with loading(f"--model {shown(str(path))} cannot be loaded"):
+            model = AutoModelForImageTextToText.from_pretrained(
+                path, local_files_only=True, trust_remote_code=False, dtype=dtype, attn_implementation=attention
+            )
     finally:
-        if shown:
+        if bars:
             logging.enable_progress_bar()
     return model.to(device).eval()
 

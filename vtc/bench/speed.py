@@ -1,5 +1,6 @@
 """`vtc bench`: what was asked for, checked as a whole before anything is timed, and then measured row by row."""
 
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -123,6 +124,6 @@ def texts(option: str, given: str, example: str = "hiprune,fastv") -> tuple[str,
 def numbers(option: str, given: str, example: str = "576,2880") -> tuple[int, ...]:
     """The entries of a list of whole numbers from 1; raises ConfigError."""
     parts = texts(option, given, example)
-    if not all(part.isdecimal() and int(part) for part in parts):
+    if not all(re.fullmatch("0*[1-9][0-9]{0,17}", part) for part in parts):
         raise ConfigError(f"{option} {given!r} is no list of whole numbers >= 1; {LIST.format(example)}")
     return tuple(int(part) for part in parts)

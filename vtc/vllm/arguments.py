@@ -7,11 +7,11 @@ import json
 import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from types import SimpleNamespace
 
-import yaml
-
-from vtc.errors import ConfigError
+from vtc.errors import ConfigError, cut, reason, shown
+from vtc.plain_yaml import load
 from vtc.vllm.options import refuse_engine
 from vtc.vllm.settings import Settings
 
@@ -19,37 +19,70 @@ OVERRIDES = "hf_overrides"
 SHORT = {"pp": "pipeline_parallel_size", "cc": "compilation_config", "sc": "speculative_config"}
 """Short forms of the options that are read here."""
 
+OWN = ("strategy", "keep", "max_keep", "set", "check")
+TEXTS = ("config", "revision", "hf_config_path")
+FLAGS = ("enable_tower_connector_lora", "enable_mm_embeds", "trust_remote_code", "trust_request_mm_kwargs")
+NESTED = ("mm_processor_kwargs", "ec_transfer_config", "compilation_config", "speculative_config")
+READ = (
+    *OWN, *TEXTS, *FLAGS, *NESTED, OVERRIDES, "pipeline_parallel_size", "mm_encoder_tp_mode", "video_pruning_rate",
+    "served_model_name", "dtype", "model",
+)  # fmt: skip
+"""What vtc has to see: vLLM also takes unique beginnings of its options, which would go around the checks here."""
+
 
 def split(words: Sequence[str]) -> list[list[str]]:
-    """Every option with the words of its value."""
-    found = []
+    """Every option with the words of its value; raises ConfigError for words that are neither."""
+    found: list[list[str]] = []
     for word in words:
-        if not found or re.match(r"--?[A-Za-z]", word):
-            found.append([])
-        found[-1].append(word)
+        if re.match(r"--?[A-Za-z]", word):
+            found.append([word])
+        elif not found or word.startswith("-") and not re.fullmatch(r"-\d*", word):
+            possible = "--NAME=VALUE" if found else "--NAME VALUE after the model"
+            raise ConfigError(f"{shown(word)} is no option of vllm serve; possible: {possible}")
+        else:
+            found[-1].append(word)
     return found
 
 
 def parse(option: Sequence[str]) -> tuple[str, object]:
     """An option's name as vLLM stores it, and its value: JSON where it is that, else text; True where there is none.
 
-    Raises ConfigError for a word that is no option. `--name.key value` is `name` with {key: value}.
+    Raises ConfigError for a word that is no option. `--name.key value` is `name` with {key: value}, `--no-name` of a
+    flag is `name` with False.
     """
     first, equals, value = option[0].partition("=")
-    if not first.startswith("-"):
-        raise ConfigError(f"{first!r} is no option of vllm serve; possible: --NAME VALUE after the model")
-    name, *path = first.lstrip("-").split(".")
-    name = SHORT.get(name, name).replace("-", "_")
+    if not re.fullmatch(r"--?[A-Za-z][\w-]*(\.[^.\s]+)*", first):
+        raise ConfigError(f"{shown(first)} is no option of vllm serve; possible: --NAME VALUE after the model")
+    spelled, *path = first.lstrip("-").split(".")
     rest = [value] * bool(equals) + list(option[1:])
+    name = _name(first, spelled)
     if name == OVERRIDES and any(key.endswith("+") for key in path):
-        raise ConfigError(f"{first} adds to a list, which vtc does not read; possible: --hf-overrides JSON")
+        raise ConfigError(f"{shown(first)} adds to a list, which vtc does not read; possible: --hf-overrides JSON")
+    if (path or name in TEXTS) and len(rest) != 1:
+        raise ConfigError(f"{shown(first)} has {len(rest)} values; possible: {cut(first, 100)}=VALUE")
     found: object = True if not rest else rest[0] if len(rest) == 1 else rest
-    if isinstance(found, str):
-        with contextlib.suppress(ValueError):
+    if isinstance(found, str) and name not in TEXTS:
+        with contextlib.suppress(ValueError, RecursionError):
             found = json.loads(found)
     for key in reversed(path):
         found = {key: found}
+    if name.removeprefix("no_") in FLAGS and name.startswith("no_"):
+        return name.removeprefix("no_"), False
     return name, found
+
+
+def _name(first: str, spelled: str) -> str:
+    """The name behind a word's part before dots and `=`; raises ConfigError for one that vLLM takes for another."""
+    name = SHORT.get(spelled, spelled).replace("-", "_")
+    long = [f"--{n.replace('_', '-')}" for n in READ if n.startswith(name) and n != name and first.startswith("--")]
+    long = long or [f"-{n}" for n in SHORT if n.startswith(spelled) and n != spelled and not first.startswith("--")]
+    if long and name not in READ:
+        raise ConfigError(f"{shown(first)} is an abbreviation; possible: {' or '.join(long)}, in full")
+    if name in OWN:
+        raise ConfigError(f"{shown(first)} is an option of vtc serve; possible: on the command line, before any --")
+    if name == "model":
+        raise ConfigError("--model stands beside MODEL; possible: vtc serve MODEL, then all other options")
+    return name
 
 
 def merged(old: object, new: object) -> object:
@@ -60,22 +93,48 @@ def merged(old: object, new: object) -> object:
 
 
 def values(words: Sequence[str]) -> dict[str, object]:
-    """The options by name, those of a `--config` file too, on which the command line has precedence."""
+    """The options by name, those of a `--config` file too, on which the command line has precedence.
+
+    Raises ConfigError for an option that vtc reads in several forms: which of them wins in vLLM depends on the form.
+    """
+    options = split(words)
+    files = [value for name, value in map(parse, options) if name == "config"]
+    if len(files) > 1:
+        raise ConfigError(f"--config stands {len(files)} times; possible: once")
     found: dict[str, object] = {}
-    for name, value in map(parse, split(words)):
+    forms: dict[str, set[str]] = {}
+    for option in [*(split(_file(str(files[0]))) if files else []), *options]:
+        name, value = parse(option)
         found[name] = merged(found.get(name), value)
-    return {**_file(found["config"]), **found} if "config" in found else found
+        start, dot, _ = option[0].partition("=")[0].partition(".")
+        forms.setdefault(name, set()).add(start.replace("_", "-") + dot if dot else "")
+    for name in NESTED:
+        if len(forms.get(name, ())) > 1:
+            option = f"--{name.replace('_', '-')}"
+            raise ConfigError(f"{option} is given in several forms; possible: {option} JSON, once")
+    return found
 
 
-def _file(path: object) -> dict[str, object]:
-    try:
-        with open(str(path), encoding="utf-8") as file:
-            data = yaml.safe_load(file)
-    except (OSError, yaml.YAMLError) as error:
-        raise ConfigError(f"--config {path}: {error}; possible: a YAML file of options") from None
+def _file(path: str) -> list[str]:
+    """The words that vLLM makes of a file of options; raises ConfigError."""
+    what, possible = f"--config {shown(path)}", "a YAML file of options"
+    if not path.endswith((".yaml", ".yml")):
+        raise ConfigError(f"{what} does not end in .yaml or .yml; possible: {possible}")
+    data = load(Path(path), what, possible)
     if not isinstance(data, dict):
-        raise ConfigError(f"--config {path} is no mapping; possible: a YAML file of options")
-    return {str(key).replace("-", "_"): value for key, value in data.items()}
+        raise ConfigError(f"{what} is no mapping; possible: {possible}")
+    found = []
+    for key, value in data.items():
+        if not isinstance(key, str) or key == "config":
+            raise ConfigError(f"{what} has the key {shown(key)}; possible: names of options without --")
+        if value is False:  # vLLM leaves it out, or negates it
+            found += [f"--no-{key}"] * (key.replace("-", "_") in FLAGS)
+        elif value is True:
+            found.append(f"--{key}")
+        else:
+            listed = value if isinstance(value, list) else [json.dumps(value) if isinstance(value, dict) else value]
+            found += [f"--{key}", *map(str, listed)] if listed else []
+    return found
 
 
 def with_overrides(words: Sequence[str], ours: Mapping[str, object]) -> list[str]:
@@ -85,27 +144,34 @@ def with_overrides(words: Sequence[str], ours: Mapping[str, object]) -> list[str
     """
     theirs = values(words).get(OVERRIDES, {})
     if not isinstance(theirs, Mapping):
-        raise ConfigError(f"--hf-overrides {theirs!r} is no object; possible: JSON such as {{\"key\": 1}}")
+        raise ConfigError(f"--hf-overrides {shown(theirs)} is no object; possible: JSON such as {{\"key\": 1}}")
     both = sorted(set(theirs) & set(ours))
     if both:
         raise ConfigError(f"--hf-overrides names {', '.join(both)}, which vtc sets; possible: without")
-    rest = [word for option in split(words) if parse(option)[0] != OVERRIDES for word in option]
+    rest = []
+    for option in split(words):
+        name, value = parse(option)
+        if name != OVERRIDES:  # vLLM reads a file only where --config is a word of its own
+            rest += ["--config", str(value)] if name == "config" else option
     return ["--hf-overrides", json.dumps({**theirs, **ours}), *rest]
 
 
 def refuse(given: Mapping[str, object], settings: Settings) -> None:
     """Raises UnsupportedError for an option that cannot go with pruning, as far as it stands on the command line;
-    ConfigError for processor arguments that are no object."""
-    compilation = given.get("compilation_config")
-    compilation = compilation if isinstance(compilation, Mapping) else {}
-    kwargs = given.get("mm_processor_kwargs", {})
-    if not isinstance(kwargs, Mapping):
-        raise ConfigError(f"--mm-processor-kwargs {kwargs!r} is no object; possible: JSON such as {{\"key\": 1}}")
-    tower, stages = "enable_tower_connector_lora", given.get("pipeline_parallel_size")
+    ConfigError for a value that is no object or no number where it has to be one."""
+    compilation, kwargs = (given.get(name, {}) for name in ("compilation_config", "mm_processor_kwargs"))
+    if type(compilation) is int:  # a level
+        compilation = {}
+    for name, value in (("compilation-config", compilation), ("mm-processor-kwargs", kwargs)):
+        if not isinstance(value, Mapping):
+            raise ConfigError(f"--{name} {shown(value)} is no object; possible: JSON such as {{\"key\": 1}}")
+    tower, stages = "enable_tower_connector_lora", given.get("pipeline_parallel_size", 1)
+    if type(stages) is not int:
+        raise ConfigError(f"--pipeline-parallel-size {shown(stages)} is no whole number; possible: 1")
     mm = {"mm_encoder_tp_mode": None, **given}
     config = SimpleNamespace(
         model_config=SimpleNamespace(multimodal_config=SimpleNamespace(**mm)),
-        parallel_config=SimpleNamespace(pipeline_parallel_size=stages if isinstance(stages, int) else 1),
+        parallel_config=SimpleNamespace(pipeline_parallel_size=stages),
         compilation_config=SimpleNamespace(**compilation),
         lora_config=SimpleNamespace(**{tower: given.get(tower, False)}),
         speculative_config=given.get("speculative_config"),
@@ -130,9 +196,9 @@ def check(model: str, words: Iterable[str], settings: Settings) -> str:
             return "read by vLLM, not tried: it finds no device here"
         try:
             config = AsyncEngineArgs.from_cli_args(found).create_engine_config(UsageContext.OPENAI_API_SERVER)
-        except (ValueError, TypeError, OSError, RuntimeError, NotImplementedError, ImportError) as error:
-            reason = " ".join(str(error).split()).partition(" [type=")[0].split(" Value error, ")[-1]
-            raise ConfigError(f"vLLM does not accept this: {reason[:300]}") from None
+        except Exception as error:
+            why = reason(error, 10_000).partition(" [type=")[0].split(" Value error, ")[-1]
+            raise ConfigError(f"vLLM does not accept this: {cut(why, 300)}") from None
     refuse_engine(config, settings.stage.stage.needs(settings.family.encoder))
     return "accepted by vLLM"
 
@@ -153,10 +219,12 @@ def _read(model: str, words: list[str]) -> object:
         raise ConfigError(f"vllm serve: {message}; possible: {', '.join(near) or 'see `vllm serve --help=all`'}")
 
     parser.error = own.error = wrong
-    found = parser.parse_args(["serve", model, *words])
-    found.model = model
     try:
+        found = parser.parse_args(["serve", model, *words])
+        found.model = model
         command.validate(found)
-    except (ValueError, TypeError) as error:
-        raise ConfigError(f"vllm serve: {error}") from None
+    except ConfigError:
+        raise
+    except (Exception, SystemExit) as error:
+        raise ConfigError(f"vllm serve: {reason(error)}") from None
     return found
