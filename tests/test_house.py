@@ -63,7 +63,7 @@ PARTS = {
         r"eval/.*",
         may=(
             "=vtc", "vtc.eval", "vtc.demo", "vtc.errors", "vtc.registry", "vtc.patching", "vtc.engine.clock",
-            "vtc.kernels.backend",
+            "vtc.kernels.backend", "vtc.drawing", "vtc.escape", "vtc.files", "vtc.shapes", "vtc.terminal",
         ),
     ),  # fmt: skip
 }

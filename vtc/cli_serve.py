@@ -9,6 +9,7 @@ import typer
 
 from vtc import ConfigError, UnsupportedError
 from vtc.cli_options import SETTING, overrides
+from vtc.terminal import say
 
 CONTEXT = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": ["--help"]}
 """Only --help: among the short options of vLLM, -dph would be read as asking for help."""
@@ -87,7 +88,7 @@ def _prepared(model, words, strategy, keep, max_keep, knobs, check) -> list[str]
         _describe(model, given, ours, served)
     _vllm(given)
     if check:
-        typer.echo(f"options   {arguments.check(model, words, served)}")
+        say(f"options   {arguments.check(model, words, served)}")
     return words
 
 
@@ -127,7 +128,7 @@ def _describe(model: str, given: dict, ours: dict, served) -> None:
     for line in yaml.safe_dump(served.strategy.dump(), sort_keys=False, allow_unicode=True).splitlines():
         rows.insert(-len(images) - 2, ("", line))
     for name, text in rows:
-        typer.echo(f"{name.ljust(8)}  {text}")
+        say(f"{name.ljust(8)}  {text}")
 
 
 def _vllm(given: dict) -> None:

@@ -1,11 +1,15 @@
 """The errors that vtc raises: each message is one line that names the wrong value and what is possible."""
 
 
+MOST, END = 480, 160  # characters of a message, and of its end where it is cut in the middle
+
+
 class VtcError(Exception):
-    """Base of every error that vtc raises on purpose; whatever values it quotes, the message stays one line."""
+    """Base of every error that vtc raises on purpose; whatever values it quotes, the message stays one short line."""
 
     def __init__(self, message: object):
-        super().__init__(" ".join(str(message).split()))
+        line = " ".join(str(message).split())
+        super().__init__(line if len(line) <= MOST else f"{line[: MOST - END - 5]} ... {line[-END:]}")
 
 
 class ConfigError(VtcError, ValueError):
