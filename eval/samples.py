@@ -177,8 +177,10 @@ class SampleLog:
         return rows
 
     def _check(self, path: Path, header: dict) -> None:
-        if header.get("key") != self.key:
-            what = "; ".join(_differences(header.get("identity", {}), self.identity)) or "its key"
+        if "schema" not in header:
+            raise ConfigError(f"{str(path)!r} is no sample log of this version; {ANEW}")
+        if header["key"] != self.key:
+            what = "; ".join(_differences(header["identity"], self.identity)) or "its key"
             raise ConfigError(f"{str(path)!r} holds another run, it differs in {what}; {ANEW}")
 
     def _keep(self, row: dict) -> None:

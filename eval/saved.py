@@ -57,13 +57,13 @@ SUMMARY = record(
     {"schema": one_of(SUMMARY_SCHEMA), "runs": list_of(RUN)}, {"comparison": mapping_of(mapping_of(COMPARED))}
 )
 
-SETTINGS = record(
-    {"strategy": text, "set": mapping_of(anything)},
-    {"keep": _keep, "model": text, "tasks": list_of(text), "split": or_none(text), "seed": whole()},
-)
+_settings = {
+    "strategy": text, "set": mapping_of(anything), "keep": _keep, "model": text, "tasks": list_of(text),
+    "split": or_none(text), "seed": whole(),
+}  # fmt: skip
 _samples = {"samples": whole(), "fresh": whole(), "seconds": number(0)}
-BEGUN = record({"params": SETTINGS}, {"finished": text, **_samples})
-FINISHED = record({"params": SETTINGS, "finished": text, **_samples})
+BEGUN = record({"params": record(_settings)}, {"finished": text, **_samples})
+FINISHED = record({"params": record(_settings), "finished": text, **_samples})
 ERROR = record({"error": text, "start": text})
 _values = or_none(mapping_of(_unknown_or))
 SWEEP = record(
@@ -72,7 +72,7 @@ SWEEP = record(
         "cells": list_of(
             record(
                 {"id": name, "role": text, "state": text},
-                {"params": SETTINGS, "error": or_none(text), "run": or_none(name)},
+                {"params": record({}, _settings), "error": or_none(text), "run": or_none(name)},
             )
         ),
     },
@@ -105,16 +105,12 @@ SWEEP = record(
     },
 )  # fmt: skip
 
-HEADER = record(
+HEADER = record({"schema": one_of(LOG_SCHEMA), "key": text, "identity": mapping_of(anything)})
+IDENTITY = record(
     {
-        "schema": text, "key": text,
-        "identity": record(
-            {
-                "model": mapping_of(anything), "method": METHOD, "seed": whole(),
-                "task": record({"name": name, "version": whole(), "dialect": text, "split": text, "data": anything}),
-                "generation": record({"max_new_tokens": whole(), "batch_size": whole(1)}),
-            }
-        ),
+        "model": MODEL, "method": METHOD, "seed": whole(),
+        "task": record({"name": name, "version": whole(), "dialect": text, "split": text, "data": anything}),
+        "generation": record({"max_new_tokens": whole(), "batch_size": whole(1)}),
     }
 )  # fmt: skip
 _pair = list_of(_cost, 2, 2)

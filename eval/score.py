@@ -14,13 +14,13 @@ from vtc.eval import results
 from vtc.eval.data import FOLDER, ROW, Docs, read_json
 from vtc.eval.papers import against, load_card
 from vtc.eval.plot import draw
-from vtc.eval.samples import read_log, read_times, run_key
-from vtc.eval.saved import RUN
+from vtc.eval.samples import ANEW, read_log, read_times, run_key
+from vtc.eval.saved import IDENTITY, RUN
 from vtc.eval.settings import Settings, parse_places, split_list
 from vtc.eval.statistics import bootstrap
 from vtc.eval.tables import print_summary, scaled, unit
 from vtc.eval.tasks import TASKS, Task
-from vtc.files import finite
+from vtc.files import checked, finite
 from vtc.files import read_json as read_file
 from vtc.terminal import Terminal, say
 
@@ -78,7 +78,8 @@ def score_folder(folder: Path, tasks: str | None, dialect: str | None, cards: st
         header, rows = read_log(path)
         if header is None or not rows:
             continue
-        name, ran = (header["identity"]["task"][key] for key in ("name", "dialect"))
+        identity = checked(header["identity"], f"line 1 of {str(path)!r}", IDENTITY, ANEW)
+        name, ran = (identity["task"][key] for key in ("name", "dialect"))
         if not path.name.endswith(f".{name}.jsonl") or (wanted and name not in wanted):
             continue
         other = other or dialect not in (None, ran)

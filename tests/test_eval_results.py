@@ -290,7 +290,7 @@ def test_plot_in_rows(tmp_path):
         run["tasks"] = {f"{name}{i}": run["tasks"][name] for i in range(2) for name in ("toy", "points")}
     drawn, save_figure = [], Figure.savefig
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Figure, "savefig", lambda self, *a: (drawn.append(self), save_figure(self, *a)))
+        patch.setattr(Figure, "savefig", lambda self, *a, **b: (drawn.append(self), save_figure(self, *a, **b)))
         draw(summary, tmp_path / "plot.png")
     panels = drawn[0].axes
     assert [axes.axison for axes in panels] == [True] * 4 + [False] * 2

@@ -203,9 +203,10 @@ def test_show(tmp_path, capsys):
     show(["hiprune"], None, console)
     assert "vtc eval --model llava-hf/llava-1.5-7b-hf" in console.file.getvalue()
     assert not list(tmp_path.iterdir())
-    with pytest.raises(ConfigError, match="has no results"):
+    with pytest.raises(ConfigError, match="results.json' does not exist"):
         show(["hiprune"], tmp_path, console)
-    (tmp_path / "results.json").write_text(json.dumps({"runs": [], "present": [], "comparison": {}}))
+    empty = {"schema": "vtc.eval.results/3", "runs": [], "present": [], "comparison": {}}
+    (tmp_path / "results.json").write_text(json.dumps(empty))
     show(["hiprune"], tmp_path, console)
     assert (tmp_path / "against_hiprune.json").is_file()
     with pytest.raises(SystemExit) as stopped:

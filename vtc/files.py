@@ -87,8 +87,13 @@ def parsed(data: bytes, where: str, shape: Shape, possible: str) -> object:
     except (ValueError, RecursionError) as error:
         reason = "nested too deeply" if isinstance(error, RecursionError) else error
         raise ConfigError(f"{where} is damaged, it cannot be read as JSON ({reason}); {possible}") from None
+    return checked(found, where, shape, possible)
+
+
+def checked(data: object, where: str, shape: Shape, possible: str) -> object:
+    """Data of a shape; raises ConfigError in one line that names the place in it that is wrong."""
     try:
-        return shape(found, "")
+        return shape(data, "")
     except ConfigError as error:
         raise ConfigError(f"{where} is damaged: {error}; {possible}") from None
 

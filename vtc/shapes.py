@@ -119,12 +119,11 @@ def record(needed: Mapping[str, Shape], more: Mapping[str, Shape] = {}) -> Shape
 
     def check(value: object, where: str) -> dict:
         found = dict(mapping(value, where, f"a mapping with {', '.join(needed)}"))
-        for key in needed:
-            if key not in found:
-                raise ConfigError(f"{below(where, key)} is missing; needed: {', '.join(needed)}")
-        for key, shape in (*needed.items(), *more.items()):
+        for key, shape in {**needed, **more}.items():
             if key in found:
                 found[key] = shape(found[key], below(where, key))
+            elif key in needed:
+                raise ConfigError(f"{below(where, key)} is missing; needed: {', '.join(needed)}")
         return found
 
     return check
