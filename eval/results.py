@@ -24,6 +24,7 @@ from vtc.eval.statistics import REPLICATES, average, bootstrap
 from vtc.eval.timing import DEFINITIONS, PARTS
 from vtc.files import read_json, write_json
 from vtc.shapes import record
+from vtc.terminal import say
 
 SCHEMA, SUMMARY_SCHEMA = RUN_SCHEMA, saved.SUMMARY_SCHEMA
 TOKENS = {
@@ -178,11 +179,9 @@ def write_summary(output: Path, model: dict, jobs: list) -> dict:
 
     `comparison`, per task: the runs on the same model and the same samples as the present ones, each beside `none`, see
     `vtc.eval.compare.MEANINGS`. `average`: over tasks, of each run that is in a comparison. model, jobs: as for
-    `write_run`.
+    `write_run`. Files of other versions and damaged ones are left out.
     """
-    anew = "possible: to delete it, and `vtc eval score` to make it anew from its logs"
-    runs = [read_json(file, _run, anew) for file in sorted((output / "runs").glob("*.json"))]
-    runs = [run for run in runs if run.get("schema") == SCHEMA]
+    runs = [run for file in sorted((output / "runs").glob("*.json")) if (run := _read(file)) is not None]
     order = {name: i for i, name in enumerate(dict.fromkeys(job.run.name for job in jobs))}
     runs.sort(key=lambda run: (order.get(run["name"], len(order)), run["name"]))
     comparison = {}
@@ -205,6 +204,16 @@ def write_summary(output: Path, model: dict, jobs: list) -> dict:
     }
     write_json(output / "results.json", summary)
     return summary
+
+
+def _read(path: Path) -> dict | None:
+    """A run's file; None if it has another schema, or is damaged, which is said: it can be made again from its logs."""
+    try:
+        found = read_json(path, _run, "it is left out; possible: `vtc eval score`, which makes it anew from its logs")
+    except ConfigError as error:
+        say(f"vtc eval: {error}", error=True)
+        return None
+    return found if found.get("schema") == SCHEMA else None
 
 
 def _run(value: object, where: str) -> dict:

@@ -144,7 +144,7 @@ def score_answers(place: Path, tasks: str | None, dialect: str | None, dataset_p
         return
     console, not_understood = Terminal(), f", {unread} of them not understood" if unread else ""
     title = f"task {task.name}, dialect {task.dialect}, {len(rows)} answers{not_understood}"
-    console.line(title)
+    console.say(title)
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for column, justify in (("figure", "left"), (unit(task.scale), "right"), ("+- error", "right")):
         table.add_column(column, justify=justify, no_wrap=True)

@@ -29,13 +29,13 @@ def print_summary(summary: dict, output: Path, picture: Path, console: Terminal)
             result = run["tasks"][task]
             if result["n_errors"]:
                 what = f"{result['n_errors']} samples FAILED, the first with {result['first_error']}"
-                console.line(f"{run['name']}: {what}")
+                console.say(f"{run['name']}: {what}")
     if len(summary["comparison"]) > 1:
         for table in _over_tasks(console, list(summary["comparison"]), present, summary["average"]):
             console.print(table)
     _print_remarks(console, present)
-    console.line(f"plot     {picture}")
-    console.line(f"results  {output}")
+    console.say(f"plot     {picture}")
+    console.say(f"results  {output}")
 
 
 def scaled(value: float | None, scale: float) -> str:
@@ -201,4 +201,4 @@ def _print_remarks(console: Terminal, runs: list[dict]) -> None:
     """What was done to pictures, and the patches' notes, each once."""
     remarks = [f"downsample: {run['method']['downsample']['meaning']}" for run in runs if "downsample" in run["method"]]
     for remark in dict.fromkeys([*remarks, *(f"note: {note}" for run in runs for note in run["notes"])]):
-        console.line(remark)
+        console.say(remark)

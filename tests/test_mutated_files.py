@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from tests.helpers_mutations import NASTY, mutated
+from tests.helpers_mutations import mutated
 from tests.helpers_report import demo_job, made, sweep
 from tests.test_vllm_measure import two_rounds
 from vtc.bench.results import Results
@@ -126,22 +126,22 @@ def bench(folder: Path, console: Terminal) -> None:
     console.print(compared(data, data))
     console.print(table(data["rows"]))
     for line in bench_lines(data["rows"]):
-        console.line(line)
+        console.say(line)
     Results(folder, BENCH["settings"], BENCH["environment"])
 
 
 def engines(folder: Path, console: Terminal) -> None:
     """What `python -m vtc.vllm.measure` says of a folder that is complete."""
     cells = Store(folder, *ENGINES.values(), "").cells
-    console.line(summary(cells))
+    console.say(summary(cells))
     for line in vllm_lines(cells, 2):
-        console.line(line)
+        console.say(line)
 
 
 COMMANDS = {
     "report": ("results", lambda folder, _: report([folder])),
     "report of a search": ("search", lambda folder, _: report([folder])),
-    "score": ("results", lambda folder, console: score.score_folder(folder, None, None, "hiprune", False)),
+    "score": ("eval", lambda folder, console: score.score_folder(folder, None, None, "hiprune", False)),
     "against": ("results", lambda folder, console: show(["hiprune"], folder, console)),
     "eval": ("eval", lambda folder, console: evaluate(asked(folder), console)),
     "sweep": ("sweep", grid),
@@ -149,8 +149,8 @@ COMMANDS = {
     "bench": ("bench", bench),
     "vllm": ("vllm", engines),
 }
-CASES = {"report": 150, "report of a search": 80, "score": 150, "against": 100, "eval": 100, "sweep": 60,
-         "inspect": 250, "bench": 150, "vllm": 100}  # fmt: skip
+CASES = {"report": 150, "report of a search": 60, "score": 100, "against": 150, "eval": 40, "sweep": 12,
+         "inspect": 300, "bench": 150, "vllm": 150}  # fmt: skip
 
 
 def outcome(name: str, original: Path, place: Path, seed: int, capsys) -> str | None:

@@ -1,6 +1,7 @@
 """Files that vtc writes as a whole and reads again: put in place at once, and read as bytes that may be damaged."""
 
 import contextlib
+import io
 import json
 import math
 import os
@@ -8,7 +9,6 @@ import threading
 import uuid
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import BinaryIO
 
 from vtc.errors import ConfigError
 from vtc.shapes import Shape
@@ -22,24 +22,25 @@ def refused(path: Path, error: OSError) -> ConfigError:
 
 
 @contextlib.contextmanager
-def replacing(path: str | Path) -> Iterator[BinaryIO]:
-    """A file to write bytes to that takes the place of `path` when the block ends, as a whole or not at all.
+def replacing(path: str | Path) -> Iterator[io.BytesIO]:
+    """Bytes to write to that take the place of the file `path` when the block ends, as a whole or not at all.
 
-    Its name is this thread's own until then, it has the permissions that `open` gives or those of the file that it
-    replaces, and nothing is left of it if the block raises. The folder is made if there is none. Raises ConfigError in
-    one line where that is not possible, as on a full disk.
+    Until then they are in memory. The file has the permissions that `open` gives, or those of the one that it replaces;
+    the folder is made if there is none. Raises ConfigError in one line where that is not possible, as on a full disk.
     """
+    data = io.BytesIO()
+    yield data
     place = Path(os.path.realpath(path))
+    # A name that no other process or thread has. It is there for an instant: waiting for the disk (fsync) would leave
+    # it behind whenever a process is killed, and what a power cut takes can be made again.
     part = place.with_name(f".{os.getpid()}-{threading.get_ident()}-{uuid.uuid4().hex[:8]}.part")
     try:
         place.parent.mkdir(parents=True, exist_ok=True)
         try:
             with open(part, "xb") as file:
-                with contextlib.suppress(OSError):  # none yet, or another user's
-                    os.fchmod(file.fileno(), place.stat().st_mode & 0o777)
-                yield file
-                file.flush()
-                os.fsync(file.fileno())
+                file.write(data.getbuffer())
+                with contextlib.suppress(OSError):  # there is none yet, or it is another user's
+                    part.chmod(place.stat().st_mode & 0o777)
             os.replace(part, place)
         finally:
             part.unlink(missing_ok=True)

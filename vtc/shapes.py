@@ -19,7 +19,7 @@ _short.maxlevel, _short.maxlist, _short.maxdict = 2, 3, 3
 
 def wrong(where: str, value: object, possible: str) -> ConfigError:
     """The error of a value, which is cut in its message."""
-    return ConfigError(f"{where}={_short.repr(value)}; possible: {possible}")
+    return ConfigError(f"{where or 'it'}={_short.repr(value)}; possible: {possible}")
 
 
 def below(where: str, key: object) -> str:
@@ -134,4 +134,3 @@ def mapping(value: object, where: str, possible: str) -> Mapping:
     if not isinstance(value, Mapping) or not all(isinstance(key, str) for key in value):
         raise wrong(where, value, possible)
     return value
-

@@ -26,7 +26,7 @@ class Terminal(Console):
         """A text with its style; every string that is printed, in a table too, comes by here."""
         return super().render_str(visible(text), **{**options, "markup": False, "emoji": False})
 
-    def line(self, text: object, style: str = "") -> None:
+    def say(self, text: object, style: str = "") -> None:
         """Prints a line that is not broken, however long it is."""
         self.print(Text(visible(text), style), soft_wrap=True)
 

@@ -52,7 +52,7 @@ def show(names: Sequence[str], output: Path | None, console: Terminal) -> None:
 
 def _print(card: Card, found: Mapping, console: Terminal) -> None:
     console = console.wide(PIPE_WIDTH)
-    say = console.line
+    say = console.say
     say(f"\nagainst {card.name}: {card.title} ({card.year}), {card.url}", "bold")
     compared = [model for model in found["models"] if model["rows"]]
     for model in compared:

@@ -62,7 +62,7 @@ def sweep(name: str, asked: Asked, console: Terminal | None = None) -> int:
     console = console or Terminal()
     print_summary(summary, spec, asked.output, console)
     if any(row["state"] == DONE for row in summary["cells"]):
-        console.line(f"report   {report([asked.output])[0]}")
+        console.say(f"report   {report([asked.output])[0]}")
     return sum(row["state"] == FAILED for row in summary["cells"])
 
 

@@ -58,7 +58,7 @@ class Board:
     def say(self, line: str) -> None:
         """A line of its own."""
         if not self.silent:
-            self.console.line(f"vtc sweep: {line}")
+            self.console.say(f"vtc sweep: {line}")
 
     def finished(self, cell: Cell) -> None:
         """A cell has ended, well or badly."""
@@ -105,7 +105,7 @@ def dry_run(spec: Spec, cells: Sequence[Cell], asked, console: Terminal) -> None
     states = {cell.id: place.state(cell.id) for cell in cells}
     for cell in cells:
         line = f"{states[cell.id]:8} {cell.id}  {cell.told(spec)}"
-        console.line(line)
+        console.say(line)
     done = [cell for cell in cells if states[cell.id] == DONE]
     left, what = len(cells) - len(done), f"{len(cells)} cells"
     if spec.mode == "search":
@@ -132,7 +132,7 @@ def dry_run(spec: Spec, cells: Sequence[Cell], asked, console: Terminal) -> None
     else:
         lines.append("estimate: none, no cell is finished yet")
     for line in lines:
-        console.line(line)
+        console.say(line)
 
 
 class _Nothing(Place):
@@ -160,7 +160,7 @@ def _samples(spec: Spec, place: _Nothing) -> tuple[int | str, str]:
 def print_summary(summary: Mapping, spec: Spec, output: Path, console: Terminal) -> None:
     """The Pareto set, the best ones, what failed, the held-out comparison, and where the files are."""
     console = console.wide(PIPE_WIDTH)
-    say = console.line
+    say = console.say
     rows = {row["id"]: row for row in summary["cells"]}
     cells = {ident: Cell(row["params"], row["role"]) for ident, row in rows.items()}
     if len(spec.aims) > 1 and summary["pareto"]:
