@@ -36,7 +36,7 @@ def test_terminal(text, color):
     table = Table(title=text)
     table.add_column(text)
     table.add_row(text)
-    for show in (console.line, console.print, lambda _: console.print(table)):
+    for show in (console.say, console.print, lambda _: console.print(table)):
         show(text)
     assert console.file.getvalue().count(visible(text)) == 5
     assert "\x1b" not in console.file.getvalue()
