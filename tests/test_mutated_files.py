@@ -1,6 +1,7 @@
 """Files that vtc wrote and something changed: the commands that read them give a result, or one short line."""
 
 import csv
+import functools
 import io
 import re
 import shutil
@@ -19,11 +20,11 @@ from vtc.bench.show import compared, table
 from vtc.bench.show import lines as bench_lines
 from vtc.errors import VtcError
 from vtc.escape import visible
-from vtc.eval import score
+from vtc.eval import papers, score
 from vtc.eval.inspect.page import page
 from vtc.eval.inspect.record import read as read_record
 from vtc.eval.models import load
-from vtc.eval.papers import show
+from vtc.eval.papers import load_card, show
 from vtc.eval.report import plots, report
 from vtc.eval.runner import evaluate
 from vtc.eval.settings import Settings
@@ -96,9 +97,11 @@ def originals(model, tmp_path_factory):
 
 
 def lean(patch: pytest.MonkeyPatch, model: object) -> None:
-    """One model for all, and no pictures: they show what the texts say, and take most of the time."""
+    """One model and one card for all, and no pictures: they show what the texts say, and take most of the time."""
     patch.setattr(work, "load", lambda *_: model)
+    patch.setattr("vtc.eval.runner.draw", lambda _, path: path)
     patch.setattr(score, "draw", lambda _, path: path)
+    patch.setattr(papers, "load_card", functools.cache(load_card))
     for kind in ("scatter", "trials", "bars"):
         patch.setattr(plots, kind, lambda *_: "<svg></svg>")
 
@@ -141,7 +144,7 @@ def engines(folder: Path, console: Terminal) -> None:
 COMMANDS = {
     "report": ("results", lambda folder, _: report([folder])),
     "report of a search": ("search", lambda folder, _: report([folder])),
-    "score": ("eval", lambda folder, console: score.score_folder(folder, None, None, "hiprune", False)),
+    "score": ("eval", lambda folder, console: score.score_folder(folder, None, None, None, False)),
     "against": ("results", lambda folder, console: show(["hiprune"], folder, console)),
     "eval": ("eval", lambda folder, console: evaluate(asked(folder), console)),
     "sweep": ("sweep", grid),
@@ -149,8 +152,8 @@ COMMANDS = {
     "bench": ("bench", bench),
     "vllm": ("vllm", engines),
 }
-CASES = {"report": 150, "report of a search": 60, "score": 100, "against": 150, "eval": 40, "sweep": 12,
-         "inspect": 300, "bench": 150, "vllm": 150}  # fmt: skip
+CASES = {"report": 150, "report of a search": 60, "score": 80, "against": 130, "eval": 30, "sweep": 12,
+         "inspect": 330, "bench": 150, "vllm": 150}  # fmt: skip
 
 
 def outcome(name: str, original: Path, place: Path, seed: int, capsys) -> str | None:
