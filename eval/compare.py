@@ -2,12 +2,13 @@
 
 import contextlib
 import hashlib
-import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from vtc.eval import statistics
+from vtc.errors import ConfigError
+from vtc.eval import saved, statistics
 from vtc.eval.samples import read_log
+from vtc.files import parsed
 
 BASELINE = "none"
 SAME = ("version", "dialect", "split", "data", "prompt", "max_new_tokens", "ids")
@@ -42,7 +43,7 @@ def scored(task, rows: Iterable[Mapping]) -> list[dict]:
 
 def fingerprint(idents: Iterable[str]) -> str:
     """16 hex digits that tell sets of samples apart."""
-    return hashlib.sha256("\n".join(sorted(idents)).encode()).hexdigest()[:16]
+    return hashlib.sha256("\n".join(sorted(idents)).encode("utf-8", "backslashreplace")).hexdigest()[:16]
 
 
 def compare_runs(output: Path, like: object, jobs: list, model: Mapping, runs: list[dict]) -> dict[str, dict]:
@@ -99,8 +100,8 @@ class _Logs:
         """Whether the run's log is the one that its result was made from."""
         if name in self.jobs:
             return True
-        with contextlib.suppress(OSError, json.JSONDecodeError), self.path(name).open(encoding="utf-8") as log:
-            return json.loads(log.readline()).get("key") == key
+        with contextlib.suppress(OSError, ConfigError), self.path(name).open("rb") as log:
+            return parsed(log.readline(), "", saved.HEADER, "")["key"] == key
         return False
 
     def rows(self, name: str) -> list[dict]:

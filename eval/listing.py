@@ -3,11 +3,11 @@
 import json
 
 from rich import box
-from rich.console import Console
 from rich.table import Table
 
 from vtc.eval.tables import PIPE_WIDTH
 from vtc.eval.tasks import TASKS
+from vtc.terminal import Terminal, say
 
 
 def list_tasks(as_json: bool) -> None:
@@ -19,7 +19,7 @@ def list_tasks(as_json: bool) -> None:
         about = {"splits": list(task.splits), "primary": task.primary, "max_new_tokens": task.max_new_tokens}
         found.append({"name": name, "version": task.version, "source": source, **about})
     if as_json:
-        print(json.dumps(found, indent=2))
+        say(json.dumps(found, indent=2))
         return
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for column in ("task", "data on the hub", "splits", "figure"):
@@ -30,7 +30,4 @@ def list_tasks(as_json: bool) -> None:
         if source is not None and source["config"]:
             place += f" ({source['config']})"
         table.add_row(task["name"], place, ", ".join(task["splits"]), task["primary"])
-    console = Console()
-    if not console.is_terminal:
-        console = Console(width=PIPE_WIDTH)
-    console.print(table)
+    Terminal().wide(PIPE_WIDTH).print(table)

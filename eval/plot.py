@@ -4,6 +4,8 @@ across."""
 from collections import defaultdict
 from pathlib import Path
 
+from vtc.drawing import plain_text, save
+from vtc.escape import visible
 from vtc.eval.tables import unit
 
 # Okabe and Ito's colours, told apart by most eyes, then two more.
@@ -17,6 +19,12 @@ LONG = {"macro": "accuracy, mean over kinds of question", "f1": "F1"}
 
 def draw(summary: dict, path: Path) -> Path:
     """Writes a PNG, one panel per task, from what `vtc.eval.results.write_summary` returned; returns its path."""
+    with plain_text():
+        save(_figure(summary), path)
+    return path
+
+
+def _figure(summary: dict):
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -37,8 +45,7 @@ def draw(summary: dict, path: Path) -> Path:
         model = next((runs[0]["model"]["id"] for *_, runs in panels.values() if runs), None)
         figure.suptitle(f"model {model}; bars: 1 standard error", fontsize=11)
     _legend(figure, every)
-    figure.savefig(path)
-    return path
+    return figure
 
 
 def _lines(summary: dict, task: str) -> tuple[dict[str, list], tuple | None, list[dict]]:
@@ -47,7 +54,7 @@ def _lines(summary: dict, task: str) -> tuple[dict[str, list], tuple | None, lis
     lines, full = defaultdict(list), None
     for run in runs:
         result = run["tasks"][task]
-        value, error = _figure(result)
+        value, error = _value(result)
         before = result["tokens"]["visual_before"]
         if value is None:
             continue
@@ -79,7 +86,7 @@ def _style(label: str, every: list[str]) -> dict:
     return {"color": COLORS[i % len(COLORS)], "marker": MARKERS[i % len(MARKERS)], "ms": 5, "lw": 1.4, **hollow}
 
 
-def _figure(result: dict) -> tuple[float | None, float]:
+def _value(result: dict) -> tuple[float | None, float]:
     """The primary figure and its standard error (0 where that is unknown) times the task's scale."""
     figure = result["figures"].get(result["primary"], {"value": None})
     if figure["value"] is None:
@@ -89,9 +96,8 @@ def _figure(result: dict) -> tuple[float | None, float]:
 
 def _label(run: dict) -> str:
     mode = run["method"].get("downsample", {}).get("mode")
-    return (
-        "downsample (blurred to what so many\ntokens hold; all are used)" if mode == "blur" else run["method"]["name"]
-    )
+    blurred = "downsample (blurred to what so many\ntokens hold; all are used)"
+    return blurred if mode == "blur" else visible(run["method"]["name"])
 
 
 def _tokens(run: dict, result: dict) -> float:

@@ -1,12 +1,12 @@
 """What is seen while a grid runs: a bar with rate and time left on a terminal, a line per run elsewhere."""
 
-import sys
 import time
 from types import TracebackType
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, TextColumn, TimeRemainingColumn
+from rich.progress import ProgressColumn
 from rich.text import Text
+
+from vtc.terminal import Terminal, bar, say
 
 
 class _Rate(ProgressColumn):
@@ -21,11 +21,9 @@ class Monitor:
     """
 
     def __init__(self, total: int, silent: bool = False):
-        self.console, self.silent = Console(stderr=True), silent
+        self.console, self.silent = Terminal(stderr=True), silent
         self.total, self.name, self.fresh = total, "", 0
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), _Rate(), TimeRemainingColumn())
-        hidden = silent or not self.console.is_terminal
-        self.bar = Progress(*columns, console=self.console, transient=True, disable=hidden)
+        self.bar = bar(self.console, _Rate(), hidden=silent or not self.console.is_terminal)
 
     def __enter__(self) -> "Monitor":
         self.bar.start()
@@ -54,4 +52,4 @@ class Monitor:
         if self.name and not self.silent and not self.console.is_terminal:
             seconds = time.perf_counter() - self.since
             rate = f"{self.fresh} samples in {seconds:.1f} s" if self.fresh else "complete in the log"
-            print(f"vtc eval: {self.name}: {rate}", file=sys.stderr, flush=True)
+            say(f"vtc eval: {self.name}: {rate}", error=True)

@@ -1,9 +1,7 @@
 """Results as JSON: one file per run, and one of all runs of the folder with their comparison to the unpruned model."""
 
+import contextlib
 import functools
-import json
-import math
-import os
 import platform
 import statistics
 import subprocess
@@ -15,15 +13,20 @@ from importlib.metadata import version as installed
 from pathlib import Path
 
 import vtc
+from vtc.errors import ConfigError
+from vtc.eval import saved
 from vtc.eval.compare import BASELINE, MEANINGS, compare_runs, fingerprint, scored
 from vtc.eval.counts import COSTS
 from vtc.eval.downsample import MODES
 from vtc.eval.figures import PER_CATEGORY
+from vtc.eval.saved import RUN, RUN_SCHEMA
 from vtc.eval.statistics import REPLICATES, average, bootstrap
 from vtc.eval.timing import DEFINITIONS, PARTS
+from vtc.files import read_json, write_json
+from vtc.shapes import record
+from vtc.terminal import say
 
-SCHEMA = "vtc.eval.run/3"
-SUMMARY_SCHEMA = "vtc.eval.results/3"
+SCHEMA, SUMMARY_SCHEMA = RUN_SCHEMA, saved.SUMMARY_SCHEMA
 TOKENS = {
     "visual_before": "visual tokens of a sample's images without pruning",
     "visual_after": "those that the last decoder layer sees at prefill",
@@ -73,7 +76,9 @@ def write_run(output: Path, model: dict, job, notes: list[str] | None) -> None:
     if job.run.kind == "downsample":
         mode = "grid" if any(row["visual_before"] != row["visual_after"] for row in rows) else "blur"
         method["downsample"] = {"mode": mode, "meaning": MODES[mode]}
-    before = _read(path)
+    before = {}
+    with contextlib.suppress(ConfigError):  # none yet, or damaged: it can always be made again from the logs
+        before = read_json(path, RUN, "")
     if any(before.get(k) != v for k, v in (("schema", SCHEMA), ("model", model), ("method", method))):
         before = {}
     now = {
@@ -96,7 +101,7 @@ def write_run(output: Path, model: dict, job, notes: list[str] | None) -> None:
         "seconds_are": DEFINITIONS,
         "tasks": {**before.get("tasks", {}), job.task.name: _task_result(job, rows)},
     }
-    _write(path, run)
+    write_json(path, run)
 
 
 def _strategy_seed(method: dict) -> int | None:
@@ -174,10 +179,9 @@ def write_summary(output: Path, model: dict, jobs: list) -> dict:
 
     `comparison`, per task: the runs on the same model and the same samples as the present ones, each beside `none`, see
     `vtc.eval.compare.MEANINGS`. `average`: over tasks, of each run that is in a comparison. model, jobs: as for
-    `write_run`.
+    `write_run`. Files of other versions and damaged ones are left out.
     """
-    runs = [_read(file) for file in sorted((output / "runs").glob("*.json"))]
-    runs = [run for run in runs if run.get("schema") == SCHEMA]
+    runs = [run for file in sorted((output / "runs").glob("*.json")) if (run := _read(file)) is not None]
     order = {name: i for i, name in enumerate(dict.fromkeys(job.run.name for job in jobs))}
     runs.sort(key=lambda run: (order.get(run["name"], len(order)), run["name"]))
     comparison = {}
@@ -198,31 +202,20 @@ def write_summary(output: Path, model: dict, jobs: list) -> dict:
         "comparison": comparison,
         "average": {name: average(entries) for name, entries in compared.items()},
     }
-    _write(output / "results.json", summary)
+    write_json(output / "results.json", summary)
     return summary
 
 
-def _read(path: Path) -> dict:
-    """A JSON file; empty if there is none or it is damaged, since results can always be made again from the logs."""
+def _read(path: Path) -> dict | None:
+    """A run's file; None if it has another schema, or is damaged, which is said: it can be made again from its logs."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, json.JSONDecodeError):
-        return {}
+        found = read_json(path, _run, "it is left out; possible: `vtc eval score`, which makes it anew from its logs")
+    except ConfigError as error:
+        say(f"vtc eval: {error}", error=True)
+        return None
+    return found if found.get("schema") == SCHEMA else None
 
 
-def _write(path: Path, data: dict) -> None:
-    """Puts the whole file in place at once; what is not a number is null."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_suffix(".part")
-    text = json.dumps(finite(data), indent=2, ensure_ascii=False, allow_nan=False)
-    part.write_text(text + "\n", encoding="utf-8")
-    os.replace(part, path)
-
-
-def finite(data: object) -> object:
-    """The data with None for numbers that JSON does not have."""
-    if isinstance(data, Mapping):
-        return {key: finite(value) for key, value in data.items()}
-    if isinstance(data, list | tuple):
-        return [finite(value) for value in data]
-    return None if isinstance(data, float) and not math.isfinite(data) else data
+def _run(value: object, where: str) -> dict:
+    """The shape of a run's file, whatever it is if it has another schema."""
+    return RUN(value, where) if record({})(value, where).get("schema") == SCHEMA else value

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from rich.console import Console
 
 import vtc
 from vtc.errors import ConfigError, VtcError
@@ -26,6 +25,7 @@ from vtc.eval.settings import Settings
 from vtc.eval.tables import print_summary
 from vtc.eval.tasks import TASKS, Task
 from vtc.kernels import backend
+from vtc.terminal import Terminal
 
 DEMO_BATCH = 16  # the demo model answers batches exactly as it answers one by one, several times faster
 
@@ -90,7 +90,7 @@ class Job:
 
 
 def evaluate(
-    settings: Settings, console: Console | None = None, loaded: Loaded | None = None, quiet: bool = False,
+    settings: Settings, console: Terminal | None = None, loaded: Loaded | None = None, quiet: bool = False,
     processes: Processes | None = None,
 ) -> int:  # fmt: skip
     """Runs the grid, writes results to `settings.output`, prints the table; returns the number of failed samples.
@@ -134,7 +134,7 @@ def evaluate(
         processes.meet()
         if processes.first:
             try:
-                failed = _conclude(jobs, notes, loaded, output, cards, None if quiet else console or Console())
+                failed = _conclude(jobs, notes, loaded, output, cards, None if quiet else console or Terminal())
             except VtcError as error:
                 failed = error  # which all processes are told, so that none waits for the others
         failed = processes.share(failed)
@@ -144,7 +144,7 @@ def evaluate(
 
 
 def _conclude(
-    jobs: Sequence[Job], notes: list, loaded: Loaded, output: Path, cards: list, console: Console | None
+    jobs: Sequence[Job], notes: list, loaded: Loaded, output: Path, cards: list, console: Terminal | None
 ) -> int:
     """Results, and with a console pictures and tables, from the logs of all processes."""
     for job, said in zip(jobs, notes):

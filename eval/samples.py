@@ -5,6 +5,7 @@ second, ...; at the end the first takes over what the others wrote. Times, which
 `times/NAME.jsonl`, so that equal runs give equal lines.
 """
 
+import contextlib
 import fcntl
 import hashlib
 import json
@@ -12,8 +13,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from vtc.errors import ConfigError
+from vtc.eval import saved
+from vtc.files import finite, parsed, refused
+from vtc.shapes import Shape, record
 
-SCHEMA = "vtc.eval.samples/3"
+SCHEMA = saved.LOG_SCHEMA
 ANEW = "possible: another --output, --overwrite"
 
 
@@ -22,23 +26,39 @@ def run_key(identity: dict) -> str:
     return hashlib.sha256(json.dumps(identity, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
-def parse(path: Path, text: str) -> Iterator[dict]:
-    """The objects of the lines that were written to their end; raises ConfigError for one that is damaged."""
-    for number, line in enumerate(text.split("\n")[:-1], 1):  # not splitlines: texts may hold U+2028 and its kin
-        try:
-            yield json.loads(line)
-        except json.JSONDecodeError:
-            raise ConfigError(f"line {number} of {str(path)!r} is damaged; possible: --overwrite") from None
+def parse(path: Path, data: bytes, shape: Shape = saved.row) -> Iterator[dict]:
+    """The objects of the lines that were written to their end; raises ConfigError for one that is damaged.
+
+    shape: of all lines but a first one that has a schema.
+    """
+    for number, line in enumerate(data.split(b"\n")[:-1], 1):  # not splitlines: texts may hold U+2028 and its kin
+        where = f"line {number} of {str(path)!r}"
+        found = parsed(line, where, shape if number > 1 else record({}), "possible: --overwrite")
+        if number == 1:
+            if found.get("schema", SCHEMA) != SCHEMA:
+                raise ConfigError(f"{str(path)!r} is no sample log of this version; {ANEW}")
+            found = parsed(line, where, saved.HEADER if "schema" in found else shape, "possible: --overwrite")
+        yield found
 
 
-def read_log(path: Path) -> tuple[dict | None, dict[str, dict]]:
+def read_log(path: Path, shape: Shape = saved.row) -> tuple[dict | None, dict[str, dict]]:
     """The header of a log (None: there is none) and its rows by `id`, the last of each sample.
 
-    A file that is not there has none; a last line that was cut off is left out. Raises ConfigError for damage before.
+    shape: of a row. A file that is not there has none; a last line that was cut off is left out. Raises ConfigError for
+    damage before, and for a file that cannot be read.
     """
-    lines = list(parse(path, path.read_text(encoding="utf-8"))) if path.is_file() else []
+    try:
+        data = path.read_bytes() if path.is_file() else b""
+    except OSError as error:
+        raise ConfigError(f"{str(path)!r} cannot be read: {error.strerror or error}") from None
+    lines = list(parse(path, data, shape))
     header = lines.pop(0) if lines and "schema" in lines[0] else None
     return header, {row["id"]: row for row in lines}
+
+
+def read_times(path: Path) -> dict[str, dict]:
+    """Per sample `seconds` and `batch`, where known."""
+    return read_log(path, saved.TIMES)[1]
 
 
 class Lines:
@@ -46,31 +66,43 @@ class Lines:
 
     def __init__(self, path: Path):
         self.path = path
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self._file = path.open("a+", encoding="utf-8")
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._file = open(path, "a+b", buffering=0)  # noqa: SIM115 - a line is there or it is not
+        except OSError as error:
+            raise refused(path, error) from None
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        except OSError as error:
             self._file.close()
+            if not isinstance(error, BlockingIOError):
+                raise refused(path, error) from None
             raise ConfigError(f"{str(path)!r} is in use by another process; possible: another --output") from None
 
-    def read(self) -> list[dict]:
+    def read(self, shape: Shape = saved.row) -> list[dict]:
         """What was written to its end."""
         self._file.seek(0)
-        text = self._file.read()
-        whole = text[: text.rfind("\n") + 1]
-        if whole != text:
-            self._file.truncate(len(whole.encode()))
-        return list(parse(self.path, whole))
+        data = self._file.read()
+        whole = data[: data.rfind(b"\n") + 1]
+        if whole != data:
+            self._file.truncate(len(whole))
+        return list(parse(self.path, whole, shape))
 
     def clear(self) -> None:
         """Empties the file."""
         self._file.truncate(0)
 
     def write(self, row: dict) -> None:
-        """Appends a line and hands it to the operating system."""
-        self._file.write(json.dumps(row, ensure_ascii=False) + "\n")
-        self._file.flush()
+        """Appends a line and hands it to the operating system, all of it or, with ConfigError, nothing."""
+        text = json.dumps(finite(row), ensure_ascii=False, allow_nan=False) + "\n"
+        data, end = text.encode("utf-8", "backslashreplace"), self._file.seek(0, 2)
+        try:
+            while data:
+                data = data[self._file.write(data) :]
+        except OSError as error:
+            with contextlib.suppress(OSError):
+                self._file.truncate(end)
+            raise refused(self.path, error) from None
 
     def close(self) -> None:
         """Releases the file."""
@@ -119,7 +151,7 @@ class SampleLog:
             for path in self._others(beyond=True):
                 path.unlink()
         else:
-            self._times.read()
+            self._times.read(saved.TIMES)
             for path in self._others():
                 self._take(path)
         for row in lines[1:]:
@@ -145,7 +177,7 @@ class SampleLog:
         return rows
 
     def _check(self, path: Path, header: dict) -> None:
-        if header.get("schema") != SCHEMA:
+        if "schema" not in header:
             raise ConfigError(f"{str(path)!r} is no sample log of this version; {ANEW}")
         if header["key"] != self.key:
             what = "; ".join(_differences(header["identity"], self.identity)) or "its key"
@@ -170,7 +202,7 @@ class SampleLog:
         """Takes over the files of the other processes, which must have closed them, and removes them."""
         for path in self._others():
             times_path = self.output / "times" / path.name
-            times = read_log(times_path)[1]
+            times = read_times(times_path)
             own = read_log(self.path)[1]
             for ident, row in self._take(path).items():
                 if ident not in own or (own[ident]["error"] is not None and row["error"] is None):
@@ -180,12 +212,14 @@ class SampleLog:
 
     def times(self) -> dict[str, dict]:
         """Per sample `seconds` and `batch`, where known."""
-        return read_log(self._path("times", 0))[1]
+        return read_times(self._path("times", 0))
 
     def close(self) -> None:
         """Releases the files."""
-        self._samples.close()
-        self._times.close()
+        try:
+            self._samples.close()
+        finally:
+            self._times.close()
 
 
 def _literal(name: str) -> str:

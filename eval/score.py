@@ -7,7 +7,6 @@ from functools import cached_property
 from pathlib import Path
 
 from rich import box
-from rich.console import Console
 from rich.table import Table
 
 from vtc.errors import ConfigError
@@ -15,11 +14,15 @@ from vtc.eval import results
 from vtc.eval.data import FOLDER, ROW, Docs, read_json
 from vtc.eval.papers import against, load_card
 from vtc.eval.plot import draw
-from vtc.eval.samples import read_log, run_key
+from vtc.eval.samples import ANEW, read_log, read_times, run_key
+from vtc.eval.saved import IDENTITY, RUN
 from vtc.eval.settings import Settings, parse_places, split_list
 from vtc.eval.statistics import bootstrap
 from vtc.eval.tables import print_summary, scaled, unit
 from vtc.eval.tasks import TASKS, Task
+from vtc.files import checked, finite
+from vtc.files import read_json as read_file
+from vtc.terminal import Terminal, say
 
 TEXTS = ("text", "pred", "prediction", "response", "answer_text")  # columns that may hold an answer
 ANSWER_FILES = (".jsonl", ".jsonl.gz", ".json")
@@ -59,7 +62,7 @@ class SavedJob:
     @cached_property
     def times(self) -> dict[str, dict]:
         """Per sample `seconds` and `batch`, where known."""
-        return read_log(self.path.parent.parent / "times" / self.path.name)[1]
+        return read_times(self.path.parent.parent / "times" / self.path.name)
 
 
 def score_folder(folder: Path, tasks: str | None, dialect: str | None, cards: str | None, as_json: bool) -> None:
@@ -75,7 +78,8 @@ def score_folder(folder: Path, tasks: str | None, dialect: str | None, cards: st
         header, rows = read_log(path)
         if header is None or not rows:
             continue
-        name, ran = (header["identity"]["task"][key] for key in ("name", "dialect"))
+        identity = checked(header["identity"], f"line 1 of {str(path)!r}", IDENTITY, ANEW)
+        name, ran = (identity["task"][key] for key in ("name", "dialect"))
         if not path.name.endswith(f".{name}.jsonl") or (wanted and name not in wanted):
             continue
         other = other or dialect not in (None, ran)
@@ -84,7 +88,7 @@ def score_folder(folder: Path, tasks: str | None, dialect: str | None, cards: st
         raise ConfigError(f"{str(folder)!r} has no sample log to score; possible: the --output of a `vtc eval`")
     output = folder / f"scored-{dialect}" if other else folder
     models = {json.dumps(model := _model(folder, job), sort_keys=True): model for job in jobs}
-    console = Console(stderr=as_json)
+    console = Terminal(stderr=as_json)
     for model in models.values():
         mine = [job for job in jobs if _model(folder, job) == model]
         for job in mine:
@@ -95,15 +99,15 @@ def score_folder(folder: Path, tasks: str | None, dialect: str | None, cards: st
         for card in loaded_cards:
             against(card, summary, console, output)
     if as_json:
-        print(json.dumps(summary, indent=2, ensure_ascii=False))
+        say(json.dumps(summary, indent=2, ensure_ascii=False))
 
 
 def _model(folder: Path, job: SavedJob) -> dict:
     """The model's record in the run's results; where the run was killed before it had any, what its log says."""
     path = folder / "runs" / f"{job.run.name}.json"
     try:
-        return json.loads(path.read_text(encoding="utf-8"))["model"]
-    except (OSError, KeyError, json.JSONDecodeError):
+        return read_file(path, RUN, "")["model"]
+    except ConfigError:
         return {"id": None, "type": None, "family": None, **job.identity["model"]}
 
 
@@ -134,13 +138,13 @@ def score_answers(place: Path, tasks: str | None, dialect: str | None, dataset_p
     figures = bootstrap(task, rows)
     unread = sum("parsed" in row["score"] and row["score"]["parsed"] is None for row in rows)
     if as_json:
-        figures = results.finite(figures)
+        figures = finite(figures)
         shown = {"task": task.name, "version": task.version, "dialect": task.dialect, "n": len(rows)}
-        print(json.dumps({**shown, "n_unparsed": unread, "primary": task.primary, "figures": figures}, indent=2))
+        say(json.dumps({**shown, "n_unparsed": unread, "primary": task.primary, "figures": figures}, indent=2))
         return
-    console, not_understood = Console(), f", {unread} of them not understood" if unread else ""
+    console, not_understood = Terminal(), f", {unread} of them not understood" if unread else ""
     title = f"task {task.name}, dialect {task.dialect}, {len(rows)} answers{not_understood}"
-    console.print(title, soft_wrap=True, highlight=False)
+    console.say(title)
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for column, justify in (("figure", "left"), (unit(task.scale), "right"), ("+- error", "right")):
         table.add_column(column, justify=justify, no_wrap=True)

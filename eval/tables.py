@@ -3,10 +3,10 @@
 from pathlib import Path
 
 from rich import box
-from rich.console import Console
-from rich.markup import escape
 from rich.measure import Measurement
 from rich.table import Table
+
+from vtc.terminal import Terminal
 
 PIPE_WIDTH = 160  # columns when the output is no terminal
 MOST_CATEGORIES = 8  # columns of kinds of question; with more of them there are none
@@ -17,10 +17,9 @@ SHORT = {"vision": "vision", "selection": "select", "prefill": "prefill", "decod
 AVERAGE = "avg\n% of none"
 
 
-def print_summary(summary: dict, output: Path, picture: Path, console: Console) -> None:
+def print_summary(summary: dict, output: Path, picture: Path, console: Terminal) -> None:
     """A table per task of the present runs and what failed, one over all tasks, remarks, and where the files are."""
-    if not console.is_terminal:
-        console = Console(file=console.file, width=PIPE_WIDTH, force_terminal=False)
+    console = console.wide(PIPE_WIDTH)
     runs = {run["name"]: run for run in summary["runs"]}
     present = [runs[name] for name in summary["present"]]
     for task, comparison in summary["comparison"].items():
@@ -30,13 +29,13 @@ def print_summary(summary: dict, output: Path, picture: Path, console: Console) 
             result = run["tasks"][task]
             if result["n_errors"]:
                 what = f"{result['n_errors']} samples FAILED, the first with {result['first_error']}"
-                console.print(f"{run['name']}: {what}", soft_wrap=True, highlight=False, markup=False)
+                console.say(f"{run['name']}: {what}")
     if len(summary["comparison"]) > 1:
         for table in _over_tasks(console, list(summary["comparison"]), present, summary["average"]):
             console.print(table)
     _print_remarks(console, present)
-    console.print(f"plot     {picture}", soft_wrap=True, highlight=False)
-    console.print(f"results  {output}", soft_wrap=True, highlight=False)
+    console.say(f"plot     {picture}")
+    console.say(f"results  {output}")
 
 
 def scaled(value: float | None, scale: float) -> str:
@@ -49,11 +48,11 @@ def unit(scale: float) -> str:
     return {100: "%", 1: "points"}.get(scale, f"of {scale:g}")
 
 
-def _fits(console: Console, table: Table) -> bool:
+def _fits(console: Terminal, table: Table) -> bool:
     return Measurement.get(console, console.options.update(max_width=10_000), table).maximum <= console.width
 
 
-def _fitting(console: Console, task: str, runs: list[dict], comparison: dict) -> Table:
+def _fitting(console: Terminal, task: str, runs: list[dict], comparison: dict) -> Table:
     """The table with as many of the columns as the width allows.
 
     First the parts of the time go, then the agreement with `none` or, if that is not enough, the kinds of question.
@@ -82,7 +81,7 @@ def _fitting(console: Console, task: str, runs: list[dict], comparison: dict) ->
 
 def _new_table(title: str, ascii_only: bool) -> Table:
     style = box.ASCII if ascii_only else box.SIMPLE_HEAD
-    return Table(box=style, title=escape(title), title_justify="left", pad_edge=False)
+    return Table(box=style, title=title, title_justify="left", pad_edge=False)
 
 
 def _table(task: str, run: dict, rows: list[dict], left_out: list[str], ascii_only: bool) -> Table:
@@ -93,9 +92,9 @@ def _table(task: str, run: dict, rows: list[dict], left_out: list[str], ascii_on
     table = _new_table(title, ascii_only)
     shown = [name for name in rows[0] if name not in left_out]
     for name in shown:
-        table.add_column(escape(name), justify="left" if name == NAME else "right", no_wrap=True)
+        table.add_column(name, justify="left" if name == NAME else "right", no_wrap=True)
     for row in rows:
-        table.add_row(*(escape(row.get(name, "-")) for name in shown))
+        table.add_row(*(row.get(name, "-") for name in shown))
     return table
 
 
@@ -152,7 +151,7 @@ def _percent(value: float | None) -> str:
     return scaled(value, 100)
 
 
-def _over_tasks(console: Console, tasks: list[str], runs: list[dict], averages: dict) -> list[Table]:
+def _over_tasks(console: Terminal, tasks: list[str], runs: list[dict], averages: dict) -> list[Table]:
     """Scores of all tasks and the papers' average; in several tables where one would be too wide."""
     ascii_only = console.options.ascii_only
     for size in range(len(tasks), 0, -1):
@@ -173,14 +172,14 @@ def _scores(shown: list[str], tasks: list[str], runs: list[dict], averages: dict
         table.add_column(name, justify="left" if name == NAME else "right", no_wrap=True)
     for task, result in results.items():
         head = "\n".join((task, result["split"], result["primary"], unit(result["scale"])))
-        table.add_column(escape(head), justify="right", no_wrap=True)
+        table.add_column(head, justify="right", no_wrap=True)
     last = shown[-1] == tasks[-1]
     if last:
         table.add_column(AVERAGE, justify="right", no_wrap=True)
     for run in runs:
         cells = [_score(run["tasks"].get(task)) for task in shown]
         average = [_average(averages.get(run["name"]), len(tasks), ascii_only)] if last else []
-        table.add_row(*(escape(cell) for cell in (*_name(run).values(), *cells, *average)))
+        table.add_row(*_name(run).values(), *cells, *average)
     return table
 
 
@@ -198,8 +197,8 @@ def _average(entry: dict | None, tasks: int, ascii_only: bool) -> str:
     return _with_error(entry, 100, ascii_only) + some
 
 
-def _print_remarks(console: Console, runs: list[dict]) -> None:
+def _print_remarks(console: Terminal, runs: list[dict]) -> None:
     """What was done to pictures, and the patches' notes, each once."""
     remarks = [f"downsample: {run['method']['downsample']['meaning']}" for run in runs if "downsample" in run["method"]]
     for remark in dict.fromkeys([*remarks, *(f"note: {note}" for run in runs for note in run["notes"])]):
-        console.print(remark, soft_wrap=True, highlight=False, markup=False)
+        console.say(remark)

@@ -110,11 +110,12 @@ def test_resume(capsys, done, folder):
     assert len(read(out)["rows"]) == 7
 
 
-def test_a_strategy_that_changed_is_measured_again(tmp_path):
+def test_a_strategy_that_changed_is_measured_again(tmp_path, done):
     """A row counts as done only for the same resolved strategy."""
     results = Results(tmp_path, {"a": 1}, {"b": 2})
     case = Case("x.yaml", "0.25", 1, 64, 576)
     row = {"strategy": "x.yaml", "keep": "0.25", "batch": 1, "prompt": 64, "asked": 576, "resolved": {"alpha": 0.1}}
+    row = {**done[1]["rows"][0], **row}
     results.add(row)
     again = Results(tmp_path, {"a": 1}, {"b": 2})
     assert again.has(case, {"alpha": 0.1})

@@ -4,7 +4,6 @@ import io
 import json
 
 import pytest
-from rich.console import Console
 
 import vtc
 import vtc.demo
@@ -16,6 +15,7 @@ from vtc.eval.plan import plan
 from vtc.eval.runner import evaluate
 from vtc.eval.tables import _selection
 from vtc.eval.tasks.demo import Demo
+from vtc.terminal import Terminal
 
 LIMIT, TOKENS = 9, 196
 # Decoder layers 0 to 7 of the bundled model; published schedules, roundings as published.
@@ -33,7 +33,7 @@ def inside(tmp_path_factory):
     output = tmp_path_factory.mktemp("inside")
     printed = io.StringIO()
     strategies = ("none", "transprune", "hiprune+fastv", "hiprune")
-    assert evaluate(settings(output, strategies=strategies, keeps=(None,)), Console(file=printed)) == 0
+    assert evaluate(settings(output, strategies=strategies, keeps=(None,)), Terminal(file=printed)) == 0
     return output, printed.getvalue()
 
 

@@ -8,6 +8,7 @@ import torch
 from tests.test_eval import log, settings
 from vtc.cli import main
 from vtc.errors import ConfigError
+from vtc.eval.counts import nothing
 from vtc.eval.models import Loaded
 from vtc.eval.runner import evaluate
 from vtc.eval.samples import SampleLog, read_log
@@ -61,23 +62,29 @@ def test_failed_sample(tmp_path, monkeypatch, capsys, method):
     assert stopped.value.code == 0
 
 
+def row(ident: str, error: str | None = None, **known) -> dict:
+    """A row of a log that says nothing but whether there is an answer."""
+    named = {"id": ident, "group": ident, "category": "x", "reference": None, "text": "", "error": error}
+    return {**named, **nothing(), "text_in": None, "tokens_out": None, **known}
+
+
 def test_log(tmp_path):
     """Rows come back; a second writer, a foreign file and damage in the middle are refused."""
     path, given = tmp_path / "samples" / "x.jsonl", (tmp_path, "x", {"method": {"keep": 0.5}})
     one = SampleLog(*given)
-    one.append({"id": "a", "error": None, "text": "lines \u2028 of \u0085 other \x1c kinds"}, {"batch": 1})
-    one.append({"id": "b", "error": "RuntimeError: x"})
+    one.append(row("a", text="lines \u2028 of \u0085 other \x1c kinds"), {"batch": 1, "seconds": {}})
+    one.append(row("b", "RuntimeError: x"))
     with pytest.raises(ConfigError, match="in use by another process"):
         SampleLog(*given)
     one.close()
     two = SampleLog(*given)
     assert two.done("a")
     assert not two.done("b")
-    two.append({"id": "b", "error": None})
+    two.append(row("b"))
     assert two.done("b")
-    two.append({"id": "b", "error": "too late"})
+    two.append(row("b", "too late"))
     assert two.done("b")
-    assert two.times() == {"a": {"id": "a", "batch": 1}}
+    assert two.times() == {"a": {"id": "a", "batch": 1, "seconds": {}}}
     two.close()
     with pytest.raises(ConfigError, match=r"method.keep=0.5 \(now 0.25\)"):
         SampleLog(tmp_path, "x", {"method": {"keep": 0.25}})
@@ -88,7 +95,7 @@ def test_log(tmp_path):
     with pytest.raises(ConfigError, match="line 2 of .* is damaged"):
         SampleLog(*given)
     path.write_text('{"some": "json"}\n')
-    with pytest.raises(ConfigError, match="is no sample log"):
+    with pytest.raises(ConfigError, match="line 1 of .* is damaged: id is missing"):
         SampleLog(*given)
 
 
@@ -102,15 +109,15 @@ def test_log_of_several_processes(tmp_path):
 
     logs = [opened(rank) for rank in range(3)]
     for rank, one in enumerate(logs):
-        one.append({"id": f"r{rank}", "error": None, "text": str(rank)}, {"batch": rank})
-    logs[2].append({"id": "bad", "error": "ValueError: x"})
+        one.append(row(f"r{rank}", text=str(rank)), {"batch": rank + 1, "seconds": {}})
+    logs[2].append(row("bad", "ValueError: x"))
     for one in logs:
         one.close()
     SampleLog(tmp_path, "a", identity).close()  # a name that another's begins with
     (tmp_path / "samples" / "a.b.rank1.jsonl").open("a").write('{"id": "cut')
     two = opened(rank=1, world=2)
     assert set(two.rows) == {"r0", "r1", "r2", "bad"}
-    two.append({"id": "bad", "error": None})
+    two.append(row("bad"))
     two.close()
     with pytest.raises(ConfigError, match=r"method=1 \(now 2\)"):
         opened(method=2)
@@ -123,7 +130,7 @@ def test_log_of_several_processes(tmp_path):
     assert (header["identity"], set(rows)) == (identity, {"r0", "r1", "r2", "bad"})
     assert not any(row["error"] for row in rows.values())
     again = opened(world=1)
-    assert {name: row["batch"] for name, row in again.times().items()} == {"r0": 0, "r1": 1, "r2": 2}
+    assert {name: row["batch"] for name, row in again.times().items()} == {"r0": 1, "r1": 2, "r2": 3}
     again.close()
 
 
@@ -131,7 +138,7 @@ def test_overwrite_of_several_processes(tmp_path):
     """Files of processes that no longer take part go too."""
     for rank in range(3):
         one = SampleLog(tmp_path, "x", {}, rank=rank, world=3)
-        one.append({"id": str(rank), "error": None}, {})
+        one.append(row(str(rank)), {"batch": 1, "seconds": {}})
         one.close()
     for rank in (0, 1):
         one = SampleLog(tmp_path, "x", {"new": 1}, True, rank, 2)

@@ -6,13 +6,13 @@ import math
 
 import pytest
 from PIL import Image
-from rich.console import Console
 
 from tests.helpers_results import MODEL, Points, Thousand, Toy, job, save, strict
 from vtc.eval.compare import NO_DOWNSAMPLE
 from vtc.eval.plot import draw
 from vtc.eval.results import write_run, write_summary
 from vtc.eval.tables import print_summary
+from vtc.terminal import Terminal
 
 FULL = "yyyyyyyynn"  # what the full model answers; y is right
 JOBS = {
@@ -38,7 +38,7 @@ def printed(summary: dict, width: int | None = None, **options) -> str:
     """The tables; width: of a terminal, None for a pipe."""
     file = io.StringIO()
     terminal = {} if width is None else {"width": width, "force_terminal": True, "color_system": None}
-    print_summary(summary, "out", "plot.png", Console(file=file, **terminal, **options))
+    print_summary(summary, "out", "plot.png", Terminal(file=file, **terminal, **options))
     return file.getvalue()
 
 
@@ -290,7 +290,7 @@ def test_plot_in_rows(tmp_path):
         run["tasks"] = {f"{name}{i}": run["tasks"][name] for i in range(2) for name in ("toy", "points")}
     drawn, save_figure = [], Figure.savefig
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Figure, "savefig", lambda self, *a: (drawn.append(self), save_figure(self, *a)))
+        patch.setattr(Figure, "savefig", lambda self, *a, **b: (drawn.append(self), save_figure(self, *a, **b)))
         draw(summary, tmp_path / "plot.png")
     panels = drawn[0].axes
     assert [axes.axison for axes in panels] == [True] * 4 + [False] * 2

@@ -63,7 +63,8 @@ PARTS = {
         r"eval/.*",
         may=(
             "=vtc", "vtc.eval", "vtc.demo", "vtc.errors", "vtc.registry", "vtc.patching", "vtc.engine.clock",
-            "vtc.kernels.backend", "vtc.plain_yaml",
+            "vtc.kernels.backend", "vtc.drawing", "vtc.escape", "vtc.files", "vtc.plain_yaml", "vtc.shapes",
+            "vtc.terminal",
         ),
     ),  # fmt: skip
 }

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from tests.helpers_mutations import VALUES, WHOLE, mutated, shipped
+from tests.helpers_mutated_yaml import VALUES, WHOLE, mutated, shipped
 from tests.test_cli import run
 from vtc import cli
 from vtc.config import resolve

@@ -4,7 +4,6 @@ import io
 import json
 
 import pytest
-from rich.console import Console
 
 import vtc
 from vtc.cli import main
@@ -12,6 +11,7 @@ from vtc.errors import ConfigError
 from vtc.eval.papers import against, commands, load_card, show
 from vtc.eval.papers.compare import SIZES, is_row
 from vtc.eval.tasks import TASKS
+from vtc.terminal import Terminal
 
 CARDS = {name: load_card(name) for name in ("hiprune", "transprune", "vtc_cls", "cdpruner")}
 
@@ -155,7 +155,7 @@ def test_checkpoints():
 def printed(card, given, output=None) -> str:
     """What `against` prints, on one wide line per line."""
     stream = io.StringIO()
-    against(card, given, Console(file=stream, width=200), output)
+    against(card, given, Terminal(file=stream, width=200), output)
     return stream.getvalue()
 
 
@@ -199,13 +199,14 @@ def test_nothing_to_compare_prints_commands():
 
 def test_show(tmp_path, capsys):
     """Without results command lines, with a folder what is in it; a folder without results is refused."""
-    console = Console(file=io.StringIO(), width=400)
+    console = Terminal(file=io.StringIO(), width=400)
     show(["hiprune"], None, console)
     assert "vtc eval --model llava-hf/llava-1.5-7b-hf" in console.file.getvalue()
     assert not list(tmp_path.iterdir())
-    with pytest.raises(ConfigError, match="has no results"):
+    with pytest.raises(ConfigError, match="results.json' does not exist"):
         show(["hiprune"], tmp_path, console)
-    (tmp_path / "results.json").write_text(json.dumps({"runs": [], "present": [], "comparison": {}}))
+    empty = {"schema": "vtc.eval.results/3", "runs": [], "present": [], "comparison": {}}
+    (tmp_path / "results.json").write_text(json.dumps(empty))
     show(["hiprune"], tmp_path, console)
     assert (tmp_path / "against_hiprune.json").is_file()
     with pytest.raises(SystemExit) as stopped:

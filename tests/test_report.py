@@ -20,7 +20,7 @@ from vtc.eval.report.measured import FIRST
 from vtc.eval.report.read import read
 from vtc.eval.report.sections import split
 from vtc.eval.report.significance import MOST_REPLICATES, front, holm, replicates
-from vtc.eval.samples import read_log
+from vtc.eval.samples import read_log, read_times
 from vtc.eval.tables import scaled
 from vtc.eval.tasks import TASKS
 
@@ -108,7 +108,7 @@ def test_time_to_first_token(folder):
     """The median of vision + selection + prefill over the samples of the log of times."""
     grid = grid_of(folder)
     for measured in grid.cells.values():
-        rows = read_log(folder / "times" / f"{measured.entry.name}.demo.jsonl")[1].values()
+        rows = read_times(folder / "times" / f"{measured.entry.name}.demo.jsonl").values()
         sums = sorted(sum(row["seconds"][part] for part in FIRST) for row in rows)
         assert measured.first[0] == pytest.approx((sums[6] + sums[7]) / 2)
 
@@ -237,7 +237,7 @@ def test_without_logs(folder, results, tmp_path):
         ("results.json", "{", "cannot be read as JSON"),
         ("results.json", '{"schema": "vtc.eval.results/99", "runs": []}', "vtc.eval.results/99"),
         ("results.json", '{"schema": "vtc.eval.results/3", "runs": []}', "has no runs"),
-        ("results.json", '{"schema": "vtc.eval.results/3", "runs": [{"schema": "x"}]}', "schema 'x'"),
+        ("results.json", '{"schema": "vtc.eval.results/3", "runs": [{"schema": "x"}]}', "runs[0].schema='x'"),
         ("results.json", '{"schema": "vtc.eval.results/3", "runs": [{"schema": "vtc.eval.run/3"}]}', "damaged"),
         ("sweep.json", '{"schema": "vtc.sweep/2"}', "vtc.sweep/1"),
         ("sweep.json", '{"schema": "vtc.sweep/1"}', "damaged"),

@@ -4,7 +4,6 @@ import io
 import json
 
 import pytest
-from rich.console import Console
 
 import vtc
 from tests.helpers_sweep import GRID, SEARCH, assert_exactly_once, lasting, summary_of
@@ -15,6 +14,7 @@ from vtc.eval.sweep import work
 from vtc.eval.sweep.cells import Place
 from vtc.eval.sweep.engine import Asked, sweep
 from vtc.eval.sweep.study import public
+from vtc.terminal import Terminal
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +35,7 @@ def run(folder, text, name="dir", **asked) -> tuple[int, str, dict]:
     """Runs a sweep: number of failed cells, what is printed, sweep.json."""
     file, out = folder / "toy.yaml", io.StringIO()
     file.write_text(text)
-    failed = sweep(str(file), Asked(folder / name, **asked), Console(file=out))
+    failed = sweep(str(file), Asked(folder / name, **asked), Terminal(file=out))
     written = (folder / name / "sweep.json").is_file()
     return failed, out.getvalue(), summary_of(folder / name) if written else {}
 

@@ -102,7 +102,7 @@ def test_store_goes_on(tmp_path):
 def test_store_refuses_other_files(tmp_path):
     """A results.json of something else is not overwritten."""
     (tmp_path / FILE).write_text(json.dumps({"schema": "vtc.bench/1"}))
-    with pytest.raises(ConfigError, match="no result of vtc.vllm.measure; possible"):
+    with pytest.raises(ConfigError, match="is damaged: schema='vtc.bench/1'; possible: 'vtc.vllm.measure/1'"):
         Store(tmp_path, SETTINGS, {}, "measure")
 
 

@@ -3,7 +3,6 @@
 Every error that vtc raises on purpose becomes one line on stderr and exit code 2.
 """
 
-import errno
 import json
 import sys
 from pathlib import Path
@@ -20,7 +19,8 @@ from vtc.cli_report import report
 from vtc.cli_schedule import check_depths, table
 from vtc.cli_serve import CONTEXT, serve
 from vtc.cli_sweep import sweep
-from vtc.errors import one_line, reason, shown
+from vtc.errors import one_line, reason
+from vtc.terminal import say
 
 app = typer.Typer(
     add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None,
@@ -32,7 +32,7 @@ INTERRUPTED = 130
 
 def _version(wanted: bool) -> None:
     if wanted:
-        typer.echo(f"vtc {__version__}")
+        say(f"vtc {__version__}")
         raise typer.Exit()
 
 
@@ -51,7 +51,7 @@ def root(
       vtc eval --model demo --strategy none,hiprune --keep 0.5,0.25 --tasks demo --limit 100 --output results/first
     """
     if context.invoked_subcommand is None:
-        typer.echo(context.get_help())
+        say(context.get_help())
 
 
 @app.command("list")
@@ -65,13 +65,13 @@ def list_(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] =
     """
     strategies, families = _shipped_strategies(), family_names()
     if as_json:
-        typer.echo(json.dumps({"strategies": strategies, "families": families}, indent=2))
+        say(json.dumps({"strategies": strategies, "families": families}, indent=2))
         return
     width = max(len(s["name"]) for s in strategies)
-    typer.echo(f"{'strategy'.ljust(width)}  default budget   description")
+    say(f"{'strategy'.ljust(width)}  default budget   description")
     for s in strategies:
-        typer.echo(f"{s['name'].ljust(width)}  {s['budget'].ljust(15)}  {s['description']}")
-    typer.echo(f"\nmodel families: {', '.join(families)}")
+        say(f"{s['name'].ljust(width)}  {s['budget'].ljust(15)}  {s['description']}")
+    say(f"\nmodel families: {', '.join(families)}")
 
 
 def _shipped_strategies() -> list[dict]:
@@ -130,8 +130,8 @@ def show(
     given = overrides(settings) | ({} if keep is None else {"keep": keep})
     config = resolve(strategy, family and known_family(family), **given)
     for line in [] if layers is None else table(config, family, layers, tokens):
-        typer.echo(f"# {line}")
-    typer.echo(yaml.safe_dump(config.dump(), sort_keys=False, allow_unicode=True), nl=False)
+        say(f"# {line}")
+    say(yaml.safe_dump(config.dump(), sort_keys=False, allow_unicode=True).rstrip("\n"))
 
 
 @app.command()
@@ -164,9 +164,9 @@ def validate(
             check_depths(resolve(file, name))
         except VtcError as error:
             failed = True
-            typer.echo(f"{name}: error: {error}")
+            say(f"{name}: error: {error}")
         else:
-            typer.echo(f"{name}: ok")
+            say(f"{name}: ok")
     if failed:
         raise typer.Exit(1)
 
@@ -183,14 +183,10 @@ def main(arguments: list[str] | None = None) -> None:
     """Runs the command and exits: 0 done, 1 done with failures, 2 wrong input, 130 interrupted."""
     try:
         code = app(arguments, prog_name="vtc", standalone_mode=False)
-    except VtcError as error:
+    except (VtcError, OSError) as error:  # wrong input; no such file, no right to it, no room on the disk
         code = _fail(error)
     except (KeyboardInterrupt, typer.Abort):
         code = INTERRUPTED
-    except OSError as error:
-        if error.errno != errno.ENAMETOOLONG:  # of any path among the arguments
-            raise
-        code = _fail(f"{shown(error.filename)}: {error.strerror}; possible: a shorter path")
     except Exception as error:
         # typer brings its own copy of click in some versions, so its usage errors are known by their looks.
         if not hasattr(error, "format_message"):
@@ -198,12 +194,12 @@ def main(arguments: list[str] | None = None) -> None:
         what = reason(error.format_message()).rstrip(".")
         code = _fail(f"{what}; see `vtc --help` or `vtc COMMAND --help`")
     if code == INTERRUPTED:  # typer may have caught the interrupt itself
-        print("vtc: interrupted; the same command goes on from here", file=sys.stderr)
+        say("vtc: interrupted; the same command goes on from here", error=True)
     sys.exit(code if isinstance(code, int) else 0)
 
 
 def _fail(message: object) -> int:
-    print(f"vtc: error: {one_line(message)}", file=sys.stderr)
+    say(f"vtc: error: {one_line(message)}", error=True)
     return 2
 
 

@@ -7,6 +7,7 @@ import typer
 
 from vtc import ConfigError
 from vtc.cli_options import SETTING, overrides
+from vtc.terminal import Terminal, say
 
 bench = typer.Typer(rich_markup_mode=None)
 
@@ -72,8 +73,6 @@ def speed(
     """
     if context.invoked_subcommand is not None:
         return
-    from rich.console import Console
-
     from vtc.bench.progress import Bar
     from vtc.bench.show import lines, plot, table
     from vtc.bench.speed import SWEEP, Wanted, numbers, run, texts
@@ -86,11 +85,11 @@ def speed(
         seed, overrides(settings), overwrite,
     )  # fmt: skip
     results = run(wanted, Bar)
-    Console(width=150).print(table(results.rows))
+    Terminal(width=150).print(table(results.rows))
     for line in lines(results.rows):
-        typer.echo(line)
+        say(line)
     plot(results.rows, output)
-    typer.echo(f"results  {output}")
+    say(f"results  {output}")
 
 
 @bench.command()
@@ -104,14 +103,12 @@ def compare(
     Example:
       vtc bench compare results/hiprune results/fastv
     """
-    from rich.console import Console
-
     from vtc.bench.results import read
     from vtc.bench.show import compared
 
     shown = compared(read(first), read(second))
-    typer.echo(f"A  {first}\nB  {second}")
-    Console(width=150).print(shown)
+    say(f"A  {first}\nB  {second}")
+    Terminal(width=150).print(shown)
 
 
 @bench.command()
@@ -135,7 +132,6 @@ def selection(
       vtc bench selection --selectors coverage --device cuda --output results/h200
     """
     import torch
-    from rich.console import Console
 
     from vtc.bench.report import table, write
     from vtc.bench.results import environment
@@ -150,7 +146,7 @@ def selection(
     tokens, counts = numbers("--sizes", sizes), numbers("--picks", picks)
     where = environment(torch.device(device))
     record = {"schema": "vtc.bench.selection/1", "environment": where, "repeats": repeats, "seed": seed}
-    console, rows = Console(stderr=True), []
+    console, rows = Terminal(stderr=True), []
     with console.status("") as status:
         for name in names:
             for n in tokens:
@@ -160,8 +156,8 @@ def selection(
                     write(rows, output, record)
     if not rows:
         raise ConfigError(f"--picks {picks} are more than --sizes {sizes}; possible: at least one k <= N")
-    Console(width=150).print(table(rows))
-    typer.echo(f"results  {output}")
+    Terminal(width=150).print(table(rows))
+    say(f"results  {output}")
 
 
 def _check_device(device: str) -> None:

@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from vtc.cli_options import SETTING, overrides
+from vtc.terminal import Terminal
 
 evaluation = typer.Typer(rich_markup_mode=None)
 
@@ -114,12 +115,10 @@ def eval_(
     if context.invoked_subcommand is not None:
         return
     if against is not None and not (model or strategy or suite):
-        from rich.console import Console
-
         from vtc.eval.papers import show
         from vtc.eval.settings import split_list
 
-        return show(split_list("against", against), output, Console())
+        return show(split_list("against", against), output, Terminal())
     from vtc.eval.runner import evaluate
     from vtc.eval.settings import settings_from
 

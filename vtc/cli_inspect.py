@@ -7,6 +7,7 @@ import typer
 
 from vtc import ConfigError
 from vtc.cli_options import SETTING, overrides
+from vtc.terminal import say
 
 
 def inspect(
@@ -84,9 +85,9 @@ def inspect(
     for line in [_line("full model", record["full"]["answer"], record["tokens"])] + [
         _line(run["strategy"], run["answer"], run["average"]) for run in record["runs"]
     ]:
-        typer.echo(line)
+        say(line)
     for path in found:
-        typer.echo(str(path))
+        say(str(path))
 
 
 def _line(name: str, answer: str, tokens: float) -> str:

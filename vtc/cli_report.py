@@ -5,6 +5,8 @@ from typing import Annotated
 
 import typer
 
+from vtc.terminal import say
+
 
 def report(
     folders: Annotated[list[Path], typer.Argument(metavar="DIR...", help="Outputs of `vtc eval` or `vtc sweep`.")],
@@ -26,4 +28,4 @@ def report(
     from vtc.eval.report import report
 
     for path in report(folders, output):
-        typer.echo(f"{path.suffix[1:]:8} {path}")
+        say(f"{path.suffix[1:]:8} {path}")

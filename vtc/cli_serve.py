@@ -10,6 +10,7 @@ import typer
 from vtc import ConfigError, UnsupportedError
 from vtc.cli_options import SETTING, overrides
 from vtc.errors import loading, shown
+from vtc.terminal import say
 
 CONTEXT = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": ["--help"]}
 """-h is looked for among the words: as an option it would be seen in -dph, a short option of vLLM."""
@@ -92,7 +93,7 @@ def _prepared(model, words, strategy, keep, max_keep, knobs, check) -> list[str]
         _describe(model, given, ours, served)
     _vllm(given)
     if check:
-        typer.echo(f"options   {arguments.check(model, words, served)}")
+        say(f"options   {arguments.check(model, words, served)}")
     return words
 
 
@@ -129,7 +130,7 @@ def _describe(model: str, given: dict, ours: dict, served) -> None:
     for line in yaml.safe_dump(served.strategy.dump(), sort_keys=False, allow_unicode=True).splitlines():
         rows.insert(-len(images) - 2, ("", line))
     for name, text in rows:
-        typer.echo(f"{name.ljust(8)}  {text}")
+        say(f"{name.ljust(8)}  {text}")
 
 
 def _vllm(given: dict) -> None:

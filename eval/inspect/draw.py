@@ -14,6 +14,7 @@ from PIL import Image
 from vtc.eval.inspect.paint import enlarge, paint, swatch
 from vtc.eval.inspect.record import Outcome, columns, keys, outcomes
 from vtc.eval.inspect.style import budget, caption, column_title, used, verdict
+from vtc.files import replacing
 
 DPI = 100
 LONGER = 2.5  # inches of a picture's longer side
@@ -204,4 +205,5 @@ def save(figure: Figure, path: Path) -> None:
     """Writes a small PNG that depends on nothing but the figure."""
     figure.canvas.draw()
     pixels = np.asarray(figure.canvas.buffer_rgba())[..., :3]
-    Image.fromarray(pixels).save(path, optimize=True)
+    with replacing(path) as file:
+        Image.fromarray(pixels).save(file, "PNG", optimize=True)

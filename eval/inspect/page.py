@@ -3,11 +3,11 @@
 import base64
 import io
 from collections.abc import Iterable, Mapping
-from html import escape
 
 import numpy as np
 from PIL import Image
 
+from vtc.escape import html as escape
 from vtc.eval.inspect.record import DROPPED, GONE, KEPT, MERGED, Outcome, columns, keys, outcomes
 from vtc.eval.inspect.style import (
     ACCENT,
@@ -153,7 +153,7 @@ def _cell(record: Mapping, run: Mapping, outcome: Outcome | None, key: tuple) ->
         part = "" if view["name"] == "picture" else f" ({view['name']})"
         about = escape(f"{run['strategy']} {column_title(key)}{part}: {words}; what stays is bright and outlined")
         views.append(f'<div class="view">{_svg(record, view, outcome, about)}</div>')
-    stage = escape(str(outcome.step["stage"]))
+    stage = escape(outcome.step["stage"])
     return (
         f'<figure><figcaption><b>{title}</b>{stage}</figcaption><div class="views">{"".join(views)}</div>'
         f"<figcaption>{escape(words)}</figcaption></figure>"
@@ -237,8 +237,8 @@ def _table(record: Mapping, found: list[list[Outcome]]) -> str:
             numbers = outcome.step["before"], outcome.step["after"], outcome.merged, outcome.dropped
             cells = [run["strategy"], outcome.step["stage"], column_title(key)]
             rows.append(
-                "<tr>" + "".join(f"<td>{escape(str(cell))}</td>" for cell in cells)
-                + "".join(f'<td class="n">{number}</td>' for number in numbers)
+                "<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in cells)
+                + "".join(f'<td class="n">{escape(number)}</td>' for number in numbers)
                 + f"<td>{_quoted(run['answer'])}</td></tr>"
             )  # fmt: skip
     top = "".join(f"<th>{head}</th>" for head in heads)
@@ -247,7 +247,7 @@ def _table(record: Mapping, found: list[list[Outcome]]) -> str:
 
 def _footer(record: Mapping) -> str:
     versions = ", ".join(f"{name} {value}" for name, value in record["versions"].items() if value)
-    return f'<p class="soft">{escape(str(record["created"]))}; {escape(versions)}</p>'
+    return f'<p class="soft">{escape(record["created"])}; {escape(versions)}</p>'
 
 
 def _quoted(text: str) -> str:

@@ -15,7 +15,6 @@
 Places count the picture's visual tokens in the prompt from 0, row ends (LLaVA-NeXT) among them.
 """
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,8 +23,11 @@ import numpy as np
 from PIL import Image
 
 from vtc.errors import ConfigError
+from vtc.files import read_json
+from vtc.shapes import anything, list_of, mapping_of, number, one_of, or_none, record, text, whole, wrong
 
 SCHEMA = "vtc.inspect/1"
+MOST, FARTHEST = 10**6, 10**6  # tokens, layers and pixels; pixels from the picture's corner
 RECORD, PICTURE = "selection.json", "picture.png"
 GONE, DROPPED, KEPT, MERGED = range(4)  # gone: dropped by an earlier step
 
@@ -88,62 +90,83 @@ def keys(run: Mapping) -> list[tuple[int | None, int]]:
     return [(layer, layers[:i].count(layer)) for i, layer in enumerate(layers)]
 
 
+def _box(value: object, where: str) -> list[float]:
+    left, top, right, bottom = list_of(number(-FARTHEST, FARTHEST), 4, 4)(value, where)
+    if left > right or top > bottom:
+        raise wrong(where, value, "left <= right, top <= bottom")
+    return value
+
+
+_places, _flows = list_of(whole(0, MOST)), list_of(whole(-1, MOST))
+_step = record(
+    {
+        "stage": text, "layer": or_none(whole(0, MOST)), "before": whole(0, MOST), "after": whole(0, MOST),
+        "kept": _places, "merged_into": or_none(_flows),
+    }
+)  # fmt: skip
+RECORD_SHAPE = record(
+    {
+        "schema": one_of(SCHEMA), "created": text, "versions": mapping_of(or_none(text)), "question": text,
+        "model": record({"name": or_none(text), "family": text, "layers": whole(0, MOST)}),
+        "reference": or_none(text), "tokens": whole(1, MOST),
+        "picture": record({"source": or_none(text), "width": whole(1, MOST), "height": whole(1, MOST)}),
+        "views": list_of(
+            record({"name": text, "offsets": _places, "boxes": list_of(_box), "crops": list_of(_box, 1)}), 1
+        ),
+        "full": record({"answer": text}),
+        "runs": list_of(
+            record(
+                {
+                    "strategy": text, "keep": or_none(number(0, MOST)), "average": number(0, MOST), "answer": text,
+                    "notes": list_of(text), "steps": list_of(_step),
+                }
+            )
+        ),
+    }
+)  # fmt: skip
+
+
 def read(path: Path) -> tuple[dict, Image.Image]:
     """A record and its picture from `selection.json`, or from the folder that holds it; raises ConfigError."""
     path = path / RECORD if path.is_dir() else path
-    possible = f"possible: the {RECORD} that vtc inspect wrote"
-    try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ConfigError(f"{str(path)!r} does not exist; {possible}") from None
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"{str(path)!r} cannot be read as JSON ({error}); {possible}") from None
-    if not isinstance(record, dict) or record.get("schema") != SCHEMA:
-        said = record.get("schema") if isinstance(record, dict) else None
-        raise ConfigError(f"{str(path)!r} has schema {said!r}, this version reads {SCHEMA!r}; {possible}")
-    try:
-        _check(record)
-    except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
-        what = f"{error} is missing" if isinstance(error, KeyError) else error
-        raise ConfigError(f"{str(path)!r} is damaged: {what}; {possible}") from None
+    found = read_json(path, _whole, f"possible: the {RECORD} that vtc inspect wrote")
     beside = path.parent / PICTURE
     try:
         with Image.open(beside) as opened:
             picture = opened.convert("RGB")
-    except (OSError, ValueError, SyntaxError) as error:
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         why = "does not exist" if isinstance(error, FileNotFoundError) else "is no picture"
         raise ConfigError(f"{str(beside)!r} {why}; possible: the one that was written with {RECORD}") from None
-    wanted = record["picture"]["width"] / record["picture"]["height"]
+    wanted = found["picture"]["width"] / found["picture"]["height"]
     if abs(picture.width - picture.height * wanted) > 1 + wanted:
         raise ConfigError(f"{str(beside)!r} has another shape than the picture of {RECORD}; possible: its own picture")
-    return record, picture
+    return found, picture
 
 
-def _check(record: Mapping) -> None:
-    """Raises one of the errors that `read` catches unless everything that is drawn is there and fits."""
-    tokens = record["tokens"]
-    texts = [record["question"], record["full"]["answer"], *(run["answer"] for run in record["runs"])]
-    if not all(isinstance(text, str) for text in texts):
-        raise ValueError("questions and answers must be texts")
-    record["model"]["name"], record["model"]["family"], record["model"]["layers"], record["reference"]
-    if record["picture"]["width"] < 1 or record["picture"]["height"] < 1:
-        raise ValueError("the picture has no size")
+def _whole(value: object, where: str) -> dict:
+    """The shape of a record in which everything that is drawn is there and fits."""
+    if (said := record({"schema": anything})(value, where)["schema"]) != SCHEMA:
+        raise wrong("schema", said, repr(SCHEMA))
+    found = RECORD_SHAPE(value, where)
+    tokens = found["tokens"]
+    for v, view in enumerate(found["views"]):
+        _within(view["offsets"], tokens, f"views[{v}].offsets")
+        if len(view["boxes"]) != len(view["offsets"]):
+            raise wrong(f"views[{v}].boxes", len(view["boxes"]), f"as many as offsets, {len(view['offsets'])}")
+    for r, run in enumerate(found["runs"]):
+        for i, step in enumerate(run["steps"]):
+            place = f"runs[{r}].steps[{i}]"
+            _within(step["kept"], tokens, f"{place}.kept")
+            if len(step["kept"]) != step["after"]:
+                raise wrong(f"{place}.after", step["after"], f"as many as are kept, {len(step['kept'])}")
+            if step["merged_into"] is not None:
+                _within(step["merged_into"], tokens, f"{place}.merged_into")
+                if len(step["merged_into"]) != tokens:
+                    said = f"a place for each of {tokens} tokens"
+                    raise wrong(f"{place}.merged_into", len(step["merged_into"]), said)
+    return found
 
-    def places(values: list, least: int = 0) -> np.ndarray:
-        found = np.array(values, dtype=np.int64)
-        if found.ndim != 1 or (len(found) and not least <= found.min() <= found.max() < tokens):
-            raise ValueError(f"places must lie in {least}..{tokens - 1}")
-        return found
 
-    for view in record["views"]:
-        boxes, crops = (np.array(view[name], dtype=float) for name in ("boxes", "crops"))
-        if boxes.shape != (len(places(view["offsets"])), 4) or crops.ndim != 2 or crops.shape[1] != 4:
-            raise ValueError("boxes and offsets differ in number")
-    for run in record["runs"]:
-        str(run["strategy"]), float(run["average"]), list(run["notes"]), run["keep"]
-        for step in run["steps"]:
-            step["stage"], step["layer"]
-            if len(places(step["kept"])) != step["after"]:
-                raise ValueError("a step's kept places are not as many as it says")
-            if step["merged_into"] is not None and len(places(step["merged_into"], -1)) != tokens:
-                raise ValueError(f"merged_into must have {tokens} places")
+def _within(places: list[int], tokens: int, where: str) -> None:
+    if places and max(places) >= tokens:
+        raise wrong(where, max(places), f"places below {tokens}")

@@ -7,34 +7,27 @@ from pathlib import Path
 
 from PIL import Image
 
-from vtc.errors import ConfigError
 from vtc.eval.inspect.draw import draw, save
 from vtc.eval.inspect.page import page
 from vtc.eval.inspect.record import PICTURE, RECORD
+from vtc.files import finite, replacing, write_text
 
 FIGURE, PAGE = "inspect.png", "inspect.html"
 
 
 def write(record: Mapping, picture: Image.Image, folder: Path) -> list[Path]:
     """Writes all four files and returns their paths; raises ConfigError where that is not possible."""
-    text = json.dumps(record, indent=1, ensure_ascii=False)
+    text = json.dumps(finite(record), indent=1, ensure_ascii=False)
     # Lists of numbers on one line each, so that a person can look at the rest.
     text = re.sub(r"\[\n\s+([-\d.,\s]+?)\n\s*\]", lambda m: "[" + re.sub(r",\s+", ", ", m[1]) + "]", text)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / RECORD).write_text(text + "\n", encoding="utf-8")
-        picture.save(folder / PICTURE)
-    except OSError as error:
-        raise ConfigError(f"--output {str(folder)!r} cannot be written: {error.strerror or error}") from None
+    write_text(folder / RECORD, text + "\n")
+    with replacing(folder / PICTURE) as file:
+        picture.save(file, "PNG")
     return [folder / RECORD, folder / PICTURE, *show(record, picture, folder)]
 
 
 def show(record: Mapping, picture: Image.Image, folder: Path) -> list[Path]:
     """Writes the figure and the page alone and returns their paths; raises ConfigError where that is not possible."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        save(draw(record, picture), folder / FIGURE)
-        (folder / PAGE).write_text(page(record, picture), encoding="utf-8")
-    except OSError as error:
-        raise ConfigError(f"--output {str(folder)!r} cannot be written: {error.strerror or error}") from None
+    save(draw(record, picture), folder / FIGURE)
+    write_text(folder / PAGE, page(record, picture))
     return [folder / FIGURE, folder / PAGE]

@@ -4,27 +4,26 @@
 comparison, `commands` gives the command lines that would measure a card.
 """
 
-import json
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from rich import box
-from rich.console import Console
 from rich.table import Table
 
-from vtc.errors import ConfigError
 from vtc.eval.papers.card import Card
 from vtc.eval.papers.commands import commands
 from vtc.eval.papers.compare import MARKED, compare
 from vtc.eval.papers.read import cards, load_card
+from vtc.eval.saved import SUMMARY
+from vtc.files import read_json, write_json
+from vtc.terminal import Terminal
 
 __all__ = ["Card", "against", "cards", "commands", "load_card", "show"]
 
 PIPE_WIDTH = 160  # columns when the output is no terminal
 
 
-def against(card: Card, summary: Mapping, console: Console | None = None, output: Path | None = None) -> dict:
+def against(card: Card, summary: Mapping, console: Terminal | None = None, output: Path | None = None) -> dict:
     """Compares the runs of a summary (`results.json`) with a card, prints tables and returns the comparison.
 
     console: None prints nothing. output: a folder that gets `against_NAME.json`, put in place at once. Published and
@@ -35,36 +34,25 @@ def against(card: Card, summary: Mapping, console: Console | None = None, output
     if console is not None:
         _print(card, found, console)
     if output is not None:
-        path = Path(output) / f"against_{card.name}.json"
-        part = path.with_suffix(".part")
-        part.write_text(json.dumps(found, indent=2, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
-        os.replace(part, path)
+        write_json(Path(output) / f"against_{card.name}.json", found)
     return found
 
 
-def show(names: Sequence[str], output: Path | None, console: Console) -> None:
+def show(names: Sequence[str], output: Path | None, console: Terminal) -> None:
     """Cards beside the results that a folder has, or, without a folder, the command lines that would measure them.
 
     Raises ConfigError for an unknown card or a folder without results.
     """
     chosen, summary = [load_card(name) for name in names], {"runs": [], "present": [], "comparison": {}}
     if output is not None:
-        try:
-            summary = json.loads((output / "results.json").read_text(encoding="utf-8"))
-        except (OSError, json.JSONDecodeError):
-            reason = f"--output {str(output)!r} has no results; possible: the folder of a `vtc eval`"
-            raise ConfigError(reason) from None
+        summary = read_json(output / "results.json", SUMMARY, "possible: the folder of a `vtc eval`")
     for card in chosen:
         against(card, summary, console, output)
 
 
-def _print(card: Card, found: Mapping, console: Console) -> None:
-    if not console.is_terminal:
-        console = Console(file=console.file, width=PIPE_WIDTH, force_terminal=False)
-
-    def say(text: str, style: str = "") -> None:
-        console.print(text, style=style, soft_wrap=True, highlight=False, markup=False)
-
+def _print(card: Card, found: Mapping, console: Terminal) -> None:
+    console = console.wide(PIPE_WIDTH)
+    say = console.say
     say(f"\nagainst {card.name}: {card.title} ({card.year}), {card.url}", "bold")
     compared = [model for model in found["models"] if model["rows"]]
     for model in compared:

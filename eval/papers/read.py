@@ -14,6 +14,7 @@ from vtc.eval.papers.card import FULL, Card, Model, Row, Score, Setting
 from vtc.eval.tasks import DIALECTS, TASKS
 from vtc.plain_yaml import load
 from vtc.registry import module_names, unknown
+from vtc.shapes import below, flag, mapping, or_none, wrong
 
 
 def cards() -> dict[str, object]:
@@ -37,7 +38,7 @@ def load_card(name: str | Path) -> Card:
 
 def _built(kind: type, raw: object, where: str, checks: Mapping[str, Callable], **given):
     """An instance of a dataclass from a mapping, each value checked; raises ConfigError naming the place."""
-    data = _mapping(raw, where, f"a mapping with {', '.join(checks)}")
+    data = mapping(raw, where, f"a mapping with {', '.join(checks)}")
     for key in data:
         if key not in checks:
             raise ConfigError(f"{where} {unknown('key', key, list(checks))}")
@@ -45,26 +46,12 @@ def _built(kind: type, raw: object, where: str, checks: Mapping[str, Callable], 
     for key in needed:
         if key not in data:
             raise ConfigError(f"{where} {shown(key)} is missing; needed: {', '.join(needed)}")
-    return kind(**given, **{key: checks[key](value, _below(where, key)) for key, value in data.items()})
-
-
-def _below(where: str, key: str) -> str:
-    return f"{where} {key}" if where.endswith(":") else f"{where}.{key}"
-
-
-def _wrong(where: str, value: object, possible: str) -> ConfigError:
-    return ConfigError(f"{where}={shown(value)}; possible: {possible}")
-
-
-def _mapping(value: object, where: str, possible: str) -> Mapping:
-    if not isinstance(value, Mapping) or not all(isinstance(key, str) for key in value):
-        raise _wrong(where, value, possible)
-    return value
+    return kind(**given, **{key: checks[key](value, below(where, key)) for key, value in data.items()})
 
 
 def _text(value: object, where: str) -> str:
     if not isinstance(value, str) or not value.strip():
-        raise _wrong(where, value, "text")
+        raise wrong(where, value, "text")
     return " ".join(value.split())
 
 
@@ -72,19 +59,13 @@ def _number(value: object, where: str) -> float | None:
     if value is None:
         return None
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value) or value < 0:
-        raise _wrong(where, value, "a number as printed, or null where the paper prints none")
+        raise wrong(where, value, "a number as printed, or null where the paper prints none")
     return value
 
 
 def _whole(value: object, where: str) -> int:
     if type(value) is not int or value < 1:
-        raise _wrong(where, value, "a whole number >= 1")
-    return value
-
-
-def _flag(value: object, where: str) -> bool:
-    if not isinstance(value, bool):
-        raise _wrong(where, value, "true or false")
+        raise wrong(where, value, "a whole number >= 1")
     return value
 
 
@@ -97,14 +78,10 @@ def _one_of(kind: str, known: Callable[[], list[str]]) -> Callable:
     return check
 
 
-def _or_none(check: Callable) -> Callable:
-    return lambda value, where: None if value is None else check(value, where)
-
-
 def _list(check: Callable) -> Callable:
     def checked(value: object, where: str) -> tuple:
         if not isinstance(value, list) or not value:
-            raise _wrong(where, value, "a list that is not empty")
+            raise wrong(where, value, "a list that is not empty")
         return tuple(check(item, f"{where}[{i}]") for i, item in enumerate(value))
 
     return checked
@@ -114,10 +91,10 @@ def _by_name(check: Callable, tasks: bool = False) -> Callable:
     """A mapping; tasks: whose keys are tasks."""
 
     def checked(value: object, where: str) -> dict:
-        for key in _mapping(value, where, "a mapping of tasks" if tasks else "a mapping"):
+        for key in mapping(value, where, "a mapping of tasks" if tasks else "a mapping"):
             if tasks and key not in TASKS.names():
                 raise ConfigError(f"{where}: {unknown('task', key, TASKS.names())}")
-        return {key: check(item, _below(where, key)) for key, item in value.items()}
+        return {key: check(item, below(where, key)) for key, item in value.items()}
 
     return checked
 
@@ -134,12 +111,12 @@ def _keep(value: object, where: str) -> int | float | None:
     possible = "tokens (192), a fraction in (0, 1) (0.334), or null"
     if value is None or type(value) is int and value >= 1 or isinstance(value, float) and 0 < value < 1:
         return value
-    raise _wrong(where, value, possible)
+    raise wrong(where, value, possible)
 
 
 def _knob(value: object, where: str) -> object:
     if not isinstance(value, str | int | float | bool):
-        raise _wrong(where, value, "a number or a word")
+        raise wrong(where, value, "a number or a word")
     return value
 
 
@@ -155,7 +132,7 @@ def _row(value: object, where: str) -> Row:
     if row.strategy in (FULL, None) and row.set is not None or row.strategy == FULL and row.keep is not None:
         raise ConfigError(f"{where}: a budget for strategy {row.strategy!r} means nothing here; possible: none")
     if row.set and "keep" in row.set and (len(row.set) > 1 or _keep(row.set["keep"], f"{where}.set.keep") is None):
-        raise _wrong(f"{where}.set", row.set, "keep alone, or settings without it")
+        raise wrong(f"{where}.set", row.set, "keep alone, or settings without it")
     return row
 
 
@@ -168,16 +145,16 @@ def _model(value: object, where: str) -> Model:
 
 def _url(value: object, where: str) -> str:
     if not isinstance(value, str) or not re.fullmatch(r"https://\S+", value):
-        raise _wrong(where, value, "an address such as https://arxiv.org/abs/2508.00553")
+        raise wrong(where, value, "an address such as https://arxiv.org/abs/2508.00553")
     return value
 
 
 _dialect = _one_of("dialect", lambda: list(DIALECTS))
 ROW = {
     "strategy": _strategy, "label": _text, "scores": _by_name(_score, tasks=True), "keep": _keep,
-    "set": _or_none(_by_name(_knob)), "others": _by_name(_number), "average": _number, "remark": _text,
+    "set": or_none(_by_name(_knob)), "others": _by_name(_number), "average": _number, "remark": _text,
 }  # fmt: skip
-SETTING = {"pad_square": _flag, "system": _text, "model_args": _by_name(_knob)}
+SETTING = {"pad_square": flag, "system": _text, "model_args": _by_name(_knob)}
 MODEL = {
     "checkpoint": _text, "family": _one_of("family", lambda: module_names("vtc.patches")), "dialect": _dialect,
     "rows": _list(_row), "used": _text, "dialects": _by_name(_dialect, tasks=True), "tokens": _whole,

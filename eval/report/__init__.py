@@ -1,6 +1,5 @@
 """`vtc report`: folders of results as a page to decide from, as Markdown, and as CSV."""
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,6 +9,7 @@ from vtc.eval.report.document import document, title
 from vtc.eval.report.measure import measure
 from vtc.eval.report.read import read
 from vtc.eval.report.sections import split
+from vtc.files import write_text
 
 
 def report(folders: Sequence[Path], output: Path | None = None) -> list[Path]:
@@ -29,12 +29,6 @@ def report(folders: Sequence[Path], output: Path | None = None) -> list[Path]:
         "report.md": markdown.text(blocks),
         "report.csv": table_csv.text(grids),
     }
-    try:
-        output.mkdir(parents=True, exist_ok=True)
-        for name, text in texts.items():
-            part = output / f"{name}.part"
-            part.write_text(text, encoding="utf-8", newline="\n")
-            os.replace(part, output / name)
-    except OSError as error:
-        raise ConfigError(f"--output {str(output)!r} cannot be written: {error.strerror or error}") from None
+    for name, text in texts.items():
+        write_text(output / name, text)
     return [output / name for name in texts]

@@ -10,7 +10,7 @@ import numpy as np
 from vtc.errors import VtcError
 from vtc.eval.compare import scored
 from vtc.eval.report.read import Entry
-from vtc.eval.samples import read_log
+from vtc.eval.samples import read_log, read_times
 from vtc.eval.tasks import TASKS
 
 FIRST = ("vision", "selection", "prefill")  # what passes before the first token
@@ -73,7 +73,7 @@ def tokens(measured: Measured) -> float | None:
 def answers(measured: Measured) -> list[dict] | None:
     """The scored rows of a run on a task; None if its log is gone, of another run, or scored by another version."""
     path = measured.entry.folder / "samples" / f"{measured.entry.name}.{measured.task}.jsonl"
-    with contextlib.suppress(VtcError, OSError, KeyError, ValueError):
+    with contextlib.suppress(VtcError):
         task = TASKS[measured.task](dialect=measured.result["dialect"])
         header, rows = read_log(path)
         if header and header["key"] == measured.result["key"] and task.version == measured.result["version"]:
@@ -91,9 +91,9 @@ def first_token(measured: Measured) -> tuple[float | None, float | None]:
     parts = [measured.result["seconds"].get(part, {}).get("median") for part in FIRST]
     whole = None if None in parts else math.fsum(parts)
     try:
-        rows = read_log(path)[1].values()
+        rows = read_times(path).values()
         rows = [(row["batch"], [row["seconds"].get(part) for part in FIRST]) for row in rows]
-    except (VtcError, OSError, KeyError, ValueError):
+    except VtcError:
         rows = []
     known = [(batch, math.fsum(seconds)) for batch, seconds in rows if None not in seconds]
     if whole is None or not known:

@@ -1,9 +1,9 @@
 """The report as one HTML page that needs nothing else: style, script and pictures are in it."""
 
 from collections.abc import Sequence
-from html import escape
 from importlib.resources import files
 
+from vtc.escape import html as escape
 from vtc.eval.plot import COLORS
 from vtc.eval.report.blocks import (
     Cards,

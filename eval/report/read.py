@@ -1,15 +1,14 @@
 """Folders of `vtc eval` and of sweeps as entries: one run with its results, where its logs are, and its cell."""
 
-import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from vtc.errors import ConfigError
-from vtc.eval import results
+from vtc.eval.saved import SUMMARY, SWEEP
+from vtc.files import read_json
 
-SWEEP_SCHEMA = "vtc.sweep/1"
 POSSIBLE = "possible: the --output of `vtc eval` or `vtc sweep`"
 
 
@@ -81,16 +80,7 @@ def _evaluation(folder: Path, name: str) -> Source:
 
 
 def _entries(path: Path, folder: Path, source: str, cell: Mapping | None = None) -> list[Entry]:
-    data = _json(path, results.SUMMARY_SCHEMA)
-    try:
-        for run in data["runs"]:
-            if run["schema"] != results.SCHEMA:
-                raise ConfigError(_other(path, run["schema"], results.SCHEMA))
-            _ = run["name"], run["model"], run["method"]["kind"], run["method"]["budget"], run["seeds"]
-            for task in run["tasks"].values():
-                _ = task["figures"], task["primary"], task["tokens"]["kept"], task["seconds"], task["key"]
-    except (KeyError, TypeError, AttributeError):
-        raise ConfigError(f"{str(path)!r} is damaged; possible: `vtc eval score` makes it anew from its logs") from None
+    data = read_json(path, SUMMARY, "possible: `vtc eval score` makes it anew from its logs")
     return [Entry(folder, source, run, cell, _compared(data, run["name"])) for run in data["runs"]]
 
 
@@ -102,19 +92,14 @@ def _compared(data: Mapping, name: str) -> dict:
 
 
 def _sweep(folder: Path, name: str) -> Source:
-    path = folder / "sweep.json"
-    sweep = _json(path, SWEEP_SCHEMA)
+    sweep = read_json(folder / "sweep.json", SWEEP, "possible: the same `vtc sweep` again")
     entries = []
-    try:
-        for cell in sweep["cells"]:
-            _ = cell["id"], cell["role"], cell["state"]
-            place = folder / "cells" / cell["id"]
-            if cell["state"] != "done" or not (place / "results.json").is_file():
-                continue
-            here = _entries(place / "results.json", place, f"{name}, cell {cell['id']}", cell)
-            entries += [entry for entry in here if cell.get("run") in (None, entry.name)]
-    except (KeyError, TypeError, AttributeError):
-        raise ConfigError(f"{str(path)!r} is damaged; possible: the same `vtc sweep` again") from None
+    for cell in sweep["cells"]:
+        place = folder / "cells" / cell["id"]
+        if cell["state"] != "done" or not (place / "results.json").is_file():
+            continue
+        here = _entries(place / "results.json", place, f"{name}, cell {cell['id']}", cell)
+        entries += [entry for entry in here if cell.get("run") in (None, entry.name)]
     if not entries:
         raise ConfigError(f"no results in {str(folder)!r}: no cell of the sweep is done; {POSSIBLE}")
     files = {}
@@ -123,18 +108,3 @@ def _sweep(folder: Path, name: str) -> Source:
         if file.is_file() and file.resolve().is_relative_to(folder.resolve()):
             files[str(best["yaml"])] = file.read_text(encoding="utf-8", errors="replace")
     return Source(name, folder, entries, sweep, files)
-
-
-def _json(path: Path, schema: str) -> Mapping:
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        raise ConfigError(f"{str(path)!r} cannot be read as JSON; {POSSIBLE}") from None
-    there = data.get("schema") if isinstance(data, Mapping) else None
-    if there != schema:
-        raise ConfigError(_other(path, there, schema))
-    return data
-
-
-def _other(path: Path, there: object, schema: str) -> str:
-    return f"{str(path)!r} has schema {there!r}; possible: {schema!r}"

@@ -8,6 +8,9 @@ import re
 from collections.abc import Mapping
 from xml.etree import ElementTree
 
+from vtc.drawing import plain_text
+from vtc.escape import visible
+
 INK, GRID, MUTED = "#010203", "#010204", "#010205"  # what the page's own colours take the place of
 PAPER = "#010206"
 _FIRST = 0x0A0000  # from here on: the colours of the series
@@ -34,8 +37,9 @@ def inline(figure, prefix: str, tips: Mapping[int, str], alt: str) -> str:
     tips: texts by number; alt: the message in words.
     """
     stream = io.StringIO()
-    figure.savefig(stream, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
-    root = ElementTree.fromstring(stream.getvalue())
+    with plain_text():
+        figure.savefig(stream, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
+    root = ElementTree.fromstring(visible(stream.getvalue()))
     for parent in list(root.iter()):
         for child in list(parent):
             if _local(child.tag) in ("metadata", "style", "title"):
@@ -49,9 +53,9 @@ def inline(figure, prefix: str, tips: Mapping[int, str], alt: str) -> str:
             group.set("class", f"s s{named[2]}" + (" p" if named[1] == "point" else ""))
             if named[1] == "point":
                 tip = ElementTree.Element("title")
-                tip.text = tips[int(named[3])]
+                tip.text = visible(tips[int(named[3])])
                 group.insert(0, tip)
-    kept = {"viewBox": root.get("viewBox"), "role": "img", "aria-label": alt, "stroke-linejoin": "round"}
+    kept = {"viewBox": root.get("viewBox"), "role": "img", "aria-label": visible(alt), "stroke-linejoin": "round"}
     root.attrib.clear()
     root.attrib.update(kept)
     return ElementTree.tostring(root, encoding="unicode")

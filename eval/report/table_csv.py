@@ -4,6 +4,7 @@ import csv
 import io
 from collections.abc import Sequence
 
+from vtc.escape import cell as escaped
 from vtc.eval.report.measure import Grid
 from vtc.eval.report.measured import kept
 from vtc.eval.report.search import settings
@@ -26,7 +27,7 @@ def text(grids: Sequence[Grid]) -> str:
         for (i, task), measured in grid.cells.items():
             for name in measured.result["figures"]:
                 row = _row(grid, number, i, task, name)
-                writer.writerow({key: "" if value is None else value for key, value in row.items()})
+                writer.writerow({key: escaped(value) for key, value in row.items()})
     return stream.getvalue()
 
 

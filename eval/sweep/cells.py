@@ -18,12 +18,14 @@ from pathlib import Path
 
 import vtc
 from vtc.errors import ConfigError
+from vtc.eval import saved
 from vtc.eval.plan import NONE, plan
-from vtc.eval.results import finite
 from vtc.eval.settings import Settings
 from vtc.eval.sweep.space import MOST, draw, grid, is_excluded
 from vtc.eval.sweep.spec import Spec
 from vtc.eval.tasks import TASKS
+from vtc.files import read_json, refused, write_json, write_text
+from vtc.shapes import Shape
 
 BASELINE, CELL, HELDOUT = "baseline", "cell", "heldout"
 DONE, FAILED, PENDING, EXCLUDED = "done", "failed", "pending", "excluded"
@@ -87,15 +89,6 @@ def cell_of(
     params = {**dict.fromkeys(SETTINGS), **params, **changed}
     own = {part: _digest(Path(part)) for part in strategy.split("+") if Path(part).is_file()}
     return Cell({**params, **({"files": own} if own else {})}, role)
-
-
-def write_json(path: Path, data: object) -> None:
-    """Puts the whole file in place at once; what is not a number is null."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_suffix(f".{os.getpid()}.part")
-    text = json.dumps(finite(data), indent=2, ensure_ascii=False, allow_nan=False)
-    part.write_text(text + "\n", encoding="utf-8")
-    os.replace(part, path)
 
 
 def _digest(file: Path) -> str:
@@ -169,8 +162,12 @@ class Place:
     @contextlib.contextmanager
     def lock(self, file: Path, wait: bool) -> Iterator[bool]:
         """Holds the lock of a file while the block runs; False: somebody else has it (never, if told to wait)."""
-        file.parent.mkdir(parents=True, exist_ok=True)
-        with file.open("a") as handle:
+        try:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            handle = file.open("a")
+        except OSError as error:
+            raise refused(file, error) from None
+        with handle:
             try:
                 fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
             except BlockingIOError:
@@ -183,26 +180,29 @@ class Place:
         return self.lock(self.of(ident) / "lock", wait=False)
 
     def state(self, ident: str) -> str:
-        """done, failed or pending."""
-        if "finished" in self.read(ident):
+        """done, failed or pending; a cell whose files are damaged is not done."""
+        if self._read(ident, "cell.json", saved.FINISHED) and self.run(ident):
             return DONE
         return FAILED if self.error(ident) else PENDING
 
-    def read(self, ident: str, name: str = "cell.json") -> dict:
-        """A JSON file of the cell; empty without one."""
+    def _read(self, ident: str, name: str, shape: Shape) -> dict:
         try:
-            return json.loads((self.of(ident) / name).read_text(encoding="utf-8"))
-        except (OSError, json.JSONDecodeError):
+            return read_json(self.of(ident) / name, shape, "")
+        except ConfigError:
             return {}
+
+    def read(self, ident: str) -> dict:
+        """The cell's own file, cell.json; empty without one, or if it is damaged."""
+        return self._read(ident, "cell.json", saved.BEGUN)
 
     def error(self, ident: str) -> dict:
         """What went wrong; empty if nothing did."""
-        return self.read(ident, "error.json")
+        return self._read(ident, "error.json", saved.ERROR)
 
     def run(self, ident: str) -> dict:
-        """The result of the cell's run; empty without one."""
+        """The result of the cell's run; empty without one, or if it is damaged."""
         file = next(iter(sorted((self.of(ident) / "runs").glob("*.json"))), None)
-        return {} if file is None else self.read(ident, f"runs/{file.name}")
+        return {} if file is None else self._read(ident, f"runs/{file.name}", saved.RUN)
 
     def write(self, cell: Cell, **known) -> None:
         """Writes cell.json."""
@@ -211,7 +211,7 @@ class Place:
     def fail(self, cell: Cell, line: str, trace: str, start: str) -> None:
         """Notes what went wrong: one line, and all of it beside."""
         folder = self.of(cell.id)
-        (folder / "traceback.txt").write_text(trace, encoding="utf-8")
+        write_text(folder / "traceback.txt", trace)
         now = datetime.now(UTC).isoformat(timespec="seconds")
         write_json(folder / "error.json", {"error": line, "traceback": "traceback.txt", "created": now, "start": start})
 

@@ -14,6 +14,7 @@ from vtc.eval.compare import scored
 from vtc.eval.plan import DOWNSAMPLE, NONE
 from vtc.eval.results import PACKAGES, version
 from vtc.eval.samples import read_log
+from vtc.eval.saved import SWEEP_SCHEMA
 from vtc.eval.sweep.cells import (
     DONE,
     EXCLUDED,
@@ -24,14 +25,14 @@ from vtc.eval.sweep.cells import (
     cell_of,
     heldout_cells,
     planned,
-    write_json,
 )
 from vtc.eval.sweep.objectives import Objective, pareto
 from vtc.eval.sweep.spec import Spec
 from vtc.eval.sweep.study import Search
 from vtc.eval.tasks import TASKS
+from vtc.files import write_json, write_text
 
-SCHEMA = "vtc.sweep/1"
+SCHEMA = SWEEP_SCHEMA
 
 
 class Findings:
@@ -185,8 +186,7 @@ def _write_strategy(path: Path, findings: Findings, row: Mapping) -> None:
     about = f"{params['model']}, {', '.join(params['tasks'])}, split {params['split'] or 'of the task'}"
     text = f"Best {row['objective']} ({value:.6g}) of sweep {findings.spec.name}, cell {row['cell']}: {about}."
     data = {"description": text, **findings.resolved(row["cell"])}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(yaml.safe_dump(data, sort_keys=False, allow_unicode=True, width=110), encoding="utf-8")
+    write_text(path, yaml.safe_dump(data, sort_keys=False, allow_unicode=True, width=110))
 
 
 def _heldout(findings: Findings, best: list[dict], run: object) -> dict | None:

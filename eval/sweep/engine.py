@@ -9,14 +9,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from rich.console import Console
-
 from vtc.errors import ConfigError
 from vtc.eval.report import report
 from vtc.eval.sweep.cells import DONE, FAILED, Cell, Place, cell_of, check, planned
 from vtc.eval.sweep.show import Board, dry_run, print_summary
 from vtc.eval.sweep.space import draw, matches
 from vtc.eval.sweep.spec import Spec, load_spec, read_spec
+from vtc.terminal import Terminal
 
 SAMPLED = 30  # assignments of a search that are checked before it starts
 
@@ -36,7 +35,7 @@ class Asked:
     storage: str | None = None
 
 
-def sweep(name: str, asked: Asked, console: Console | None = None) -> int:
+def sweep(name: str, asked: Asked, console: Terminal | None = None) -> int:
     """Runs a sweep, or what is left of it; returns the number of failed cells. Raises ConfigError in one line."""
     spec = load_spec(name)
     many = int(os.environ.get("WORLD_SIZE", "1")) > 1
@@ -49,7 +48,7 @@ def sweep(name: str, asked: Asked, console: Console | None = None) -> int:
     cells = [cell for cell in planned(spec) if not cell.excluded and matches(asked.only, cell)]
     check(cells + _sampled(spec))
     if asked.dry_run:
-        dry_run(spec, cells, asked, console or Console())
+        dry_run(spec, cells, asked, console or Terminal())
         return 0
     place, start = Place(asked.output), uuid.uuid4().hex
     first = int(os.environ.get("RANK", "0")) == 0
@@ -60,10 +59,10 @@ def sweep(name: str, asked: Asked, console: Console | None = None) -> int:
         board.look()
     if summary is None:
         return board.failed
-    console = console or Console()
+    console = console or Terminal()
     print_summary(summary, spec, asked.output, console)
     if any(row["state"] == DONE for row in summary["cells"]):
-        console.print(f"report   {report([asked.output])[0]}", soft_wrap=True, highlight=False)
+        console.say(f"report   {report([asked.output])[0]}")
     return sum(row["state"] == FAILED for row in summary["cells"])
 
 

@@ -5,14 +5,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from rich import box
-from rich.console import Console
-from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from vtc.eval.sweep.cells import DONE, FAILED, Cell, Place
 from vtc.eval.sweep.objectives import Objective
 from vtc.eval.sweep.spec import Spec
+from vtc.terminal import Terminal, bar
 
 PIPE_WIDTH = 160  # columns when the output is no terminal
 POLL = 0.5  # seconds between looks at what other processes have finished
@@ -30,7 +28,7 @@ class Board:
     ):
         self.spec, self.place, self.start, self.silent = spec, place, start, silent
         self.cells = {cell.id: cell for cell in cells}
-        self.console = Console(stderr=True)
+        self.console = Terminal(stderr=True)
         self.failed = 0
         self._lock, self._over = threading.RLock(), threading.Event()
         self._watch = threading.Thread(target=self._looking, daemon=True) if watch else None
@@ -38,9 +36,7 @@ class Board:
                       if place.state(cell.parent.name) == DONE}  # fmt: skip
         self.done = len(self._seen & set(self.cells)) if spec.mode != "search" else len(self._seen)
         self.total = len(cells) + (spec.trials if spec.mode == "search" else 0)
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-        hidden = silent or not self.console.is_terminal
-        self.bar = Progress(*columns, console=self.console, transient=True, disable=hidden)
+        self.bar = bar(self.console, hidden=silent or not self.console.is_terminal)
 
     def __enter__(self) -> "Board":
         self.bar.start()
@@ -62,7 +58,7 @@ class Board:
     def say(self, line: str) -> None:
         """A line of its own."""
         if not self.silent:
-            self.console.print(f"vtc sweep: {line}", soft_wrap=True, highlight=False, markup=False)
+            self.console.say(f"vtc sweep: {line}")
 
     def finished(self, cell: Cell) -> None:
         """A cell has ended, well or badly."""
@@ -97,18 +93,19 @@ class Board:
         for file in sorted((self.place.folder / "cells").glob("*/cell.json"), key=lambda f: f.stat().st_mtime):
             ident = file.parent.name
             if ident not in self._seen:
-                known, error = self.place.read(ident), self.place.error(ident)
-                if "finished" in known or error.get("start") == self.start:
+                known = self.place.read(ident)
+                over = self.place.state(ident) == DONE or self.place.error(ident).get("start") == self.start
+                if known and over:
                     self.finished(self.cells.get(ident) or Cell(known["params"]))
 
 
-def dry_run(spec: Spec, cells: Sequence[Cell], asked, console: Console) -> None:
+def dry_run(spec: Spec, cells: Sequence[Cell], asked, console: Terminal) -> None:
     """What would run, and how long that would take."""
     place = _Nothing(asked.output)
     states = {cell.id: place.state(cell.id) for cell in cells}
     for cell in cells:
         line = f"{states[cell.id]:8} {cell.id}  {cell.told(spec)}"
-        console.print(line, soft_wrap=True, highlight=False, markup=False)
+        console.say(line)
     done = [cell for cell in cells if states[cell.id] == DONE]
     left, what = len(cells) - len(done), f"{len(cells)} cells"
     if spec.mode == "search":
@@ -135,7 +132,7 @@ def dry_run(spec: Spec, cells: Sequence[Cell], asked, console: Console) -> None:
     else:
         lines.append("estimate: none, no cell is finished yet")
     for line in lines:
-        console.print(line, soft_wrap=True, highlight=False, markup=False)
+        console.say(line)
 
 
 class _Nothing(Place):
@@ -160,14 +157,10 @@ def _samples(spec: Spec, place: _Nothing) -> tuple[int | str, str]:
     return limit * len(spec.tasks), ""
 
 
-def print_summary(summary: Mapping, spec: Spec, output: Path, console: Console) -> None:
+def print_summary(summary: Mapping, spec: Spec, output: Path, console: Terminal) -> None:
     """The Pareto set, the best ones, what failed, the held-out comparison, and where the files are."""
-    if not console.is_terminal:
-        console = Console(file=console.file, width=PIPE_WIDTH, force_terminal=False)
-
-    def say(text: str) -> None:
-        console.print(text, soft_wrap=True, highlight=False, markup=False)
-
+    console = console.wide(PIPE_WIDTH)
+    say = console.say
     rows = {row["id"]: row for row in summary["cells"]}
     cells = {ident: Cell(row["params"], row["role"]) for ident, row in rows.items()}
     if len(spec.aims) > 1 and summary["pareto"]:
@@ -176,14 +169,14 @@ def print_summary(summary: Mapping, spec: Spec, output: Path, console: Console) 
         table = _table(f"{spec.name}: Pareto set ({len(summary['pareto'])} of {len(rows)} cells)", names, console)
         for ident in front:
             values = [_of_aim(rows[ident]["values"], aim, spec) for aim in spec.aims]
-            table.add_row(escape(cells[ident].told(spec)), *map(_number, values, spec.aims))
+            table.add_row(cells[ident].told(spec), *map(_number, values, spec.aims))
         console.print(table)
     if summary["best"]:
         table = _table(f"{spec.name}: best", ["value", "file"], console, first="objective", second="strategy")
         objectives = {objective.name: objective for objective in spec.objectives}
         for row in summary["best"]:
             value = _number(row["values"][row["objective"]], objectives[row["objective"]])
-            table.add_row(row["objective"], escape(cells[row["cell"]].told(spec)), value, row["yaml"])
+            table.add_row(row["objective"], cells[row["cell"]].told(spec), value, row["yaml"])
         console.print(table)
     for objective, shares in ((summary["search"] or {}).get("importance") or {}).items():
         say(f"importance for {objective}: {', '.join(f'{name} {100 * share:.0f} %' for name, share in shares.items())}")
@@ -204,9 +197,9 @@ def _of_aim(values: Mapping, aim: Objective, spec: Spec) -> float | None:
     return next((values[name] for name in same if values[name] is not None), None)
 
 
-def _table(title: str, columns: list[str], console: Console, first: str = "strategy", second: str = "") -> Table:
+def _table(title: str, columns: list[str], console: Terminal, first: str = "strategy", second: str = "") -> Table:
     style = box.ASCII if console.options.ascii_only else box.SIMPLE_HEAD
-    table = Table(box=style, title=escape(title), title_justify="left", pad_edge=False)
+    table = Table(box=style, title=title, title_justify="left", pad_edge=False)
     for name in filter(None, (first, second)):
         table.add_column(name, no_wrap=True)
     for name in columns:

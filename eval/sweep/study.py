@@ -23,6 +23,7 @@ from vtc.errors import ConfigError
 from vtc.eval.sweep.cells import Cell, Place, cell_of
 from vtc.eval.sweep.space import is_excluded, suggest
 from vtc.eval.sweep.spec import Spec
+from vtc.files import write_text
 
 JOURNAL = "study.journal"
 MOST_ASKED = 20  # times the wanted number of trials, where most of the space is excluded
@@ -230,7 +231,7 @@ def _name_of(place: Place) -> str:
     file = place.folder / "place"
     with place.lock(place.folder / "study.lock", wait=True):
         if not file.is_file():
-            file.write_text(uuid.uuid4().hex[:12] + "\n", encoding="utf-8")
+            write_text(file, uuid.uuid4().hex[:12] + "\n")
         return file.read_text(encoding="utf-8").strip()
 
 

@@ -21,6 +21,8 @@ import torch
 
 from vtc.bench import kernels
 from vtc.bench.results import environment
+from vtc.files import write_json
+from vtc.terminal import say
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 TESTS = ("tests/test_gpu.py", "tests/test_triton_*.py")
@@ -45,7 +47,7 @@ def run_step(name: str, command: list[str], log: Path, limit: float, **variables
     """Runs a command in the checkout with its output in a log; stopped at the limit (seconds)."""
     start = time.monotonic()
     env = {**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1", **variables}
-    print(f"== {name}: {' '.join(command)}", flush=True)
+    say(f"== {name}: {' '.join(command)}")
     with log.open("w", encoding="utf-8") as out:
         try:
             done = subprocess.run(command, cwd=ROOT, env=env, stdout=out, stderr=subprocess.STDOUT, timeout=limit)
@@ -53,7 +55,7 @@ def run_step(name: str, command: list[str], log: Path, limit: float, **variables
         except subprocess.TimeoutExpired:
             verdict = "out of time"
     text = log.read_text(encoding="utf-8", errors="replace")
-    print(text[-6000:], flush=True)
+    say(text[-6000:])
     lines = [line for line in text.splitlines() if line.strip()]
     return Step(name, verdict, time.monotonic() - start, lines[-1].strip()[:80] if lines else "")
 
@@ -75,7 +77,7 @@ def kernel_rows(folder: Path, device: torch.device, small: bool, limit: float) -
     start, rows = time.monotonic(), []
     dtype = torch.float32 if small else torch.bfloat16
     verdict = "passed"
-    print(f"== kernels on {device}, {dtype}\n{HEAD}", flush=True)
+    say(f"== kernels on {device}, {dtype}\n{HEAD}")
     for case in kernels.cases(small):
         if time.monotonic() - start > limit:
             verdict = "out of time"
@@ -84,14 +86,14 @@ def kernel_rows(folder: Path, device: torch.device, small: bool, limit: float) -
             row = kernels.measure(case, device, dtype, 1 if small else 20)
         except Exception as error:  # one broken kernel must not hide the others
             rows.append({"kernel": case.kernel, "shape": case.shape, "failed": " ".join(str(error).split())[:500]})
-            print(f"{case.kernel:14} {case.shape:42} FAILED {rows[-1]['failed'][:120]}", flush=True)
+            say(f"{case.kernel:14} {case.shape:42} FAILED {rows[-1]['failed'][:120]}")
             verdict = "failed"
             continue
         rows.append(row.to_dict())
-        print(line_of(row), flush=True)
+        say(line_of(row))
         verdict = verdict if row.passed else "failed"
         record = {"schema": "vtc.bench.kernels/1", "environment": environment(device), "rows": rows}
-        (folder / "kernels.json").write_text(json.dumps(record, indent=1), encoding="utf-8")
+        write_json(folder / "kernels.json", record, indent=1)
     good = sum(bool(row.get("passed")) for row in rows)
     return Step("kernels", verdict, time.monotonic() - start, f"{good} of {len(rows)} within their tolerance")
 
@@ -136,19 +138,19 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--trial", action="store_true", help="small shapes in the interpreter on a CPU")
     given = parser.parse_args(arguments)
     if not torch.cuda.is_available() and not given.trial:
-        print("vtc: error: there is no CUDA device here; possible: --trial, small shapes on the CPU", file=sys.stderr)
+        say("vtc: error: there is no CUDA device here; possible: --trial, small shapes on the CPU", error=True)
         return 2
     folder, device = given.output.resolve(), torch.device("cpu" if given.trial else "cuda")
     folder.mkdir(parents=True, exist_ok=True)
-    print(json.dumps(environment(device)), flush=True)
+    say(json.dumps(environment(device)))
     steps = [] if given.trial else [tests(folder, 0.45 * given.limit)]
     left = given.limit - sum(step.seconds for step in steps)
     steps.append(kernel_rows(folder, device, given.trial, 0.4 * left))
     steps += benches(folder, given.trial, given.limit - sum(step.seconds for step in steps))
-    print(f"\n{'step':22} {'verdict':12} {'seconds':>8}  last line")
+    say(f"\n{'step':22} {'verdict':12} {'seconds':>8}  last line")
     for step in steps:
-        print(f"{step.name:22} {step.verdict:12} {step.seconds:8.0f}  {step.said}")
-    print(f"results  {folder}")
+        say(f"{step.name:22} {step.verdict:12} {step.seconds:8.0f}  {step.said}")
+    say(f"results  {folder}")
     return int(any(step.verdict != "passed" for step in steps))
 
 

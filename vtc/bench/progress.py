@@ -1,13 +1,10 @@
 """What is seen while `vtc bench` runs, on stderr: a bar over rounds on a terminal, a line per row elsewhere."""
 
-import sys
 import time
 from types import TracebackType
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
 from vtc.bench.measure import Case
+from vtc.terminal import Terminal, bar, say
 
 
 class Bar:
@@ -15,10 +12,9 @@ class Bar:
 
     def __init__(self, cases: list[Case], rounds: int):
         self.cases, self.rounds, self.done = cases, rounds, 0
-        console = Console(stderr=True)
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        console = Terminal(stderr=True)
         self.terminal = console.is_terminal
-        self.bar = Progress(*columns, console=console, transient=True, disable=not self.terminal)
+        self.bar = bar(console, hidden=not self.terminal)
 
     def __enter__(self) -> "Bar":
         self.bar.start()
@@ -36,9 +32,7 @@ class Bar:
         self.bar.update(self.task, description=text)
         if not self.terminal:
             seconds = time.perf_counter() - self.since
-            print(
-                f"vtc bench: {self.done}/{len(self.cases)} {text} ({seconds:.0f} s so far)", file=sys.stderr, flush=True
-            )
+            say(f"vtc bench: {self.done}/{len(self.cases)} {text} ({seconds:.0f} s so far)", error=True)
 
     def advance(self) -> None:
         """A round is done."""

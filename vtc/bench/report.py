@@ -1,19 +1,18 @@
 """The results of `vtc bench selection` as JSON, a table and a plot."""
 
-import json
 from pathlib import Path
 
 from vtc.bench.selection import Row
+from vtc.drawing import plain_text, save
+from vtc.files import write_json
 
 
 def write(rows: list[Row], folder: Path, record: dict) -> Path:
     """results.json and selection.png in `folder`; rows so far, so that a stopped run leaves what it measured."""
-    folder.mkdir(parents=True, exist_ok=True)
     file = folder / "results.json"
-    part = folder / "results.json.part"
-    part.write_text(json.dumps({**record, "rows": [row.to_dict() for row in rows]}, indent=1), encoding="utf-8")
-    part.replace(file)
-    _plot(rows, folder / "selection.png")
+    write_json(file, {**record, "rows": [row.to_dict() for row in rows]}, indent=1)
+    with plain_text():
+        _plot(rows, folder / "selection.png")
     return file
 
 
@@ -71,5 +70,5 @@ def _plot(rows: list[Row], file: Path) -> None:
     axes[0][0].set_ylabel("ms: similarities and loop (dashed: the plain loop)")
     axes[0][0].legend()
     figure.tight_layout()
-    figure.savefig(file, dpi=110)
+    save(figure, file, dpi=110)
     plt.close(figure)

@@ -1,7 +1,5 @@
 """results.json of `vtc bench`: written row by row, taken up again, and compared only with what is comparable."""
 
-import json
-import os
 import platform
 from collections.abc import Sequence
 from datetime import UTC, datetime
@@ -13,9 +11,12 @@ import torch
 from vtc import __version__
 from vtc.bench.measure import DEFINITIONS, Case
 from vtc.errors import ConfigError
+from vtc.files import read_json, write_json
+from vtc.shapes import anything, list_of, mapping_of, number, one_of, or_none, record, text, whole
 
 SCHEMA = "vtc.bench/1"
 FILE = "results.json"
+RATIOS = ("ttft/oracle", "decode/baseline", "decode/oracle", "peak/baseline", "kv/baseline")
 KEY = ("strategy", "keep", "batch", "prompt", "asked")
 SHAPE = {"batch": "batch sizes", "prompt": "prompt lengths", "visual": "visual tokens"}
 
@@ -75,29 +76,35 @@ class Results:
     def add(self, row: dict) -> None:
         """Puts a finished row into the file."""
         self.rows.append(row)
-        self.folder.mkdir(parents=True, exist_ok=True)
         data = {
             "schema": SCHEMA, "created": datetime.now(UTC).isoformat(timespec="seconds"), "settings": self.settings,
             "environment": self.environment, "definitions": DEFINITIONS, "rows": self.rows,
         }  # fmt: skip
-        part = self.folder / f"{FILE}.part"
-        part.write_text(json.dumps(data, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-        os.replace(part, self.folder / FILE)
+        write_json(self.folder / FILE, data, indent=1)
+
+
+_spread = record({"median": number(), "min": number(), "max": number()})
+_system = record(
+    {**dict.fromkeys(("vision", "selection", "prefill", "ttft", "decode", "rate"), _spread),
+     **dict.fromkeys(("peak_bytes", "kv_bytes"), number(0))}
+)  # fmt: skip
+ROW = record(
+    {
+        "strategy": text, "keep": text, "batch": whole(1), "prompt": whole(), "asked": whole(), "resolved": anything,
+        "tokens": record({"visual": whole(), "average": number(0)}),
+        "systems": record({"baseline": _system, "strategy": _system}, {"oracle": _system}),
+        "ratios": record({"ttft/baseline": _spread}, dict.fromkeys(RATIOS, _spread)),
+        "oracle": record({}, {"missing": text}),
+        "scoring": or_none(record({"median": number(), "observed": whole(), "depth": whole()})),
+    }
+)  # fmt: skip
+SETTINGS = {"settings": mapping_of(anything), "environment": mapping_of(anything)}
+SHAPE_OF_FILE = record({"schema": one_of(SCHEMA), **SETTINGS, "rows": list_of(ROW)})
 
 
 def read(folder: Path) -> dict:
     """The results in a folder; raises ConfigError when there are none of `vtc bench`."""
-    try:
-        data = json.loads((folder / FILE).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or "no JSON"
-        raise ConfigError(
-            f"{str(folder / FILE)!r} cannot be read ({reason}); possible: a folder of vtc bench"
-        ) from None
-    schema = data.get("schema") if isinstance(data, dict) else None
-    if schema != SCHEMA:
-        raise ConfigError(f"{str(folder / FILE)!r} has schema {schema!r}; possible: {SCHEMA}, as vtc bench writes it")
-    return data
+    return read_json(folder / FILE, SHAPE_OF_FILE, "possible: a folder of vtc bench")
 
 
 def different(a: dict, b: dict) -> list[str]:

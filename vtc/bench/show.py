@@ -1,8 +1,10 @@
 """What `vtc bench` shows: a table of all rows, two results side by side, plots."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 from vtc.bench.results import break_evens, check_comparable
+from vtc.drawing import plain_text, save
 
 PARTS = ("vision", "selection", "prefill")
 SYSTEMS = ("baseline", "strategy", "oracle")
@@ -112,23 +114,23 @@ def plot(rows: list[dict], folder: Path) -> list[Path]:
     import matplotlib
 
     matplotlib.use("Agg")
+    files, points = [folder / "ttft.png"], break_evens(rows)
+    with plain_text():
+        _drawn(files[0], (9, 1.2 + 0.75 * len(rows)), lambda axis: _bars(axis, rows))
+        if points:
+            files.append(folder / "break_even.png")
+            _drawn(files[1], (7, 4.5), lambda axis: _curves(axis, rows, points))
+    return files
+
+
+def _drawn(file: Path, size: tuple[float, float], draw: Callable) -> None:
     from matplotlib import pyplot as plt
 
-    files = [folder / "ttft.png"]
-    figure, axis = plt.subplots(figsize=(9, 1.2 + 0.75 * len(rows)))
-    _bars(axis, rows)
+    figure, axis = plt.subplots(figsize=size)
+    draw(axis)
     figure.tight_layout()
-    figure.savefig(files[0], dpi=110)
+    save(figure, file, dpi=110)
     plt.close(figure)
-    points = break_evens(rows)
-    if points:
-        files.append(folder / "break_even.png")
-        figure, axis = plt.subplots(figsize=(7, 4.5))
-        _curves(axis, rows, points)
-        figure.tight_layout()
-        figure.savefig(files[1], dpi=110)
-        plt.close(figure)
-    return files
 
 
 def _bars(axis, rows: list[dict]) -> None:

@@ -23,6 +23,7 @@ from transformers import (
 
 from vtc.demo.questions import vocabulary
 from vtc.demo.scenes import GRID, PATCH, SIZE
+from vtc.files import write_text
 
 HIDDEN = 128  # width of the tower and of the language model
 LAYERS = 8  # in each of the two
@@ -192,7 +193,7 @@ def export(model: LlavaForConditionalGeneration, folder: str | Path) -> None:
     (folder / "model.safetensors").chmod(0o644)
     for path in folder.glob("*.json"):
         if path.name in ("config.json", "processor_config.json", "preprocessor_config.json"):
-            path.write_text(json.dumps(_portable(json.loads(path.read_text())), indent=2, sort_keys=True) + "\n")
+            write_text(path, json.dumps(_portable(json.loads(path.read_text())), indent=2, sort_keys=True) + "\n")
 
 
 def _portable(value):

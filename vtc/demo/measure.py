@@ -13,6 +13,7 @@ from vtc.demo import MODEL_DIR, load
 from vtc.demo.architecture import prompt
 from vtc.demo.benchmark import is_correct, majority, samples
 from vtc.demo.questions import TYPES
+from vtc.terminal import say
 
 BUDGETS = (98, 49, 22, 10)
 BATCH = 60
@@ -110,7 +111,7 @@ def main() -> None:
     found = measure(args.model, args.split, args.limit, args.seeds)
     base = majority(args.split, args.limit)
     found["none, commonest answer"] = base | {"macro": sum(base.values()) / len(base)}
-    print(table(found))
+    say(table(found))
 
 
 if __name__ == "__main__":

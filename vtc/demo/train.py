@@ -8,7 +8,6 @@ threads that wait for each other.
 """
 
 import argparse
-import os
 import time
 from datetime import timedelta
 from pathlib import Path
@@ -21,6 +20,8 @@ from vtc.demo.architecture import build_model, export
 from vtc.demo.pretrain_vision import cache_features, pretrain
 from vtc.demo.train_language import accuracy, teach
 from vtc.demo.training_data import TOKENS, Part, make_scenes
+from vtc.files import replacing
+from vtc.terminal import say
 
 SCENES = 40_000  # for the tower
 LANGUAGE_SCENES = 16_000  # of these, for the language model
@@ -28,7 +29,7 @@ CHECK_SCENES = 256  # of the `tune` split, to report on
 
 
 def _log(line: str) -> None:
-    print(line, flush=True)
+    say(line)
 
 
 def _report(model, seed: int) -> None:
@@ -59,8 +60,8 @@ def train(out: Path, seed: int, vision_steps: int, language_steps: int, part: Pa
 
     def save(**stages: dict) -> None:
         if part.rank == 0:
-            torch.save({"model": model.state_dict(), **stages}, checkpoint.with_suffix(".part"))
-            os.replace(checkpoint.with_suffix(".part"), checkpoint)
+            with replacing(checkpoint) as file:
+                torch.save({"model": model.state_dict(), **stages}, file)
 
     started = time.perf_counter()
     vision, language = state.get("vision", {}), state.get("language", {})

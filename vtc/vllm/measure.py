@@ -25,6 +25,7 @@ import typer
 from vtc.bench.models import DTYPES
 from vtc.bench.speed import numbers, texts
 from vtc.errors import ConfigError, VtcError
+from vtc.terminal import Terminal, say
 from vtc.vllm.measure_engine import ENVIRONMENT, Job, serve
 from vtc.vllm.measure_model import kv_bytes, preset, save, visual_tokens
 from vtc.vllm.measure_plot import plot
@@ -196,7 +197,7 @@ def engine_options(wanted: Wanted, config: object) -> dict:
 
 
 def _tell(text: str) -> None:
-    print(f"vtc.vllm.measure: {text}", file=sys.stderr, flush=True)
+    say(f"vtc.vllm.measure: {text}", error=True)
 
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
@@ -230,17 +231,15 @@ def command(
       python -m vtc.vllm.measure --output results/serving --strategies hiprune,divprune --keep 0.25
       python -m vtc.vllm.measure --output results/quick --preset tiny --concurrency 1,2 --requests 2 --rounds 1
     """
-    from rich.console import Console
-
     wanted = Wanted(
         output, texts("--strategies", strategies), keep, numbers("--concurrency", concurrency, "1,8,32"), preset,
         requests, rounds, text, new_tokens, dtype, block_size, batched, threads, compiled, seed,
     )  # fmt: skip
     store = run(wanted, shlex.join(["python", "-m", "vtc.vllm.measure", *sys.argv[1:]]), overwrite)
-    Console(width=170).print(table(store.cells))
+    Terminal(width=170).print(table(store.cells))
     for line in lines(store.cells, store.where["cores"]):
-        typer.echo(line)
-    typer.echo(f"results  {output}, {plot(store.cells, output).name}")
+        say(line)
+    say(f"results  {output}, {plot(store.cells, output).name}")
 
 
 def main() -> None:
@@ -248,7 +247,7 @@ def main() -> None:
     try:
         app()
     except VtcError as error:
-        print(f"vtc.vllm.measure: error: {error}", file=sys.stderr)
+        say(f"vtc.vllm.measure: error: {error}", error=True)
         sys.exit(2)
 
 

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from vtc.drawing import plain_text, save
 from vtc.vllm.measure_results import summary
 
 PANELS = {
@@ -17,6 +18,11 @@ def plot(cells: list[dict], folder: Path) -> Path:
     import matplotlib
 
     matplotlib.use("Agg")
+    with plain_text():
+        return _plot(cells, folder / "serving.png")
+
+
+def _plot(cells: list[dict], file: Path) -> Path:
     from matplotlib import pyplot as plt
 
     rows = summary(cells)
@@ -38,7 +44,6 @@ def plot(cells: list[dict], folder: Path) -> Path:
         axis.grid(True, alpha=0.3)
     axes[0].legend(fontsize=8, frameon=False)
     figure.tight_layout()
-    file = folder / "serving.png"
-    figure.savefig(file, dpi=110)
+    save(figure, file, dpi=110)
     plt.close(figure)
     return file

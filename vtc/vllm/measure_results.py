@@ -1,6 +1,5 @@
 """results.json of `python -m vtc.vllm.measure`: cells as they come, ratios taken within each round, and a table."""
 
-import json
 import os
 from datetime import UTC, datetime
 from pathlib import Path
@@ -8,9 +7,11 @@ from statistics import median
 
 import torch
 
-from vtc.bench.results import FILE, different
+from vtc.bench.results import FILE, SETTINGS, different
 from vtc.bench.results import environment as bench_environment
 from vtc.errors import ConfigError
+from vtc.files import read_json, write_json
+from vtc.shapes import list_of, number, one_of, or_none, record, text, whole
 from vtc.vllm import installed
 
 SCHEMA = "vtc.vllm.measure/1"
@@ -72,19 +73,21 @@ class Store:
             "settings": self.settings, "environment": self.where, "definitions": DEFINITIONS,
             "ratios": summary(self.cells), "cells": self.cells,
         }  # fmt: skip
-        part = self.folder / f"{FILE}.part"
-        part.write_text(json.dumps(data, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-        os.replace(part, self.folder / FILE)
+        write_json(self.folder / FILE, data, indent=1)
+
+
+_cell = record(
+    {
+        "system": text, "concurrency": whole(1), "round": whole(), "prompt_tokens": whole(), "load": number(0),
+        **dict.fromkeys(("rate", "blocks", "first", "whole", "cpu", "steps", "preempted"), number(0)),
+        "encoder": or_none(number(0)),
+    }
+)  # fmt: skip
+SHAPE = record({"schema": one_of(SCHEMA), **SETTINGS, "cells": list_of(_cell)})
 
 
 def _read(folder: Path) -> dict:
-    try:
-        data = json.loads((folder / FILE).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        raise ConfigError(f"{str(folder / FILE)!r} cannot be read; possible: another folder, or --overwrite") from None
-    if not isinstance(data, dict) or data.get("schema") != SCHEMA:
-        raise ConfigError(f"{str(folder / FILE)!r} is no result of vtc.vllm.measure; possible: another --output")
-    return data
+    return read_json(folder / FILE, SHAPE, "possible: another --output, or --overwrite")
 
 
 def summary(cells: list[dict]) -> list[dict]:

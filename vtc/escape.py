@@ -1,0 +1,31 @@
+"""Text that comes from data is data: what it becomes on a terminal, in HTML, in Markdown, in a cell of a CSV."""
+
+import html as _html
+import re
+
+# Control characters but line break and tab, line separators, marks that turn the direction of reading, half characters.
+_UNSEEN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff\ud800-\udfff]")
+_FORMULA = ("=", "+", "-", "@", "\t", "\r")
+
+
+def visible(text: object) -> str:
+    r"""The text with everything that would steer a terminal, or cannot be written, as JSON writes it: `\u001b`."""
+    return _UNSEEN.sub(lambda found: f"\\u{ord(found[0]):04x}", str(text))
+
+
+def html(text: object) -> str:
+    """The text as it stands in HTML, between tags or in a quoted attribute."""
+    return _html.escape(visible(text))
+
+
+def markdown(text: object) -> str:
+    """On one line, with nothing in it that Markdown or HTML would read as markup."""
+    line = " ".join(visible(text).split()).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    return "".join("\\" + sign if sign in "\\`*_[]|#~$!" else sign for sign in line)
+
+
+def cell(value: object) -> object:
+    """A value for a CSV file: text that a spreadsheet would run as a formula begins with an apostrophe."""
+    if not isinstance(value, str):
+        return "" if value is None else value
+    return ("'" if value.startswith(_FORMULA) else "") + visible(value)
