@@ -12,7 +12,8 @@ from rich.table import Table
 
 from vtc.errors import ConfigError
 from vtc.eval import results
-from vtc.eval.data import FOLDER, ROW, Docs, read_json
+from vtc.eval.compare import reason
+from vtc.eval.data import FOLDER, ROW, Docs, quoted, read_json
 from vtc.eval.papers import against, load_card
 from vtc.eval.plot import draw
 from vtc.eval.samples import read_log, run_key
@@ -69,6 +70,8 @@ def score_folder(folder: Path, tasks: str | None, dialect: str | None, cards: st
     figures only. Raises ConfigError if there is no log.
     """
     wanted = split_list("tasks", tasks) if tasks else None
+    for name in wanted or ():
+        TASKS[name]
     loaded_cards = [load_card(name) for name in (split_list("against", cards) if cards else ())]
     jobs, other = [], False
     for path in sorted((folder / "samples").glob("*.jsonl")):
@@ -113,6 +116,8 @@ def score_answers(place: Path, tasks: str | None, dialect: str | None, dataset_p
     place: a file, a folder with such files, or a folder of folders that are named after benchmarks. tasks: the one
     benchmark; None if its name begins that of the place. Raises ConfigError in one line for anything that does not fit.
     """
+    if not place.exists():
+        raise ConfigError(f"{quoted(str(place))} does not exist; possible: a folder of `vtc eval`, or files of answers")
     if tasks is None and place.is_dir() and not _answer_files(place):
         below = [folder for folder in sorted(place.iterdir()) if folder.is_dir() and _answer_files(folder)]
         below = [folder for folder in below if len(_named_after(folder)) == 1]
@@ -122,7 +127,8 @@ def score_answers(place: Path, tasks: str | None, dialect: str | None, dataset_p
             return
     names = split_list("tasks", tasks) if tasks else _named_after(place)
     if len(names) != 1:
-        raise ConfigError(f"--tasks {tasks!r} must name the one benchmark that {str(place)!r} answers; see --help")
+        given = "--tasks is missing" if tasks is None else f"--tasks {quoted(tasks)} is not one benchmark"
+        raise ConfigError(f"{given}; possible: --tasks with the one that {quoted(str(place))} answers")
     task = TASKS[names[0]](dialect=dialect or "llava")
     settings = Settings(output=place, tasks=names, dataset_path=parse_places(dataset_path or {}))
     data = settings.place(task.name)
@@ -132,15 +138,16 @@ def score_answers(place: Path, tasks: str | None, dialect: str | None, dataset_p
     if twice:
         raise ConfigError(f"{twice} samples stand twice in {str(place)!r}; possible: each id once")
     figures = bootstrap(task, rows)
-    unread = sum("parsed" in row["score"] and row["score"]["parsed"] is None for row in rows)
+    remarks = task.remarks(rows)
     if as_json:
         figures = results.finite(figures)
         shown = {"task": task.name, "version": task.version, "dialect": task.dialect, "n": len(rows)}
-        print(json.dumps({**shown, "n_unparsed": unread, "primary": task.primary, "figures": figures}, indent=2))
+        shown |= {"n_unparsed": results.unparsed(rows), "remarks": remarks}
+        print(json.dumps({**shown, "primary": task.primary, "figures": figures}, indent=2))
         return
-    console, not_understood = Console(), f", {unread} of them not understood" if unread else ""
-    title = f"task {task.name}, dialect {task.dialect}, {len(rows)} answers{not_understood}"
-    console.print(title, soft_wrap=True, highlight=False)
+    console, title = Console(), f"task {task.name}, dialect {task.dialect}, {len(rows)} answers"
+    for line in (title, *remarks):
+        console.print(line, soft_wrap=True, highlight=False)
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for column, justify in (("figure", "left"), (unit(task.scale), "right"), ("+- error", "right")):
         table.add_column(column, justify=justify, no_wrap=True)
@@ -169,13 +176,15 @@ def _files(place: Path) -> list[Path]:
 
 def answered(task: Task, file: Path, docs: Docs | None) -> list[dict]:
     """Sample rows from a file of answers; docs: where right answers are looked up by name, None if rows have them."""
-    known = None if docs is None else {task.ident(doc): doc for doc in map(docs.text, range(len(docs)))}
+    known = None if docs is None else {task.names(doc)["id"]: doc for doc in map(docs.text, range(len(docs)))}
     rows = []
     for number, raw in enumerate(read_json(file)):
         where = f"answer {number + 1} of {file.name!r}"
+        if not isinstance(raw, Mapping):
+            raise ConfigError(f"{where} is a {type(raw).__name__}; possible: an object with columns")
         column = next((name for name in TEXTS if isinstance(raw.get(name), str)), None)
         if column is None:
-            raise ConfigError(f"{where} has columns {', '.join(raw)}; possible for its text: {', '.join(TEXTS)}")
+            raise ConfigError(f"{where} has columns {quoted(list(raw))}; possible for its text: {', '.join(TEXTS)}")
         doc = {**raw, ROW: number, FOLDER: file.parent} if known is None else _found(task, raw, known, where)
         rows.append(_row(task, doc, raw[column], where))
     return rows
@@ -192,16 +201,18 @@ def _found(task: Task, raw: Mapping, known: Mapping, where: str) -> Mapping:
 def _try(call: Callable) -> object:
     try:
         return call()
-    except KeyError:
+    except Exception:  # whatever the answer's own columns hold
         return None
 
 
 def _row(task: Task, doc: Mapping, text: str, where: str) -> dict:
     try:
-        reference = task.reference(doc)
-        names = {"id": task.ident(doc), "group": task.group(doc), "category": task.category(doc)}
-        return {**names, "text": text, "score": task.score(reference, text.strip()), "error": None}
+        known = {"reference": task.reference(doc), "group": task.group(doc), "category": task.category(doc)}
+        score = task.score(known["reference"], text.strip())
+        return {"id": task.ident(doc), **known, "text": text, "score": score, "error": None}
     except KeyError as error:
         raise ConfigError(
             f"{where} lacks column {error} of task {task.name!r}; possible: --dataset-path with the benchmark's data"
         ) from None
+    except Exception as error:
+        raise ConfigError(f"{where}: {reason(error)}") from None

@@ -31,6 +31,8 @@ def print_summary(summary: dict, output: Path, picture: Path, console: Console) 
             if result["n_errors"]:
                 what = f"{result['n_errors']} samples FAILED, the first with {result['first_error']}"
                 console.print(f"{run['name']}: {what}", soft_wrap=True, highlight=False, markup=False)
+            for remark in result.get("remarks", ()):
+                console.print(f"{run['name']}: {remark}", soft_wrap=True, highlight=False, markup=False)
     if len(summary["comparison"]) > 1:
         for table in _over_tasks(console, list(summary["comparison"]), present, summary["average"]):
             console.print(table)

@@ -7,6 +7,7 @@ parameter with `when: {other: value or list}` is only there if the others are th
 import json
 import math
 import random
+import reprlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -179,10 +180,35 @@ def is_excluded(assigned: Mapping, excluded: Sequence[Mapping]) -> bool:
     return any(row and all(k in assigned and same(assigned[k], v) for k, v in row.items()) for row in excluded)
 
 
-def matches(only: str | None, cell) -> bool:
-    """Whether a cell is one of `--only KEY=VALUE,KEY=VALUE`: each key with one of its values; baselines always are."""
-    if only is None or cell.role == "baseline":
-        return True
+def chosen(only: str | None, cells: Sequence) -> list:
+    """The cells of `--only KEY=VALUE,KEY=VALUE`, each key with one of its values, and the baselines.
+
+    Raises ConfigError for a key or a value that no cell has, and if no cell has all of them.
+    """
+    if only is None:
+        return list(cells)
+    wanted, known = _filters(only), [_filtered(cell) for cell in cells]
+    for key, values in wanted.items():
+        there = [mine[key] for mine in known if key in mine]
+        if not there:
+            raise ConfigError(unknown("key in --only", key, sorted({name for mine in known for name in mine})))
+        for value in values:
+            if not any(same(one, [value]) for one in there):
+                possible = reprlib.repr(list(dict.fromkeys(map(str, there))))
+                raise ConfigError(f"--only {key}={str(value)[:60]} matches no cell; possible: {possible}")
+    found = [all(k in mine and same(mine[k], values) for k, values in wanted.items()) for mine in known]
+    if not any(found):
+        raise ConfigError(f"--only {only[:100]!r} matches no cell; possible: values that stand together in one")
+    return [cell for cell, wished in zip(cells, found) if wished or cell.role == "baseline"]
+
+
+def _filtered(cell) -> dict:
+    """What `--only` sees of a cell."""
+    return {**cell.params["set"], **{key: cell.params[key] for key in ("model", "strategy", "keep", "seed")}}
+
+
+def _filters(only: str) -> dict[str, list]:
+    """The values of each key; raises ConfigError for what is no filter."""
     wanted: dict[str, list] = {}
     for part in only.split(","):
         key, sign, text = part.partition("=")
@@ -192,5 +218,4 @@ def matches(only: str | None, cell) -> bool:
             wanted.setdefault(key.strip(), []).append(yaml.safe_load(text))
         except yaml.YAMLError:
             raise ConfigError(f"--only {part!r}: the value is not valid (safe) YAML") from None
-    known = {**cell.params["set"], **{key: cell.params[key] for key in ("model", "strategy", "keep", "seed")}}
-    return all(key in known and same(known[key], values) for key, values in wanted.items())
+    return wanted
