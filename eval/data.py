@@ -66,7 +66,7 @@ class Docs(Sequence[dict]):
         except Exception as error:  # a cell that `datasets` cannot decode
             fault = f"it cannot be read: {' '.join(str(error).split())[:160]}"
         if not isinstance(row, Mapping):
-            row, fault = {}, f"it is a {type(row).__name__}; possible: an object with columns"
+            row, fault = {}, f"its type is {type(row).__name__}; possible: an object with columns"
         return {**row, ROW: number, FOLDER: self.folder, FAULT: fault}
 
     def where(self, wanted: Callable[[Mapping], bool]) -> "Docs":

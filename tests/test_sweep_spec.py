@@ -8,7 +8,7 @@ from vtc.errors import ConfigError
 from vtc.eval.sweep.cells import cell_of, check, heldout_cells, planned
 from vtc.eval.sweep.engine import _sampled
 from vtc.eval.sweep.objectives import pareto
-from vtc.eval.sweep.space import draw, grid, chosen
+from vtc.eval.sweep.space import chosen, draw, grid
 from vtc.eval.sweep.spec import load_spec, read_spec, shipped
 
 WRONG = [

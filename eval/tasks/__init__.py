@@ -118,6 +118,8 @@ class Task(ABC):
 
     def names(self, doc: Mapping) -> dict[str, str]:
         """`id`, `group` and `category` of any row: by its number where the row does not give them."""
+        if doc.get(FAULT):
+            return {"id": f"row {doc[ROW]}", "group": f"row {doc[ROW]}", "category": self.name}
         ident = _text(self.ident, doc) or f"row {doc[ROW]}"
         category = _text(self.category, doc) or self.name
         return {"id": ident, "group": _text(self.group, doc) or ident, "category": category}
