@@ -13,6 +13,7 @@ from vtc.errors import ConfigError
 from vtc.eval.data import quoted
 
 POSSIBLE = "possible: PIL, bytes, a path, base64, a data URI"
+FORM = {"bytes", "path"}  # keys of the form that datasets gives
 LONGEST_PATH = 4096
 DEEP = ("I", "I;16", "I;16L", "I;16B", "I;16N", "F")  # modes that Pillow does not scale to 8 bits, but cuts
 PREMULTIPLIED = {"La": "LA", "RGBa": "RGBA"}
@@ -23,7 +24,7 @@ BASE64 = re.compile(r"[A-Za-z0-9+/_\s-]{16,}={0,2}\s*")
 def nothing(value: object) -> bool:
     """Whether a column holds no picture at all: None, a blank text, an empty list, `{"bytes": None, "path": None}`."""
     if isinstance(value, Mapping):
-        return all(value.get(key) is None for key in ("bytes", "path"))
+        return bool(value) and set(value) <= FORM and all(one is None for one in value.values())
     if isinstance(value, str | bytes):
         return not value.strip()
     return value is None or (isinstance(value, list | tuple) and not value)
@@ -35,8 +36,8 @@ def picture(value: object, folder: Path | None = None) -> Image.Image:
 
     folder: where relative paths begin. Raises ConfigError in a short line without the data if it cannot be had.
     """
-    if isinstance(value, Mapping) and not nothing(value):
-        value = value["path"] if value.get("bytes") is None else value["bytes"]
+    if isinstance(value, Mapping) and set(value) & FORM:
+        value = value.get("path") if value.get("bytes") is None else value["bytes"]
     if isinstance(value, Image.Image):
         return rgb(value)
     if isinstance(value, bytes | bytearray | memoryview):

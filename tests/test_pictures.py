@@ -80,7 +80,7 @@ def test_forms(tmp_path):
     assert picture(jpeg).size == GREY.size
 
 
-@pytest.mark.parametrize("value", [None, "", " ", b"", [], {}, {"bytes": None, "path": None}])
+@pytest.mark.parametrize("value", [None, "", " ", b"", [], {"path": None}, {"bytes": None, "path": None}])
 def test_no_picture(value):
     """What columns hold where there is none."""
     assert nothing(value)
@@ -103,6 +103,8 @@ REFUSED = {
     "a list": ([1, 2], "cannot be a list"),
     "a truth": (True, "cannot be a bool"),
     "a mapping": ({"url": "x"}, "cannot be a dict"),
+    "an empty mapping": ({}, "cannot be a dict"),
+    "a mapping of something else": ({"bytes": 3}, "cannot be a int"),
 }
 
 

@@ -6,7 +6,7 @@ from typing import ClassVar
 from vtc.errors import ConfigError
 from vtc.eval.data import Docs
 from vtc.eval.tasks import Task
-from vtc.eval.tasks._rows import listed, plain
+from vtc.eval.tasks._rows import list_or_mapping, plain
 
 
 def references(value: object) -> list[str] | None:
@@ -29,7 +29,7 @@ def references(value: object) -> list[str] | None:
 def _written(text: str) -> object:
     """The list that a text is, or the text itself, which may only begin like one."""
     try:
-        return listed(text, "answers")
+        return list_or_mapping(text, "answers")
     except ConfigError:
         return text
 

@@ -54,8 +54,16 @@ def first_id(doc: Mapping, *columns: str) -> str:
     return str(doc[ROW]) if name is None else name
 
 
-def listed(value: object, where: str) -> list | Mapping:
-    """A list or a mapping, also one that is written as text, in JSON or in Python; none for what says nothing.
+def listed(value: object, where: str) -> list:
+    """A list, also one that is written as text; empty for what says nothing. Raises ConfigError for anything else."""
+    held = list_or_mapping(value, where)
+    if isinstance(held, Mapping):
+        raise ConfigError(f"{where}={quoted(value)} is no list; possible: a list of texts")
+    return held
+
+
+def list_or_mapping(value: object, where: str) -> list | Mapping:
+    """A list or a mapping, also one that is written as text, in JSON or in Python; empty for what says nothing.
 
     Raises ConfigError for a text that is neither, and for any other value.
     """
@@ -83,7 +91,7 @@ def options_of(held: object, where: str = "options") -> dict[str, str]:
 
     Raises ConfigError for fewer than two options, for more than there are letters, and for what is no text or number.
     """
-    held = listed(held, where)
+    held = list_or_mapping(held, where)
     pairs = list(held.items() if isinstance(held, Mapping) else zip(LETTERS, held))
     letters = [str(letter).strip().upper() for letter, _ in pairs]
     if len(held) > len(LETTERS) or not set(letters) <= set(LETTERS) or len(set(letters)) < len(letters):

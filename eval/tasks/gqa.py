@@ -22,7 +22,7 @@ from vtc.eval.data import Docs, Source, local, open_source, quoted
 from vtc.eval.metrics.short import gqa_llava, gqa_lmms
 from vtc.eval.tasks import TASKS, Task
 from vtc.eval.tasks._prompts import short_answer
-from vtc.eval.tasks._rows import first_id, name_of, plain, text_of
+from vtc.eval.tasks._rows import first_id, known, name_of, plain, text_of
 
 IMAGES = "testdev_balanced_images"
 
@@ -55,8 +55,10 @@ class GQA(Task):
 
     def category(self, doc: Mapping) -> str:
         """The structural type of the question."""
-        types = doc.get("types")
-        return (name_of(types, "structural") if isinstance(types, Mapping) else None) or self.name
+        types = known(doc.get("types"))
+        if types is not None and not isinstance(types, Mapping):
+            raise ConfigError(f"types={quoted(types)}; possible: a mapping with the structural type")
+        return name_of(types or {}, "structural") or self.name
 
     def ident(self, doc: Mapping) -> str:
         """The question's `id`."""

@@ -30,7 +30,7 @@ from vtc.eval.metrics.mmmu import mmmu_choice, mmmu_open, mmmu_open_score
 from vtc.eval.pictures import nothing, picture
 from vtc.eval.tasks import PICTURE, TASKS, Task
 from vtc.eval.tasks._prompts import LETTER, QWEN_CHOICE, SHORT, lettered
-from vtc.eval.tasks._rows import letter_of, listed, options_of, plain, text_of
+from vtc.eval.tasks._rows import letter_of, list_or_mapping, listed, options_of, plain, text_of
 
 MENTION = re.compile(r"<image (\d+)>")
 
@@ -109,6 +109,6 @@ class MmmuVal(Task):
 
 def _options(doc: Mapping) -> dict[str, str]:
     """The options by letter, none for an open question; raises ConfigError where a choice has none."""
-    if listed(doc.get("options"), "options") or doc.get("question_type") == "multiple-choice":
+    if list_or_mapping(doc.get("options"), "options") or doc.get("question_type") == "multiple-choice":
         return options_of(doc.get("options"))
     return {}

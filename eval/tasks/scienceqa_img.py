@@ -18,7 +18,7 @@ Paper: https://arxiv.org/abs/2209.09513. Scoring: https://github.com/haotian-liu
 https://github.com/EvolvingLMMs-Lab/lmms-eval, tasks/scienceqa/utils.py.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from vtc.errors import ConfigError
 from vtc.eval import figures
@@ -90,6 +90,14 @@ class ScienceQaImg(Task):
             return {"correct": float(letter == answer), "parsed": letter}
         read = [letter for letter in LETTERS if scienceqa_lmms(text, letter)]
         return {"correct": scienceqa_lmms(text, answer), "parsed": read[0] if read else None}
+
+    def remarks(self, rows: Sequence[Mapping]) -> list[str]:
+        """Also how many questions went without a picture, which `img` leaves out."""
+        text = sum(row["category"] == "text" for row in rows)
+        return [
+            *super().remarks(rows),
+            *([f"{text} of {len(rows)} samples have no picture: not in `img`"] * bool(text)),
+        ]
 
     def figures(self, sums: Mapping) -> dict:
         """`img`, `all`, and the same per category."""
