@@ -17,7 +17,7 @@ from vtc.eval.data import FOLDER, ROW, Docs, quoted, read_json
 from vtc.eval.papers import against, load_card
 from vtc.eval.plot import draw
 from vtc.eval.samples import read_log, run_key
-from vtc.eval.settings import Settings, parse_places, split_list
+from vtc.eval.settings import Settings, check_places, parse_places, split_list
 from vtc.eval.statistics import bootstrap
 from vtc.eval.tables import print_summary, scaled, unit
 from vtc.eval.tasks import TASKS, Task
@@ -130,8 +130,9 @@ def score_answers(place: Path, tasks: str | None, dialect: str | None, dataset_p
         given = "--tasks is missing" if tasks is None else f"--tasks {quoted(tasks)} is not one benchmark"
         raise ConfigError(f"{given}; possible: --tasks with the one that {quoted(str(place))} answers")
     task = TASKS[names[0]](dialect=dialect or "llava")
-    settings = Settings(output=place, tasks=names, dataset_path=parse_places(dataset_path or {}))
-    data = settings.place(task.name)
+    places = parse_places(dataset_path or {})
+    check_places(places, names)
+    data = Settings(output=place, tasks=names, dataset_path=places).place(task.name)
     docs = None if data is None else task.open(place=data)
     rows = [row for file in _files(place) for row in answered(task, file, docs)]
     twice = len(rows) - len({row["id"] for row in rows})

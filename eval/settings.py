@@ -109,13 +109,13 @@ def settings_from(suite: str | None, options: Mapping) -> Settings:
     model_args = parse_model_args(merged.get("model_args", {}))
     places = parse_places(merged.get("dataset_path", {}))
     if "dataset_path" in given:
-        _check_places(places, values.get("tasks"))
+        check_places(places, values.get("tasks"))
     return Settings(
         output=Path(merged["output"]), overrides=overrides, model_args=model_args, dataset_path=places, **values
     )
 
 
-def _check_places(places: Mapping, tasks: tuple[str, ...] | None) -> None:
+def check_places(places: Mapping, tasks: tuple[str, ...] | None) -> None:
     """Raises ConfigError for places that no task of the run would read."""
     if tasks is None:
         raise ConfigError(

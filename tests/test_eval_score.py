@@ -148,6 +148,7 @@ def test_answers_without_references(tmp_path, capsys, no_model):
         (("score", "{}", "--tasks", "pope,gqa"), "--tasks 'pope,gqa' is not one benchmark"),
         (("score", "{}", "--tasks", "pope"), "answer 1 of 'odd.jsonl': ConfigError: the right answer of"),
         (("score", "{}", "--tasks", "gqa"), "answer 1 of 'odd.jsonl': ConfigError: answer=[1]; possible: a text or"),
+        (("score", "{}", "--tasks", "pope", "--dataset-path", "gqa=x"), "unknown task in --dataset-path 'gqa'"),
         (("score", "{}", "--tasks", "pope", "--against", "hiprune"), "--against has no effect on files of answers"),
         (("--tasks", "pope", "score", "{}"), "--tasks has no effect before `score`; possible: behind it"),
         (("--against", "hiprune", "--limit", "3"), "--limit has no effect without --model and --strategy"),

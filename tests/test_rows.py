@@ -8,6 +8,7 @@ import pytest
 from tests.helpers_stub import Stub
 from tests.helpers_tasks import FIXTURES, json_rows
 from vtc.errors import ConfigError
+from vtc.eval import runner
 from vtc.eval.data import FAULT, ROW, Docs, Source
 from vtc.eval.runner import evaluate
 from vtc.eval.settings import Settings
@@ -137,6 +138,31 @@ def test_rows_that_are_none():
         assert len(one.where(lambda doc: True)) == 1
 
 
+@pytest.mark.parametrize("name", [name for name in TASKS if name not in ("demo", "scienceqa_img")])
+def test_nothing_is_asked_blind(name):
+    """A row without its picture is refused; only one that says that it goes without is asked."""
+    task = TASKS[name]()
+    for missing in (None, "", [], {"bytes": None, "path": None}):
+        with pytest.raises(ConfigError, match="picture"):
+            task.images(first(name.removesuffix("_ocr"), **dict.fromkeys(task.pictures, missing)))
+    if name == "hallusion":
+        assert task.images(first(name, image=None, visual_input="0")) == []
+    if name == "mmmu_val":
+        with pytest.raises(ConfigError, match="names no picture"):
+            task.images(first(name, question="Who made this vase?"))
+
+
+@pytest.mark.parametrize("value", ["half \ud800 a pair", "\udfff"])
+def test_texts_that_cannot_be_written(value):
+    """Half of a surrogate pair, in whatever is logged: an error, and a name that can be written."""
+    task = TASKS["pope"]()
+    for column in ("question", "category", "question_id"):
+        row = first("pope", **{column: value, FAULT: None})
+        with pytest.raises(ConfigError, match="^row 0 holds a lone surrogate that cannot be written$"):
+            task.asked(row)
+        assert all(name.encode() for name in task.names(row).values())
+
+
 class Own(TASKS["chartqa"]):
     """A task of somebody's own, without a place on the hub."""
 
@@ -160,13 +186,14 @@ def run_rows(tmp_path, name: str, rows: list) -> dict:
     (tmp_path / "pictures").symlink_to(FIXTURES / "pictures")
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     settings = Settings(tmp_path / "o", tasks=(name,), dataset_path={"": str(tmp_path / "rows.jsonl")})
-    evaluate(settings, loaded=Stub(), quiet=True)
+    evaluate(settings, loaded=Stub())
     return json.loads((tmp_path / "o" / "results.json").read_text())["runs"][0]["tasks"][name]
 
 
 @pytest.mark.parametrize("name", ["textvqa", "vqav2", "vizwiz"])
-def test_fewer_answers_than_the_rule_assumes(tmp_path, name):
+def test_fewer_answers_than_the_rule_assumes(tmp_path, monkeypatch, name):
     """Ten are assumed; how many rows have fewer is said."""
+    monkeypatch.setattr(runner, "draw", lambda summary, path: path)
     rows = json_rows(FIXTURES / f"{name}.jsonl")[:3]
     rows[0]["answers"], rows[1]["answers"] = "red", "['red', 'red']"
     found = run_rows(tmp_path, name, rows)
@@ -175,9 +202,11 @@ def test_fewer_answers_than_the_rule_assumes(tmp_path, name):
     ]
 
 
-def test_unread_answers_are_remarked(tmp_path):
-    """The share of answers that no rule could read stands with the figures."""
+def test_unread_answers_are_remarked(tmp_path, monkeypatch, capsys):
+    """The share of answers that no rule could read stands with the figures, and below the table."""
+    monkeypatch.setattr(runner, "draw", lambda summary, path: path)
     found = run_rows(tmp_path, "seedbench", json_rows(FIXTURES / "seedbench.jsonl"))
+    assert f"none: {found['remarks'][0]}" in capsys.readouterr().out
     unread = found["n_unparsed"]
     assert 0 < unread <= found["n"]
     assert found["remarks"] == [f"{unread} of {found['n']} answers could not be read and count as wrong"]

@@ -28,7 +28,7 @@ from pathlib import Path
 import yaml
 
 from vtc.errors import ConfigError
-from vtc.eval.settings import parse_places
+from vtc.eval.settings import check_places, parse_places
 from vtc.eval.sweep.objectives import Objective, read_objectives
 from vtc.eval.sweep.space import Parameter, ordered, read_parameter
 from vtc.registry import unknown
@@ -151,6 +151,7 @@ def _spec(raw: object, text: str, stem: str) -> Spec:
     settings = {key: _plain(raw[key], key, kind) for key, kind in PLAIN.items() if key in raw}
     if "dataset_path" in raw:
         settings["dataset_path"] = parse_places(raw["dataset_path"])
+        check_places(settings["dataset_path"], tasks if "tasks" in raw else None)
     return Spec(
         name=str(raw.get("name", stem)), text=text, models=models, tasks=tasks, settings=settings, seeds=seeds,
         space=parameters, exclude=_excluded(raw.get("exclude", []), parameters), mode=mode, objectives=objectives,
