@@ -69,9 +69,7 @@ def score_folder(folder: Path, tasks: str | None, dialect: str | None, cards: st
     dialect: other than that of the run, the results go to `scored-DIALECT/` in the folder, with copies of the logs'
     figures only. Raises ConfigError if there is no log.
     """
-    wanted = split_list("tasks", tasks) if tasks else None
-    for name in wanted or ():
-        TASKS[name]
+    wanted = _wanted(tasks)
     loaded_cards = [load_card(name) for name in (split_list("against", cards) if cards else ())]
     jobs, other = [], False
     for path in sorted((folder / "samples").glob("*.jsonl")):
@@ -101,6 +99,11 @@ def score_folder(folder: Path, tasks: str | None, dialect: str | None, cards: st
         print(json.dumps(summary, indent=2, ensure_ascii=False))
 
 
+def _wanted(tasks: str | None) -> tuple[str, ...]:
+    """The names in --tasks, none if it is not given; raises ConfigError for one that is no benchmark."""
+    return tuple(TASKS[name].name for name in (split_list("tasks", tasks) if tasks else ()))
+
+
 def _model(folder: Path, job: SavedJob) -> dict:
     """The model's record in the run's results; where the run was killed before it had any, what its log says."""
     path = folder / "runs" / f"{job.run.name}.json"
@@ -116,6 +119,7 @@ def score_answers(place: Path, tasks: str | None, dialect: str | None, dataset_p
     place: a file, a folder with such files, or a folder of folders that are named after benchmarks. tasks: the one
     benchmark; None if its name begins that of the place. Raises ConfigError in one line for anything that does not fit.
     """
+    wanted = _wanted(tasks)
     if not place.exists():
         raise ConfigError(f"{quoted(str(place))} does not exist; possible: a folder of `vtc eval`, or files of answers")
     if tasks is None and place.is_dir() and not _answer_files(place):
@@ -125,7 +129,7 @@ def score_answers(place: Path, tasks: str | None, dialect: str | None, dataset_p
             score_answers(folder, None, dialect, dataset_path, as_json)
         if below:
             return
-    names = split_list("tasks", tasks) if tasks else _named_after(place)
+    names = wanted or _named_after(place)
     if len(names) != 1:
         given = "--tasks is missing" if tasks is None else f"--tasks {quoted(tasks)} is not one benchmark"
         raise ConfigError(f"{given}; possible: --tasks with the one that {quoted(str(place))} answers")
