@@ -12,6 +12,7 @@ import torch
 import vtc
 from vtc.errors import PatchError
 from vtc.eval import counts
+from vtc.eval.compare import reason
 from vtc.eval.downsample import Downsample
 from vtc.eval.models import Loaded
 from vtc.eval.plan import Run
@@ -86,7 +87,8 @@ class Answerer:
 
     def _answer(self, docs: Sequence[Mapping]) -> list[tuple[dict, dict]]:
         loaded = self.loaded
-        prompts = [self.task.prompt(doc) for doc in docs]
+        asked = [self.task.asked(doc) for doc in docs]
+        prompts = [row["prompt"] for row in asked]
         pictures = [self.task.images(doc) for doc in docs]
         full: list[int | None] = [None] * len(docs)
         if self.downsample is not None:
@@ -111,7 +113,7 @@ class Answerer:
         written = loaded.new_tokens(answers)
         return [
             (
-                self._row(docs[b], prompts[b], texts[b].strip())
+                self._row(asked[b], texts[b].strip())
                 | {"images": len(pictures[b]), **measured[b], "text_in": text_in[b], "tokens_out": written[b]}
                 | {"error": None},
                 {"batch": len(docs), "seconds": share},
@@ -127,23 +129,15 @@ class Answerer:
         parts = [first, *(part for text in others for part in (None, text))]
         return [part for part in parts if part != ""]
 
-    def _row(self, doc: Mapping, prompt: str, text: str) -> dict:
-        reference = self.task.reference(doc)
-        known = {"prompt": prompt, "reference": reference, "text": text}
-        return {**self._names(doc), **known, "score": self.task.score(reference, text)}
-
-    def _names(self, doc: Mapping) -> dict:
-        return {"id": self.task.ident(doc), "group": self.task.group(doc), "category": self.task.category(doc)}
+    def _row(self, asked: Mapping, text: str) -> dict:
+        return {**asked, "text": text, "score": self.task.score(asked["reference"], text)}
 
     def _failed(self, doc: Mapping, error: Exception) -> tuple[dict, dict]:
-        reason = " ".join(str(error).split())[:500]
         empty = dict.fromkeys(("text", "score", "images", "text_in", "tokens_out"))
-        known = {"prompt": None, "reference": None}
-        with contextlib.suppress(Exception):  # whatever raised may be what would be called here
-            known = {"prompt": self.task.prompt(doc), "reference": self.task.reference(doc)}
-        row = {
-            **self._names(doc), **known, **empty, **counts.nothing(), "error": f"{type(error).__name__}: {reason}",
-        }  # fmt: skip
+        known = {**self.task.names(doc), "prompt": None, "reference": None}
+        with contextlib.suppress(Exception):  # whatever raised may be what is called here
+            known = self.task.asked(doc)
+        row = {**known, **empty, **counts.nothing(), "error": reason(error)}
         return row, {"batch": 1, "seconds": dict.fromkeys(PARTS)}
 
     def _report(self):

@@ -12,6 +12,7 @@ from vtc.files import parsed
 
 BASELINE = "none"
 SAME = ("version", "dialect", "split", "data", "prompt", "max_new_tokens", "ids")
+LONGEST_REASON = 400
 NO_DOWNSAMPLE = "no downsample run with the same samples is in the folder"
 MEANINGS = {
     "comparable": "the same model, and of the task the same " + ", ".join(SAME),
@@ -35,10 +36,15 @@ def scored(task, rows: Iterable[Mapping]) -> list[dict]:
             try:
                 row = {**row, "score": task.score(row["reference"], row["text"])}
             except Exception as error:
-                reason = " ".join(str(error).split())[:500]
-                row = {**row, "score": None, "error": f"{type(error).__name__}: {reason}"}
+                row = {**row, "score": None, "error": reason(error)}
         found.append(row)
     return found
+
+
+def reason(error: Exception) -> str:
+    """Why a row has no score, in one short line that can be written anywhere."""
+    said = f"no column {error}" if isinstance(error, KeyError) else " ".join(str(error).split())
+    return f"{type(error).__name__}: {said}"[:LONGEST_REASON].encode(errors="backslashreplace").decode()
 
 
 def fingerprint(idents: Iterable[str]) -> str:

@@ -7,19 +7,18 @@ name), or one data file of any name, or is a copy of the hub's repository. Files
 """
 
 import gzip
-import io
 import json
 import re
+import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from PIL import Image
-
-from vtc.errors import ConfigError
+from vtc.errors import ConfigError, shown
 from vtc.eval.digest import digest
 
-ROW, FOLDER = "_row", "_folder"  # added to each doc: its number in the source; where its relative paths begin
+# Added to each doc: its number in the source; where its relative paths begin; why it could not be read (None: it was).
+ROW, FOLDER, FAULT = "_row", "_folder", "_fault"
 SUFFIXES = (".jsonl", ".jsonl.gz", ".json", ".parquet", ".arrow")
 
 
@@ -52,8 +51,22 @@ class Docs(Sequence[dict]):
         """A doc without its pictures."""
         return self._doc(self.texts, i)
 
+    @property
+    def columns(self) -> list[str]:
+        """The names of all columns that a row has."""
+        if (names := getattr(self.rows, "column_names", None)) is not None:
+            return list(names)
+        return list(dict.fromkeys(str(name) for row in self.rows if isinstance(row, Mapping) for name in row))
+
     def _doc(self, rows: Sequence, i: int) -> dict:
-        return {**rows[self.chosen[i]], ROW: self.chosen[i], FOLDER: self.folder}
+        number, row, fault = self.chosen[i], {}, None
+        try:
+            row = rows[number]
+        except Exception as error:  # a cell that `datasets` cannot decode
+            fault = f"it cannot be read: {' '.join(str(error).split())[:160]}"
+        if not isinstance(row, Mapping):
+            row, fault = {}, f"its type is {type(row).__name__}; possible: an object with columns"
+        return {**row, ROW: number, FOLDER: self.folder, FAULT: fault}
 
     def where(self, wanted: Callable[[Mapping], bool]) -> "Docs":
         """The docs for which `wanted`, which sees no pictures, is true."""
@@ -80,33 +93,29 @@ class Docs(Sequence[dict]):
         return Docs(self.rows, self.texts, self.record, chosen, self.folder)
 
 
-def picture(value: object, doc: Mapping) -> Image.Image:
-    """A picture from what a column holds: PIL, bytes, a path, or the `{"bytes": ..., "path": ...}` of datasets.
-
-    Raises ConfigError if it is none of these, OSError if it cannot be read.
-    """
-    if isinstance(value, Image.Image):
-        return value
-    if isinstance(value, Mapping):
-        value = value["path"] if value.get("bytes") is None else value["bytes"]
-    if isinstance(value, bytes):
-        return Image.open(io.BytesIO(value))
-    if isinstance(value, str | Path):
-        with Image.open((doc.get(FOLDER) or Path()) / value) as image:
-            image.load()
-        return image
-    raise ConfigError(f"a picture cannot be a {type(value).__name__}; possible: PIL, bytes, a path")
+def local(place: str) -> Path | None:
+    """The file or folder that a place names, None if there is none."""
+    try:
+        path = Path(place).expanduser()
+        return path if path.exists() else None
+    except (OSError, RuntimeError, ValueError):  # a name too long for a file, a user without a home
+        return None
 
 
-def open_source(task: str, source: Source, split: str, pictures: Sequence[str], place: str | None = None) -> Docs:
-    """The docs of a split, from `place` or from the first id of `source` that can be had.
+def open_source(
+    task: str, source: Source | None, split: str, pictures: Sequence[str], place: str | None = None
+) -> Docs:
+    """The docs of a split, from `place` or from the first id of `source` (None: it has none) that can be had.
 
     pictures: columns that hold them. Raises ConfigError in one line, with what was tried, if nothing can be had.
     """
-    if place is not None and (path := Path(place).expanduser()).exists():
+    source = source or Source(())
+    if place is None and not source.ids:
+        raise ConfigError(f"task {task!r} has no data of its own; possible: --dataset-path")
+    if place is not None and (path := local(place)) is not None:
         return _local(task, path, source, split, pictures)
     if place is not None and not re.fullmatch(r"[\w.-]+/[\w.-]+(@[\w./-]+)?", place):
-        raise ConfigError(f"--dataset-path {place!r} does not exist; possible: a folder, a data file, a hub id")
+        raise ConfigError(f"--dataset-path {shown(place)} does not exist; possible: a folder, a data file, a hub id")
     return _hub(task, (place,) if place else source.ids, source.config, split, pictures)
 
 
@@ -137,8 +146,8 @@ def _revision(rows) -> str | None:
 def _local(task: str, path: Path, source: Source, split: str, pictures: Sequence[str]) -> Docs:
     import datasets
 
-    record = {"id": path.resolve().name, "config": source.config, "split": split, "revision": digest(path)}
     try:
+        record = {"id": path.resolve().name, "config": source.config, "split": split, "revision": digest(path)}
         if path.is_dir() and any((path / name).is_file() for name in ("state.json", "dataset_dict.json")):
             rows = datasets.load_from_disk(str(path))
             return _docs(rows[split] if isinstance(rows, datasets.DatasetDict) else rows, record, pictures)
@@ -181,20 +190,31 @@ def _read(files: list[Path], record: dict, pictures: Sequence[str]) -> Docs:
     return Docs(rows, rows, record, folder=files[0].parent)
 
 
-def read_json(file: Path) -> list[dict]:
-    """The objects of a file of JSON lines (also gzipped), or of a JSON list; raises ConfigError naming a bad line."""
-    data = file.read_bytes()
-    text = (gzip.decompress(data) if file.suffix == ".gz" else data).decode("utf-8")
+def read_json(file: Path) -> list:
+    """The rows of a file of JSON lines (also gzipped), or of a JSON list; raises ConfigError naming a bad line.
+
+    A row may be any JSON: what is no object is the reader's to refuse.
+    """
+    try:
+        data = file.read_bytes()
+        text = (gzip.decompress(data) if file.suffix == ".gz" else data).decode("utf-8-sig")
+    except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
+        raise ConfigError(f"{file.name!r} cannot be read: {error}") from None
     if file.suffix == ".json":
+        rows = _parsed(text, f"{file.name!r}")
+        if not isinstance(rows, list):
+            raise ConfigError(f"{file.name!r} holds a {type(rows).__name__}; possible: a JSON list of rows")
+        return rows
+    lines = enumerate(text.split("\n"), 1)
+    return [_parsed(line, f"line {number} of {file.name!r}") for number, line in lines if line.strip()]
+
+
+def _parsed(text: str, where: str) -> object:
+    """The value of a JSON text; raises ConfigError, also for numbers and nesting beyond what Python reads."""
+    try:
         return json.loads(text)
-    rows = []
-    for number, line in enumerate(text.split("\n"), 1):
-        if line.strip():
-            try:
-                rows.append(json.loads(line))
-            except json.JSONDecodeError as error:
-                raise ConfigError(f"line {number} of {file.name!r} is no JSON: {error}") from None
-    return rows
+    except (ValueError, RecursionError) as error:
+        raise ConfigError(f"{where} is no JSON: {error}") from None
 
 
 def _docs(rows, record: dict, pictures: Sequence[str]) -> Docs:

@@ -7,6 +7,7 @@ from PIL import Image
 
 from vtc.errors import UnsupportedError
 from vtc.eval.models import Loaded
+from vtc.eval.pictures import rgb
 
 MODES = {
     "grid": "the picture is made smaller, so that the encoder makes about `keep` x as many tokens",
@@ -44,8 +45,8 @@ class Downsample:
     def apply(self, pictures: Sequence[Image.Image]) -> tuple[list[Image.Image], int | None]:
         """The pictures of one prompt, resized, and their visual tokens at full size (None: the same as resized)."""
         if self.mode == "blur":
-            return [self._blur(picture.convert("RGB")) for picture in pictures], None
-        shrunk = [self._shrink(picture.convert("RGB")) for picture in pictures]
+            return [self._blur(rgb(picture)) for picture in pictures], None
+        shrunk = [self._shrink(rgb(picture)) for picture in pictures]
         return [picture for picture, _ in shrunk], sum(tokens for _, tokens in shrunk)
 
     def _shrink(self, picture: Image.Image) -> tuple[Image.Image, int]:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from vtc.errors import ConfigError, UnsupportedError, cut, loading, reason, shown
 from vtc.eval.digest import digest
+from vtc.eval.pictures import rgb
 from vtc.eval.processors import chat, load_processor, prepare, square
 from vtc.patching import find_family
 
@@ -49,7 +50,7 @@ class Loaded:
         texts = [self.processor.apply_chat_template(turn, add_generation_prompt=True) for turn in turns]
         bos = self.processor.tokenizer.bos_token
         special = not (bos and texts[0].startswith(bos))
-        pictures = [[picture.convert("RGB") for picture in mine] for mine in images]
+        pictures = [[rgb(picture) for picture in mine] for mine in images]
         if pad_square:
             pictures = [[square(picture, self.processor) for picture in mine] for mine in pictures]
         # A prompt without pictures has no entry: processors take a list per prompt, and some refuse an empty one.

@@ -121,7 +121,8 @@ def _task_result(job, rows: list[dict]) -> dict:
         "ids": fingerprint(row["id"] for row in rows),
         "n": len(good),
         "n_errors": len(rows) - len(good),
-        "n_unparsed": sum("parsed" in row["score"] and row["score"]["parsed"] is None for row in good),
+        "n_unparsed": unparsed(good),
+        "remarks": job.task.remarks(good),
         "first_error": next((row["error"] for row in rows if row["error"] is not None), None),
         "primary": job.task.primary,
         "scale": job.task.scale,
@@ -138,6 +139,11 @@ def _task_result(job, rows: list[dict]) -> dict:
         **{cost: _cost(good, cost) for cost in COSTS},
         "seconds": _seconds([times[row["id"]]["seconds"] for row in good if row["id"] in times]),
     }
+
+
+def unparsed(rows: Iterable[Mapping]) -> int:
+    """How many answers no rule could read."""
+    return sum("parsed" in row["score"] and row["score"]["parsed"] is None for row in rows)
 
 
 def _categories(figures: dict, sizes: Mapping[str, int]) -> dict:

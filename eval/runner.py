@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,7 +10,7 @@ from pathlib import Path
 import torch
 
 import vtc
-from vtc.errors import ConfigError, VtcError
+from vtc.errors import ConfigError, VtcError, shown
 from vtc.eval import results
 from vtc.eval.answers import Answerer
 from vtc.eval.data import Docs
@@ -40,13 +41,13 @@ class Work:
         self.task, self.docs = task, docs
         self.idents, self.mine, groups = [], [], {}
         for i in range(len(docs)):
-            doc = docs.text(i)
-            self.idents.append(task.ident(doc))
-            if groups.setdefault(task.group(doc), len(groups)) % world == rank:
+            names = task.names(docs.text(i))
+            self.idents.append(names["id"])
+            if groups.setdefault(names["group"], len(groups)) % world == rank:
                 self.mine.append(i)
         if len(set(self.idents)) < len(self.idents):
-            twice = next(ident for ident in self.idents if self.idents.count(ident) > 1)
-            raise ConfigError(f"data of task {task.name!r}: the name {twice!r} stands twice; possible: each id once")
+            twice = shown(Counter(self.idents).most_common(1)[0][0])
+            raise ConfigError(f"data of task {task.name!r}: the name {twice} stands twice; possible: each id once")
 
     def batches(self, log: SampleLog, size: int) -> Iterator[list[int]]:
         """Batches of this process with a sample that is not done; cut from all, so a restart meets the same ones."""
@@ -107,6 +108,8 @@ def evaluate(
     output = _writable(settings.output)
     given, processes = processes, processes or Processes()
     docs = [task.open(settings.split, settings.limit, place) for task, place in zip(tasks, places)]
+    for task, found in zip(tasks, docs):
+        task.check(found)
     works = [Work(*one, processes.rank, processes.world) for one in zip(tasks, docs)]
     loaded = loaded or load(settings.model, settings.model_args, processes.device(settings.device))
     runs = plan(settings, None if loaded.family is None else loaded.family.name)

@@ -9,14 +9,15 @@ from pathlib import Path
 from rich import box
 from rich.table import Table
 
-from vtc.errors import ConfigError
+from vtc.errors import ConfigError, shown
 from vtc.eval import results
+from vtc.eval.compare import reason
 from vtc.eval.data import FOLDER, ROW, Docs, read_json
 from vtc.eval.papers import against, load_card
 from vtc.eval.plot import draw
 from vtc.eval.samples import ANEW, read_log, read_times, run_key
 from vtc.eval.saved import IDENTITY, RUN
-from vtc.eval.settings import Settings, parse_places, split_list
+from vtc.eval.settings import Settings, check_places, parse_places, split_list
 from vtc.eval.statistics import bootstrap
 from vtc.eval.tables import print_summary, scaled, unit
 from vtc.eval.tasks import TASKS, Task
@@ -71,7 +72,7 @@ def score_folder(folder: Path, tasks: str | None, dialect: str | None, cards: st
     dialect: other than that of the run, the results go to `scored-DIALECT/` in the folder, with copies of the logs'
     figures only. Raises ConfigError if there is no log.
     """
-    wanted = split_list("tasks", tasks) if tasks else None
+    wanted = _wanted(tasks)
     loaded_cards = [load_card(name) for name in (split_list("against", cards) if cards else ())]
     jobs, other = [], False
     for path in sorted((folder / "samples").glob("*.jsonl")):
@@ -102,6 +103,11 @@ def score_folder(folder: Path, tasks: str | None, dialect: str | None, cards: st
         say(json.dumps(summary, indent=2, ensure_ascii=False))
 
 
+def _wanted(tasks: str | None) -> tuple[str, ...]:
+    """The names in --tasks, none if it is not given; raises ConfigError for one that is no benchmark."""
+    return tuple(TASKS[name].name for name in (split_list("tasks", tasks) if tasks else ()))
+
+
 def _model(folder: Path, job: SavedJob) -> dict:
     """The model's record in the run's results; where the run was killed before it had any, what its log says."""
     path = folder / "runs" / f"{job.run.name}.json"
@@ -117,6 +123,9 @@ def score_answers(place: Path, tasks: str | None, dialect: str | None, dataset_p
     place: a file, a folder with such files, or a folder of folders that are named after benchmarks. tasks: the one
     benchmark; None if its name begins that of the place. Raises ConfigError in one line for anything that does not fit.
     """
+    wanted = _wanted(tasks)
+    if not place.exists():
+        raise ConfigError(f"{shown(str(place))} does not exist; possible: a folder of `vtc eval`, or files of answers")
     if tasks is None and place.is_dir() and not _answer_files(place):
         below = [folder for folder in sorted(place.iterdir()) if folder.is_dir() and _answer_files(folder)]
         below = [folder for folder in below if len(_named_after(folder)) == 1]
@@ -124,27 +133,30 @@ def score_answers(place: Path, tasks: str | None, dialect: str | None, dataset_p
             score_answers(folder, None, dialect, dataset_path, as_json)
         if below:
             return
-    names = split_list("tasks", tasks) if tasks else _named_after(place)
+    names = wanted or _named_after(place)
     if len(names) != 1:
-        raise ConfigError(f"--tasks {tasks!r} must name the one benchmark that {str(place)!r} answers; see --help")
+        given = "--tasks is missing" if tasks is None else f"--tasks {shown(tasks)} is not one benchmark"
+        raise ConfigError(f"{given}; possible: --tasks with the one that {shown(str(place))} answers")
     task = TASKS[names[0]](dialect=dialect or "llava")
-    settings = Settings(output=place, tasks=names, dataset_path=parse_places(dataset_path or {}))
-    data = settings.place(task.name)
+    places = parse_places(dataset_path or {})
+    check_places(places, names)
+    data = Settings(output=place, tasks=names, dataset_path=places).place(task.name)
     docs = None if data is None else task.open(place=data)
     rows = [row for file in _files(place) for row in answered(task, file, docs)]
     twice = len(rows) - len({row["id"] for row in rows})
     if twice:
         raise ConfigError(f"{twice} samples stand twice in {str(place)!r}; possible: each id once")
     figures = bootstrap(task, rows)
-    unread = sum("parsed" in row["score"] and row["score"]["parsed"] is None for row in rows)
+    remarks = task.remarks(rows)
     if as_json:
         figures = finite(figures)
-        shown = {"task": task.name, "version": task.version, "dialect": task.dialect, "n": len(rows)}
-        say(json.dumps({**shown, "n_unparsed": unread, "primary": task.primary, "figures": figures}, indent=2))
+        record = {"task": task.name, "version": task.version, "dialect": task.dialect, "n": len(rows)}
+        record |= {"n_unparsed": results.unparsed(rows), "remarks": remarks}
+        say(json.dumps({**record, "primary": task.primary, "figures": figures}, indent=2))
         return
-    console, not_understood = Terminal(), f", {unread} of them not understood" if unread else ""
-    title = f"task {task.name}, dialect {task.dialect}, {len(rows)} answers{not_understood}"
-    console.say(title)
+    console, title = Terminal(), f"task {task.name}, dialect {task.dialect}, {len(rows)} answers"
+    for line in (title, *remarks):
+        console.say(line)
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for column, justify in (("figure", "left"), (unit(task.scale), "right"), ("+- error", "right")):
         table.add_column(column, justify=justify, no_wrap=True)
@@ -173,13 +185,15 @@ def _files(place: Path) -> list[Path]:
 
 def answered(task: Task, file: Path, docs: Docs | None) -> list[dict]:
     """Sample rows from a file of answers; docs: where right answers are looked up by name, None if rows have them."""
-    known = None if docs is None else {task.ident(doc): doc for doc in map(docs.text, range(len(docs)))}
+    known = None if docs is None else {task.names(doc)["id"]: doc for doc in map(docs.text, range(len(docs)))}
     rows = []
     for number, raw in enumerate(read_json(file)):
         where = f"answer {number + 1} of {file.name!r}"
+        if not isinstance(raw, Mapping):
+            raise ConfigError(f"{where} is a {type(raw).__name__}; possible: an object with columns")
         column = next((name for name in TEXTS if isinstance(raw.get(name), str)), None)
         if column is None:
-            raise ConfigError(f"{where} has columns {', '.join(raw)}; possible for its text: {', '.join(TEXTS)}")
+            raise ConfigError(f"{where} has columns {shown(list(raw))}; possible for its text: {', '.join(TEXTS)}")
         doc = {**raw, ROW: number, FOLDER: file.parent} if known is None else _found(task, raw, known, where)
         rows.append(_row(task, doc, raw[column], where))
     return rows
@@ -196,16 +210,18 @@ def _found(task: Task, raw: Mapping, known: Mapping, where: str) -> Mapping:
 def _try(call: Callable) -> object:
     try:
         return call()
-    except KeyError:
+    except Exception:  # whatever the answer's own columns hold
         return None
 
 
 def _row(task: Task, doc: Mapping, text: str, where: str) -> dict:
     try:
-        reference = task.reference(doc)
-        names = {"id": task.ident(doc), "group": task.group(doc), "category": task.category(doc)}
-        return {**names, "text": text, "score": task.score(reference, text.strip()), "error": None}
+        known = {"reference": task.reference(doc), "group": task.group(doc), "category": task.category(doc)}
+        score = task.score(known["reference"], text.strip())
+        return {"id": task.ident(doc), **known, "text": text, "score": score, "error": None}
     except KeyError as error:
         raise ConfigError(
             f"{where} lacks column {error} of task {task.name!r}; possible: --dataset-path with the benchmark's data"
         ) from None
+    except Exception as error:
+        raise ConfigError(f"{where}: {reason(error)}") from None

@@ -8,10 +8,11 @@ from os.path import isfile
 from pathlib import Path
 
 from vtc.errors import ConfigError, shown
-from vtc.eval.data import SUFFIXES
+from vtc.eval.data import SUFFIXES, local
 from vtc.plain_yaml import load, parse
 from vtc.registry import unknown
 
+GENERATED = "demo"  # the task that no data is for
 _NUMBERS = {"limit": 1, "batch_size": 1, "max_new_tokens": 1, "seed": 0}  # the least of each
 
 
@@ -51,6 +52,11 @@ class Settings:
             if value is not None and (type(value) is not int or not least <= value < 2**63):
                 option = name.replace("_", "-")
                 raise ConfigError(f"--{option} {shown(value)} is out of range; possible: a whole number >= {least}")
+        if self.dataset_path and all(task == GENERATED for task in self.tasks):
+            raise ConfigError(
+                f"--dataset-path {shown(next(iter(self.dataset_path.values())))} is not for task {GENERATED!r}, which "
+                "generates its data; possible: --tasks with the benchmark of the data"
+            )
         for name in ("strategies", "keeps", "tasks"):
             twice = {v for v in getattr(self, name) if getattr(self, name).count(v) > 1}
             if twice:
@@ -64,13 +70,12 @@ class Settings:
         if task in self.dataset_path:
             return self.dataset_path[task]
         shared = self.dataset_path.get("")
-        if shared is None or task == "demo":
+        if shared is None or task == GENERATED:
             return None
-        folder = Path(shared).expanduser()
-        named = [folder / name for name in (task, *(task + suffix for suffix in SUFFIXES)) if (folder / name).exists()]
+        named = [place for suffix in ("", *SUFFIXES) if local(place := str(Path(shared) / (task + suffix)))]
         if named:
-            return str(named[0])
-        if sum(other != "demo" for other in self.tasks) > 1:
+            return named[0]
+        if sum(other != GENERATED for other in self.tasks) > 1:
             raise ConfigError(
                 f"--dataset-path {shown(shared)} has nothing for task {task!r}; possible: a folder with {task}/ in it, "
                 f"or {task}=PATH"
@@ -121,9 +126,23 @@ def settings_from(suite: str | None, options: Mapping) -> Settings:
         raise ConfigError("--set keep=... is not possible here; possible: --keep")
     model_args = parse_model_args(merged.get("model_args", {}))
     places = parse_places(merged.get("dataset_path", {}))
+    if "dataset_path" in given:
+        check_places(places, values.get("tasks"))
     return Settings(
         output=Path(merged["output"]), overrides=overrides, model_args=model_args, dataset_path=places, **values
     )
+
+
+def check_places(places: Mapping, tasks: tuple[str, ...] | None) -> None:
+    """Raises ConfigError for places that no task of the run would read."""
+    if tasks is None:
+        raise ConfigError(
+            f"--dataset-path {shown(next(iter(places.values())))} has data, but --tasks does not say of what; "
+            "possible: --tasks with the benchmark of the data, see `vtc eval tasks`"
+        )
+    for task in places:
+        if task and task not in tasks:
+            raise ConfigError(unknown("task in --dataset-path", task, list(tasks)))
 
 
 def _suite(name: str, possible: list[str]) -> dict:

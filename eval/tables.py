@@ -30,6 +30,8 @@ def print_summary(summary: dict, output: Path, picture: Path, console: Terminal)
             if result["n_errors"]:
                 what = f"{result['n_errors']} samples FAILED, the first with {result['first_error']}"
                 console.say(f"{run['name']}: {what}")
+            for remark in result.get("remarks", ()):
+                console.say(f"{run['name']}: {remark}")
     if len(summary["comparison"]) > 1:
         for table in _over_tasks(console, list(summary["comparison"]), present, summary["average"]):
             console.print(table)

@@ -248,8 +248,8 @@ BAD = {
     "eval-offline": (changed(tasks="pope"), "possible: --dataset-path with a local copy"),
     "score-nothing": (["eval", "score", "no/where"], "'no/where'"),
     "score-task": (["eval", "score", "x.jsonl", "--tasks", "pop"], "did you mean 'pope'"),
-    "score-tasks": (["eval", "score", "x.jsonl", "--tasks", "pope,mme"], "must name the one benchmark"),
-    "score-file": (["eval", "score", "x.jsonl", "--tasks", "pope"], "'x.jsonl' holds no answers"),
+    "score-tasks": (["eval", "score", ".", "--tasks", "pope,mme"], "is not one benchmark"),
+    "score-file": (["eval", "score", "x.jsonl", "--tasks", "pope"], "'x.jsonl' does not exist"),
 }
 
 

@@ -9,7 +9,8 @@ import pytest
 from PIL import Image
 
 from vtc.errors import ConfigError
-from vtc.eval.data import Docs, Source, open_source, picture
+from vtc.eval.data import Docs, Source, open_source
+from vtc.eval.pictures import picture
 
 SOURCE = Source(("new/Set", "old/Set"), "sub")
 SHA = "0123456789abcdef0123456789abcdef01234567"
@@ -42,9 +43,9 @@ def check(docs: Docs) -> None:
     """All three rows, with and without pictures."""
     assert [docs.text(i)["q"] for i in range(3)] == ["a", "b", "c"]
     assert not {"image", "more"} & set(docs.text(0))
-    assert [picture(docs[i]["image"], docs[i]).getpixel((0, 0))[0] for i in range(3)] == [0, 1, 2]
+    assert [picture(docs[i]["image"], docs.folder).getpixel((0, 0))[0] for i in range(3)] == [0, 1, 2]
     assert [len(docs[i]["more"]) for i in range(3)] == [0, 1, 2]
-    assert picture(docs[2]["more"][1], docs[2]).size == (5, 4)
+    assert picture(docs[2]["more"][1]).size == (5, 4)
     assert len(docs.record["revision"]) == 16
 
 
@@ -78,7 +79,7 @@ def test_json_lines(tmp_path):
     (tmp_path / "any.jsonl").write_text(lines)
     docs = opened(tmp_path)
     assert [docs[i]["q"] for i in range(3)] == ["a", "b", "c"]
-    assert picture(docs[2]["image"], docs[2]).getpixel((0, 0)) == (2, 0, 0)
+    assert picture(docs[2]["image"], docs.folder).getpixel((0, 0)) == (2, 0, 0)
     (tmp_path / "test.jsonl.gz").write_bytes(gzip.compress(lines.encode()))
     (tmp_path / "other.json").write_text(json.dumps(rows[:1]))
     assert len(opened(tmp_path)) == 3, "the file named after the split"
@@ -144,8 +145,8 @@ def test_limits_keep_groups():
 def test_pictures():
     """PIL, bytes, datasets' own form; nothing else."""
     whole = Image.new("RGB", (3, 2))
-    assert picture(whole, {}) is whole
-    assert picture(png(7), {}).getpixel((0, 0)) == (7, 0, 0)
-    assert picture({"bytes": png(8), "path": None}, {}).getpixel((0, 0)) == (8, 0, 0)
+    assert picture(whole) is whole
+    assert picture(png(7)).getpixel((0, 0)) == (7, 0, 0)
+    assert picture({"bytes": png(8), "path": None}).getpixel((0, 0)) == (8, 0, 0)
     with pytest.raises(ConfigError, match="a picture cannot be a float"):
-        picture(1.5, {})
+        picture(1.5)

@@ -140,6 +140,54 @@ def test_answers_without_references(tmp_path, capsys, no_model):
         assert expected in err
 
 
+@pytest.mark.parametrize(
+    "arguments, said",
+    [
+        (("score", "no/such/folder"), "'no/such/folder' does not exist; possible: a folder of `vtc eval`"),
+        (("score", "{}"), "--tasks is missing; possible: --tasks with the one that"),
+        (("score", "{}", "--tasks", "pope,gqa"), "--tasks 'pope,gqa' is not one benchmark"),
+        (("score", "{}", "--tasks", "pope"), "answer 1 of 'odd.jsonl': ConfigError: the right answer of"),
+        (("score", "{}", "--tasks", "gqa"), "answer 1 of 'odd.jsonl': ConfigError: answer=[1]; possible: a text or"),
+        (("score", "{}", "--tasks", "pope", "--dataset-path", "gqa=x"), "unknown task in --dataset-path 'gqa'"),
+        (("score", "{}", "--tasks", "pope", "--against", "hiprune"), "--against has no effect on files of answers"),
+        (("--tasks", "pope", "score", "{}"), "--tasks has no effect before `score`; possible: behind it"),
+        (("--against", "hiprune", "--limit", "3"), "--limit has no effect without --model and --strategy"),
+        (("--model", "demo", "--strategy", "none", "--dataset-path", "no.jsonl"), "--tasks does not say of what"),
+        (("--model", "demo", "--strategy", "none", "--dataset-path", "no.jsonl", "--tasks", "demo"),
+         "--dataset-path 'no.jsonl' is not for task 'demo'"),
+        (("--model", "demo", "--strategy", "none", "--dataset-path", "pope=x", "--tasks", "gqa"),
+         "unknown task in --dataset-path 'pope': possible: gqa"),
+        (("--model", "demo", "--strategy", "none", "--dataset-path", "~nobody-here/x", "--tasks", "gqa"),
+         "'~nobody-here/x' does not exist"),
+    ],
+)  # fmt: skip
+def test_what_would_be_ignored_is_refused(tmp_path, capsys, no_model, arguments, said):
+    """Options without effect, places that are not there, answers of strange types: one line, exit code 2."""
+    (tmp_path / "odd.jsonl").write_text('{"id": 1, "question": "q", "answer": [1], "text": "yes"}\n[1]\n')
+    code, out, err = vtc_eval(
+        capsys, *(str(one).format(tmp_path / "odd.jsonl") for one in arguments),
+        *(() if "score" in arguments else ("--output", tmp_path / "o")),
+    )  # fmt: skip
+    assert (code, out, len(err.splitlines())) == (2, "", 1)
+    assert said in err
+
+
+def test_rows_of_answers_that_are_none(tmp_path, capsys, no_model):
+    """A file of answers is read whole or refused, also one that is damaged."""
+    for text, said in (
+        ("[1]\n", "answer 1 of 'a.jsonl' is a list; possible: an object with columns"),
+        ("{\n", "line 1 of 'a.jsonl' is no JSON"),
+        ("[" * 100_000, "line 1 of 'a.jsonl' is no JSON"),
+        ("9" * 5000, "line 1 of 'a.jsonl' is no JSON"),
+        (b"\xff\n", "'a.jsonl' cannot be read"),
+    ):
+        (tmp_path / "a.jsonl").write_bytes(text if isinstance(text, bytes) else text.encode())
+        code, _, err = vtc_eval(capsys, "score", tmp_path / "a.jsonl", "--tasks", "pope")
+        assert (code, len(err.splitlines())) == (2, 1)
+        assert said in err
+        assert len(err) < 300
+
+
 def test_a_run_that_was_killed(tmp_path, capsys, no_model):
     """Logs without results are scored as far as they go; a folder without logs is refused."""
     evaluate(settings(tmp_path, strategies=("none", "random"), limit=6))

@@ -8,7 +8,7 @@ from vtc.errors import ConfigError
 from vtc.eval.sweep.cells import cell_of, check, heldout_cells, planned
 from vtc.eval.sweep.engine import _sampled
 from vtc.eval.sweep.objectives import pareto
-from vtc.eval.sweep.space import draw, grid, matches
+from vtc.eval.sweep.space import chosen, draw, grid
 from vtc.eval.sweep.spec import load_spec, read_spec, shipped
 
 WRONG = [
@@ -168,13 +168,22 @@ def test_draw_ranges():
 def test_only():
     """--only: each key with one of its values; baselines always."""
     cells = planned(spec_of(GRID))
-    chosen = [cell for cell in cells if matches("strategy=hiprune,keep=0.5,alpha=0.1,alpha=0.3", cell)]
-    assert [cell.label for cell in chosen if cell.role == "cell"] == [
+    found = chosen("strategy=hiprune,keep=0.5,alpha=0.1,alpha=0.3", cells)
+    assert [cell.label for cell in found if cell.role == "cell"] == [
         "hiprune keep=0.5 alpha=0.1", "hiprune keep=0.5 alpha=0.3",
     ]  # fmt: skip
-    assert chosen[0].params["strategy"] == "none"
+    assert found[0].params["strategy"] == "none"
     with pytest.raises(ConfigError, match="KEY=VALUE"):
-        [matches("hiprune", cell) for cell in cells]
+        chosen("hiprune", cells)
+    assert chosen(None, cells) == cells
+    for only, said in (
+        ("strategi=hiprune", "unknown key in --only 'strategi': did you mean 'strategy'"),
+        ("strategy=hiprune,strategy=hiprun", r"--only strategy=hiprun matches no cell; possible: \['none'"),
+        ("keep=0.77", "--only keep=0.77 matches no cell"),
+        ("strategy=none,keep=0.5", "matches no cell; possible: values that stand together"),
+    ):
+        with pytest.raises(ConfigError, match=said):
+            chosen(only, cells)
 
 
 def test_pareto():

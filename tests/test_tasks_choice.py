@@ -174,7 +174,7 @@ def test_local_rows_of_mmbench():
     assert (task.ident(doc), task.group(doc), task.category(doc)) == ("7", "7", "mmbench_en")
     assert task.prompt(doc) == "Which?\nA. one\nB. two" + LETTER
     assert task.reference(doc) == {"answer": "B", "options": {"A": "one", "B": "two"}}
-    assert task.prompt({**doc, "options": ["one", "nan"]}) == "Which?\nA. one" + LETTER
+    assert task.prompt({**doc, "options": ["one", "nan", "two"]}) == "Which?\nA. one\nC. two" + LETTER
     with pytest.raises(ConfigError, match="mmbench_en.*no public answer"):
         task.reference({**doc, "answer": "nan"})
 

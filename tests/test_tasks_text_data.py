@@ -150,7 +150,7 @@ def test_split_without_public_answers(tmp_path, monkeypatch, name):
     for hidden in ({"answers": None}, {"answers": []}):
         write_lines(tmp_path / "test.jsonl", [row | hidden for row in rows])
         with pytest.raises(
-            ConfigError, match=f"^the data of task '{name}' has no answers in its first row; possible: "
+            ConfigError, match=f"^the data of task '{name}' has no answers in any row; possible: "
         ):
             task.open("test", place=str(tmp_path))
     with pytest.raises(KeyError, match="answers"):
@@ -194,5 +194,5 @@ def test_options_of_ai2d(answer, options):
 
 def test_answer_that_is_no_option():
     """An answer beyond the options is refused in one line."""
-    with pytest.raises(ConfigError, match="answer=2 is no option of AI2D's row; possible: A, B$"):
+    with pytest.raises(ConfigError, match="answer=2 is no option of the row; possible: A, B$"):
         TASKS["ai2d"]().reference({"options": ["owl", "fox"], "answer": 2})

@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from vtc import ConfigError
 from vtc.cli_options import SETTING, overrides
 from vtc.terminal import Terminal
 
@@ -63,9 +64,7 @@ def eval_(
     split: Annotated[
         str | None, typer.Option(metavar="NAME", help="Split of the benchmark. Default: the task's own.")
     ] = None,
-    limit: Annotated[
-        str | None, typer.Option(metavar="N", help="Only the first N samples, in whole groups.")
-    ] = None,
+    limit: Annotated[str | None, typer.Option(metavar="N", help="Only the first N samples, in whole groups.")] = None,
     batch_size: Annotated[
         str | None,
         typer.Option(
@@ -112,9 +111,17 @@ def eval_(
       vtc eval --against hiprune --output results/llava (results that are there beside it)
       vtc eval score results/llava
     """
+    options = {
+        "model": model, "model_args": model_args, "strategy": strategy, "keep": keep, "set": overrides(settings),
+        "tasks": tasks, "dialect": dialect, "dataset_path": dataset_path, "split": split, "limit": limit,
+        "batch_size": batch_size, "max_new_tokens": max_new_tokens, "seed": seed, "device": device, "system": system,
+        "pad_square": pad_square or None, "against": against, "output": output, "overwrite": overwrite or None,
+    }  # fmt: skip
     if context.invoked_subcommand is not None:
+        _without({**options, "suite": suite}, f"before `{context.invoked_subcommand}`; possible: behind it")
         return
     if against is not None and not (model or strategy or suite):
+        _without({**options, "against": None, "output": None}, "without --model and --strategy; possible: --output")
         from vtc.eval.papers import show
         from vtc.eval.settings import split_list
 
@@ -122,14 +129,15 @@ def eval_(
     from vtc.eval.runner import evaluate
     from vtc.eval.settings import settings_from
 
-    options = {
-        "model": model, "model_args": model_args, "strategy": strategy, "keep": keep, "set": overrides(settings),
-        "tasks": tasks, "dialect": dialect, "dataset_path": dataset_path, "split": split, "limit": limit,
-        "batch_size": batch_size, "max_new_tokens": max_new_tokens, "seed": seed, "device": device, "system": system,
-        "pad_square": pad_square or None, "against": against, "output": output, "overwrite": overwrite or None,
-    }  # fmt: skip
     if evaluate(settings_from(suite, options)):
         raise typer.Exit(1)
+
+
+def _without(options: dict, why: str) -> None:
+    """Raises ConfigError for an option that would be ignored."""
+    given = [name for name, value in options.items() if value]
+    if given:
+        raise ConfigError(f"--{given[0].replace('_', '-')} has no effect {why}")
 
 
 @evaluation.command()
@@ -162,8 +170,10 @@ def score(
     from vtc.eval.score import score_answers, score_folder
 
     if (place / "samples").is_dir():
+        _without({"dataset_path": dataset_path}, "on a folder of `vtc eval`, whose logs hold the right answers")
         score_folder(place, tasks, dialect, against, as_json)
     else:
+        _without({"against": against}, "on files of answers; possible: a folder of `vtc eval`")
         score_answers(place, tasks, dialect, dataset_path, as_json)
 
 

@@ -15,6 +15,7 @@ import vtc
 from vtc.errors import ConfigError
 from vtc.eval.inspect.record import SCHEMA
 from vtc.eval.models import Loaded
+from vtc.eval.pictures import rgb
 from vtc.eval.processors import prepare
 from vtc.eval.results import PACKAGES, version
 from vtc.patching import find_family
@@ -26,12 +27,12 @@ def open_picture(image: object) -> tuple[Image.Image, str | None]:
     """The picture of a path, turned upright, or a PIL picture itself, in RGB; and the file's name, if there is one.
     Raises ConfigError."""
     if isinstance(image, Image.Image):
-        return image.convert("RGB"), None
+        return rgb(image), None
     if not isinstance(image, str | Path):
         raise ConfigError(f"image has type {type(image).__name__}; possible: a path, or a PIL picture")
     try:
         with Image.open(Path(image).expanduser()) as opened:
-            return ImageOps.exif_transpose(opened).convert("RGB"), Path(image).name
+            return rgb(ImageOps.exif_transpose(opened)), Path(image).name
     except FileNotFoundError:
         raise ConfigError(f"image {str(image)!r} does not exist; possible: a picture's file") from None
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:

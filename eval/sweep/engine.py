@@ -13,7 +13,7 @@ from vtc.errors import ConfigError
 from vtc.eval.report import report
 from vtc.eval.sweep.cells import DONE, FAILED, Cell, Place, cell_of, check, planned
 from vtc.eval.sweep.show import Board, dry_run, print_summary
-from vtc.eval.sweep.space import draw, matches
+from vtc.eval.sweep.space import chosen, draw
 from vtc.eval.sweep.spec import Spec, load_spec, read_spec
 from vtc.terminal import Terminal
 
@@ -45,7 +45,7 @@ def sweep(name: str, asked: Asked, console: Terminal | None = None) -> int:
         raise ConfigError(f"--storage means nothing in mode {spec.mode}; possible: mode: search")
     if asked.only is not None and spec.mode == "search":
         raise ConfigError("--only means nothing in mode search; possible: a smaller space")
-    cells = [cell for cell in planned(spec) if not cell.excluded and matches(asked.only, cell)]
+    cells = chosen(asked.only, [cell for cell in planned(spec) if not cell.excluded])
     check(cells + _sampled(spec))
     if asked.dry_run:
         dry_run(spec, cells, asked, console or Terminal())

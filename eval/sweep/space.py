@@ -195,15 +195,39 @@ def is_excluded(assigned: Mapping, excluded: Sequence[Mapping]) -> bool:
     return any(row and all(k in assigned and same(assigned[k], v) for k, v in row.items()) for row in excluded)
 
 
-def matches(only: str | None, cell) -> bool:
-    """Whether a cell is one of `--only KEY=VALUE,KEY=VALUE`: each key with one of its values; baselines always are."""
-    if only is None or cell.role == "baseline":
-        return True
+def chosen(only: str | None, cells: Sequence) -> list:
+    """The cells of `--only KEY=VALUE,KEY=VALUE`, each key with one of its values, and the baselines.
+
+    Raises ConfigError for a key or a value that no cell has, and if no cell has all of them.
+    """
+    if only is None:
+        return list(cells)
+    wanted, known = _filters(only), [_filtered(cell) for cell in cells]
+    for key, values in wanted.items():
+        there = [mine[key] for mine in known if key in mine]
+        if not there:
+            raise ConfigError(unknown("key in --only", key, sorted({name for mine in known for name in mine})))
+        for value in values:
+            if not any(same(one, [value]) for one in there):
+                possible = shown(list(dict.fromkeys(map(str, there))))
+                raise ConfigError(f"--only {shown(key)}={shown(value)} matches no cell; possible: {possible}")
+    found = [all(k in mine and same(mine[k], values) for k, values in wanted.items()) for mine in known]
+    if not any(found):
+        raise ConfigError(f"--only {shown(only)} matches no cell; possible: values that stand together in one")
+    return [cell for cell, wished in zip(cells, found) if wished or cell.role == "baseline"]
+
+
+def _filtered(cell) -> dict:
+    """What `--only` sees of a cell."""
+    return {**cell.params["set"], **{key: cell.params[key] for key in ("model", "strategy", "keep", "seed")}}
+
+
+def _filters(only: str) -> dict[str, list]:
+    """The values of each key; raises ConfigError for what is no filter."""
     wanted: dict[str, list] = {}
     for part in only.split(","):
         key, sign, text = part.partition("=")
         if not sign or not key.strip():
             raise ConfigError(f"--only {shown(part)} is no filter; possible: KEY=VALUE, such as strategy=hiprune")
         wanted.setdefault(key.strip(), []).append(parse(text, f"--only {shown(part)}: the value"))
-    known = {**cell.params["set"], **{key: cell.params[key] for key in ("model", "strategy", "keep", "seed")}}
-    return all(key in known and same(known[key], values) for key, values in wanted.items())
+    return wanted

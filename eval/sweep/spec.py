@@ -27,7 +27,7 @@ from os.path import isfile
 from pathlib import Path
 
 from vtc.errors import ConfigError, shown
-from vtc.eval.settings import parse_places
+from vtc.eval.settings import check_places, parse_places
 from vtc.eval.sweep.objectives import Objective, read_objectives
 from vtc.eval.sweep.space import MOST, Parameter, ordered, read_parameter
 from vtc.plain_yaml import parse, read_text
@@ -152,6 +152,7 @@ def _spec(raw: object, text: str, stem: str) -> Spec:
     settings = {key: _plain(raw[key], key, kind) for key, kind in PLAIN.items() if key in raw}
     if "dataset_path" in raw:
         settings["dataset_path"] = parse_places(raw["dataset_path"])
+        check_places(settings["dataset_path"], tasks if "tasks" in raw else None)
     return Spec(
         name=str(raw.get("name", stem)), text=text, models=models, tasks=tasks, settings=settings, seeds=seeds,
         space=parameters, exclude=_excluded(raw.get("exclude", []), parameters), mode=mode, objectives=objectives,

@@ -5,14 +5,16 @@ A row of data (a `doc`) has the columns of the data set on the hub. From a doc c
 the data; from scored rows come figures (`tally`, `figures`).
 """
 
+import json
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-from vtc.errors import ConfigError
+from vtc.errors import ConfigError, shown
 from vtc.eval import figures
-from vtc.eval.data import ROW, Docs, Source, open_source, picture
+from vtc.eval.data import FAULT, FOLDER, ROW, Docs, Source, open_source
+from vtc.eval.pictures import nothing, picture
 from vtc.registry import Registry, unknown
 
 TASKS: Registry = Registry("task", "vtc.eval.tasks")
@@ -29,9 +31,11 @@ class Task(ABC):
     """One benchmark in one dialect; raises ConfigError for a dialect that does not exist.
 
     version: raised whenever prompts or scores change, so that old logs are not continued. source: where the data is
-    on the hub. splits: the first is the default. pictures: columns that hold them. inline: prompts say with `PICTURE`
-    where each picture stands; otherwise all come before the text. max_new_tokens: per answer. primary: the figure
-    that tables and plots show, printed times `scale`. test_only_online: splits whose answers are not public.
+    on the hub, None for a task that has only what `--dataset-path` names. splits: the first is the default. columns:
+    without which nothing can be asked or scored; of several in a tuple one is enough. pictures: columns that hold them.
+    inline: prompts say with `PICTURE` where each picture stands; otherwise all come before the text. max_new_tokens:
+    per answer. primary: the figure that tables and plots show, printed times `scale`. test_only_online: splits whose
+    answers are not public.
     """
 
     dialect: str = "llava"
@@ -40,6 +44,7 @@ class Task(ABC):
     version: ClassVar[int]
     source: ClassVar[Source | None] = None
     splits: ClassVar[tuple[str, ...]]
+    columns: ClassVar[tuple[str | tuple[str, ...], ...]] = ()
     pictures: ClassVar[tuple[str, ...]] = ("image",)
     inline: ClassVar[bool] = False
     max_new_tokens: ClassVar[int]
@@ -57,8 +62,34 @@ class Task(ABC):
         place: a local folder or file, or a hub id, instead of the task's own. Raises ConfigError in one line if the
         data cannot be had.
         """
-        docs = open_source(self.name, self.source, split or self.splits[0], self.pictures, place)
-        return docs.where(self.wants).limited(limit, self.group)
+        docs = self.load(split or self.splits[0], place)
+        return docs.where(self._wanted).limited(limit, lambda doc: self.names(doc)["group"])
+
+    def load(self, split: str, place: str | None) -> Docs:
+        """All rows of a split; raises ConfigError in one line if they cannot be had."""
+        return open_source(self.name, self.source, split, self.pictures, place)
+
+    def check(self, docs: Docs) -> None:
+        """Raises ConfigError, before anything is asked, if there are no docs or none has a column that is needed."""
+        if not len(docs):
+            raise ConfigError(f"the data of task {self.name!r} has no row for it; possible: another split or place")
+        there = docs.columns
+        needed = [(one,) if isinstance(one, str) else one for one in self.columns]
+        if self.pictures and any(self.needs_picture(docs.text(i)) for i in range(len(docs))):
+            needed.append(self.pictures)
+        missing = [" or ".join(map(repr, names[:3])) for names in needed if not set(names) & set(there)]
+        if missing:
+            seen = ", ".join(map(shown, there[:12])) + (", ..." if len(there) > 12 else "")
+            raise ConfigError(
+                f"the data of task {self.name!r} has no column {', no '.join(missing)}; there are: {seen}"
+            )
+
+    def _wanted(self, doc: Mapping) -> bool:
+        """`wants`, and yes for a row that does not let itself be asked: it becomes an error row."""
+        try:
+            return bool(doc.get(FAULT)) or self.wants(doc)
+        except Exception:
+            return True
 
     def wants(self, doc: Mapping) -> bool:
         """Whether a row of the data belongs to this task."""
@@ -85,18 +116,49 @@ class Task(ABC):
         """The kind of question, for figures per kind."""
         return self.name
 
-    def images(self, doc: Mapping) -> list:
-        """The pictures, PIL, in the order of the prompt."""
-        found = []
-        for column in self.pictures:
-            value = doc.get(column)
-            if value is not None:
-                found += [picture(one, doc) for one in (value if isinstance(value, list) else [value])]
+    def names(self, doc: Mapping) -> dict[str, str]:
+        """`id`, `group` and `category` of any row: by its number where the row does not give them."""
+        if doc.get(FAULT):
+            return {"id": f"row {doc[ROW]}", "group": f"row {doc[ROW]}", "category": self.name}
+        ident = _text(self.ident, doc) or f"row {doc[ROW]}"
+        category = _text(self.category, doc) or self.name
+        return {"id": ident, "group": _text(self.group, doc) or ident, "category": category}
+
+    def asked(self, doc: Mapping) -> dict:
+        """`names`, `prompt` and `reference` of a row; raises whatever its kind of data gives rise to, and ConfigError
+        for a text that cannot be written, such as one with half of a surrogate pair."""
+        if doc.get(FAULT):
+            raise ConfigError(f"row {doc[ROW]}: {doc[FAULT]}")
+        found = {"id": self.ident(doc), "group": self.group(doc), "category": self.category(doc)}
+        found |= {"prompt": self.prompt(doc), "reference": self.reference(doc)}
+        try:
+            json.dumps(found, ensure_ascii=False, allow_nan=False).encode()
+        except (TypeError, ValueError, RecursionError) as error:
+            kind = "a lone surrogate" if isinstance(error, UnicodeError) else "a value"
+            raise ConfigError(f"row {doc[ROW]} holds {kind} that cannot be written") from None
         return found
+
+    def needs_picture(self, doc: Mapping) -> bool:
+        """Whether the question is about a picture; without one it is not asked."""
+        return True
+
+    def images(self, doc: Mapping) -> list:
+        """The pictures, PIL in RGB, in the order of the prompt; raises ConfigError for one that is missing or broken,
+        and if there is none where the question needs one."""
+        held = [doc.get(column) for column in self.pictures]
+        found = [one for value in held if not nothing(value) for one in (value if isinstance(value, list) else [value])]
+        if not found and self.needs_picture(doc):
+            raise ConfigError(f"no picture in {' or '.join(map(repr, self.pictures))}")
+        return [picture(one, doc.get(FOLDER)) for one in found]
 
     def reference(self, doc: Mapping) -> object:
         """All that `score` needs of the doc, as JSON."""
         return doc["answer"]
+
+    def remarks(self, rows: Sequence[Mapping]) -> list[str]:
+        """What a reader of the figures of these answered rows (`reference`, `score`) must be told, a line each."""
+        unread = sum("parsed" in row["score"] and row["score"]["parsed"] is None for row in rows)
+        return [f"{unread} of {len(rows)} answers could not be read and count as wrong"] if unread else []
 
     def tally(self, rows: Sequence[Mapping]) -> dict[str, float]:
         """What the answered rows (`category`, `score`) of one group add to the sums that `figures` reads."""
@@ -105,3 +167,12 @@ class Task(ABC):
     def figures(self, sums: Mapping) -> dict:
         """Metrics by name from the sums over groups, which are numbers, or arrays of bootstrap replicates [R]."""
         return figures.accuracy(sums)
+
+
+def _text(call: Callable[[Mapping], object], doc: Mapping) -> str | None:
+    """The text that a row gives, None if it raises or gives no text that can be written."""
+    try:
+        value = call(doc)
+        return value if isinstance(value, str) and value.encode() else None
+    except Exception:
+        return None

@@ -5,7 +5,8 @@ from collections.abc import Mapping, Sequence
 from vtc.eval import figures
 from vtc.eval.metrics.short import anls
 from vtc.eval.tasks._prompts import short_answer
-from vtc.eval.tasks._references import ReferencesTask, first_id, public
+from vtc.eval.tasks._references import ReferencesTask, public
+from vtc.eval.tasks._rows import first_id, text_of
 
 
 class DocumentTask(ReferencesTask):
@@ -22,7 +23,7 @@ class DocumentTask(ReferencesTask):
 
     def prompt(self, doc: Mapping) -> str:
         """The question and the order to answer shortly."""
-        return short_answer(doc["question"], self.dialect)
+        return short_answer(text_of(doc, "question"), self.dialect)
 
     def score(self, reference: Sequence[str], text: str) -> dict:
         """The similarity to the nearest reference, 0 below 0.5; raises ConfigError without a reference."""

@@ -3,12 +3,13 @@
 from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
+from vtc.errors import ConfigError, shown
 from vtc.eval import figures
 from vtc.eval.metrics.choice import mmbench_letter, vlmevalkit_letter
 from vtc.eval.tasks import Task
 from vtc.eval.tasks._prompts import lettered, qwen_choice
-from vtc.eval.tasks._references import first_id, public
-from vtc.eval.tasks._rows import known, letter_of, options_of
+from vtc.eval.tasks._references import public
+from vtc.eval.tasks._rows import first_id, hint_of, known, letter_of, name_of, options_of, text_of
 
 IDS = ("lmms-lab-encoder/MMBench", "lmms-lab/MMBench")
 ROTATIONS = 10**6  # index modulo this is the question
@@ -19,17 +20,19 @@ class MMBench(Task):
     """What both languages share. language: of the rows. llava, lmms: what follows the options in these dialects."""
 
     splits = ("dev",)
+    columns = ("question", "answer", ("A", "options"))
     language: ClassVar[str]
     llava: ClassVar[str]
     lmms: ClassVar[str]
 
     def wants(self, doc: Mapping) -> bool:
         """Rows of its own language, where rows say of which they are."""
-        return known(doc.get("language")) in (None, self.language)
+        language = known(doc.get("language"))
+        return language == self.language or not isinstance(language, str)
 
     def prompt(self, doc: Mapping) -> str:
         """Hint, question, options and instruction, in each dialect's order."""
-        question, options, hint = doc["question"], options_of(doc), known(doc.get("hint"))
+        question, options, hint = text_of(doc, "question"), self._options(doc), hint_of(doc)
         if self.dialect == "qwen":
             return qwen_choice(question, options, hint)
         if self.dialect == "lmms":
@@ -38,22 +41,31 @@ class MMBench(Task):
         before = f"{hint}\n" if hint else ""
         return f"{before}{question}\n{lettered(options)}{self.llava}"
 
+    def _options(self, doc: Mapping) -> dict[str, str]:
+        if known(doc.get("options")) is not None:
+            return options_of(doc["options"])
+        return options_of({letter: doc.get(letter) for letter in "ABCDE"}, "columns A to E")
+
     def ident(self, doc: Mapping) -> str:
         """The index, one for each rotation; else the number of the row."""
         return first_id(doc, "index", "id")
 
     def group(self, doc: Mapping) -> str:
         """The question: all rotations of its options."""
-        index = known(doc.get("index"))
+        index = name_of(doc, "index")
+        if index is not None and not index.strip().isdecimal():
+            raise ConfigError(f"index={shown(doc['index'])}; possible: a whole number")
         return self.ident(doc) if index is None else str(int(index) % ROTATIONS)
 
     def category(self, doc: Mapping) -> str:
         """One of the six abilities (`L2-category`), else `category`."""
-        return str(known(doc.get("L2-category")) or known(doc.get("category")) or self.name)
+        return name_of(doc, "L2-category", "category") or self.name
 
     def reference(self, doc: Mapping) -> dict:
-        """`answer`, a letter, and the options by letter; raises ConfigError where answers are not public."""
-        return {"answer": letter_of(public(known(doc["answer"]), self.name)), "options": options_of(doc)}
+        """`answer`, a letter, and the options by letter; raises ConfigError where answers are not public,
+        or for one that is no option."""
+        answer, options = public(known(doc["answer"]), self.name), self._options(doc)
+        return {"answer": letter_of(answer, options), "options": options}
 
     def score(self, reference: Mapping, text: str) -> dict:
         """Whether the letter that is found is right; no letter is wrong."""

@@ -1,28 +1,37 @@
-"""Ids and references of rows, whichever way data sets write them, and tasks with several accepted answers a row."""
+"""Tasks with several accepted answers a row, and the ways in which data sets write these."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
 from vtc.errors import ConfigError
-from vtc.eval.data import ROW, Docs
+from vtc.eval.data import Docs
 from vtc.eval.tasks import Task
-from vtc.eval.tasks._rows import known
-
-
-def first_id(doc: Mapping, *columns: str) -> str:
-    """The first of the columns that holds something, else the row's number in the source."""
-    return next((str(doc[column]) for column in columns if known(doc.get(column)) is not None), None) or str(doc[ROW])
+from vtc.eval.tasks._rows import list_or_mapping, plain
 
 
 def references(value: object) -> list[str] | None:
-    """The accepted answers from a column: a text, a number, a list of these or of `{"answer": text}`, or a dict of
-    lists. None if there are none, or only blanks: the answers of the split are not public."""
+    """The accepted answers from a column: a text, a number, a list of these or of `{"answer": text}`, a dict of lists,
+    or a text that is such a list. None if there are none, or only blanks: the answers of the split are not public.
+
+    Raises ConfigError for anything else.
+    """
+    if isinstance(value, str) and value.strip().startswith(("[", "{")):
+        value = _written(value)
     if isinstance(value, Mapping):
         value = value.get("answer")
     several = value if isinstance(value, list | tuple) else [value]
     found = [one.get("answer") if isinstance(one, Mapping) else one for one in several]
-    texts = [str(one) for one in found if one is not None and one == one]  # NaN is not itself
+    known_ones = [one for one in found if one is not None and one == one]  # NaN is not itself
+    texts = [one if isinstance(one, str) else plain(one, "an accepted answer") for one in known_ones]
     return texts if any(text.strip() for text in texts) else None
+
+
+def _written(text: str) -> object:
+    """The list that a text is, or the text itself, which may only begin like one."""
+    try:
+        return list_or_mapping(text, "answers")
+    except ConfigError:
+        return text
 
 
 def public(reference: object, task: str) -> object:
@@ -36,9 +45,12 @@ class ReferencesTask(Task):
     """A task whose rows have several accepted answers in `answers`.
 
     test_only_online: splits without public answers, on which only the benchmark's server computes figures.
+    annotators: how many answers the rule of scoring assumes, 0 for any number.
     """
 
+    columns = ("question", "answers")
     test_only_online: ClassVar[tuple[str, ...]] = ()
+    annotators: ClassVar[int] = 0
 
     def open(self, split: str | None = None, limit: int | None = None, place: str | None = None) -> Docs:
         """As for all tasks; raises ConfigError, before anything is answered, if the answers are not public."""
@@ -46,12 +58,22 @@ class ReferencesTask(Task):
         if place is None and split in self.test_only_online:
             raise ConfigError(f"{refused}; possible: {', '.join(self.splits)}")
         docs = super().open(split, limit, place)
-        if len(docs) and references(docs.text(0).get("answers")) is None:
-            raise ConfigError(
-                f"the data of task {self.name!r} has no answers in its first row; possible: another split"
-            )
+        if len(docs) and "answers" in docs.columns and not any(map(self._answered, map(docs.text, range(len(docs))))):
+            raise ConfigError(f"the data of task {self.name!r} has no answers in any row; possible: another split")
         return docs
+
+    def _answered(self, doc: Mapping) -> bool:
+        try:
+            return references(doc.get("answers")) is not None
+        except ConfigError:
+            return True
 
     def reference(self, doc: Mapping) -> list[str] | None:
         """The accepted answers; None where they are not public."""
         return references(doc["answers"])
+
+    def remarks(self, rows: Sequence[Mapping]) -> list[str]:
+        """Also how many rows have fewer answers than the rule of scoring assumes."""
+        few = sum(len(row["reference"]) < self.annotators for row in rows)
+        rule = f"fewer than the {self.annotators} answers that the rule assumes: an exact answer may score below 1"
+        return [*super().remarks(rows), *([f"{few} of {len(rows)} samples have {rule}"] if few else [])]

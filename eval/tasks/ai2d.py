@@ -18,13 +18,11 @@ Prompts: llava and lmms the question, the options with letters, and the order to
 
 from collections.abc import Mapping
 
-from vtc.errors import ConfigError
 from vtc.eval.data import Source
 from vtc.eval.metrics.choice import ai2d_answer, vlmevalkit_letter, without_punctuation
 from vtc.eval.tasks import TASKS, Task
 from vtc.eval.tasks._prompts import LETTER, lettered, qwen_choice
-from vtc.eval.tasks._references import first_id
-from vtc.eval.tasks._rows import letter_of, options_of
+from vtc.eval.tasks._rows import first_id, letter_of, options_of, text_of
 
 
 @TASKS.register("ai2d")
@@ -32,9 +30,10 @@ class AI2D(Task):
     """Accuracy over all questions."""
 
     name = "ai2d"
-    version = 1
+    version = 2
     source = Source(("lmms-lab-encoder/ai2d", "lmms-lab/ai2d"))
     splits = ("test",)
+    columns = ("question", "options", "answer")
     max_new_tokens = 16
 
     def ident(self, doc: Mapping) -> str:
@@ -43,17 +42,15 @@ class AI2D(Task):
 
     def prompt(self, doc: Mapping) -> str:
         """The question with its options; `options` is a list, or a mapping from letters."""
-        options = options_of(doc)
+        question, options = text_of(doc, "question"), options_of(doc["options"])
         if self.dialect == "qwen":
-            return qwen_choice(doc["question"], options)
-        return f"{doc['question']}\n{lettered(options)}{LETTER}"
+            return qwen_choice(question, options)
+        return f"{question}\n{lettered(options)}{LETTER}"
 
     def reference(self, doc: Mapping) -> dict:
         """The right letter, and the options by letter; raises ConfigError if the answer is none of them."""
-        letter, options = letter_of(doc["answer"]), options_of(doc)
-        if letter not in options:
-            raise ConfigError(f"answer={doc['answer']!r} is no option of AI2D's row; possible: {', '.join(options)}")
-        return {"answer": letter, "options": options}
+        options = options_of(doc["options"])
+        return {"answer": letter_of(doc["answer"], options), "options": options}
 
     def score(self, reference: Mapping, text: str) -> dict:
         """Whether the letter that the dialect's rule reads is the right one; `parsed` is None if it reads none."""

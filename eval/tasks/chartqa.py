@@ -20,7 +20,7 @@ from vtc.eval.data import Source
 from vtc.eval.metrics.short import relaxed_accuracy
 from vtc.eval.tasks import TASKS, Task
 from vtc.eval.tasks._prompts import short_answer
-from vtc.eval.tasks._references import first_id
+from vtc.eval.tasks._rows import first_id, name_of, plain, text_of
 
 ONE_WORD = "\nAnswer the question with a single word."
 
@@ -30,9 +30,10 @@ class ChartQA(Task):
     """Relaxed accuracy, over all questions and for the two kinds."""
 
     name = "chartqa"
-    version = 1
+    version = 2
     source = Source(("lmms-lab-encoder/ChartQA", "lmms-lab/ChartQA"))
     splits = ("test",)
+    columns = ("question", "answer")
     max_new_tokens = 16
 
     def ident(self, doc: Mapping) -> str:
@@ -41,15 +42,15 @@ class ChartQA(Task):
 
     def category(self, doc: Mapping) -> str:
         """human or augmented."""
-        return (doc.get("type") or self.name).removesuffix("_test")
+        return (name_of(doc, "type") or self.name).removesuffix("_test")
 
     def prompt(self, doc: Mapping) -> str:
         """The question and the order to answer with one word."""
-        return short_answer(doc["question"], self.dialect, ONE_WORD)
+        return short_answer(text_of(doc, "question"), self.dialect, ONE_WORD)
 
     def reference(self, doc: Mapping) -> str:
         """The answer."""
-        return str(doc["answer"])
+        return plain(doc["answer"], "answer")
 
     def score(self, reference: str, text: str) -> dict:
         """Relaxed accuracy."""

@@ -27,5 +27,5 @@ class DocVQA(DocumentTask):
     """ANLS on validation."""
 
     name = "docvqa"
-    version = 1
+    version = 2
     source = Source(("lmms-lab-encoder/DocVQA", "lmms-lab/DocVQA"), "DocVQA")

@@ -16,14 +16,13 @@ Prompts: the question and the order to use a single word or phrase; qwen has its
 """
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
-from vtc.errors import ConfigError
-from vtc.eval.data import Docs, Source, open_source
+from vtc.errors import ConfigError, shown
+from vtc.eval.data import Docs, Source, local, open_source
 from vtc.eval.metrics.short import gqa_llava, gqa_lmms
 from vtc.eval.tasks import TASKS, Task
 from vtc.eval.tasks._prompts import short_answer
-from vtc.eval.tasks._references import first_id
+from vtc.eval.tasks._rows import first_id, known, name_of, plain, text_of
 
 IMAGES = "testdev_balanced_images"
 
@@ -33,31 +32,33 @@ class GQA(Task):
     """Exact match on the balanced test-dev split."""
 
     name = "gqa"
-    version = 1
+    version = 2
     source = Source(("lmms-lab-encoder/GQA", "lmms-lab/GQA"), "testdev_balanced_instructions")
     splits = ("testdev",)
+    columns = ("question", "answer")
     max_new_tokens = 16
 
-    def open(self, split: str | None = None, limit: int | None = None, place: str | None = None) -> Docs:
+    def load(self, split: str, place: str | None) -> Docs:
         """The questions with their pictures, which the hub keeps in another config: joined where `imageId` is its `id`.
 
         Rows of a local file that have an `image` column already are taken as they are. Raises ConfigError in one line
         if the data cannot be had, or if a question's picture is not there.
         """
-        split = split or self.splits[0]
         docs = open_source(self.name, self.source, split, self.pictures, place)
-        if len(docs) and "image" not in docs[0]:
-            local = place is not None and Path(place).expanduser().exists()
-            if local and not (Path(place).expanduser() / IMAGES).is_dir():
+        if "imageId" in docs.columns and "image" not in docs.columns:
+            folder = None if place is None else local(place)
+            if folder is not None and not (folder / IMAGES).is_dir():
                 raise ConfigError(f"rows of {place!r} have no column 'image', nor is there a folder {IMAGES!r} in it")
             images = Source((docs.record["id"],), IMAGES)
             docs = _joined(docs, open_source(self.name, images, split, self.pictures, place))
-        return docs.where(self.wants).limited(limit, self.group)
+        return docs
 
     def category(self, doc: Mapping) -> str:
         """The structural type of the question."""
-        types = doc.get("types")
-        return (types.get("structural") if isinstance(types, Mapping) else None) or self.name
+        types = known(doc.get("types"))
+        if types is not None and not isinstance(types, Mapping):
+            raise ConfigError(f"types={shown(types)}; possible: a mapping with the structural type")
+        return name_of(types or {}, "structural") or self.name
 
     def ident(self, doc: Mapping) -> str:
         """The question's `id`."""
@@ -65,11 +66,11 @@ class GQA(Task):
 
     def prompt(self, doc: Mapping) -> str:
         """The question and the order to answer shortly."""
-        return short_answer(doc["question"], self.dialect)
+        return short_answer(text_of(doc, "question"), self.dialect)
 
     def reference(self, doc: Mapping) -> str:
         """The answer."""
-        return str(doc["answer"])
+        return plain(doc["answer"], "answer")
 
     def score(self, reference: str, text: str) -> dict:
         """Exact match by the dialect's rule."""
@@ -78,12 +79,15 @@ class GQA(Task):
 
 def _joined(docs: Docs, images: Docs) -> Docs:
     """The questions of `docs`, each with the picture of its `imageId` from `images`."""
-    place = {str(images.text(i)["id"]): i for i in range(len(images))}
-    wanted = [str(docs.text(i)["imageId"]) for i in range(len(docs))]
+    place = {str(images.text(i).get("id")): i for i in range(len(images))}
+    wanted = [str(docs.text(i).get("imageId")) for i in range(len(docs))]
     missing = [name for name in wanted if name not in place]
     if missing:
-        raise ConfigError(f"no picture for {len(missing)} of {len(docs)} questions of GQA, the first is {missing[0]!r}")
-    return Docs(_Joined(docs, images, [place[name] for name in wanted]), docs.texts, docs.record)
+        raise ConfigError(
+            f"no picture for {len(missing)} of {len(docs)} questions of GQA, the first is {shown(missing[0])}"
+        )
+    rows = _Joined(docs, images, [place[name] for name in wanted])
+    return Docs(rows, docs.texts, docs.record, folder=images.folder)
 
 
 class _Joined(Sequence[dict]):
@@ -91,12 +95,10 @@ class _Joined(Sequence[dict]):
 
     def __init__(self, docs: Docs, images: Docs, where: Sequence[int]):
         self.docs, self.images, self.where = docs, images, where
+        self.column_names = [*docs.columns, "image"]
 
     def __len__(self) -> int:
         return len(self.where)
 
     def __getitem__(self, i: int) -> dict:
-        value = self.images.rows[self.where[i]]["image"]
-        if isinstance(value, str):  # a path relative to the pictures' file
-            value = str((self.images.folder or Path()) / value)
-        return {**self.docs.rows[i], "image": value}
+        return {**self.docs.rows[i], "image": self.images.rows[self.where[i]].get("image")}

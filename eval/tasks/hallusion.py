@@ -19,11 +19,13 @@ without a judge: https://github.com/EvolvingLMMs-Lab/lmms-eval, tasks/hallusion_
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 
+from vtc.errors import ConfigError, shown
 from vtc.eval import figures
 from vtc.eval.data import Source
 from vtc.eval.metrics.yesno import hallusion
 from vtc.eval.tasks import TASKS, Task
 from vtc.eval.tasks._prompts import QWEN_YES_NO
+from vtc.eval.tasks._rows import plain, text_of
 
 LABELS = {"yes": "1", "no": "0"}
 
@@ -33,32 +35,41 @@ class Hallusion(Task):
     """Misleading pictures, by comparison of strings."""
 
     name = "hallusion"
-    version = 1
+    version = 2
     source = Source(("lmms-lab-encoder/HallusionBench", "lmms-lab/HallusionBench"))
     splits = ("image", "non_image")
+    columns = ("question", "gt_answer", "category", "subcategory", "set_id", "figure_id", "question_id")
     max_new_tokens = 128
     primary = "aAcc"
 
     def prompt(self, doc: Mapping) -> str:
         """The question as it is; asked for yes or no in Qwen's dialect."""
-        return doc["question"] + (QWEN_YES_NO if self.dialect == "qwen" else "")
+        return text_of(doc, "question") + (QWEN_YES_NO if self.dialect == "qwen" else "")
 
     def ident(self, doc: Mapping) -> str:
         """category/subcategory/set/figure/question."""
-        return f"{self.group(doc)}/{doc['figure_id']}/{doc['question_id']}"
+        return "/".join([self.group(doc), *(plain(doc[name], name) for name in ("figure_id", "question_id"))])
 
     def group(self, doc: Mapping) -> str:
         """The set: what qAcc and fAcc count together never reaches beyond it."""
-        return f"{doc['category']}/{doc['subcategory']}/{doc['set_id']}"
+        return "/".join(plain(doc[name], name) for name in ("category", "subcategory", "set_id"))
 
     def category(self, doc: Mapping) -> str:
         """VD (the picture is needed) or VS (it supplements)."""
-        return doc["category"]
+        return plain(doc["category"], "category")
+
+    def needs_picture(self, doc: Mapping) -> bool:
+        """Unless the row says that it goes without: `visual_input` 0."""
+        return str(doc.get("visual_input")).strip() != "0"
 
     def reference(self, doc: Mapping) -> dict:
-        """`answer` 1 for yes and 0 for no, and the names of question and figure within the set."""
-        names = {name: str(doc[f"{name}_id"]) for name in ("question", "figure")}
-        return {"answer": str(doc["gt_answer"]).strip(), **names}
+        """`answer` 1 for yes and 0 for no, and the names of question and figure within the set; raises ConfigError for
+        any other answer."""
+        names = {name: plain(doc[f"{name}_id"], f"{name}_id") for name in ("question", "figure")}
+        answer = plain(doc["gt_answer"], "gt_answer").strip()
+        if answer not in LABELS.values():
+            raise ConfigError(f"gt_answer={shown(doc['gt_answer'])}; possible: 1 for yes, 0 for no")
+        return {"answer": answer, **names}
 
     def score(self, reference: Mapping, text: str) -> dict:
         """Whether the answer says what is right; `question` and `figure` are for `tally`."""

@@ -26,5 +26,5 @@ class InfoVQA(DocumentTask):
     """ANLS on validation."""
 
     name = "infovqa"
-    version = 1
+    version = 2
     source = Source(("lmms-lab-encoder/DocVQA", "lmms-lab/DocVQA"), "InfographicVQA")

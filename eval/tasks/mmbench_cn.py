@@ -23,7 +23,7 @@ class MMBenchCn(MMBench):
     """CircularEval in Chinese."""
 
     name = "mmbench_cn"
-    version = 1
+    version = 2
     source = Source(IDS, "cn")
     language = "cn"
     llava = LETTER_CN

@@ -35,7 +35,7 @@ class MMBenchEn(MMBench):
     """CircularEval in English."""
 
     name = "mmbench_en"
-    version = 1
+    version = 2
     source = Source(IDS, "en")
     language = "en"
     llava = lmms = LETTER

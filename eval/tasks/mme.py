@@ -19,10 +19,11 @@ branch Evaluation, eval_tool; https://github.com/EvolvingLMMs-Lab/lmms-eval, tas
 from collections.abc import Mapping, Sequence
 
 from vtc.eval import figures
-from vtc.eval.data import Source
+from vtc.eval.data import ROW, Source
 from vtc.eval.metrics.yesno import mme
 from vtc.eval.tasks import TASKS, Task
 from vtc.eval.tasks._prompts import QWEN_YES_NO, SHORT
+from vtc.eval.tasks._rows import plain, text_of, yes_or_no
 
 PERCEPTION = (
     "existence", "count", "position", "color", "posters", "celebrity", "scene", "landmark", "artwork", "OCR",
@@ -35,34 +36,35 @@ class Mme(Task):
     """Perception and cognition in points."""
 
     name = "mme"
-    version = 1
+    version = 2
     source = Source(("lmms-lab-encoder/MME", "lmms-lab/MME"))
     splits = ("test",)
+    columns = ("question", "answer", "category", "question_id")
     max_new_tokens = 16
     primary = "perception"
     scale = 1.0
 
     def prompt(self, doc: Mapping) -> str:
         """The question, in LLaVA's and lmms-eval's dialects with another last sentence than its own."""
-        question = doc["question"].strip()
+        question = text_of(doc, "question").strip()
         return question if self.dialect == "qwen" else question.replace(QWEN_YES_NO, "") + SHORT
 
     def ident(self, doc: Mapping) -> str:
         """The picture and the question, as both questions have the picture's name."""
-        return f"{self.group(doc)} {doc['question'].replace(QWEN_YES_NO, '').strip()}"
+        return f"{self.group(doc)} {text_of(doc, 'question').replace(QWEN_YES_NO, '').strip()}"
 
     def group(self, doc: Mapping) -> str:
         """The picture."""
-        category, name = doc["category"], str(doc["question_id"])
+        category, name = self.category(doc), plain(doc["question_id"], "question_id")
         return name if name.startswith(f"{category}/") else f"{category}/{name}"
 
     def category(self, doc: Mapping) -> str:
         """One of the 14."""
-        return doc["category"]
+        return plain(doc["category"], "category")
 
     def reference(self, doc: Mapping) -> str:
-        """yes or no."""
-        return doc["answer"].strip().rstrip(".").lower()
+        """yes or no; raises ConfigError for anything else."""
+        return yes_or_no(doc["answer"], f"row {doc.get(ROW)}")
 
     def score(self, reference: str, text: str) -> dict:
         """Whether the answer says what is right; one that is neither yes nor no has `parsed` None."""

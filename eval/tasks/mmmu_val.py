@@ -20,17 +20,17 @@ takes an open `answer` with several references as one text.
 Paper: https://arxiv.org/abs/2311.16502. Scoring: https://github.com/MMMU-Benchmark/MMMU, eval/eval_utils.py.
 """
 
-import ast
 import re
 from collections.abc import Mapping, Sequence
 
 from vtc.errors import ConfigError
 from vtc.eval import figures
-from vtc.eval.data import Source, picture
+from vtc.eval.data import FOLDER, Source
 from vtc.eval.metrics.mmmu import mmmu_choice, mmmu_open, mmmu_open_score
+from vtc.eval.pictures import nothing, picture
 from vtc.eval.tasks import PICTURE, TASKS, Task
-from vtc.eval.tasks._prompts import LETTER, LETTERS, QWEN_CHOICE, SHORT, lettered
-from vtc.eval.tasks._rows import known
+from vtc.eval.tasks._prompts import LETTER, QWEN_CHOICE, SHORT, lettered
+from vtc.eval.tasks._rows import letter_of, list_or_mapping, listed, options_of, plain, text_of
 
 MENTION = re.compile(r"<image (\d+)>")
 
@@ -40,16 +40,17 @@ class MmmuVal(Task):
     """College exams."""
 
     name = "mmmu_val"
-    version = 1
+    version = 2
     source = Source(("lmms-lab-encoder/MMMU", "lmms-lab/MMMU"))
     splits = ("validation", "dev")
+    columns = ("question", "answer")
     pictures = tuple(f"image_{k}" for k in range(1, 8))
     inline = True
     max_new_tokens = 128
 
     def prompt(self, doc: Mapping) -> str:
         """Question, options and instruction, with `PICTURE` where the pictures stand."""
-        text, options = doc["question"], lettered(_listed(doc.get("options")))
+        text, options = text_of(doc, "question"), lettered(_options(doc))
         if self.dialect == "qwen":
             text = f"Question: {text}" + (f"\nOptions:\n{options}\n{QWEN_CHOICE}" if options else "")
             return PICTURE * len(self._named(doc)) + text.rstrip()
@@ -60,27 +61,33 @@ class MmmuVal(Task):
 
     def _named(self, doc: Mapping) -> list[str]:
         """Numbers of the pictures in the order in which the prompt shows them."""
-        found = MENTION.findall("\n".join([doc["question"], *_listed(doc.get("options"))]))
+        found = MENTION.findall("\n".join([text_of(doc, "question"), *_options(doc).values()]))
         return sorted(set(found), key=int) if self.dialect == "qwen" else list(dict.fromkeys(found))
 
     def images(self, doc: Mapping) -> list:
-        """The pictures that are named, in the prompt's order; raises ConfigError for one that is missing."""
+        """The pictures that are named, in the prompt's order; raises ConfigError for one that is missing, and if the
+        question names none."""
         columns = [f"image_{number}" for number in self._named(doc)]
         for column in columns:
-            if doc.get(column) is None:
+            if nothing(doc.get(column)):
                 raise ConfigError(f"mmmu_val: {self.ident(doc)!r} names a picture that is not in column {column!r}")
-        return [picture(doc[column], doc) for column in columns]
+        if not columns:
+            raise ConfigError(f"mmmu_val: {self.ident(doc)!r} names no picture; possible: <image 1> in the question")
+        return [picture(doc[column], doc.get(FOLDER)) for column in columns]
 
     def category(self, doc: Mapping) -> str:
         """The subject, from the id."""
         return re.sub(r"^[^_]*_|_\d+$", "", self.ident(doc)) or self.name
 
     def reference(self, doc: Mapping) -> dict:
-        """`answer`, and `options` by letter if there are any."""
-        options, answer = _listed(doc.get("options")), doc["answer"]
+        """`answer`, and `options` by letter if there are any; raises ConfigError for an answer that is none of them."""
+        options, answer = _options(doc), doc["answer"]
         if options:
-            return {"answer": answer.strip(), "options": dict(zip(LETTERS, options))}
-        return {"answer": _listed(answer) if str(answer).startswith("[") else str(answer)}
+            return {"answer": letter_of(answer, options), "options": options}
+        if isinstance(answer, list) or str(answer).startswith("["):
+            answers = [plain(one, "answer") for one in listed(answer, "answer")]
+            return {"answer": answers or plain(None, "answer")}
+        return {"answer": plain(answer, "answer")}
 
     def score(self, reference: Mapping, text: str) -> dict:
         """Whether the letter, or one of the candidates in an open answer, is right."""
@@ -100,11 +107,8 @@ class MmmuVal(Task):
         return {**figures.accuracy(sums), "unparsed": figures.ratio(sums["unparsed"], n)}
 
 
-def _listed(value: object) -> list[str]:
-    """A list, also if it is written as text; raises ConfigError for a text that is none."""
-    if isinstance(value, str) and known(value) is not None:
-        try:
-            value = ast.literal_eval(value)
-        except (ValueError, SyntaxError):
-            raise ConfigError(f"mmmu_val: {value!r} is no list") from None
-    return [str(one) for one in known(value) or []]
+def _options(doc: Mapping) -> dict[str, str]:
+    """The options by letter, none for an open question; raises ConfigError where a choice has none."""
+    if list_or_mapping(doc.get("options"), "options") or doc.get("question_type") == "multiple-choice":
+        return options_of(doc.get("options"))
+    return {}

@@ -24,7 +24,7 @@ from vtc.eval.data import Source
 from vtc.eval.metrics.choice import find_letter, mmstar
 from vtc.eval.tasks import TASKS, Task
 from vtc.eval.tasks._prompts import LETTER, QWEN_CHOICE, QWEN_YES_NO, qwen_choice
-from vtc.eval.tasks._references import first_id
+from vtc.eval.tasks._rows import first_id, letter_of, plain, text_of
 
 OPTIONS = re.compile(r"(.*)\nOptions:\s*A: (.*), B: (.*), C: (.*), D: (.*)", re.DOTALL)
 
@@ -34,15 +34,16 @@ class MMStar(Task):
     """Questions that need the picture; the figure is the mean over axes."""
 
     name = "mmstar"
-    version = 1
+    version = 2
     source = Source(("Lin-Chen/MMStar",))
     splits = ("val",)
+    columns = ("question", "answer", "category", "l2_category")
     max_new_tokens = 128
     primary = "average"
 
     def prompt(self, doc: Mapping) -> str:
         """The question and the instruction."""
-        question = doc["question"].strip()
+        question = text_of(doc, "question").strip()
         if self.dialect != "qwen":
             return question.replace(QWEN_YES_NO, "") + LETTER.rstrip(".")
         found = OPTIONS.fullmatch(question)
@@ -56,11 +57,13 @@ class MMStar(Task):
 
     def category(self, doc: Mapping) -> str:
         """One of six."""
-        return doc["category"]
+        return plain(doc["category"], "category")
 
     def reference(self, doc: Mapping) -> dict:
-        """`answer`, a letter, and `axis`, the `l2_category`."""
-        return {"answer": doc["answer"].strip().upper(), "axis": doc["l2_category"]}
+        """`answer`, a letter, and `axis`, the `l2_category`; raises ConfigError for an answer that is no option."""
+        found = OPTIONS.fullmatch(text_of(doc, "question").strip())
+        options = dict(zip("ABCD", found.groups()[1:] if found else "ABCD"))
+        return {"answer": letter_of(doc["answer"], options), "axis": plain(doc["l2_category"], "l2_category")}
 
     def score(self, reference: Mapping, text: str) -> dict:
         """Whether the letter that is found is right; `axis` is for `tally`."""

@@ -23,7 +23,8 @@ from vtc.eval.data import Source
 from vtc.eval.metrics.short import ocrbench
 from vtc.eval.tasks import TASKS, Task
 from vtc.eval.tasks._prompts import short_answer
-from vtc.eval.tasks._references import first_id, public, references
+from vtc.eval.tasks._references import public, references
+from vtc.eval.tasks._rows import first_id, name_of, text_of
 
 
 @TASKS.register("ocrbench")
@@ -31,9 +32,10 @@ class OCRBench(Task):
     """Containment of a reference; points of 1,000."""
 
     name = "ocrbench"
-    version = 1
+    version = 2
     source = Source(("echo840/OCRBench",))
     splits = ("test",)
+    columns = ("question", "answer")
     max_new_tokens = 128
     scale = 1000.0
 
@@ -43,16 +45,17 @@ class OCRBench(Task):
 
     def category(self, doc: Mapping) -> str:
         """The kind of question."""
-        return doc.get("question_type") or self.name
+        return name_of(doc, "question_type") or self.name
 
     def prompt(self, doc: Mapping) -> str:
         """The question, trimmed."""
-        return short_answer(doc["question"].strip(), self.dialect, suffix="")
+        return short_answer(text_of(doc, "question").strip(), self.dialect, suffix="")
 
     def reference(self, doc: Mapping) -> dict | None:
         """The accepted answers, and the data set, which decides how they are compared."""
         answers = references(doc["answer"])
-        return answers and {"answers": answers, "dataset": doc.get("dataset") or ""}
+        nonblank = [answer for answer in answers or () if answer.strip()]  # a blank stands in every answer
+        return answers and {"answers": nonblank, "dataset": name_of(doc, "dataset") or ""}
 
     def score(self, reference: Mapping[str, str | Sequence[str]], text: str) -> dict:
         """Whether a reference stands in the answer; raises ConfigError without a reference."""

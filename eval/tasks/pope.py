@@ -27,13 +27,12 @@ from dataclasses import replace
 
 import numpy as np
 
-from vtc.errors import ConfigError
 from vtc.eval import figures
 from vtc.eval.data import Docs, Source, open_source
 from vtc.eval.metrics.yesno import detection, pope_llava, pope_lmms, pope_vlmevalkit
 from vtc.eval.tasks import TASKS, Task
 from vtc.eval.tasks._prompts import QWEN_YES_NO, short_answer
-from vtc.eval.tasks._references import first_id
+from vtc.eval.tasks._rows import first_id, name_of, text_of, yes_or_no
 
 READ = {"llava": pope_llava, "lmms": pope_lmms, "qwen": pope_vlmevalkit}
 COUNTS = ("tp", "fp", "fn", "tn", "other")
@@ -45,22 +44,21 @@ class Pope(Task):
     """Hallucinated objects: accuracy, precision, recall, F1 and yes ratio per category."""
 
     name = "pope"
-    version = 1
+    version = 2
     source = Source(("lmms-lab-encoder/POPE", "lmms-lab/POPE"))
     splits = ("test", "adversarial", "popular", "random")
+    columns = ("question", ("answer", "label"))
     max_new_tokens = 128
     primary = "f1"
 
-    def open(self, split: str | None = None, limit: int | None = None, place: str | None = None) -> Docs:
-        """See `Task.open`; the three categories' own splits are in a config of their own."""
-        split = split or self.splits[0]
+    def load(self, split: str, place: str | None) -> Docs:
+        """All rows of a split; the three categories' own splits are in a config of their own."""
         source = self.source if split == "test" else replace(self.source, config="Full")
-        docs = open_source(self.name, source, split, self.pictures, place)
-        return docs.where(self.wants).limited(limit, self.group)
+        return open_source(self.name, source, split, self.pictures, place)
 
     def prompt(self, doc: Mapping) -> str:
         """The question and what kind of answer is asked for."""
-        question = doc["question"].strip()
+        question = text_of(doc, "question").strip()
         return question + QWEN_YES_NO if self.dialect == "qwen" else short_answer(question, self.dialect)
 
     def ident(self, doc: Mapping) -> str:
@@ -69,14 +67,11 @@ class Pope(Task):
 
     def category(self, doc: Mapping) -> str:
         """adversarial, popular or random."""
-        return doc.get("category") or self.name
+        return name_of(doc, "category") or self.name
 
     def reference(self, doc: Mapping) -> str:
         """yes or no; raises ConfigError for any other label."""
-        label = doc["label"] if "label" in doc else doc["answer"]
-        if str(label).strip().lower() not in ("yes", "no"):
-            raise ConfigError(f"pope: the right answer of {self.ident(doc)!r} is {label!r}; possible: yes, no")
-        return label.strip().lower()
+        return yes_or_no(doc["label"] if "label" in doc else doc["answer"], repr(self.ident(doc)))
 
     def score(self, reference: str, text: str) -> dict:
         """Whether the answer says what is right; `label` is what is right."""

@@ -23,7 +23,7 @@ from vtc.eval.metrics.choice import find_letter
 from vtc.eval.metrics.short import realworldqa
 from vtc.eval.tasks import TASKS, Task
 from vtc.eval.tasks._prompts import qwen_choice, short_answer
-from vtc.eval.tasks._references import first_id
+from vtc.eval.tasks._rows import first_id, letter_of, plain, text_of
 
 LAST = re.compile(r"\s*Please answer directly with [^\n]*$")
 OPTION = re.compile(r"\n\s*([A-E])\. ([^\n]*)")
@@ -34,18 +34,18 @@ class RealWorldQa(Task):
     """Photographs of streets and things."""
 
     name = "realworldqa"
-    version = 1
+    version = 2
     source = Source(("lmms-lab-encoder/RealWorldQA", "lmms-lab/RealWorldQA"))
     splits = ("test",)
+    columns = ("question", "answer")
     max_new_tokens = 16
 
     def prompt(self, doc: Mapping) -> str:
         """The question, which says how to answer; taken apart in Qwen's dialect."""
-        question = doc["question"].strip()
+        question = text_of(doc, "question").strip()
         if self.dialect != "qwen":
             return question
-        question = LAST.sub("", question)
-        options = {letter: text.strip() for letter, text in OPTION.findall(question)}
+        question, options = LAST.sub("", question), _options(question)
         if not options:
             return short_answer(question, self.dialect)
         return qwen_choice(question[: OPTION.search(question).start()].rstrip(), options)
@@ -59,11 +59,17 @@ class RealWorldQa(Task):
         return "choice" if self.reference(doc).upper() in tuple("ABCD") else "open"
 
     def reference(self, doc: Mapping) -> str:
-        """A letter, a word or a number."""
-        return str(doc["answer"]).strip()
+        """A letter, a word or a number; raises ConfigError if it is none of the question's options."""
+        options = _options(text_of(doc, "question"))
+        return letter_of(doc["answer"], options) if options else plain(doc["answer"], "answer").strip()
 
     def score(self, reference: str, text: str) -> dict:
         """Whether the letter, or the whole answer, is right."""
         choice = reference.upper() in tuple("ABCD")
         said = find_letter(text, "ABCD") if choice else text.strip().rstrip(".").lower()
         return {"correct": realworldqa(text, reference), "parsed": said or None}
+
+
+def _options(question: str) -> dict[str, str]:
+    """The options in a question's text, by letter; none for an open question."""
+    return {letter: text.strip() for letter, text in OPTION.findall(LAST.sub("", question.strip()))}

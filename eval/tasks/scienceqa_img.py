@@ -18,15 +18,17 @@ Paper: https://arxiv.org/abs/2209.09513. Scoring: https://github.com/haotian-liu
 https://github.com/EvolvingLMMs-Lab/lmms-eval, tasks/scienceqa/utils.py.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
+from vtc.errors import ConfigError, shown
 from vtc.eval import figures
 from vtc.eval.data import Docs, Source, open_source
 from vtc.eval.metrics.choice import scienceqa_llava, scienceqa_lmms
+from vtc.eval.pictures import nothing
 from vtc.eval.tasks import TASKS, Task
 from vtc.eval.tasks._prompts import LETTER, LETTERS, lettered, qwen_choice
-from vtc.eval.tasks._references import first_id, public
-from vtc.eval.tasks._rows import known, letter_of
+from vtc.eval.tasks._references import public
+from vtc.eval.tasks._rows import first_id, hint_of, known, letter_of, options_of, text_of
 
 FLAG = "has_image"
 
@@ -36,24 +38,25 @@ class ScienceQaImg(Task):
     """School science; the figure is that of questions with a picture."""
 
     name = "scienceqa_img"
-    version = 1
+    version = 2
     source = Source(("lmms-lab-encoder/ScienceQA", "lmms-lab/ScienceQA"), "ScienceQA-IMG")
     splits = ("test",)
+    columns = ("question", "choices", ("answer", "ground_truth"))
     max_new_tokens = 16
     primary = "img"
 
-    def open(self, split: str | None = None, limit: int | None = None, place: str | None = None) -> Docs:
-        """See `Task.open`; rows of a copy in parquet or arrow are marked as having a picture or not."""
-        docs = open_source(self.name, self.source, split or self.splits[0], self.pictures, place)
+    def load(self, split: str, place: str | None) -> Docs:
+        """All rows of a split; those of a copy in parquet or arrow are marked as having a picture or not."""
+        docs = open_source(self.name, self.source, split, self.pictures, place)
         columns = getattr(docs.rows, "column_names", [])
         if place is not None and "image" in columns and FLAG not in columns:
-            marks = [row["image"] is not None for row in docs.rows.select_columns(["image"])]
+            marks = [not nothing(row["image"]) for row in docs.rows.select_columns(["image"])]
             docs = Docs(docs.rows, docs.texts.add_column(FLAG, marks), docs.record, folder=docs.folder)
-        return docs.where(self.wants).limited(limit, self.group)
+        return docs
 
     def prompt(self, doc: Mapping) -> str:
         """Context, question, options and instruction."""
-        question, choices, hint = doc["question"], doc["choices"], known(doc.get("hint"))
+        question, choices, hint = text_of(doc, "question"), options_of(doc["choices"], "choices"), hint_of(doc)
         if self.dialect == "qwen":
             return qwen_choice(question, choices, hint)
         return (f"Context: {hint}\n" if hint else "") + f"{question}\n{lettered(choices)}{LETTER}"
@@ -64,12 +67,20 @@ class ScienceQaImg(Task):
 
     def category(self, doc: Mapping) -> str:
         """image or text, by whether there is a picture; rows that do not tell have one."""
-        return "image" if doc.get(FLAG, doc.get("image", True)) else "text"
+        return "image" if self.needs_picture(doc) else "text"
+
+    def needs_picture(self, doc: Mapping) -> bool:
+        """Unless the row says, by its mark or an empty column, that it goes without."""
+        return bool(doc[FLAG] if FLAG in doc else "image" not in doc or not nothing(doc["image"]))
 
     def reference(self, doc: Mapping) -> dict:
-        """`answer`, a letter, and the number of choices."""
+        """`answer`, a letter, and the number of choices; raises ConfigError for an answer that is none of them."""
         answer = public(known(doc["ground_truth"] if "ground_truth" in doc else doc["answer"]), self.name)
-        return {"answer": letter_of(answer), "n_choices": int(doc.get("n_choices") or len(doc["choices"]))}
+        if known(doc.get("n_choices")) is not None:
+            options = _unnamed(doc["n_choices"])
+        else:
+            options = options_of(doc["choices"], "choices")
+        return {"answer": letter_of(answer, options), "n_choices": LETTERS.index(max(options)) + 1}
 
     def score(self, reference: Mapping, text: str) -> dict:
         """Whether the letter in the answer is right."""
@@ -80,6 +91,14 @@ class ScienceQaImg(Task):
         read = [letter for letter in LETTERS if scienceqa_lmms(text, letter)]
         return {"correct": scienceqa_lmms(text, answer), "parsed": read[0] if read else None}
 
+    def remarks(self, rows: Sequence[Mapping]) -> list[str]:
+        """Also how many questions went without a picture, which `img` leaves out."""
+        text = sum(row["category"] == "text" for row in rows)
+        return [
+            *super().remarks(rows),
+            *([f"{text} of {len(rows)} samples have no picture: not in `img`"] * bool(text)),
+        ]
+
     def figures(self, sums: Mapping) -> dict:
         """`img`, `all`, and the same per category."""
         found = figures.accuracy(sums)
@@ -89,3 +108,10 @@ class ScienceQaImg(Task):
             "all": found["accuracy"],
             **{name: value for name, value in found.items() if name.startswith(figures.PER_CATEGORY)},
         }
+
+
+def _unnamed(number: object) -> dict[str, str]:
+    """Options of which only the number is known; raises ConfigError for one that cannot be."""
+    if type(number) not in (int, float) or number not in range(2, len(LETTERS) + 1):
+        raise ConfigError(f"n_choices={shown(number)}; possible: 2 to {len(LETTERS)}")
+    return {letter: letter for letter in LETTERS[: int(number)]}

@@ -20,8 +20,7 @@ from vtc.eval.data import Source
 from vtc.eval.metrics.choice import seed, seed_letter
 from vtc.eval.tasks import TASKS, Task
 from vtc.eval.tasks._prompts import LETTER, lettered, qwen_choice
-from vtc.eval.tasks._references import first_id
-from vtc.eval.tasks._rows import known, options_of
+from vtc.eval.tasks._rows import first_id, known, letter_of, name_of, options_of, text_of
 
 KINDS = (
     "scene understanding", "instance identity", "type 3", "type 4", "instances counting", "spatial relation",
@@ -34,22 +33,28 @@ class SeedBench(Task):
     """Nine kinds of questions about pictures."""
 
     name = "seedbench"
-    version = 1
+    version = 2
     source = Source(("lmms-lab-encoder/SEED-Bench", "lmms-lab/SEED-Bench"))
     splits = ("test",)
+    columns = ("question", "answer", ("choice_a", "options"))
     max_new_tokens = 128
 
     def wants(self, doc: Mapping) -> bool:
         """Questions about pictures."""
-        return known(doc.get("data_type")) in (None, "image")
+        kind = known(doc.get("data_type"))
+        return kind == "image" or not isinstance(kind, str)
 
     def prompt(self, doc: Mapping) -> str:
         """Question, options and instruction."""
-        columns = {letter: doc[f"choice_{letter.lower()}"] for letter in "ABCD" if f"choice_{letter.lower()}" in doc}
-        options = options_of(columns or doc)
+        question, options = text_of(doc, "question"), self._options(doc)
         if self.dialect == "qwen":
-            return qwen_choice(doc["question"], options)
-        return f"{doc['question']}\n{lettered(options)}{LETTER}"
+            return qwen_choice(question, options)
+        return f"{question}\n{lettered(options)}{LETTER}"
+
+    def _options(self, doc: Mapping) -> dict[str, str]:
+        if "options" in doc and "choice_a" not in doc:
+            return options_of(doc["options"])
+        return options_of({letter: doc.get(f"choice_{letter.lower()}") for letter in "ABCD"}, "choice_a to choice_d")
 
     def ident(self, doc: Mapping) -> str:
         """The question's own name if it has one, else the number of the row."""
@@ -57,12 +62,12 @@ class SeedBench(Task):
 
     def category(self, doc: Mapping) -> str:
         """One of nine kinds."""
-        kind = str(doc.get("question_type_id") or 0)
-        return KINDS[int(kind) - 1] if kind.isdigit() and 0 < int(kind) <= len(KINDS) else self.name
+        place = {str(number): kind for number, kind in enumerate(KINDS, 1)}
+        return place.get(name_of(doc, "question_type_id"), self.name)
 
     def reference(self, doc: Mapping) -> str:
-        """The letter."""
-        return doc["answer"].strip().upper()
+        """The letter; raises ConfigError for an answer that is no option."""
+        return letter_of(doc["answer"], self._options(doc))
 
     def score(self, reference: str, text: str) -> dict:
         """Whether the answer is, or begins with, the right letter."""

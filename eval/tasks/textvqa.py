@@ -27,7 +27,8 @@ from vtc.eval.data import Source
 from vtc.eval.metrics.vqa import textvqa_accuracy
 from vtc.eval.tasks import TASKS
 from vtc.eval.tasks._prompts import short_answer
-from vtc.eval.tasks._references import ReferencesTask, first_id, public
+from vtc.eval.tasks._references import ReferencesTask, public
+from vtc.eval.tasks._rows import first_id, listed, plain, text_of
 
 
 @TASKS.register("textvqa")
@@ -35,10 +36,11 @@ class TextVQA(ReferencesTask):
     """Soft accuracy on validation, without OCR tokens."""
 
     name = "textvqa"
-    version = 1
+    version = 2
     source = Source(("lmms-lab-encoder/textvqa", "lmms-lab/textvqa"))
     splits = ("validation",)
     test_only_online = ("test",)
+    annotators = 10
     max_new_tokens = 128
 
     def ident(self, doc: Mapping) -> str:
@@ -50,7 +52,8 @@ class TextVQA(ReferencesTask):
         return short_answer(self._question(doc), self.dialect)
 
     def _question(self, doc: Mapping) -> str:
-        return doc["question"].capitalize() if self.dialect == "lmms" else doc["question"]
+        question = text_of(doc, "question")
+        return question.capitalize() if self.dialect == "lmms" else question
 
     def score(self, reference: Sequence[str], text: str) -> dict:
         """Soft accuracy; raises ConfigError without a reference."""
@@ -62,8 +65,10 @@ class TextVQAWithOCR(TextVQA):
     """Soft accuracy on validation, with OCR tokens in the prompt: the TextVQA of papers on LLaVA-1.5."""
 
     name = "textvqa_ocr"
+    columns = (*TextVQA.columns, "ocr_tokens")
 
     def _question(self, doc: Mapping) -> str:
         if "ocr_tokens" not in doc:
             raise ConfigError("task 'textvqa_ocr' needs a column 'ocr_tokens'; possible: task 'textvqa'")
-        return f"{super()._question(doc)}\nReference OCR token: {', '.join(map(str, doc['ocr_tokens'] or []))}"
+        words = (plain(word, "ocr_tokens") for word in listed(doc["ocr_tokens"], "ocr_tokens"))
+        return f"{super()._question(doc)}\nReference OCR token: {', '.join(words)}"

@@ -25,7 +25,8 @@ from vtc.eval.data import Source
 from vtc.eval.metrics.vqa import textvqa_accuracy
 from vtc.eval.tasks import TASKS
 from vtc.eval.tasks._prompts import SHORT, short_answer
-from vtc.eval.tasks._references import ReferencesTask, first_id, public, references
+from vtc.eval.tasks._references import ReferencesTask, public, references
+from vtc.eval.tasks._rows import first_id, name_of, text_of
 
 DOUBT = "\nWhen the provided information is insufficient, respond with 'Unanswerable'."
 KINDS = {"unanswerable": "unanswerable"} | dict.fromkeys(("answerable", "other", "number", "yes/no"), "answerable")
@@ -37,10 +38,11 @@ class VizWiz(ReferencesTask):
     """Soft accuracy on validation."""
 
     name = "vizwiz"
-    version = 1
+    version = 2
     source = Source(("lmms-lab-encoder/VizWiz-VQA", "lmms-lab/VizWiz-VQA"))
     splits = ("val",)
     test_only_online = ("test",)
+    annotators = 10
     max_new_tokens = 128
 
     def ident(self, doc: Mapping) -> str:
@@ -49,7 +51,7 @@ class VizWiz(ReferencesTask):
 
     def category(self, doc: Mapping) -> str:
         """answerable or unanswerable: by the type of the answer, or where a row has none by the commonest answer."""
-        known = KINDS.get(str(doc.get("category") or doc.get("answer_type")).lower())
+        known = KINDS.get(str(name_of(doc, "category", "answer_type")).lower())
         answers = references(doc.get("answers"))
         if known or answers is None:
             return known or self.name
@@ -58,7 +60,8 @@ class VizWiz(ReferencesTask):
 
     def prompt(self, doc: Mapping) -> str:
         """The question, when to say `Unanswerable`, and the order to answer shortly."""
-        question = doc["question"].capitalize() if self.dialect == "lmms" else doc["question"]
+        question = text_of(doc, "question")
+        question = question.capitalize() if self.dialect == "lmms" else question
         return short_answer(question, self.dialect, DOUBT + SHORT)
 
     def score(self, reference: Sequence[str], text: str) -> dict:

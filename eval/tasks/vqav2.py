@@ -25,7 +25,8 @@ from vtc.eval.data import Source
 from vtc.eval.metrics.vqa import vqa_accuracy, vqa_accuracy_server
 from vtc.eval.tasks import TASKS
 from vtc.eval.tasks._prompts import short_answer
-from vtc.eval.tasks._references import ReferencesTask, first_id, public
+from vtc.eval.tasks._references import ReferencesTask, public
+from vtc.eval.tasks._rows import first_id, name_of, text_of
 
 
 @TASKS.register("vqav2")
@@ -33,10 +34,11 @@ class VQAv2(ReferencesTask):
     """Soft accuracy on validation."""
 
     name = "vqav2"
-    version = 1
+    version = 2
     source = Source(("lmms-lab-encoder/VQAv2", "lmms-lab/VQAv2"))
     splits = ("validation",)
     test_only_online = ("testdev", "test")
+    annotators = 10
     max_new_tokens = 16
 
     def ident(self, doc: Mapping) -> str:
@@ -45,11 +47,11 @@ class VQAv2(ReferencesTask):
 
     def category(self, doc: Mapping) -> str:
         """The type of the answer: yes/no, number or other."""
-        return doc.get("answer_type") or self.name
+        return name_of(doc, "answer_type") or self.name
 
     def prompt(self, doc: Mapping) -> str:
         """The question and the order to answer shortly."""
-        return short_answer(doc["question"], self.dialect)
+        return short_answer(text_of(doc, "question"), self.dialect)
 
     def score(self, reference: Sequence[str], text: str) -> dict:
         """`correct` as lmms-eval, `server` as the official script; raises ConfigError without a reference."""
