@@ -9,6 +9,8 @@ from tests.helpers import forward, inputs_of, model_of, proceed
 from tests.helpers_device import caller, ours
 from vtc.engine.masks import SPARE, Grown
 
+pytestmark = pytest.mark.product
+
 
 class Written(TorchDispatchMode):
     """Elements that operations asked for by files of vtc write anew."""

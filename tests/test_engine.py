@@ -9,6 +9,8 @@ from tests.helpers import by_hand, family_of, forward, generate, inputs_of, mode
 from tests.helpers_decoder import on
 from vtc.engine.prefill import Tokens, move
 
+pytestmark = pytest.mark.product
+
 families = pytest.mark.parametrize("case", vtc.families())
 renumbered = pytest.mark.parametrize("positions", ["keep", "compact"])
 
