@@ -37,7 +37,7 @@ def cover(cases: list) -> set:
     """Few of the cases of a test, among which each value of each parameter occurs. Which ones depends on the test's
     name, so that the values meet others in other tests."""
     cases = sorted(cases, key=lambda item: zlib.crc32(item.nodeid.encode()))
-    values = {item: set(item.callspec.indices.items()) for item in cases}
+    values = {item: {(name, id(value)) for name, value in item.callspec.params.items()} for item in cases}
     found, missing = set(), set().union(*values.values())
     while missing:
         best = max(cases, key=lambda item: len(values[item] & missing))
