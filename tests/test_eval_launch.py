@@ -36,7 +36,7 @@ def options(request, data, tmp_path_factory):
     model = save_tiny(request.param, tmp_path_factory.mktemp("models") / request.param)
     return [
         "--model", str(model), "--strategy", "none,hiprune", "--keep", "0.25", "--tasks", "mmbench_en",
-        "--dataset-path", str(data), "--max-new-tokens", "40", "--batch-size", "2",
+        "--dataset-path", str(data), "--max-new-tokens", "16", "--batch-size", "2",
     ]  # fmt: skip
 
 
