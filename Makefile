@@ -17,27 +17,30 @@ VLLM_VENV := .venv-vllm$(if $(filter-out $(VLLM_TESTED),$(VLLM_VERSION)),-$(VLLM
 
 # Tests need no network and no display, and two workers share two cores.
 TEST_ENV := HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false MPLBACKEND=Agg OMP_NUM_THREADS=1
-PYTEST = -m pytest -n $(JOBS) $(PYTEST_ARGS)
+PYTEST = -m pytest -n $(JOBS) --dist worksteal
 
-.PHONY: help demo test test-matrix test-oldest test-oldest-reduced test-lmms test-vllm lint format wheel-check gpu-check clean distclean
+.PHONY: help demo test test-full test-matrix test-oldest test-oldest-reduced test-lmms test-vllm lint format wheel-check gpu-check clean distclean
 .DELETE_ON_ERROR:
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' Makefile | awk -F'|' '{ printf "%-27s %s\n", $$1, $$2 }'
 
 demo: .venv/.ready ## compare strategies on the bundled model; picks up where it stopped
-	@HF_HUB_OFFLINE=1 .venv/bin/vtc eval --suite demo --output $(DEMO_OUTPUT)
-	@.venv/bin/vtc report $(DEMO_OUTPUT)
+	@HF_HUB_OFFLINE=1 .venv/bin/python -m vtc eval --suite demo --output "$(DEMO_OUTPUT)"
+	@.venv/bin/python -m vtc report "$(DEMO_OUTPUT)"
 
-test: .venv/.ready ## all tests, newest supported transformers
-	@$(TEST_ENV) .venv/bin/python $(PYTEST)
+test: .venv/.ready ## every method, family, contract and command, newest supported transformers; a few minutes
+	@$(TEST_ENV) .venv/bin/python $(PYTEST) -m "not full" $(PYTEST_ARGS)
+
+test-full: .venv/.ready ## all tests, newest supported transformers
+	@$(TEST_ENV) .venv/bin/python $(PYTEST) $(PYTEST_ARGS)
 
 test-oldest: .venv-oldest/.ready ## all tests, oldest supported transformers
-	@$(TEST_ENV) .venv-oldest/bin/python $(PYTEST)
+	@$(TEST_ENV) .venv-oldest/bin/python $(PYTEST) $(PYTEST_ARGS)
 
 test-oldest-reduced: .venv-oldest/.ready ## contract, engine and golden tests, oldest supported transformers
 	@test -n "$(REDUCED)" || { echo "no file matches the reduced selection"; exit 1; }
-	@$(TEST_ENV) .venv-oldest/bin/python $(PYTEST) -m "not slow" $(REDUCED)
+	@$(TEST_ENV) .venv-oldest/bin/python $(PYTEST) -m "not slow" $(PYTEST_ARGS) $(REDUCED)
 
 test-lmms: .venv-lmms/.ready ## the bridge to lmms-eval, in an environment of its own (2.4 GB); about five minutes
 	@$(TEST_ENV) TQDM_DISABLE=1 .venv-lmms/bin/python tests/lmms/run_lmms.py
@@ -46,7 +49,7 @@ test-lmms: .venv-lmms/.ready ## the bridge to lmms-eval, in an environment of it
 test-vllm: $(VLLM_VENV)/.ready ## the vLLM plugin in an environment of its own (3.5 GB); about fifteen minutes
 	@$(TEST_ENV) VLLM_NO_USAGE_STATS=1 $(VLLM_VENV)/bin/python -m pytest -n $(JOBS) --dist loadfile $(PYTEST_ARGS) tests/vllm
 
-test-matrix: test test-oldest ## all tests on both ends of the supported range
+test-matrix: test-full test-oldest ## all tests on both ends of the supported range
 
 lint: .venv/.ready ## ruff
 	@.venv/bin/python -m ruff check .
@@ -68,7 +71,7 @@ wheel-check: .venv/.ready .venv-wheel/.torch ## build the wheel, install it else
 GPU_OUTPUT ?= results/gpu
 
 gpu-check: ## on a machine with a GPU: kernels against their references, their times, vtc bench; ends with a table
-	@PYTHONPATH=. $(PYTHON) -m vtc.bench.gpu --output $(GPU_OUTPUT)
+	@PYTHONPATH=. $(PYTHON) -m vtc.bench.gpu --output "$(GPU_OUTPUT)"
 
 clean: ## remove build products and caches
 	rm -rf build dist *.egg-info .pytest_cache .ruff_cache .hypothesis

@@ -4,6 +4,8 @@ Also the fixtures that several files share. Without a GPU Triton kernels run in 
 """
 
 import os
+import zlib
+from collections import defaultdict
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
@@ -17,6 +19,31 @@ torch.set_num_threads(1)
 settings.register_profile("vtc", deadline=None, derandomize=True)
 settings.load_profile("vtc")
 pytest.register_assert_rewrite("tests.helpers", "tests.helpers_decoder", "tests.helpers_oracle")
+
+
+@pytest.hookimpl(tryfirst=True)  # before -m chooses
+def pytest_collection_modifyitems(items):
+    """Of each test marked `product`, the cases beyond a cover of its parameters' values are marked `full`."""
+    products = defaultdict(list)
+    for item in items:
+        if item.get_closest_marker("product") and hasattr(item, "callspec"):
+            products[item.nodeid.partition("[")[0]].append(item)
+    for cases in products.values():
+        for item in set(cases) - cover(cases):
+            item.add_marker(pytest.mark.full)
+
+
+def cover(cases: list) -> set:
+    """Few of the cases of a test, among which each value of each parameter occurs. Which ones depends on the test's
+    name, so that the values meet others in other tests."""
+    cases = sorted(cases, key=lambda item: zlib.crc32(item.nodeid.encode()))
+    values = {item: {(name, id(value)) for name, value in item.callspec.params.items()} for item in cases}
+    found, missing = set(), set().union(*values.values())
+    while missing:
+        best = max(cases, key=lambda item: len(values[item] & missing))
+        found.add(best)
+        missing -= values[best]
+    return found
 
 
 @pytest.fixture(scope="module")

@@ -6,6 +6,7 @@ indexing), and when it copies to the device without `non_blocking`, as `torch.te
 these are computed all the same, and noted with the line of code that asked for them.
 """
 
+import functools
 import sys
 from collections import Counter
 from pathlib import Path
@@ -75,7 +76,7 @@ class _Made(TorchFunctionMode):
         made = torch.Tensor.detach(torch.tensor(values, **kwargs)) if like else func(values, *args[1:], **kwargs)
         if device is None or torch.device(device) != DEVICE:
             return made
-        self.waits[f"{_caller()} {func.__name__}"] += 1
+        self.waits[f"{caller()} {func.__name__}"] += 1
         return DeviceTensor(made)
 
 
@@ -101,7 +102,7 @@ class Device(TorchDispatchMode):
         wanted = kwargs.get("device")
         target = ours if wanted is None else torch.device(wanted) == DEVICE
         if self._waits(name, args, kwargs, ours, target):
-            self.waits[f"{_caller()} {name}"] += 1
+            self.waits[f"{caller()} {name}"] += 1
         if wanted is not None:
             kwargs["device"] = torch.device("cpu")
         out = func(*tree_map(_held, args), **tree_map(_held, kwargs))
@@ -127,20 +128,22 @@ def _held(x: object) -> object:
     return x.held if isinstance(x, DeviceTensor) else x
 
 
-def _caller() -> str:
-    """The nearest line outside of torch and this file."""
-    frame = sys._getframe(2)
+def caller() -> str:
+    """The nearest line ("file:line") outside of torch and of the file that asks, where a mode stands."""
+    frame = sys._getframe(1)
+    mode = frame.f_code.co_filename
     while frame is not None:
         file = frame.f_code.co_filename
-        if "/torch/" not in file and file != __file__:
+        if file != mode and frame.f_globals.get("__name__", "").partition(".")[0] != "torch":
             return f"{file}:{frame.f_lineno}"
         frame = frame.f_back
     return "?:0"
 
 
+@functools.cache
 def ours(file: str) -> bool:
-    """Whether a path, or a "file:line operation", is of the library itself."""
-    return file.startswith(tuple(f"{ROOT / folder}/" for folder in ("vtc", "patches")))
+    """Whether a path, or a "file:line operation", is of the library itself, wherever the checkout lies."""
+    return any(Path(file).resolve().is_relative_to(ROOT / folder) for folder in ("vtc", "patches"))
 
 
 def is_masked(model: nn.Module, inputs: dict) -> bool:

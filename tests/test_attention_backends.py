@@ -8,6 +8,8 @@ import vtc
 from vtc.patches import FAMILIES
 from vtc.patching import find_family
 
+pytestmark = pytest.mark.product
+
 
 def fake_flash(module, query, key, value, attention_mask=None, scaling=None, cu_seq_lens_q=None, **kwargs):
     """A flash-style backend for CPUs: one call over packed sequences, cut by cu_seq_lens_q."""

@@ -11,6 +11,8 @@ from vtc.bench.prompts import inputs_of, pictures
 from vtc.patches import FAMILIES
 from vtc.patching import find_family
 
+pytestmark = pytest.mark.product
+
 VISUAL = {"llava": 128, "llava_next": 150}
 AT_PROJECTOR = ("hiprune", "visionzip", "pool", "divprune", "random")
 INSIDE = ("fastv", "pyramiddrop", "transprune", "hiprune+transprune", "dart", "todre")

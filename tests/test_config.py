@@ -194,6 +194,13 @@ def test_shared_quota_is_proportional():
     assert Budget(4, "per_request").quotas([[100], [1], [1], [1]]) == [[1], [1], [1], [1]]
 
 
+def test_ties_of_a_shared_quota_go_to_the_lower_index():
+    """A token too many among equal images is the first one's; a token that one of them must give is the last one's."""
+    assert Budget(4, "per_request").quotas([[5], [5], [5]]) == [[2], [1], [1]]
+    assert Budget(5, "per_request").quotas([[5], [5], [5]]) == [[2], [2], [1]]
+    assert Budget(10, "per_request").quotas([[1], [1], [1], [30], [30]]) == [[1], [1], [1], [4], [3]]
+
+
 @settings(max_examples=100)
 @given(request=images, keep=fractions)
 def test_quotas_of_fractions(request, keep):

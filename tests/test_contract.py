@@ -25,6 +25,8 @@ from tests.helpers import (
 )
 from vtc.patching import find_family
 
+pytestmark = pytest.mark.product
+
 both = pytest.mark.parametrize("strategy", STRATEGIES)
 cases = pytest.mark.parametrize("case", CASES)
 BUDGETS = [0.3, 7]

@@ -19,6 +19,8 @@ from tests.helpers import (
 )
 from tests.helpers_oracle import truth
 
+pytestmark = pytest.mark.product
+
 # visionzip, which merges before the projector and has an order of its own, is in test_decoder_oracle.py.
 both = pytest.mark.parametrize("strategy", [name for name in STRATEGIES if name != "visionzip"])
 cases = pytest.mark.parametrize("case", CASES)

@@ -7,6 +7,8 @@ import vtc
 from tests.helpers import CASES, STRATEGIES, build, forward, generate, inputs_of, model_of, patched, split, spy
 from tests.helpers_oracle import layouts
 
+pytestmark = pytest.mark.product
+
 both = pytest.mark.parametrize("strategy", STRATEGIES)
 cases = pytest.mark.parametrize("case", CASES)
 

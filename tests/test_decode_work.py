@@ -1,14 +1,15 @@
 """What a patched decode step does on top of the stock one: nothing that grows with the prompt."""
 
-import sys
-
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import vtc
 from tests.helpers import forward, inputs_of, model_of, proceed
+from tests.helpers_device import caller, ours
 from vtc.engine.masks import SPARE, Grown
+
+pytestmark = pytest.mark.product
 
 
 class Written(TorchDispatchMode):
@@ -18,16 +19,9 @@ class Written(TorchDispatchMode):
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         out = func(*args, **(kwargs or {}))
-        if isinstance(out, torch.Tensor) and not func.is_view and self._ours():
+        if isinstance(out, torch.Tensor) and not func.is_view and ours(caller()):
             self.elements += out.numel()
         return out
-
-    @staticmethod
-    def _ours() -> bool:
-        frame = sys._getframe(2)
-        while frame is not None and ("/torch/" in frame.f_code.co_filename or frame.f_code.co_filename == __file__):
-            frame = frame.f_back
-        return frame is not None and any(part in frame.f_code.co_filename for part in ("/vtc/", "/patches/"))
 
 
 def longer(inputs: dict, times: int) -> dict:

@@ -12,6 +12,8 @@ from tests.helpers_decoder import entered_of, exact, on, options_of, resolved, t
 from vtc.patches import FAMILIES
 from vtc.patches._tiny import TEXT
 
+pytestmark = pytest.mark.product
+
 # One drop without renumbering; several with history; a projector's stage, merging and an order of its own.
 both = pytest.mark.parametrize("strategy", ["fastv", "transprune", "visiondrop"])
 families = pytest.mark.parametrize("case", vtc.families())

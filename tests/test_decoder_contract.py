@@ -26,6 +26,8 @@ from tests.helpers_oracle import layouts
 from vtc.errors import ConfigError
 from vtc.signals import Decoder
 
+pytestmark = pytest.mark.product
+
 both = pytest.mark.parametrize("strategy", INSIDE)
 cases = pytest.mark.parametrize("case", CASES)
 families = pytest.mark.parametrize("case", vtc.families())

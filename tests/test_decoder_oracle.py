@@ -12,6 +12,8 @@ from tests.helpers import CASES, IMAGES, INSIDE, build, forward, generate, input
 from tests.helpers_decoder import Drop, drops_of, entered_of, exact, options_of, resolved, truth, truths
 from tests.helpers_oracle import layouts
 
+pytestmark = pytest.mark.product
+
 both = pytest.mark.parametrize("strategy", INSIDE)
 cases = pytest.mark.parametrize("case", CASES)
 families = pytest.mark.parametrize("case", vtc.families())

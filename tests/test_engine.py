@@ -7,6 +7,9 @@ from transformers.generation.streamers import BaseStreamer
 import vtc
 from tests.helpers import by_hand, family_of, forward, generate, inputs_of, model_of, split, spy
 from tests.helpers_decoder import on
+from vtc.engine.prefill import Tokens, move
+
+pytestmark = pytest.mark.product
 
 families = pytest.mark.parametrize("case", vtc.families())
 renumbered = pytest.mark.parametrize("positions", ["keep", "compact"])
@@ -161,3 +164,19 @@ def test_scopes(case, scope, keep):
         # Crops of 36 tokens: 24 are shared by 5, 3, 3 and 5 of them, the tiles' without their padding.
         assert keep != 24 or after == [[20, 24, 24], [20]]
         assert all(0.37 * (i.before - 12) <= i.after < 0.37 * i.before + 5 for i in images if keep == 0.37)
+
+
+@pytest.mark.parametrize("rows", [(), (3,), (4,)], ids=["one", "axes", "text-and-axes"])
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_compact_positions(side, rows):
+    """Every row counts on from the first kept token's number, padding is 0 and is followed by nothing."""
+    given = torch.stack([torch.arange(5, 25), torch.arange(7, 27)]).expand(*rows, 2, 20)
+    index, valid = torch.tensor([[1, 4, 9, 12], [2, 6, 8, 8]]), torch.tensor([[True] * 4, [True] * 3 + [False]])
+    expected = torch.tensor([[6, 7, 8, 9], [9, 10, 11, 0]])
+    if side == "left":
+        index[1], valid[1] = torch.tensor([2, 2, 6, 8]), valid[1].flip(0)
+        expected[1] = expected[1].roll(1)
+    moved = move(Tokens(given, None, torch.tensor([25, 27])), index, valid, "compact")
+    assert torch.equal(moved.positions, expected.expand(*rows, -1, -1))
+    assert moved.following.tolist() == [10, 12]
+    assert torch.equal(moved.valid, valid)

@@ -8,6 +8,8 @@ import vtc
 from tests.helpers import CASES, forward, generate, inputs_of, model_of, proceed
 from tests.helpers_decoder import on
 
+pytestmark = pytest.mark.product
+
 families = pytest.mark.parametrize("case", vtc.families())
 # At the projector; one drop without renumbering; several with history; both sites, merging and an order of its own.
 everywhere = pytest.mark.parametrize("strategy", ["hiprune", "fastv", "transprune", "visiondrop"])

@@ -11,6 +11,8 @@ from vtc.errors import ConfigError, PatchError, UnsupportedError
 from vtc.patches import FAMILIES
 from vtc.patches._tiny import TEXT
 
+pytestmark = pytest.mark.product
+
 strategies = pytest.mark.parametrize("strategy", ["hiprune", "fastv", "transprune", "visiondrop"])
 families = pytest.mark.parametrize("case", vtc.families())
 

@@ -10,6 +10,8 @@ from tests.helpers_oracle import truth
 from vtc.patches import FAMILIES
 from vtc.patches._tiny import TEXT
 
+pytestmark = pytest.mark.product
+
 families = pytest.mark.parametrize("case", vtc.families())
 renumbered = pytest.mark.parametrize("positions", ["keep", "compact"])
 WINDOW = 24

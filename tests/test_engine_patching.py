@@ -11,6 +11,8 @@ from accelerate.hooks import ModelHook, add_hook_to_module, remove_hook_from_mod
 import vtc
 from tests.helpers import build, forward, generate, inputs_of, model_of, positions_of, state
 
+pytestmark = pytest.mark.product
+
 families = pytest.mark.parametrize("case", vtc.families())
 
 

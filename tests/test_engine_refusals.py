@@ -10,6 +10,8 @@ from tests.helpers import build, forward, generate, grow, inputs_of, model_of, p
 from tests.helpers_decoder import on, options_of
 from vtc.errors import PatchError, UnsupportedError, VtcError
 
+pytestmark = pytest.mark.product
+
 families = pytest.mark.parametrize("case", vtc.families())
 
 

@@ -12,6 +12,8 @@ from tests.helpers_decoder import on
 from tests.helpers_oracle import truth
 from vtc.errors import UnsupportedError
 
+pytestmark = pytest.mark.product
+
 families = pytest.mark.parametrize("case", vtc.families())
 cases = pytest.mark.parametrize("case", CASES)
 paddings = pytest.mark.parametrize("padding", ["left", "right"])

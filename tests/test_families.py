@@ -17,6 +17,8 @@ from tests.helpers_oracle import layouts
 from vtc.patches._tiny import IMAGE_TOKEN
 from vtc.patching import find_family
 
+pytestmark = pytest.mark.product
+
 WORDS = {"<pad>": 0, "<s>": 1, "</s>": 2, "what": 3, "is": 4, "on": 5, "this": 6, "picture": 7, "left": 8, "<unk>": 9,
          "<image>": IMAGE_TOKEN, "<start>": 121, "<end>": 122, "<video>": 123}  # fmt: skip
 GRID = dict(patch_size=4, vision_feature_select_strategy="default", num_additional_image_tokens=1)

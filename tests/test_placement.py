@@ -12,6 +12,8 @@ from vtc.engine.prefill import pack
 from vtc.engine.select import Kept
 from vtc.errors import PatchError, UnsupportedError
 
+pytestmark = pytest.mark.product
+
 IMAGE = 9
 
 

@@ -46,15 +46,8 @@ class Points(Plain):
 def row(ident: str, correct: float, group: str | None = None, category: str = "a", **more) -> dict:
     """An answered sample; `parsed` goes to its score."""
     score = {"correct": correct} | {key: more.pop(key) for key in ("parsed",) if key in more}
-    return {
-        "id": ident,
-        "group": group or ident,
-        "category": category,
-        "text": "",
-        "score": score,
-        "error": None,
-        **more,
-    }
+    place = {"id": ident, "group": group or ident, "category": category}
+    return {**place, "text": "", "score": score, "error": None, **more}
 
 
 def scores(n: int, p: float, seed: int = 0) -> np.ndarray:
@@ -78,6 +71,14 @@ def test_binomial(n, p):
     assert found["value"] == p
     assert found["stderr"] == pytest.approx(exact, rel=0.05)
     assert found["ci95"] == pytest.approx([p - 1.96 * exact, p + 1.96 * exact], abs=0.3 * exact)
+
+
+def test_of_two_replicates():
+    """Their spread has one degree of freedom: |a - b| / sqrt(2), of which the percentiles leave out a twentieth."""
+    found = bootstrap(Plain, rows_of(scores(100, 0.5)), replicates=2)["accuracy"]
+    low, high = found["ci95"]
+    assert found["stderr"] == pytest.approx((high - low) / 0.95 / math.sqrt(2))
+    assert found["stderr"] > 0
 
 
 def test_soft_scores():

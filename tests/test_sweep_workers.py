@@ -20,6 +20,7 @@ from vtc.eval.sweep.engine import Asked, sweep
 KILLS = 5
 
 
+@pytest.mark.full
 def test_kills(tmp_path):
     """SIGKILL at five moments with two workers on one study, then to the end: nothing is lost, nothing done twice."""
     file, output, generator = tmp_path / "toy.yaml", tmp_path / "search", random.Random(7)

@@ -12,6 +12,8 @@ from tests.helpers_triton import DEVICE, DTYPES, both
 from vtc.kernels import backend
 from vtc.kernels.attention_reduce import attention_columns, attention_rows
 
+pytestmark, FULL = pytest.mark.product, pytest.mark.full
+
 TOLERANCE = {torch.float32: 2e-5, torch.float16: 1e-4, torch.bfloat16: 1e-4}
 pytestmark = pytest.mark.usefixtures("poisoned")
 
@@ -45,7 +47,9 @@ def test_dtypes_and_shapes(b, h, hkv, m, n, d, dtype):
         agree(lambda heads=reduce_heads: attention_rows(q[:, :, :3], k, reduce_heads=heads), TOLERANCE[dtype])
 
 
-@pytest.mark.parametrize("m, n", [(577, 577), (40, 2881), (2881, 40), (1000, 63)])
+@pytest.mark.parametrize(
+    "m, n", [(577, 577), pytest.param(40, 2881, marks=FULL), pytest.param(2881, 40, marks=FULL), (1000, 63)]
+)
 def test_long_sides(m, n):
     """More than a tile, sides that are divided into spans, and lengths that no tile divides."""
     q, k = make(1, 1, 1, m, n)

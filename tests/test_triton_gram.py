@@ -11,6 +11,8 @@ from vtc.kernels import backend
 from vtc.kernels.cosine import Cosines
 from vtc.kernels.gram import cosine_matrix
 
+pytestmark = pytest.mark.product
+
 LIMIT = 1e-5  # whatever the dtype: both read the same values, and sum products in float32
 
 
@@ -33,7 +35,7 @@ def test_matrix(units, tokens, width, dtype, poisoned):
     compare(draw(units, tokens, width, dtype=dtype))
 
 
-@pytest.mark.parametrize("tokens", [1000, 2881])
+@pytest.mark.parametrize("tokens", [1000, pytest.param(2881, marks=pytest.mark.full)])
 def test_matrix_of_long_units(tokens, poisoned):
     compare(draw(1, tokens, 8, dtype=torch.bfloat16))
 

@@ -18,8 +18,11 @@ from vtc.kernels.coverage import coverage_greedy
 from vtc.kernels.diversity import maxmin_greedy, maxsum_greedy
 from vtc.kernels.dpp import dpp_greedy
 
-SIZES = [(2, 1, 1), (2, 33, 33), (1, 63, 20), (2, 577, 12), (1, 1000, 8), (1, 2881, 6)]  # B, N, k
-SIZED = pytest.mark.parametrize("units, tokens, k", SIZES)
+pytestmark = pytest.mark.product
+
+SIZES = [(2, 1, 1), (2, 33, 33), (1, 63, 20), (2, 577, 12), (1, 1000, 8)]  # B, N, k
+LONG = pytest.param(1, 2881, 6, marks=pytest.mark.full)
+SIZED = pytest.mark.parametrize("units, tokens, k", [*SIZES, LONG])
 
 
 def draw(*shape, seed=0, dtype=torch.float32):

@@ -16,6 +16,8 @@ from vtc.vllm.selecting import Selector, kept_features, portions
 from vtc.vllm.settings import Settings, overrides, packed
 from vtc.vllm.skeleton import STOCK
 
+pytestmark = pytest.mark.product
+
 SERVED = ("divprune", "hiprune", "pool", "random", "uniform", "visionzip", "vispruner", "vtc_cls")
 ALONE = (1, 1, 1, 1)  # the draw of `random` depends on an image's place in its prompt when it is patched
 

@@ -240,7 +240,7 @@ def test_importing_the_plugin_loads_no_vllm():
         "import vtc.vllm, vtc.vllm.settings, vtc.vllm.processing, vtc.vllm.selecting;"
         "assert 'vllm' not in sys.modules"
     )
-    subprocess.run([sys.executable, "-c", code], check=True)
+    subprocess.run([sys.executable, "-c", code], cwd=Path(plugin.__file__).parents[2], check=True)
 
 
 def test_the_bundled_model_can_be_served():

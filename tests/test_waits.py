@@ -23,6 +23,8 @@ from tests.helpers import READERS, build, family_of, inputs_of
 from tests.helpers_device import Device, is_masked, on_device, ours, to_device
 from vtc.kernels import backend
 
+pytestmark = pytest.mark.product
+
 ONE, BATCH = (1,), (1, 2, 1)
 INSIDE = ("dart", "fastv", "pyramiddrop", "todre", "transprune", "visiondrop")
 ADAPTIVE = {("hiprune", "qwen2_vl"): 1, ("hiprune", "qwen2_5_vl"): 1, ("todre", None): 1}

@@ -148,13 +148,11 @@ def move(tokens: Tokens, index: Tensor, valid: Tensor | None, positions: str) ->
             kept[0] = rank
         return Tokens(kept, valid, tokens.following)
     first = _text(kept).masked_fill(rank != 0, torch.iinfo(torch.long).max).amin(1, keepdim=True)
-    new = (rank + first).expand_as(kept).clone()
-    if axes.ndim == 3 and axes.shape[0] == 4:
-        new[0] = rank
-    last = new if new.ndim == 2 else new[-1]
+    new = rank + first  # filler has the number of a token beside it, so the largest is the last real token's
+    following = new.amax(1) + 1
     if valid is not None:
-        new, last = new.masked_fill(~valid, 0), last.masked_fill(~valid, -1)
-    return Tokens(new, valid, last.amax(1) + 1)
+        new = new.masked_fill(~valid, 0)
+    return Tokens(new.expand_as(kept).clone(), valid, following)
 
 
 def _text(positions: Tensor) -> Tensor:
