@@ -117,9 +117,7 @@ class SampleLog:
     `overwrite` is not given), if another process writes it, or if it is damaged before its last line.
     """
 
-    def __init__(
-        self, output: Path, name: str, identity: dict, overwrite: bool = False, rank: int = 0, world: int = 1
-    ):
+    def __init__(self, output: Path, name: str, identity: dict, overwrite: bool = False, rank: int = 0, world: int = 1):
         self.output, self.name, self.identity, self.key = output, name, identity, run_key(identity)
         self.rank, self.world = rank, world
         self.rows: dict[str, dict] = {}

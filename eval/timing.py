@@ -32,8 +32,6 @@ class Stopwatch:
     def _reset(self) -> None:
         self.vision = self.prefill = 0.0
         self.prefill_end: float | None = None
-        self.outside = (0.0, 0.0)
-        self._report: Callable = lambda: None
 
     def __enter__(self) -> "Stopwatch":
         if self.family is not None:
@@ -58,7 +56,6 @@ class Stopwatch:
 
     def _start_prefill(self, module: nn.Module, args: tuple) -> None:
         if self.prefill_end is None:
-            self.outside = _told(self._report())
             self._begin = clock.now()
 
     def _prefill_done(self, module: nn.Module, args: tuple, output: object) -> None:
@@ -70,7 +67,6 @@ class Stopwatch:
         """Runs `call`; returns what it gives, the vtc report that `report` then gives (or None), and seconds per part
         (None: unknown)."""
         self._reset()
-        self._report = report
         with clock.exact():
             start = clock.now()
             output = call()
@@ -78,17 +74,16 @@ class Stopwatch:
         told = report()
         seconds = dict.fromkeys(PARTS) | {"total": end - start}
         if self.prefill_end is not None:
-            observe, select = _told(told)
-            inside = observe + select - sum(self.outside)
+            observe, select, *inside = (0.0,) * 4 if told is None else _spent(told)
             seconds |= {
-                "vision": self.vision - self.outside[0],
+                "vision": self.vision - (observe - inside[0]),
                 "selection": observe + select,
-                "prefill": self.prefill - inside,
+                "prefill": self.prefill - sum(inside),
                 "decode": end - self.prefill_end,
             }
         return output, told, seconds
 
 
-def _told(report: object | None) -> tuple[float, float]:
-    """Seconds of observing and of selecting that a vtc report has so far."""
-    return (0.0, 0.0) if report is None else (report.observe_seconds, report.select_seconds)
+def _spent(report) -> tuple[float, ...]:
+    """Seconds of observing and of selecting, and those of each within the language model."""
+    return report.observe_seconds, report.select_seconds, report.observe_inside, report.select_inside

@@ -63,8 +63,7 @@ PARTS = {
         r"eval/.*",
         may=(
             "=vtc", "vtc.eval", "vtc.demo", "vtc.errors", "vtc.registry", "vtc.patching", "vtc.engine.clock",
-            "vtc.kernels.backend", "vtc.drawing", "vtc.escape", "vtc.files", "vtc.plain_yaml", "vtc.shapes",
-            "vtc.terminal",
+            "vtc.kernels.backend", "vtc.drawing", "vtc.escape", "vtc.files", "vtc.plain_yaml", "vtc.shapes", "vtc.terminal",
         ),
     ),  # fmt: skip
 }

@@ -101,7 +101,7 @@ class Report:
     departures that this model brings (such as the mean query for [CLS]). prompts_before, prompts_entered: real tokens
     of each prompt as given and as they reach the first decoder layer. cache_lengths: see kv_lengths. observe_seconds,
     select_seconds: time of the reductions and of selection with packing (on a GPU: of launching, unless
-    `vtc.engine.clock.exact` is on).
+    `vtc.engine.clock.exact` is on); observe_inside, select_inside: the part of it within the language model.
     """
 
     family: str
@@ -115,6 +115,8 @@ class Report:
     cache_lengths: list = field(default_factory=list, repr=False)
     observe_seconds: float = 0.0
     select_seconds: float = 0.0
+    observe_inside: float = 0.0
+    select_inside: float = 0.0
 
     @property
     def kv_lengths(self) -> list[int]:
@@ -177,6 +179,11 @@ class Report:
         """Bytes of the prompts' KV cache (before, after), padding not counted."""
         cost = self.shape.kv_bytes
         return sum(map(cost, self._unpruned())), sum(map(cost, self.prompt_lengths))
+
+    def spent_inside(self, observe: float = 0.0, select: float = 0.0) -> None:
+        """Adds seconds that were spent within the language model."""
+        self.observe_seconds, self.observe_inside = self.observe_seconds + observe, self.observe_inside + observe
+        self.select_seconds, self.select_inside = self.select_seconds + select, self.select_inside + select
 
     def to_dict(self) -> dict:
         """Everything as plain data."""

@@ -88,7 +88,7 @@ def _block(block: object) -> str:
         case Legend():
             return _legend(block)
         case Code():
-            return f"<pre tabindex=\"0\">{escape(block.text)}</pre>"
+            return f'<pre tabindex="0">{escape(block.text)}</pre>'
         case Fold():
             inner = "\n".join(map(_block, block.blocks))
             return f"<details><summary>{escape(block.summary)}</summary>\n{inner}\n</details>"
@@ -138,7 +138,7 @@ def _legend(legend: Legend) -> str:
 
 def _figure(figure: Figure) -> str:
     return (
-        f'<figure><figcaption>{escape(figure.title)}</figcaption>{figure.svg}'
+        f"<figure><figcaption>{escape(figure.title)}</figcaption>{figure.svg}"
         f'<p class="alt">{escape(figure.says)}</p>'
         f"<details><summary>The numbers</summary>{_table(figure.table)}</details></figure>"
     )

@@ -69,7 +69,7 @@ class Prefill:
             start = clock.now()
             self.rotary = kwargs["position_embeddings"] if self.rotary is None else self.rotary
             hidden = self._drop(number, layer, hidden)
-            self.report.select_seconds += clock.now() - start
+            self.report.spent_inside(select=clock.now() - start)
             self.done += 1
         if self.width is None:
             return None
@@ -87,13 +87,13 @@ class Prefill:
         """Input and output of one module of a watched layer; see `Watch.measure`."""
         start = clock.now()
         self.watch.measure(layer, x, y, self.tokens.valid)
-        self.report.observe_seconds += clock.now() - start
+        self.report.spent_inside(observe=clock.now() - start)
 
     def attention(self, layer: int, query: Tensor, key: Tensor, scale: float | None) -> None:
         """Queries and keys of an observed layer; see `Watch.attention`."""
         start = clock.now()
         self.watch.attention(layer, query, key, scale, self._rows())
-        self.report.observe_seconds += clock.now() - start
+        self.report.spent_inside(observe=clock.now() - start)
 
     def _drop(self, number: int, layer: int, hidden: Tensor) -> Tensor:
         plan, images, prompt = self.plan, self.images, self.prompt

@@ -15,7 +15,7 @@ from vtc.engine.labels import Labels
 from vtc.engine.masks import padding_mask
 from vtc.engine.placement import Batch, place
 from vtc.engine.question import Question
-from vtc.engine.reports import KEEPS_ALL, NO_CALL, NO_IMAGE, Reporter
+from vtc.engine.reports import KEEPS_ALL, NO_CALL, NO_IMAGE, Reporter, cache_lengths
 from vtc.engine.select import Kept
 from vtc.engine.state import Call, PrunedPrompt, Segment, ThreadState, recall, remember
 from vtc.engine.vision import Vision
@@ -266,7 +266,7 @@ class Patch:
         cache = getattr(output, "past_key_values", None)
         if cache is not None:
             remember(cache, prompt)
-            prompt.report.cache_lengths = [_length(cache, i) for i in range(self.shape.layers)]
+            prompt.report.cache_lengths = cache_lengths(cache, self.shape.layers)
 
     def _leave(self, module: nn.Module, args: tuple, kwargs: dict, output) -> None:
         """Inner model, after: the call is over, and its report counts if it came to its end."""
@@ -298,9 +298,3 @@ class Patch:
         if call is not None and call.pruned is not None and kwargs.get("position_ids") is not None:
             return args, {**kwargs, "position_ids": None}
         return None
-
-
-def _length(cache: object, layer: int):
-    """A layer's length; a static cache's counter is copied, not read, so nothing waits for the device."""
-    length = cache.get_seq_length(layer)
-    return length.clone() if isinstance(length, torch.Tensor) else length

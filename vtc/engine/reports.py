@@ -1,5 +1,7 @@
 """The report of one prefill, and the check that it did what was asked."""
 
+import torch
+
 from vtc.account import ImageReport, Report, StepReport
 from vtc.budget import Budget
 from vtc.config import StrategyConfig
@@ -80,3 +82,9 @@ def _missed(images: list[ImageReport], budget: Budget, prompts: int) -> list[str
         return []
     more = f" and {len(found) - 3} more" if len(found) > 3 else ""
     return [f"{budget.keep} tokens asked at the projector, but {', '.join(found[:3])}{more}"]
+
+
+def cache_lengths(cache: object, layers: int) -> list:
+    """Each layer's length; a static cache's counter is copied, not read, so nothing waits for the device."""
+    found = [cache.get_seq_length(layer) for layer in range(layers)]
+    return [length.clone() if isinstance(length, torch.Tensor) else length for length in found]

@@ -144,7 +144,7 @@ def with_overrides(words: Sequence[str], ours: Mapping[str, object]) -> list[str
     """
     theirs = values(words).get(OVERRIDES, {})
     if not isinstance(theirs, Mapping):
-        raise ConfigError(f"--hf-overrides {shown(theirs)} is no object; possible: JSON such as {{\"key\": 1}}")
+        raise ConfigError(f'--hf-overrides {shown(theirs)} is no object; possible: JSON such as {{"key": 1}}')
     both = sorted(set(theirs) & set(ours))
     if both:
         raise ConfigError(f"--hf-overrides names {', '.join(both)}, which vtc sets; possible: without")
@@ -164,7 +164,7 @@ def refuse(given: Mapping[str, object], settings: Settings) -> None:
         compilation = {}
     for name, value in (("compilation-config", compilation), ("mm-processor-kwargs", kwargs)):
         if not isinstance(value, Mapping):
-            raise ConfigError(f"--{name} {shown(value)} is no object; possible: JSON such as {{\"key\": 1}}")
+            raise ConfigError(f'--{name} {shown(value)} is no object; possible: JSON such as {{"key": 1}}')
     tower, stages = "enable_tower_connector_lora", given.get("pipeline_parallel_size", 1)
     if type(stages) is not int:
         raise ConfigError(f"--pipeline-parallel-size {shown(stages)} is no whole number; possible: 1")
