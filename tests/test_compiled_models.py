@@ -70,6 +70,7 @@ def same(found, expected):
     assert torch.equal(found[1], expected[1])
 
 
+@pytest.mark.product
 @pytest.mark.parametrize("when", ["patched first", "compiled first", "run first"])
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("case, strategy", [("llava", "hiprune"), ("qwen2_5_vl", "transprune")])

@@ -62,8 +62,8 @@ PARTS = {
     "eval": Part(
         r"eval/.*",
         may=(
-            "=vtc", "vtc.eval", "vtc.demo", "vtc.errors", "vtc.registry", "vtc.patching", "vtc.engine.clock",
-            "vtc.kernels.backend", "vtc.drawing", "vtc.escape", "vtc.files", "vtc.plain_yaml", "vtc.shapes", "vtc.terminal",
+            "=vtc", "vtc.eval", "vtc.demo", "vtc.drawing", "vtc.engine.clock", "vtc.errors", "vtc.escape", "vtc.files",
+            "vtc.kernels.backend", "vtc.patching", "vtc.plain_yaml", "vtc.registry", "vtc.shapes", "vtc.terminal",
         ),
     ),  # fmt: skip
 }

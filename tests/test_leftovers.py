@@ -56,6 +56,7 @@ def left_by_stock(case: str) -> int:
     return left(model_of(case), inputs_of(case))
 
 
+@pytest.mark.product
 @pytest.mark.parametrize("strategy", vtc.strategies())
 @cases
 def test_nothing_stays_after_a_call(strategy, case):
@@ -82,6 +83,7 @@ def interrupt(*_):
     raise KeyboardInterrupt
 
 
+@pytest.mark.product
 @pytest.mark.parametrize("strategy", ["visionzip", "transprune", "mmtok"])
 @pytest.mark.parametrize("where", ["language_model.layers.3.mlp", "language_model", "vision"])
 @cases

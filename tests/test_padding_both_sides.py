@@ -23,6 +23,7 @@ def answered(inputs):
     return grown
 
 
+@pytest.mark.product
 @pytest.mark.parametrize("positions", ["keep", "compact"])
 @pytest.mark.parametrize("images", [(1, 2, 1), (1, 1, 1)], ids=["unequal", "equal"])
 @pytest.mark.parametrize("strategy", ["hiprune", "visionzip", "fastv", "transprune", "visiondrop", "todre"])

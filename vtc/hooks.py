@@ -9,11 +9,15 @@ from torch import nn
 _MISSING = object()
 
 
-def forget_compiled() -> None:
-    """Makes torch.compile look at modules anew whose hooks have changed: it does not check them, so what was compiled
-    before would go on without new hooks, or with old ones. Does nothing where nothing was compiled."""
+def let_compiled_see_hooks() -> None:
+    """Makes torch.compile, which takes it that no hook comes or goes, look at all modules anew, and at their hooks from
+    now on: what was compiled before would go on without new hooks, and what is compiled for a module without hooks
+    would be used for one with hooks. Where nothing was compiled, it only changes the setting of torch._dynamo."""
     dynamo = sys.modules.get("torch._dynamo")
-    if dynamo is not None and dynamo.utils.counters["frames"]["total"]:
+    if dynamo is None:
+        return
+    dynamo.config.skip_nnmodule_hook_guards = False
+    if dynamo.utils.counters["frames"]["total"]:
         torch.compiler.reset()
 
 

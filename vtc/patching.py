@@ -10,7 +10,7 @@ from vtc.account import Report
 from vtc.config import StrategyConfig, resolve
 from vtc.engine.patch import Patch
 from vtc.errors import ConfigError, UnsupportedError
-from vtc.hooks import forget_compiled
+from vtc.hooks import let_compiled_see_hooks
 from vtc.registry import unknown
 from vtc.signals import Encoder
 from vtc.source import parts, read
@@ -95,7 +95,7 @@ def patch(
 
 
 def _put_on(model: nn.Module, new: Patch) -> None:
-    forget_compiled()
+    let_compiled_see_hooks()
     new.put_on()
     setattr(model, _ATTRIBUTE, new)
 
@@ -105,7 +105,7 @@ def unpatch(model: nn.Module) -> nn.Module:
     present = vars(model).get(_ATTRIBUTE)
     if present is not None:
         present.take_off()
-        forget_compiled()
+        let_compiled_see_hooks()
         delattr(model, _ATTRIBUTE)
     return model
 
