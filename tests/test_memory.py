@@ -7,6 +7,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import vtc
 from vtc.patches import FAMILIES
 
+pytestmark = pytest.mark.product
+
 
 class Largest(TorchDispatchMode):
     """Remembers the largest number of elements in an operation's own output (views share memory and do not count)."""

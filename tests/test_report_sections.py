@@ -11,7 +11,7 @@ import pytest
 from tests.helpers_report import EVIL, Page, demo_job, made, sweep
 from tests.helpers_results import MODEL
 from tests.test_report import grid_of, written
-from vtc.eval.report import report
+from vtc.eval.report import plots, report
 from vtc.eval.report.read import read
 from vtc.eval.report.search import settings, shown, verdict
 from vtc.eval.report.sections import differences, split
@@ -25,6 +25,12 @@ OTHERS = {
     "limit": ({"n": 40}, {}, "demo: samples: 40 (there 60)"),
     "checkpoint": ({}, {"digest": "ff"}, "model: digest 'ff' (there '00')"),
 }
+
+
+@pytest.fixture(autouse=True)
+def empty_plots(monkeypatch):
+    """Figures against costs are drawn in test_report.py; here nothing looks at them."""
+    monkeypatch.setattr(plots, "scatter", lambda *given: "<svg></svg>")
 
 
 def rows_of(text: str) -> list[dict]:

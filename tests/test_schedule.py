@@ -138,6 +138,7 @@ def test_a_number_is_of_each_image(method):
     assert all(abs(mean(schedule, n) - 300) < 1 for n in (310, 576, 900))
 
 
+@pytest.mark.product
 @examples
 @given(depth=depths, tokens=st.integers(30, 3000), keep=keeps)
 @pytest.mark.parametrize("method", INSIDE)
@@ -219,8 +220,7 @@ def test_steps_before_the_same_layer():
     assert schedule.counts(576, 576) == [288, 144, 72, 36]
     assert turned.counts(576, 576) == [288, 144, 144, 72]
     assert schedule.tokens_per_layer(576, 576)[7:9] == [576, 144]
-    twice = plan("fastv+fastv")
-    assert twice.counts(576, 576) == [288, 144]
+    assert plan("fastv+fastv").counts(576, 576) == [288, 144]
 
 
 def test_a_later_method_never_brings_tokens_back():

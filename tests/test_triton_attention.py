@@ -12,10 +12,9 @@ from tests.helpers_triton import DEVICE, DTYPES, both
 from vtc.kernels import backend
 from vtc.kernels.attention_reduce import attention_columns, attention_rows
 
-pytestmark, FULL = pytest.mark.product, pytest.mark.full
-
 TOLERANCE = {torch.float32: 2e-5, torch.float16: 1e-4, torch.bfloat16: 1e-4}
-pytestmark = pytest.mark.usefixtures("poisoned")
+pytestmark = [pytest.mark.product, pytest.mark.usefixtures("poisoned")]
+FULL = pytest.mark.full
 
 
 def make(b, h, hkv, m, n, d=16, dtype=torch.float32, seed=0):
