@@ -1,11 +1,24 @@
 """torch.compile on a patched model, on its parts, before patching and after: as if nothing had been compiled."""
 
+import itertools
+import logging
+
 import pytest
 import torch
 
 import vtc
 from tests.helpers import build, inputs_of
 from vtc.patching import find_family
+
+
+@pytest.fixture(autouse=True)
+def quiet():
+    """pytest would keep every line of the compiler's trace."""
+    trace = logging.getLogger("torch.__trace")
+    before, trace.propagate = trace.propagate, False
+    yield
+    trace.propagate = before
+    torch.compiler.reset()
 
 
 def wrapped(path):
@@ -70,14 +83,22 @@ def same(found, expected):
     assert torch.equal(found[1], expected[1])
 
 
-@pytest.mark.product
-@pytest.mark.parametrize("when", ["patched first", "compiled first", "run first"])
-@pytest.mark.parametrize("way", WAYS)
-@pytest.mark.parametrize("case, strategy", [("llava", "hiprune"), ("qwen2_5_vl", "transprune")])
-def test_compiled(case, strategy, way, when):
+WHEN = ("patched first", "compiled first", "run first")
+QUICK = {
+    ("llava", "whole", "run first"), ("llava", "tower", "compiled first"), ("llava", "layers", "patched first"),
+}  # fmt: skip
+
+
+def every():
+    """All ways at all times on two families, a few of them quick."""
+    for case, way, when in itertools.product(("llava", "qwen2_5_vl"), WAYS, WHEN):
+        yield pytest.param(case, way, when, marks=() if (case, way, when) in QUICK else pytest.mark.full)
+
+
+@pytest.mark.parametrize("case, way, when", every())
+def test_compiled(case, way, when):
     """The patch holds, and what it replaced is there again when it is gone."""
-    torch.compiler.reset()
-    model = build(case, torch.float32)
+    model, strategy = build(case, torch.float32), "hiprune" if case == "llava" else "transprune"
     stock = run(model, model, case)
     with vtc.patched(model, strategy):
         expected = run(model, model, case)
@@ -91,4 +112,16 @@ def test_compiled(case, strategy, way, when):
         same(run(model, call, case), expected)
         assert vtc.report(model).average_share < 1
     same(run(model, call, case), stock)
-    torch.compiler.reset()
+
+
+@torch.no_grad()
+def test_hooks_on_some_modules_only():
+    """A layer that is watched, after one of the same class that is not: what was compiled for that one is not used."""
+    model = build("llava", torch.float32)
+    inputs = inputs_of("llava", images=(2, 1), dtype=torch.float32)
+    with vtc.patched(model, "transprune", layers=[0.4, 0.6, 0.8]):
+        expected = model(**inputs).logits
+        kept = [step.kept.tolist() for image in vtc.report(model).images for step in image.steps]
+        found = in_place(model)(**inputs).logits
+        assert [step.kept.tolist() for image in vtc.report(model).images for step in image.steps] == kept
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
