@@ -72,16 +72,18 @@ def test_report_without_a_cache():
         assert "no cache in use" in str(vtc.report(model))
 
 
-def test_report_stays_after_decode_and_text():
-    """Decode steps and text-only calls do not change the report of the last call with images."""
+def test_report_stays_while_decoding():
+    """Decode steps do not change the report of their prompt; a call without images has none."""
     model, inputs = model_of("llava"), inputs_of("llava")
     with vtc.patched(model, "uniform", keep=0.3):
         forward(model, inputs, use_cache=True)
         first = vtc.report(model).to_dict()
         generate(model, inputs, 5)
         assert vtc.report(model).kv_lengths == first["kv_lengths"]
-        generate(model, inputs_of("llava", images=(0, 0)), 2)
         assert vtc.report(model).to_dict()["images"] == first["images"]
+        generate(model, inputs_of("llava", images=(0, 0)), 2)
+        with pytest.raises(vtc.ConfigError, match="no image was seen in the last call"):
+            vtc.report(model)
 
 
 @both

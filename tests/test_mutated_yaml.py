@@ -4,7 +4,6 @@ import random
 from pathlib import Path
 
 import pytest
-from rich.console import Console
 
 from tests.helpers_mutated_yaml import VALUES, WHOLE, mutated, shipped
 from tests.test_cli import run
@@ -18,6 +17,7 @@ from vtc.eval.sweep.engine import Asked, sweep
 from vtc.eval.tasks import TASKS
 from vtc.knobs import parse_set
 from vtc.plain_yaml import load, parse
+from vtc.terminal import Terminal
 from vtc.vllm import arguments
 
 SERVED = "port: 8001\nhf-overrides:\n  text_config: {a: 1}\nenable-lora: true\nname: [a, b]\nmm-processor-kwargs.a: 1\n"
@@ -43,11 +43,11 @@ def suites(file: Path) -> None:
 
 
 def sweeps(file: Path) -> None:
-    sweep(str(file), Asked(file.parent / "out", dry_run=True), Console(quiet=True))
+    sweep(str(file), Asked(file.parent / "out", dry_run=True), Terminal(quiet=True))
 
 
 def cards(file: Path) -> None:
-    show_cards([str(file)], None, Console(quiet=True))
+    show_cards([str(file)], None, Terminal(quiet=True))
 
 
 def served(file: Path) -> None:

@@ -178,8 +178,8 @@ def test_only():
     assert chosen(None, cells) == cells
     for only, said in (
         ("strategi=hiprune", "unknown key in --only 'strategi': did you mean 'strategy'"),
-        ("strategy=hiprune,strategy=hiprun", r"--only strategy=hiprun matches no cell; possible: \['none'"),
-        ("keep=0.77", "--only keep=0.77 matches no cell"),
+        ("strategy=hiprune,strategy=hiprun", r"--only 'strategy=hiprun' matches no cell; possible: \['none'"),
+        ("keep=0.77", "--only 'keep=0.77' matches no cell"),
         ("strategy=none,keep=0.5", "matches no cell; possible: values that stand together"),
     ):
         with pytest.raises(ConfigError, match=said):

@@ -51,7 +51,7 @@ def serve(
       vtc serve demo --keep 0.25 --max-model-len 1024
     """
     if {"-h", "--help"} & {model, *context.args}:
-        typer.echo(context.get_help())
+        say(context.get_help())
         return
     if model.startswith("-"):
         raise ConfigError(f"MODEL is {shown(model)}; possible: vtc serve MODEL, then all options")

@@ -210,7 +210,7 @@ def chosen(only: str | None, cells: Sequence) -> list:
         for value in values:
             if not any(same(one, [value]) for one in there):
                 possible = shown(list(dict.fromkeys(map(str, there))))
-                raise ConfigError(f"--only {shown(key)}={shown(value)} matches no cell; possible: {possible}")
+                raise ConfigError(f"--only {shown(f'{key}={value}')} matches no cell; possible: {possible}")
     found = [all(k in mine and same(mine[k], values) for k, values in wanted.items()) for mine in known]
     if not any(found):
         raise ConfigError(f"--only {shown(only)} matches no cell; possible: values that stand together in one")
