@@ -147,46 +147,6 @@ def test_validate_composed(capsys, tmp_path):
     assert "did you mean 'transprune'" in err
 
 
-def test_validate_good(capsys, tmp_path):
-    """Every shipped strategy is valid for every family, by name and as a file."""
-    for name in vtc.strategies():
-        code, out, _ = run(capsys, "validate", name)
-        assert (code, out.splitlines()) == (0, [f"{family}: ok" for family in vtc.families()])
-    assert run(capsys, "validate", "hiprune", "--family", "llava")[1] == "llava: ok\n"
-
-
-@pytest.mark.parametrize(
-    "text, expected",
-    [
-        ("keep: 0.5\nstages: [{method: uniform}]\nkep: 1\n", "did you mean 'keep'"),
-        ("keep: 2.0\nstages: [{method: uniform}]\n", "keep=2.0 is out of range"),
-        ("keep: 0.5\nstages: [{method: hiprun}]\n", "did you mean 'hiprune'"),
-        ("keep: [0.5\n", "not valid"),
-        ("- a\n- b\n", "holds list"),
-        ("keep: !!python/object/apply:os.system ['true']\n", "not valid (safe) YAML"),
-    ],
-    ids=["unknown-key", "range", "unknown-method", "broken", "no-mapping", "unsafe-tag"],
-)
-def test_validate_bad(capsys, tmp_path, text, expected):
-    """One line per family, and exit code 1."""
-    file = tmp_path / "bad.yaml"
-    file.write_text(text)
-    code, out, err = run(capsys, "validate", file)
-    assert code == 1
-    assert len(out.splitlines()) == len(vtc.families())
-    assert all(expected in line and ": error: " in line for line in out.splitlines()), out
-    assert err == ""
-
-
-def test_validate_one_family_bad(capsys, tmp_path):
-    """A section that is wrong for one family is found."""
-    file = tmp_path / "half.yaml"
-    file.write_text("keep: 0.5\nstages: [{method: uniform}]\nfamilies:\n  llava: {keep: 0}\n")
-    code, out, _ = run(capsys, "validate", file)
-    assert code == 1
-    assert "llava" in [line.partition(":")[0] for line in out.splitlines() if "error: keep=0 is out of range" in line]
-
-
 EVAL = ["eval", "--model", "demo", "--strategy", "hiprune", "--keep", "0.5", "--tasks", "demo", "--limit", "2"]
 
 

@@ -156,8 +156,13 @@ def validate(
     from vtc.source import parts, read
 
     for part in parts(file):
-        if not Path(part).is_file():
+        try:
             read(part)
+        except VtcError as error:
+            if not Path(part).is_file():
+                raise
+            say(f"error: {error}")
+            raise typer.Exit(1) from None
     failed = False
     for name in family_names() if family is None else [known_family(family)]:
         try:

@@ -117,8 +117,14 @@ def parse(text: str, what: str) -> object:
     try:
         return yaml.load(text, _Loader)  # noqa: S506 - a SafeLoader that knows less
     except Exception as error:  # on wrong text PyYAML also raises whatever its own code stumbles over
-        where = "" if isinstance(error, yaml.YAMLError) else "a value is not what its tag says: "
-        raise ConfigError(f"{what} is not valid (safe) YAML: {where}{reason(error)}") from None
+        raise ConfigError(f"{what} is not valid (safe) YAML: {_said(error)}") from None
+
+
+def _said(error: Exception) -> str:
+    """What is wrong and in which line, without the text around it."""
+    if isinstance(error, yaml.MarkedYAMLError) and error.problem and error.problem_mark:
+        return f"{reason(error.problem)} (line {error.problem_mark.line + 1})"
+    return reason(error) if isinstance(error, yaml.YAMLError) else f"a value is not what its tag says: {reason(error)}"
 
 
 def load(file: Path | Traversable, what: str, possible: str) -> object:
