@@ -16,19 +16,20 @@ cases = pytest.mark.parametrize("case", vtc.families())
 
 @contextlib.contextmanager
 def no_collector():
-    """Only reference counts free anything."""
-    gc.collect()
+    """Only reference counts free anything, and `alive` sees only what is made from here on."""
     gc.disable()
+    gc.freeze()
     try:
         yield
     finally:
+        gc.unfreeze()
         gc.enable()
 
 
-def alive(numbers: bool = False) -> dict[int, int]:
-    """Bytes of every tensor there is, or of those in floating point, by its address."""
+def alive(numbers: bool = False) -> int:
+    """Bytes of the tensors that there are, or of those in floating point."""
     tensors = [x for x in gc.get_objects() if issubclass(type(x), torch.Tensor)]
-    return {id(x): x.numel() * x.element_size() for x in tensors if x.is_floating_point() or not numbers}
+    return sum(x.numel() * x.element_size() for x in tensors if x.is_floating_point() or not numbers)
 
 
 def left(model, inputs) -> int:
@@ -38,11 +39,11 @@ def left(model, inputs) -> int:
         write(model, inputs)
         forward(model, inputs, use_cache=False)
 
-    run()
     with no_collector():
+        run()
         before = alive()
         run()
-        return sum(alive().values()) - sum(before.values())
+        return alive() - before
 
 
 def write(model, inputs):
@@ -72,10 +73,9 @@ def test_only_indices_stay(case):
     model, inputs = model_of(case), inputs_of(case)
     write(model, inputs)
     with patched(model, "visionzip+transprune"), no_collector():
-        before = sum(alive(numbers=True).values())
         write(model, inputs)
         assert vtc.report(model).images
-        assert sum(alive(numbers=True).values()) == before
+        assert alive(numbers=True) == 0
 
 
 def interrupt(*_):
@@ -94,15 +94,14 @@ def test_an_interrupted_call_leaves_what_a_failed_one_does(strategy, where, case
     module = model.get_submodule(tower if where == "vision" else f"model.{where}")
 
     def grown() -> int:
-        write(model, split(inputs)[0])
-        handle = module.register_forward_hook(interrupt)
         with no_collector():
-            before = alive()
+            write(model, split(inputs)[0])
+            before, handle = alive(), module.register_forward_hook(interrupt)
             for call in (lambda: write(model, inputs), lambda: forward(model, inputs, labels=inputs["input_ids"])):
                 with pytest.raises(KeyboardInterrupt):
                     call()
             handle.remove()
-            return sum(alive().values()) - sum(before.values())
+            return alive() - before
 
     stock = grown()
     with patched(model, strategy):

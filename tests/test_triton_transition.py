@@ -34,7 +34,10 @@ def close(x, y, valid=None, **tolerance):
     return found
 
 
-@pytest.mark.parametrize("tokens, width", [(1, 1), (63, 577), (577, 63), (1000, 16), (2881, 8), (5, 4096)])
+LONG = [pytest.param(tokens, width, marks=pytest.mark.full) for tokens, width in ((1000, 16), (2881, 8))]
+
+
+@pytest.mark.parametrize("tokens, width", [(1, 1), (63, 577), (577, 63), (5, 4096), *LONG])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_sizes(tokens, width, dtype):
     batch = 2 if tokens < 100 else 1
