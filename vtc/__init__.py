@@ -5,14 +5,7 @@ print(vtc.report(model))                 # proof: tokens, KV cache, FLOPs of the
 vtc.unpatch(model)
 """
 
-from pathlib import Path as _Path
-
-# In a checkout patches/, eval/ and configs/ lie beside vtc/; in an installed wheel they lie inside it.
-_root = _Path(__file__).resolve().parent.parent
-if (_root / "patches" / "__init__.py").is_file() and not (_root / "vtc" / "patches").exists():
-    __path__.append(str(_root))
-
-from vtc.errors import ConfigError, PatchError, UnsupportedError, VtcError  # noqa: E402
+from vtc.errors import ConfigError, PatchError, UnsupportedError, VtcError
 
 __version__ = "0.1.0"
 __all__ = [

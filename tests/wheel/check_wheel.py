@@ -32,7 +32,7 @@ def check_complete(checkout: Path) -> None:
 
 
 def check_imports(checkout: Path) -> None:
-    """Every part is found in the installed package, although its source stands elsewhere."""
+    """Every part is found in the installed package."""
     import vtc
     import vtc.engine
     import vtc.eval.tasks
@@ -43,7 +43,6 @@ def check_imports(checkout: Path) -> None:
         where = Path(module.__file__).resolve()
         installed = ".venv-wheel" in where.parts or not where.is_relative_to(checkout)
         assert installed, f"{module.__name__} comes from {where}"
-    assert [str(Path(p).resolve()) for p in vtc.__path__] == [str(Path(vtc.__file__).resolve().parent)], vtc.__path__
 
 
 def check_configs() -> None:
