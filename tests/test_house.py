@@ -48,7 +48,10 @@ PARTS = {
     ),
     "patches": Part(r"patches/.*", never=("=vtc", "vtc.strategies", "vtc.config", "vtc.patching", *OUTER)),
     "engine": Part(r"vtc/engine/.*", never=("=vtc", *OUTER), not_on_import=("transformers",)),
-    "core": Part(r"vtc/(?!cli|__main__)\w+\.py", never=("vtc.eval", "vtc.cli"), not_on_import=("transformers",)),
+    "front": Part(
+        r"vtc/__init__\.py", not_on_import=("transformers", "vtc.catalog", "vtc.patching", "vtc.strategies", *OUTER)
+    ),
+    "core": Part(r"vtc/(?!cli|__)\w+\.py", never=("vtc.eval", "vtc.cli"), not_on_import=("transformers",)),
     "data": Part(
         r"vtc/(account|budget|config|flops|hooks|knobs|layout|schedule|selection|signals|source)\.py",
         never=("=vtc", "vtc.engine", "vtc.patches", "vtc.patching", *OUTER, "transformers"),

@@ -19,15 +19,15 @@ def check_contents() -> None:
 
 
 def check_complete(checkout: Path) -> None:
-    """Every Python and YAML file of the checkout's library arrived, and no other did."""
+    """Every Python and YAML file of the checkout's library and its mark of being typed arrived, and no other did."""
     homes = {"vtc": "vtc", "patches": "vtc/patches", "eval": "vtc/eval", "configs": "vtc/configs"}
     wanted = set()
     for source, home in homes.items():
         for path in (checkout / source).rglob("*"):
-            if path.suffix in (".py", ".yaml"):
+            if path.suffix in (".py", ".yaml", ".typed"):
                 wanted.add(f"{home}/{path.relative_to(checkout / source).as_posix()}")
     shipped = {str(f) for f in distribution("vtc-vlm").files if str(f).startswith("vtc/")}
-    shipped = {name for name in shipped if name.endswith((".py", ".yaml"))}
+    shipped = {name for name in shipped if name.endswith((".py", ".yaml", ".typed"))}
     assert shipped == wanted, f"missing: {sorted(wanted - shipped)}; too many: {sorted(shipped - wanted)}"
 
 
