@@ -51,8 +51,9 @@ test-vllm: $(VLLM_VENV)/.ready ## the vLLM plugin in an environment of its own (
 
 test-matrix: test-full test-oldest ## all tests on both ends of the supported range
 
-lint: .venv/.ready ## ruff
+lint: .venv/.ready ## ruff, and mypy over the public interface
 	@.venv/bin/python -m ruff check .
+	@.venv/bin/python -m mypy
 
 format: .venv/.ready ## let ruff repair what it can
 	@.venv/bin/python -m ruff check --fix .
@@ -63,9 +64,11 @@ wheel-check: .venv/.ready .venv-wheel/.torch ## build the wheel, install it else
 	@set -eu; rm -rf build *.egg-info; tmp=$$(mktemp -d); trap 'rm -rf "$$tmp" build *.egg-info' EXIT; \
 	.venv/bin/python -m build --wheel --outdir "$$tmp/dist" . > "$$tmp/log" 2>&1 || { cat "$$tmp/log"; exit 1; }; \
 	.venv-wheel/bin/python -m pip uninstall -q -y vtc-vlm 2> /dev/null; \
-	.venv-wheel/bin/python -m pip install -qq -c constraints.txt "$$tmp"/dist/*.whl; \
-	mkdir "$$tmp/outside"; cp tests/wheel/check_wheel.py "$$tmp/outside/"; \
-	(cd "$$tmp/outside"; env -u PYTHONPATH HF_HUB_OFFLINE=1 "$(CURDIR)/.venv-wheel/bin/python" check_wheel.py "$(CURDIR)")
+	.venv-wheel/bin/python -m pip install -qq -c constraints.txt "$$tmp"/dist/*.whl mypy; \
+	mkdir "$$tmp/outside"; cp tests/wheel/check_wheel.py tests/typing/public_names.py "$$tmp/outside/"; \
+	(cd "$$tmp/outside"; unset PYTHONPATH; \
+	HF_HUB_OFFLINE=1 "$(CURDIR)/.venv-wheel/bin/python" check_wheel.py "$(CURDIR)"; \
+	"$(CURDIR)/.venv-wheel/bin/python" -m mypy --strict public_names.py)
 
 # Straight from the checkout, with the python3 that has torch, triton and transformers; nothing is installed.
 GPU_OUTPUT ?= results/gpu
@@ -74,7 +77,7 @@ gpu-check: ## on a machine with a GPU: kernels against their references, their t
 	@PYTHONPATH=. $(PYTHON) -m vtc.bench.gpu --output "$(GPU_OUTPUT)"
 
 clean: ## remove build products and caches
-	rm -rf build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
+	rm -rf build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis
 	find vtc patches eval configs tests -name __pycache__ -type d -prune -exec rm -rf {} + 2> /dev/null || true
 
 distclean: clean ## remove the environments and the results too

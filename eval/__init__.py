@@ -2,6 +2,3 @@
 
 settings -> plan (runs) -> runner (batches -> sample log) -> results (JSON) -> table and plot
 """
-
-if __name__ != "vtc.eval":
-    raise ImportError("import vtc.eval, not eval: eval/ is a part of vtc and a built-in function has the bare name")

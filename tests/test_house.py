@@ -7,7 +7,6 @@ import re
 import shutil
 import subprocess
 import sys
-import tomllib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,8 +16,7 @@ ROOT = Path(__file__).resolve().parent.parent
 FOLDERS = ("vtc", "patches", "eval", "tests")
 LONGEST = 300  # lines of a Python file
 
-# Where the parts of the package stand in a checkout; the first match wins.
-HOMES = {"vtc.patches": "patches", "vtc.eval": "eval", "vtc.configs": "configs", "vtc": "vtc"}
+LINKED = ("patches", "eval", "configs")  # beside vtc/, and in it by a link
 
 # Families that may use another family's file, beside files whose name starts with an underscore.
 RELATED_FAMILIES = {"llava_next": {"llava"}, "qwen2_5_vl": {"qwen2_vl"}}
@@ -50,7 +48,10 @@ PARTS = {
     ),
     "patches": Part(r"patches/.*", never=("=vtc", "vtc.strategies", "vtc.config", "vtc.patching", *OUTER)),
     "engine": Part(r"vtc/engine/.*", never=("=vtc", *OUTER), not_on_import=("transformers",)),
-    "core": Part(r"vtc/(?!cli|__main__)\w+\.py", never=("vtc.eval", "vtc.cli"), not_on_import=("transformers",)),
+    "front": Part(
+        r"vtc/__init__\.py", not_on_import=("transformers", "vtc.catalog", "vtc.patching", "vtc.strategies", *OUTER)
+    ),
+    "core": Part(r"vtc/(?!cli|__)\w+\.py", never=("vtc.eval", "vtc.cli"), not_on_import=("transformers",)),
     "data": Part(
         r"vtc/(account|budget|config|flops|hooks|knobs|layout|schedule|selection|signals|source)\.py",
         never=("=vtc", "vtc.engine", "vtc.patches", "vtc.patching", *OUTER, "transformers"),
@@ -92,8 +93,7 @@ def tree(file: str) -> ast.Module:
 
 def home(module: str) -> Path:
     """Where a module of vtc would stand, without its suffix."""
-    prefix = next(name for name in HOMES if module == name or module.startswith(name + "."))
-    return ROOT.joinpath(HOMES[prefix], *module.removeprefix(prefix).split(".")[1:])
+    return ROOT.joinpath(*module.split("."))
 
 
 def is_module(module: str) -> bool:
@@ -201,7 +201,7 @@ def test_imports_are_absolute():
     wrong = []
     for file in python_files(*FOLDERS):
         relative = [n for n in ast.walk(tree(file)) if isinstance(n, ast.ImportFrom) and n.level > 0]
-        bare = [item for item in imports(file) if item.module.partition(".")[0] in ("patches", "eval", "configs")]
+        bare = [item for item in imports(file) if item.module.partition(".")[0] in LINKED]
         wrong += [f"{file}:{n.lineno} relative" for n in relative] + [f"{file}:{item.line} bare" for item in bare]
     assert not wrong
 
@@ -219,15 +219,18 @@ def test_module_docstrings():
 
 
 def test_every_folder_is_shipped():
-    """Each folder with an __init__.py is a package in pyproject.toml, and each package there exists."""
-    setup = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["setuptools"]
-    folders = {name: ROOT / folder for name, folder in setup["package-dir"].items()}
-    assert folders == {name: ROOT / folder for name, folder in HOMES.items()}
-    found = {"vtc.configs"}
-    for name, folder in HOMES.items():
-        for init in (ROOT / folder).rglob("__init__.py"):
-            found.add(".".join((name, *init.parent.relative_to(ROOT / folder).parts)))
-    assert set(setup["packages"]) == found
+    """The folders beside vtc/ are in it by a link, and each folder with Python has an __init__.py: one without is no
+    package when the wheel is built."""
+    assert {name: (ROOT / "vtc" / name).readlink().as_posix() for name in LINKED} == {n: f"../{n}" for n in LINKED}
+    folders = {(ROOT / file).parent for file in python_files("vtc", "patches", "eval")}
+    assert not [folder for folder in folders if not (folder / "__init__.py").is_file()]
+
+
+def test_nothing_is_found_twice():
+    """A file of the library has one name, and the tests are no part of it."""
+    done = run_python("-c", "import vtc.eval, vtc.patches; print(*vtc.__path__, sep='\\n'); import vtc.tests")
+    assert done.stdout.splitlines() == [str(ROOT / "vtc")]
+    assert done.stderr.strip().splitlines()[-1] == "ModuleNotFoundError: No module named 'vtc.tests'"
 
 
 def test_text_names_no_machine():
@@ -254,14 +257,6 @@ def run_python(*arguments: str) -> subprocess.CompletedProcess:
     env = {**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}
     command = [sys.executable, *arguments]
     return subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=600)
-
-
-@pytest.mark.parametrize("name", ["patches", "eval"])
-def test_top_level_import_is_refused(name):
-    """`import patches` fails, and the message names the right way."""
-    done = run_python("-c", f"import {name}")
-    assert done.returncode != 0
-    assert f"vtc.{name}" in done.stderr.strip().splitlines()[-1]
 
 
 def test_importing_vtc_is_light():

@@ -5,14 +5,17 @@ print(vtc.report(model))                 # proof: tokens, KV cache, FLOPs of the
 vtc.unpatch(model)
 """
 
-from pathlib import Path as _Path
+from typing import TYPE_CHECKING
 
-# In a checkout patches/, eval/ and configs/ lie beside vtc/; in an installed wheel they lie inside it.
-_root = _Path(__file__).resolve().parent.parent
-if (_root / "patches" / "__init__.py").is_file() and not (_root / "vtc" / "patches").exists():
-    __path__.append(str(_root))
+from vtc.errors import ConfigError, PatchError, UnsupportedError, VtcError
 
-from vtc.errors import ConfigError, PatchError, UnsupportedError, VtcError  # noqa: E402
+if TYPE_CHECKING:
+    from vtc.catalog import families, load_strategy
+    from vtc.eval.inspect import inspect
+    from vtc.patching import patch, patched, report, unpatch
+    from vtc.strategies import CallablePackage
+
+    strategies: CallablePackage
 
 __version__ = "0.1.0"
 __all__ = [
@@ -26,14 +29,16 @@ _LAZY = {
 }  # fmt: skip
 
 
-def __getattr__(name: str):
-    # Lazy, so that `import vtc` costs nothing and `vtc list` needs no model code.
-    if name in _LAZY:
-        import importlib
+if not TYPE_CHECKING:  # to a type checker, a name that is not above is an error
 
-        return getattr(importlib.import_module(_LAZY[name]), name)
-    if name == "strategies":
-        import vtc.strategies
+    def __getattr__(name: str):
+        # Lazy, so that `import vtc` costs nothing and `vtc list` needs no model code.
+        if name in _LAZY:
+            import importlib
 
-        return vtc.strategies
-    raise AttributeError(f"module 'vtc' has no attribute {name!r}")
+            return getattr(importlib.import_module(_LAZY[name]), name)
+        if name == "strategies":
+            import vtc.strategies
+
+            return vtc.strategies
+        raise AttributeError(f"module 'vtc' has no attribute {name!r}")

@@ -1,6 +1,7 @@
 """The proof of a patch: what the last prefill did to every image, prompt, cache layer and to the cost."""
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -28,7 +29,7 @@ class StepReport:
         """The method and its layer in one word."""
         return self.stage if self.layer is None else f"{self.stage}@{self.layer}"
 
-    def to_dict(self) -> dict:
+    def to_dict(self) -> dict[str, Any]:
         """As plain data."""
         counts = {"before": self.before, "after": self.after}
         return {"stage": self.stage, "layer": self.layer, **counts, "kept": self.kept.tolist()}
@@ -78,7 +79,7 @@ class ImageReport:
         """(method, before, after) of every step."""
         return [(step.stage, step.before, step.after) for step in self.steps]
 
-    def flow_dict(self, step: int) -> dict:
+    def flow_dict(self, step: int) -> dict[str, Any]:
         """`merged_into` of a step as plain data; empty where a method only drops."""
         into = self.merged_into(step)
         return {} if into is None else {"merged_into": into.tolist()}
@@ -105,14 +106,14 @@ class Report:
     """
 
     family: str
-    strategy: dict
+    strategy: dict[str, Any]
     keep: float | int | None
     notes: list[str]
     images: list[ImageReport]
     prompts_before: list[int]
     prompts_entered: list[int]
     shape: LanguageShape
-    cache_lengths: list = field(default_factory=list, repr=False)
+    cache_lengths: list[Any] = field(default_factory=list, repr=False)
     observe_seconds: float = 0.0
     select_seconds: float = 0.0
     observe_inside: float = 0.0
@@ -185,7 +186,7 @@ class Report:
         self.observe_seconds, self.observe_inside = self.observe_seconds + observe, self.observe_inside + observe
         self.select_seconds, self.select_inside = self.select_seconds + select, self.select_inside + select
 
-    def to_dict(self) -> dict:
+    def to_dict(self) -> dict[str, Any]:
         """Everything as plain data."""
         flops, paper, kv = self.prefill_flops, self.paper_flops, self.kv_bytes
         return {

@@ -1,5 +1,9 @@
 """What vtc can do, read from the registries: families, strategies resolved for them, and the table of both."""
 
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
 from vtc.config import StrategyConfig, resolve
 from vtc.strategies import shipped
 
@@ -11,7 +15,9 @@ def families() -> list[str]:
     return FAMILIES.names()
 
 
-def load_strategy(strategy, family: str | None = None, **overrides) -> StrategyConfig:
+def load_strategy(
+    strategy: str | Path | Mapping[str, Any] | Sequence[Any], family: str | None = None, **overrides: Any
+) -> StrategyConfig:
     """A strategy (name, YAML file or mapping) resolved for a family, with overrides; see `vtc.config.resolve`."""
     if family is not None:
         from vtc.patches import FAMILIES

@@ -15,7 +15,7 @@ LONGEST = 460
 class _Repr(reprlib.Repr):
     """A repr that costs little whatever the value: few levels, few entries, few characters."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__()
         self.maxlevel, self.maxstring, self.maxother = 4, 100, 100
         self.maxdict = self.maxlist = self.maxtuple = self.maxset = self.maxfrozenset = self.maxdeque = 8

@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from torch import nn
 
@@ -15,15 +16,20 @@ from vtc.registry import unknown
 from vtc.signals import Encoder
 from vtc.source import parts, read
 
+if TYPE_CHECKING:
+    from vtc.patches._family import Family
+
+Model = TypeVar("Model", bound=nn.Module)
+
 _ATTRIBUTE = "_vtc_patch"
 
 
-def find_family(model: nn.Module):
+def find_family(model: nn.Module) -> "Family":
     """The model's family, looked over but not touched. Raises UnsupportedError for a model that is not supported."""
     from vtc.patches import FAMILIES
 
     kind = getattr(getattr(model, "config", None), "model_type", None)
-    by_type = {t: FAMILIES[name] for name in FAMILIES for t in FAMILIES[name].model_types}
+    by_type: dict[str, type[Family]] = {t: FAMILIES[name] for name in FAMILIES for t in FAMILIES[name].model_types}
     if not isinstance(model, nn.Module) or kind is None:
         raise UnsupportedError(
             f"{type(model).__name__} is no transformers model; possible: a loaded "
@@ -54,8 +60,8 @@ def check_fits(config: StrategyConfig, encoder: Encoder) -> None:
 
 
 def patch(
-    model: nn.Module,
-    strategy: str | Path | Mapping | Sequence = "hiprune",
+    model: Model,
+    strategy: str | Path | Mapping[str, Any] | Sequence[Any] = "hiprune",
     keep: float | int | str | None = None,
     *,
     prune_ratio: float | None = None,
@@ -63,8 +69,8 @@ def patch(
     positions: str | None = None,
     processor: object = None,
     clip: object = None,
-    **knobs,
-) -> nn.Module:
+    **knobs: Any,
+) -> Model:
     """Makes the model drop visual tokens by a strategy; returns the same model. Patching again replaces the strategy.
 
     model: a stock ...ForConditionalGeneration of a supported family. strategy: a shipped name, a YAML file, a mapping,
@@ -100,9 +106,9 @@ def _put_on(model: nn.Module, new: Patch) -> None:
     setattr(model, _ATTRIBUTE, new)
 
 
-def unpatch(model: nn.Module) -> nn.Module:
+def unpatch(model: Model) -> Model:
     """Restores the model exactly: no hook, attribute or config is left. Does nothing on an unpatched model."""
-    present = vars(model).get(_ATTRIBUTE)
+    present: Patch | None = vars(model).get(_ATTRIBUTE)
     if present is not None:
         present.take_off()
         let_compiled_see_hooks()
@@ -112,11 +118,11 @@ def unpatch(model: nn.Module) -> nn.Module:
 
 @contextmanager
 def patched(
-    model: nn.Module,
-    strategy: str | Path | Mapping | Sequence = "hiprune",
+    model: Model,
+    strategy: str | Path | Mapping[str, Any] | Sequence[Any] = "hiprune",
     keep: float | int | str | None = None,
-    **options,
-) -> Iterator[nn.Module]:
+    **options: Any,
+) -> Iterator[Model]:
     """`patch` for the length of a with-block; whatever happens inside, the model is restored.
 
     A patch that was on the model before is put back afterwards.
@@ -137,7 +143,7 @@ def report(model: nn.Module) -> Report:
 
     Raises ConfigError when the model is not patched, keeps everything, or saw no image in the last call.
     """
-    present = vars(model).get(_ATTRIBUTE)
+    present: Patch | None = vars(model).get(_ATTRIBUTE)
     if present is None:
         raise ConfigError("this model is not patched; possible: vtc.patch(model, STRATEGY) first")
     outcome = present.last_outcome()

@@ -6,20 +6,25 @@ are drawn (`draw`, `page`), also long after the model is gone.
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+    from torch import nn
 
 
 def inspect(
-    model: object,
+    model: "nn.Module",
     processor: object,
     image: object,
     question: str,
-    strategy: str | Path | Mapping | Sequence = "hiprune",
-    keep: float | int | str | Sequence | None = None,
+    strategy: str | Path | Mapping[str, Any] | Sequence[Any] = "hiprune",
+    keep: float | int | str | Sequence[Any] | None = None,
     *,
     max_new_tokens: int = 32,
     output: str | Path | None = None,
-    **options,
-):
+    **options: Any,
+) -> "Figure":
     """A matplotlib Figure of what strategies keep, drop and merge of a picture, with the answers of the full and of
     each pruned model. A notebook shows it by itself; `figure.savefig` writes it.
 
@@ -42,5 +47,5 @@ def inspect(
     return draw(record, shown)
 
 
-def _listed(value: object) -> list:
+def _listed(value: object) -> list[Any]:
     return list(value) if isinstance(value, Sequence) and not isinstance(value, str | bytes) else [value]

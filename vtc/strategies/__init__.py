@@ -19,10 +19,12 @@ def shipped() -> dict[str, Traversable]:
     return {f.name.removesuffix(".yaml"): f for f in sorted(found, key=lambda f: f.name) if f.name.endswith(".yaml")}
 
 
-class _CallablePackage(types.ModuleType):
+class CallablePackage(types.ModuleType):
+    """This package, which can be called."""
+
     def __call__(self) -> list[str]:
         """Names of the strategies that come with vtc."""
         return list(shipped())
 
 
-sys.modules[__name__].__class__ = _CallablePackage
+sys.modules[__name__].__class__ = CallablePackage
