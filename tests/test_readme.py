@@ -29,8 +29,8 @@ METHODS_TOP = """# Methods
 
 Each method as its docstring describes it: what it keeps, its knobs, its source, and where it departs from paper or
 code. The defaults are the method's own; a strategy's YAML may set others, for a family too, and
-`vtc show STRATEGY --family FAMILY` prints what then counts. N is the number of visual tokens, `count` how many of them
-are to stay. This page is written by `python -m tests.test_readme`.
+`vtc show STRATEGY --family FAMILY` prints the values that then apply. N is the number of visual tokens, `count` how
+many of them are to stay. This page is written by `python -m tests.test_readme`.
 """
 SPECIAL, ESCAPED = re.compile(r"`[^`]*`|[*<]"), {"*": r"\*", "<": "&lt;"}  # code stays as it is
 HEADS = re.compile(r"^(Knobs|Paper|Departures|Where the paper leaves room):", re.MULTILINE)
@@ -56,7 +56,9 @@ def read(page: str) -> str:
 
 def methods_page() -> str:
     """docs/methods.md: every method with its defaults and its docstring as Markdown."""
-    parts = [METHODS_TOP]
+    stages = {name: [f"`{stage.method}`" for stage in vtc.load_strategy(name).stages] for name in vtc.strategies()}
+    several = "; ".join(f"`{name}` is {', then '.join(row)}" for name, row in stages.items() if len(row) > 1)
+    parts = [METHODS_TOP, f"Most strategies are one method of the same name. Of several: {several}.\n"]
     shipped = {name: METHODS[name] for name in METHODS if METHODS[name].__module__.startswith("vtc.strategies.")}
     for name, method in shipped.items():
         knobs = ", ".join(f"`{knob.name}={knob.default!r}`" for knob in dataclasses.fields(method))
