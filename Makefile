@@ -19,7 +19,7 @@ VLLM_VENV := .venv-vllm$(if $(filter-out $(VLLM_TESTED),$(VLLM_VERSION)),-$(VLLM
 TEST_ENV := HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false MPLBACKEND=Agg OMP_NUM_THREADS=1
 PYTEST = -m pytest -n $(JOBS) --dist worksteal
 
-.PHONY: help demo test test-full test-matrix test-oldest test-oldest-reduced test-lmms test-vllm lint format wheel-check gpu-check clean distclean
+.PHONY: help demo test test-full test-matrix test-oldest test-oldest-reduced test-lmms test-vllm lint format docs wheel-check gpu-check clean distclean
 .DELETE_ON_ERROR:
 
 help: ## this list
@@ -59,6 +59,10 @@ format: .venv/.ready ## let ruff repair what it can
 	@.venv/bin/python -m ruff check --fix .
 	@.venv/bin/python -m ruff format .
 
+docs: .venv-docs/.ready ## the documentation as a site in site/; fails at a warning or a link that leads nowhere
+	@NO_MKDOCS_2_WARNING=1 .venv-docs/bin/python -m mkdocs build --strict
+	@echo "open site/index.html"
+
 # A stale build/ would put deleted files back into the wheel, so it goes first and last.
 wheel-check: .venv/.ready .venv-wheel/.torch ## build the wheel, install it elsewhere, use it outside the checkout
 	@set -eu; rm -rf build *.egg-info; tmp=$$(mktemp -d); trap 'rm -rf "$$tmp" build *.egg-info' EXIT; \
@@ -77,20 +81,24 @@ gpu-check: ## on a machine with a GPU: kernels against their references, their t
 	@PYTHONPATH=. $(PYTHON) -m vtc.bench.gpu --output "$(GPU_OUTPUT)"
 
 clean: ## remove build products and caches
-	rm -rf build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis
+	rm -rf build dist site *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis
 	find vtc patches eval configs tests -name __pycache__ -type d -prune -exec rm -rf {} + 2> /dev/null || true
 
 distclean: clean ## remove the environments and the results too
-	rm -rf .venv .venv-oldest .venv-wheel .venv-lmms .venv-vllm .venv-vllm-* results
+	rm -rf .venv .venv-oldest .venv-docs .venv-wheel .venv-lmms .venv-vllm .venv-vllm-* results
 
 # --- environments -----------------------------------------------------------------------------------------------------
 # torch comes first, alone and without options: pip then takes the build that this machine is set up for.
 
-define venv
+define bare
 @$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2> /dev/null || { \
 	echo "vtc needs Python 3.11 or newer, and $(PYTHON) is not: try make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 1; }
 @$(1)/bin/python -m pip --version > /dev/null 2>&1 || $(PYTHON) -m venv --clear $(1)
 @$(1)/bin/python -m pip install -q --upgrade pip > /dev/null 2>&1 || true
+endef
+
+define venv
+$(call bare,$(1))
 @echo "$(1): installing torch $(TORCH)"
 @$(1)/bin/python -m pip install -qq "torch==$(TORCH)"
 endef
@@ -108,6 +116,12 @@ endef
 .venv-oldest/.ready: pyproject.toml constraints-oldest.txt
 	$(call venv,.venv-oldest)
 	$(call project,.venv-oldest,constraints-oldest.txt)
+
+.venv-docs/.ready: constraints-docs.txt
+	$(call bare,.venv-docs)
+	@echo ".venv-docs: installing mkdocs with constraints-docs.txt"
+	@.venv-docs/bin/python -m pip install -qq -c constraints-docs.txt mkdocs-material "mkdocstrings[python]" ruff
+	@touch $@
 
 # lmms-eval asks for torchvision, which only imports beside the build of torch that it was made for; both do without.
 .venv-lmms/.ready: pyproject.toml constraints.txt
