@@ -22,7 +22,7 @@ class DocumentTask(ReferencesTask):
         return first_id(doc, "questionId", "question_id")
 
     def prompt(self, doc: Mapping) -> str:
-        """The question and the order to answer shortly."""
+        """The question and the instruction to give a short answer."""
         return short_answer(text_of(doc, "question"), self.dialect)
 
     def score(self, reference: Sequence[str], text: str) -> dict:

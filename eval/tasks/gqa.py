@@ -65,7 +65,7 @@ class GQA(Task):
         return first_id(doc, "id", "question_id")
 
     def prompt(self, doc: Mapping) -> str:
-        """The question and the order to answer shortly."""
+        """The question and the instruction to give a short answer."""
         return short_answer(text_of(doc, "question"), self.dialect)
 
     def reference(self, doc: Mapping) -> str:

@@ -48,7 +48,7 @@ class TextVQA(ReferencesTask):
         return first_id(doc, "question_id")
 
     def prompt(self, doc: Mapping) -> str:
-        """The question and the order to answer shortly."""
+        """The question and the instruction to give a short answer."""
         return short_answer(self._question(doc), self.dialect)
 
     def _question(self, doc: Mapping) -> str:

@@ -59,7 +59,7 @@ class VizWiz(ReferencesTask):
         return "unanswerable" if commonest in NO_ANSWER else "answerable"
 
     def prompt(self, doc: Mapping) -> str:
-        """The question, when to say `Unanswerable`, and the order to answer shortly."""
+        """The question, when to say `Unanswerable`, and the instruction to give a short answer."""
         question = text_of(doc, "question")
         question = question.capitalize() if self.dialect == "lmms" else question
         return short_answer(question, self.dialect, DOUBT + SHORT)

@@ -50,7 +50,7 @@ class VQAv2(ReferencesTask):
         return name_of(doc, "answer_type") or self.name
 
     def prompt(self, doc: Mapping) -> str:
-        """The question and the order to answer shortly."""
+        """The question and the instruction to give a short answer."""
         return short_answer(text_of(doc, "question"), self.dialect)
 
     def score(self, reference: Sequence[str], text: str) -> dict:

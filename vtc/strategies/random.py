@@ -1,4 +1,4 @@
-"""The honest floor: tokens kept at random, from an explicit seed."""
+"""The baseline of chance: tokens kept at random, from an explicit seed."""
 
 from dataclasses import dataclass
 

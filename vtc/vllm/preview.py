@@ -12,8 +12,8 @@ SIZES = ((336, 336), (640, 480), (480, 640), (1280, 720))
 def lines(settings: Settings, images: object, arguments: dict | None = None) -> list[str]:
     """Tokens of an image as it is -> kept, one line per example, or one alone where the size makes no difference.
 
-    images: the model's image processor; arguments: what the server gives to it. Raises ConfigError where it takes them
-    amiss.
+    images: the model's image processor; arguments: what the server gives to it. Raises ConfigError where it does not
+    take them.
     """
     found, given = {}, arguments or {}
     for size in SIZES:
