@@ -51,15 +51,15 @@ PARTS = {
     "front": Part(
         r"vtc/__init__\.py", not_on_import=("transformers", "vtc.catalog", "vtc.patching", "vtc.strategies", *OUTER)
     ),
-    "core": Part(r"vtc/(?!cli|__)\w+\.py", never=("vtc.eval", "vtc.cli"), not_on_import=("transformers",)),
+    "core": Part(r"vtc/(?!__)\w+\.py", never=("vtc.eval", "vtc.cli"), not_on_import=("transformers",)),
     "data": Part(
         r"vtc/(account|budget|config|flops|hooks|knobs|layout|schedule|selection|signals|source)\.py",
         never=("=vtc", "vtc.engine", "vtc.patches", "vtc.patching", *OUTER, "transformers"),
     ),
-    "cli": Part(r"vtc/(cli\w*|__main__)\.py", not_on_import=("transformers", "vtc.eval", "vtc.demo", "vtc.vllm")),
+    "cli": Part(r"vtc/(cli/.*|__main__\.py)", not_on_import=("transformers", "vtc.eval", "vtc.demo", "vtc.vllm")),
     "demo": Part(r"vtc/demo/.*", never=("vtc.eval", "vtc.cli", "vtc.vllm")),
     "vllm": Part(r"vtc/vllm/(?!measure).*", never=("=vtc", "vtc.bench", *OUTER)),
-    "around vllm": Part(r"(vtc/(?!vllm|cli_serve).*|patches/.*|eval/.*)", never=("vtc.vllm", "vllm")),
+    "around vllm": Part(r"(vtc/(?!vllm|cli/serve).*|patches/.*|eval/.*)", never=("vtc.vllm", "vllm")),
     "eval": Part(
         r"eval/.*",
         may=(

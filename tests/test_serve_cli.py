@@ -10,7 +10,7 @@ import torch
 import vtc
 import vtc.vllm as plugin
 from tests.test_cli import run
-from vtc import cli_serve
+from vtc.cli import serve as cli_serve
 from vtc.demo import MODEL_DIR
 from vtc.vllm import arguments, preview
 from vtc.vllm.settings import Settings

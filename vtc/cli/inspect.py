@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from vtc import ConfigError
-from vtc.cli_options import SETTING, overrides
+from vtc.cli.options import SETTING, overrides
 from vtc.terminal import say
 
 

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from vtc import ConfigError, UnsupportedError
-from vtc.cli_options import SETTING, overrides
+from vtc.cli.options import SETTING, overrides
 from vtc.errors import loading, shown
 from vtc.terminal import say
 

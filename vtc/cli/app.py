@@ -11,14 +11,14 @@ from typing import Annotated
 import typer
 
 from vtc import ConfigError, VtcError, __version__
-from vtc.cli_bench import bench
-from vtc.cli_eval import evaluation
-from vtc.cli_inspect import inspect
-from vtc.cli_options import FAMILY, SETTING, family_names, known_family, overrides
-from vtc.cli_report import report
-from vtc.cli_schedule import check_depths, table
-from vtc.cli_serve import CONTEXT, serve
-from vtc.cli_sweep import sweep
+from vtc.cli.bench import bench
+from vtc.cli.eval import evaluation
+from vtc.cli.inspect import inspect
+from vtc.cli.options import FAMILY, SETTING, family_names, known_family, overrides
+from vtc.cli.report import report
+from vtc.cli.schedule import check_depths, table
+from vtc.cli.serve import CONTEXT, serve
+from vtc.cli.sweep import sweep
 from vtc.errors import one_line, reason
 from vtc.terminal import say
 
@@ -206,7 +206,3 @@ def main(arguments: list[str] | None = None) -> None:
 def _fail(message: object) -> int:
     say(f"vtc: error: {one_line(message)}", error=True)
     return 2
-
-
-if __name__ == "__main__":
-    main()
