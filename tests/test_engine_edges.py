@@ -124,8 +124,9 @@ def test_a_failed_forward_is_not_reported(layer):
         assert str(before)
 
 
-def test_an_interrupted_forward_leaves_nothing():
-    """The language model alone, after Ctrl-C in a layer."""
+@pytest.mark.parametrize("path", ["model.language_model.layers.3", "model.vision_tower", "model.language_model"])
+def test_an_interrupted_forward_leaves_nothing(path):
+    """The language model alone, after Ctrl-C in a module."""
     model, inputs = build("llava"), split(inputs_of("llava"))[0]
     language, embeds = model.model.language_model, model.get_input_embeddings()(inputs["input_ids"])
 
@@ -134,7 +135,7 @@ def test_an_interrupted_forward_leaves_nothing():
 
     with vtc.patched(model, "transprune"), torch.no_grad():
         expected = language(inputs_embeds=embeds).last_hidden_state
-        handle = language.layers[3].register_forward_pre_hook(interrupt)
+        handle = model.get_submodule(path).register_forward_pre_hook(interrupt)
         with pytest.raises(KeyboardInterrupt):
             model(**inputs)
         handle.remove()

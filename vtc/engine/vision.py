@@ -68,6 +68,9 @@ class Vision:
                     return original(*args, **kwargs)  # which says what is missing
                 arguments[family.sizes] = torch.as_tensor(arguments[family.sizes]).cpu()
             images, bounds = family.image_layouts(arguments), family.packed_bounds(arguments)
+            call = None if self.thread.call is None or self.thread.call.begun else self.thread.call
+            if call is not None:
+                call.started = True
             run = self.thread.recording = VisionRun(images=images, bounds=bounds)
             try:
                 output = original(*args, **kwargs)
@@ -80,9 +83,8 @@ class Vision:
             if expected != found:
                 raise PatchError(f"the {family.name} encoder gave {found} tokens per image, {expected} were expected")
             setattr(output, RUN, run)
-            call = self.thread.call
-            if call is not None and not call.begun:
-                call.run, call.started = run, True
+            if call is not None:
+                call.run = run
             else:
                 self.thread.pending = run, output.pooler_output
             return output
