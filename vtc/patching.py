@@ -1,8 +1,7 @@
 """The public way in: patch, unpatch, patched, report."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from torch import nn
@@ -18,6 +17,7 @@ from vtc.source import parts, read
 
 if TYPE_CHECKING:
     from vtc.patches._family import Family
+    from vtc.source import Strategy
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -61,7 +61,7 @@ def check_fits(config: StrategyConfig, encoder: Encoder) -> None:
 
 def patch(
     model: Model,
-    strategy: str | Path | Mapping[str, Any] | Sequence[Any] = "hiprune",
+    strategy: "Strategy" = "hiprune",
     keep: float | int | str | None = None,
     *,
     prune_ratio: float | None = None,
@@ -73,12 +73,13 @@ def patch(
 ) -> Model:
     """Makes the model drop visual tokens by a strategy; returns the same model. Patching again replaces the strategy.
 
-    model: a stock ...ForConditionalGeneration of a supported family. strategy: a shipped name, a YAML file, a mapping,
-    or several of these to compose, as a list or as "hiprune+transprune". keep: float in (0, 1] = fraction of the
-    visual tokens kept, int >= 1 = tokens kept, both as a mean over the language model's layers (`vtc.schedule` says
-    how several stages share it); prune_ratio: fraction removed instead. scope, positions, knobs: override the YAML
-    (see `vtc show`); in a composition also as METHOD.KNOB. processor: the model's processor, for strategies that read
-    the question (mmtok). clip: (CLIPModel, its tokenizer), for cdpruner with relevance="clip".
+    model: a stock ...ForConditionalGeneration of a supported family. strategy: a name, a YAML file, a mapping, a method
+    (its class, an instance, or MODULE:CLASS), or several of these to compose, as a list or as "hiprune+transprune".
+    keep: float in (0, 1] = fraction of the visual tokens kept, int >= 1 = tokens kept, both as a mean over the language
+    model's layers (`vtc.schedule` says how several stages share it); prune_ratio: fraction removed instead. scope,
+    positions, knobs: override the YAML (see `vtc show`); in a composition also as METHOD.KNOB. processor: the model's
+    processor, for strategies that read the question (mmtok). clip: (CLIPModel, its tokenizer), for cdpruner with
+    relevance="clip".
     Raises ConfigError or UnsupportedError in one line, before the model is touched.
     """
     given = {"keep": keep, "prune_ratio": prune_ratio, "scope": scope, "positions": positions}
@@ -119,7 +120,7 @@ def unpatch(model: Model) -> Model:
 @contextmanager
 def patched(
     model: Model,
-    strategy: str | Path | Mapping[str, Any] | Sequence[Any] = "hiprune",
+    strategy: "Strategy" = "hiprune",
     keep: float | int | str | None = None,
     **options: Any,
 ) -> Iterator[Model]:
