@@ -1,135 +1,24 @@
-"""Methods and benchmarks of other packages: by entry point, by --import, by MODULE:CLASS, and as classes themselves."""
+"""Methods, families and benchmarks of other packages: by entry point and by --import, in every command."""
 
-import importlib
 import json
 import os
 import sys
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-import torch
 
-import vtc.patches
+import vtc
+from tests.helpers_launch import finish
+from tests.helpers_outside import FAMILY, METHOD, POINTS, installed, kept, nothing_stays, write
+from tests.helpers_sweep import start, summary_of
 from tests.test_cli import run
 from vtc import ConfigError
-from vtc.demo import benchmark, load
-from vtc.eval.tasks import TASKS
+from vtc.demo import load
+from vtc.patching import find_family
 from vtc.registry import MODULES
-from vtc.selection import Selection
 from vtc.strategies import METHODS
-from vtc.strategies.base import Stage
 
-METHOD = '''
-from dataclasses import dataclass
-from pathlib import Path
-
-import torch
-
-from vtc.selection import Selection
-from vtc.strategies.base import Stage
-
-
-@dataclass(frozen=True)
-class Tail(Stage):
-    """The last tokens.
-
-    In raster order.
-    """
-
-    skip: int = 0
-    strategy = Path(__file__).with_name("tail.yaml")
-
-    def select(self, context, encoder):
-        last = context.tokens - self.skip
-        return Selection(torch.arange(last - context.count, last).expand(len(context.ordinals), -1))
-'''
-
-TASK = '''
-from vtc.eval.tasks import TASKS
-from vtc.eval.tasks.demo import Demo
-
-
-@TASKS.register("backwards")
-class Backwards(Demo):
-    """The demo benchmark with every answer read backwards."""
-
-    name = "backwards"
-
-    def score(self, reference, text):
-        return super().score(reference, text[::-1])
-'''
-
-
-def select(self, context, encoder):
-    """The first tokens."""
-    return Selection(torch.arange(context.count).expand(len(context.ordinals), -1))
-
-
-@dataclass(frozen=True)
-class Head(Stage):
-    """The first tokens."""
-
-    wanted: str = "first"
-    select = select
-
-
-@pytest.fixture(autouse=True)
-def _nothing_stays(monkeypatch):
-    """Registries, environment and import path as they were before."""
-    for registry in (METHODS, TASKS):
-        registry.names()
-        for held in ("_items", "_unnamed", "_broken"):
-            monkeypatch.setattr(registry, held, dict(getattr(registry, held)))
-        monkeypatch.setattr(registry, "_looked", False)
-    monkeypatch.setenv(MODULES, "")
-    monkeypatch.setattr(sys, "path", list(sys.path))
-    yield
-    for name in [name for name in sys.modules if name.startswith(("outsiders_", "patches"))]:
-        del sys.modules[name]
-
-
-def write(folder: Path, files: dict[str, str]) -> Path:
-    """The folder, with these files in it."""
-    for name, text in files.items():
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / name).write_text(text, encoding="utf-8")
-    importlib.invalidate_caches()
-    return folder
-
-
-def installed(folder: Path, points: str) -> Path:
-    """A package with one method and one benchmark, as an installer would have left it in `folder`."""
-    return write(
-        folder,
-        {
-            "outsiders_package/__init__.py": "",
-            "outsiders_package/method.py": METHOD,
-            "outsiders_package/task.py": TASK,
-            "outsiders_package/tail.yaml": 'description: "What comes last."\nkeep: 0.125\npositions: keep\n',
-            "outsiders-1.0.dist-info/METADATA": "Metadata-Version: 2.1\nName: outsiders\nVersion: 1.0\n",
-            "outsiders-1.0.dist-info/entry_points.txt": points,
-        },
-    )
-
-
-def kept(strategy: object, **options) -> float:
-    """The visual tokens that the bundled model keeps of a picture's 196."""
-    model, processor = load()
-    vtc.patch(model, strategy, **options)
-    sample = benchmark.sample("test", 0)
-    question = [{"type": "image", "image": sample["image"]}, {"type": "text", "text": sample["question"]}]
-    turns = [{"role": "user", "content": question}]
-    inputs = processor.apply_chat_template(turns, tokenize=True, return_dict=True, return_tensors="pt")
-    model.generate(**inputs, max_new_tokens=2)
-    return vtc.report(model).tokens_after
-
-
-POINTS = """[vtc.strategies]
-tail = outsiders_package.method:Tail
-[vtc.tasks]
-backwards = outsiders_package.task
-"""
+__all__ = ["nothing_stays"]
 
 
 def test_an_installed_package_is_a_part_of_everything(tmp_path, capsys):
@@ -196,6 +85,31 @@ def test_a_module_that_is_no_package(tmp_path, monkeypatch, capsys):
     assert "--import 'outsiders_nowhere' cannot be imported" in err
 
 
+def test_a_family_of_a_package(tmp_path, capsys):
+    """In lists, as a section of a strategy, and on its models."""
+    points = "[vtc.families]\nother = outsiders_family:Other\n"
+    sys.path.insert(0, str(write(installed(tmp_path, points), {"outsiders_family.py": FAMILY})))
+    section = {"stages": [{"method": "uniform"}], "families": {"other": {"keep": 0.5}}}
+    assert vtc.load_strategy(section | {"keep": 0.25}, "other").keep == 0.5
+    assert "other" in vtc.families()
+    assert "other: ok" in run(capsys, "validate", "uniform", "--family", "other")[1]
+    model, _ = load()
+    model.config.model_type = "other"
+    assert find_family(model).name == "other"
+
+
+@pytest.mark.slow
+def test_workers_of_a_sweep_import_it_too(tmp_path, monkeypatch):
+    """Each is a new process; the module is in the folder that the command is run in."""
+    cells = "limit: 7\nspace:\n  strategy: [tail]\n  keep: [0.5, 0.25]\n"
+    method = METHOD + "\n\nfrom vtc.strategies import METHODS\nMETHODS.register('tail')(Tail)\n"
+    monkeypatch.chdir(write(tmp_path, {"outsiders_file.py": method, "tail.yaml": "{}", "toy.yaml": cells}))
+    code, out = finish(start(Path("toy.yaml"), Path("out"), "--workers", "2", "--import", "outsiders_file"))
+    assert code == 0, out
+    rows = [row for row in summary_of(Path("out"))["cells"] if row["params"]["strategy"] == "tail"]
+    assert [row["state"] for row in rows] == ["done", "done"]
+
+
 def commands() -> list[list[str]]:
     """The commands that can meet the name of something from outside."""
     alone = ["list", "show", "validate", "eval", "sweep", "report", "inspect", "bench", "serve"]
@@ -210,80 +124,3 @@ def test_every_command_imports(command, capsys):
     code, _, err = run(capsys, *command, *arguments, "--import", "outsiders_nowhere")
     assert code == 2
     assert "--import 'outsiders_nowhere' cannot be imported" in err
-
-
-def test_a_class_by_name_and_as_itself():
-    """Classes, instances and MODULE:CLASS mean the same stage; the dump of each is a strategy again."""
-    by_place = f"{__name__}:Head"
-    for given in (Head, Head(), by_place, {"stages": [{"method": by_place}]}):
-        config = vtc.load_strategy(given, keep=0.5)
-        assert config.stages[0].stage == Head()
-        assert vtc.load_strategy(config.dump()).stages == config.stages
-    assert vtc.load_strategy(Head("second"), keep=4).stages[0].stage.wanted == "second"
-    assert [s.method for s in vtc.load_strategy([Head(), "fastv"], keep=0.5).stages] == [by_place, "fastv"]
-
-
-def test_a_model_is_patched_with_an_instance():
-    """No registration is needed."""
-    assert kept(Head(), keep=10) == 10
-
-
-class Abstract(Stage):
-    """Chooses nothing."""
-
-
-class Knobless(Stage):
-    """Its knob is no field."""
-
-    select = select
-
-    def __init__(self, wanted):
-        object.__setattr__(self, "wanted", wanted)
-
-
-@pytest.mark.parametrize(
-    ("given", "why"),
-    [
-        ("outsiders_nowhere:Centre", "method 'outsiders_nowhere:Centre' cannot be imported: ModuleNotFoundError"),
-        (f"{__name__}:Centre", "has no 'Centre'; possible: MODULE:CLASS"),
-        ("os:sep", "is '/'; possible: a class derived from Stage or DecoderStage"),
-        ({"stages": [{"method": ":"}]}, "method ':' cannot be imported"),
-        (dict, "possible: a class derived from Stage or DecoderStage"),
-        (object(), "strategy has type object; possible: a name, a YAML file, a mapping, a method"),
-        (Abstract, "Abstract is abstract; possible: a class that defines select"),
-        (Knobless("first"), "method Knobless is no dataclass"),
-    ],
-)
-def test_what_is_no_method_gets_one_line(given, why):
-    """Before a model is touched."""
-    with pytest.raises(ConfigError) as error:
-        vtc.load_strategy(given, keep=0.5)
-    assert why in str(error.value)
-    assert "\n" not in str(error.value)
-
-
-def cell(module: str, name: str = "Cell") -> type:
-    """A method as a notebook's cell makes it: a new class at each run."""
-    return dataclass(frozen=True)(type(name, (Stage,), {"__module__": module, "__qualname__": name, "select": select}))
-
-
-def test_the_same_class_again_takes_the_place():
-    """A cell that is run twice; a class of another module is refused, as is one of another name."""
-    METHODS.register("cell")(cell("__main__"))
-    before = vtc.load_strategy("cell", keep=0.5)
-    again = METHODS.register("cell")(cell("__main__"))
-    assert METHODS["cell"] is again
-    assert before.dump()["stages"] == [{"method": "cell"}], "a strategy that was resolved before keeps its name"
-    for other in (cell("elsewhere"), cell("__main__", "Other")):
-        with pytest.raises(ConfigError, match="'cell' is already registered by"):
-            METHODS.register("cell")(other)
-    with pytest.raises(ConfigError, match="'hiprune' is already registered by"):
-        METHODS.register("hiprune")(cell("__main__"))
-    assert METHODS["cell"] is again
-
-
-def test_a_second_copy_of_a_module_of_vtc_is_refused():
-    """Under the name of the folder beside vtc/ it is another module, with other classes."""
-    copy = vtc.patches.__name__.partition(".")[2]
-    with pytest.raises(ConfigError, match="'llava' is already registered"):
-        importlib.import_module(f"{copy}.llava")

@@ -6,7 +6,7 @@ from vtc.config import StrategyConfig, resolve
 from vtc.strategies import shipped
 
 if TYPE_CHECKING:
-    from vtc.source import Strategy
+    from vtc.patching import Strategy
 
 
 def families() -> list[str]:

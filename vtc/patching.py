@@ -1,7 +1,8 @@
 """The public way in: patch, unpatch, patched, report."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from torch import nn
@@ -14,12 +15,15 @@ from vtc.hooks import let_compiled_see_hooks
 from vtc.registry import unknown
 from vtc.signals import Encoder
 from vtc.source import parts, read
+from vtc.strategies.base import DecoderStage, Stage
 
 if TYPE_CHECKING:
     from vtc.patches._family import Family
-    from vtc.source import Strategy
 
 Model = TypeVar("Model", bound=nn.Module)
+Method = Stage | DecoderStage | type[Stage] | type[DecoderStage]
+Strategy = str | Path | Mapping[str, Any] | Method | Sequence[Any]
+"""What `patch` takes: a name, a file, a mapping, a method, or several of these."""
 
 _ATTRIBUTE = "_vtc_patch"
 
@@ -61,7 +65,7 @@ def check_fits(config: StrategyConfig, encoder: Encoder) -> None:
 
 def patch(
     model: Model,
-    strategy: "Strategy" = "hiprune",
+    strategy: Strategy = "hiprune",
     keep: float | int | str | None = None,
     *,
     prune_ratio: float | None = None,
@@ -120,7 +124,7 @@ def unpatch(model: Model) -> Model:
 @contextmanager
 def patched(
     model: Model,
-    strategy: "Strategy" = "hiprune",
+    strategy: Strategy = "hiprune",
     keep: float | int | str | None = None,
     **options: Any,
 ) -> Iterator[Model]:

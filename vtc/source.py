@@ -6,20 +6,12 @@ import re
 from collections.abc import Mapping, Sequence
 from importlib.resources.abc import Traversable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 from vtc.errors import ConfigError, shown
 from vtc.knobs import knobs_of
 from vtc.plain_yaml import load
 from vtc.registry import unknown
 from vtc.strategies import METHODS, known, shipped
-
-if TYPE_CHECKING:
-    from vtc.strategies.base import DecoderStage, Stage
-
-    Method = Stage | DecoderStage | type[Stage] | type[DecoderStage]
-    Strategy = str | Path | Mapping[str, Any] | Method | Sequence[Any]
-    """What `vtc.patch` takes: a name, a file, a mapping, a method, or several of these."""
 
 TOP = ("description", "keep", "prune_ratio", "scope", "rounding", "positions", "stages", "families")
 
