@@ -2,4 +2,11 @@
 
 from vtc.registry import Registry
 
-FAMILIES: Registry = Registry("family", "vtc.patches")
+
+def _bases() -> tuple[type, ...]:
+    from vtc.patches._family import Family
+
+    return (Family,)
+
+
+FAMILIES: Registry = Registry("family", "vtc.patches", "vtc.families", _bases)

@@ -1,11 +1,12 @@
 """What vtc can do, read from the registries: families, strategies resolved for them, and the table of both."""
 
-from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from vtc.config import StrategyConfig, resolve
 from vtc.strategies import shipped
+
+if TYPE_CHECKING:
+    from vtc.patching import Strategy
 
 
 def families() -> list[str]:
@@ -15,10 +16,8 @@ def families() -> list[str]:
     return FAMILIES.names()
 
 
-def load_strategy(
-    strategy: str | Path | Mapping[str, Any] | Sequence[Any], family: str | None = None, **overrides: Any
-) -> StrategyConfig:
-    """A strategy (name, YAML file or mapping) resolved for a family, with overrides; see `vtc.config.resolve`."""
+def load_strategy(strategy: "Strategy", family: str | None = None, **overrides: Any) -> StrategyConfig:
+    """A strategy, as `vtc.patch` takes it, resolved for a family, with overrides; see `vtc.config.resolve`."""
     if family is not None:
         from vtc.patches import FAMILIES
 

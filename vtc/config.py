@@ -8,7 +8,7 @@ from pathlib import Path
 from vtc.budget import ROUNDINGS, SCOPES, Budget, keep_from_prune_ratio, parse_keep
 from vtc.errors import ConfigError, shown
 from vtc.knobs import build, knobs_of, known_keys, plain
-from vtc.registry import module_names
+from vtc.registry import listed
 from vtc.source import TOP, parts, read
 from vtc.strategies import METHODS
 from vtc.strategies.base import DecoderStage, Stage
@@ -20,18 +20,14 @@ _STAGE = ("keep", "prune_ratio", *_SHARED)
 
 @dataclass(frozen=True)
 class StageConfig:
-    """One stage of a strategy. budget: of this stage alone (keep None: a decoder method's published schedule, or to be
-    worked out from the strategy's keep). positions: "keep" (survivors retain the rotary positions that they have) or
-    "compact" (renumbered without gaps)."""
+    """One stage of a strategy. method: its name, or MODULE:CLASS. budget: of this stage alone (keep None: a decoder
+    method's published schedule, or to be worked out from the strategy's keep). positions: "keep" (survivors retain the
+    rotary positions that they have) or "compact" (renumbered without gaps)."""
 
+    method: str
     stage: Stage | DecoderStage
     budget: Budget
     positions: str
-
-    @property
-    def method(self) -> str:
-        """The method's registered name."""
-        return next(name for name in METHODS if METHODS[name] is type(self.stage))
 
     def options(self) -> dict:
         """Scope, rounding and positions, as far as they mean something for the stage."""
@@ -89,9 +85,10 @@ class StrategyConfig:
 def resolve(strategy: object, family: str | None = None, **overrides) -> StrategyConfig:
     """A checked StrategyConfig: file, then its section for `family`, then `overrides` (each wins over the former).
 
-    strategy: a shipped name, a YAML file, a mapping, or several of these to compose, as a list or as "a+b": the stages
-    of all in order, each with its own budget and positions. overrides: keep, prune_ratio, scope, rounding, positions,
-    or any knob; METHOD.KEY (also METHOD.keep) where several stages know the key. Raises ConfigError in one line for
+    strategy: a name, a YAML file, a mapping, a method (its class, an instance, or MODULE:CLASS), or several of these to
+    compose, as a list or as "a+b": the stages of all in order, each with its own budget and positions. overrides: keep,
+    prune_ratio, scope, rounding, positions, or any knob; METHOD.KEY (also METHOD.keep) where several stages know the
+    key. Raises ConfigError in one line for
     unknown keys (with near names), wrong types and values out of range.
     """
     read_parts = [_part(part, family) for part in parts(strategy)]
@@ -112,7 +109,7 @@ def _part(strategy: str | Path | Mapping, family: str | None) -> tuple[str, dict
     families = {} if raw.get("families") is None else raw["families"]
     if not isinstance(families, dict):
         raise ConfigError(f"strategy {name!r}: families={shown(families)}; possible: a mapping of family to overrides")
-    known_keys(families, module_names("vtc.patches"), f"the families of {name!r}")
+    known_keys(families, listed("vtc.patches"), f"the families of {name!r}")
     for section in families.values():
         # A file is right or wrong as a whole, whichever family it is read for.
         _checked(name, *_with_section(name, raw, section))
@@ -262,4 +259,4 @@ def _stage(top: dict, data: dict, alone: bool, own_budget: bool) -> StageConfig:
     own = _keep(data)
     knobs = {key: value for key, value in data.items() if key not in ("method", *_STAGE)}
     budget = Budget(own if own_budget else None, shared["scope"], shared["rounding"])
-    return StageConfig(build(method, knobs), budget, shared["positions"])
+    return StageConfig(data["method"], build(method, knobs), budget, shared["positions"])

@@ -15,11 +15,15 @@ from vtc.hooks import let_compiled_see_hooks
 from vtc.registry import unknown
 from vtc.signals import Encoder
 from vtc.source import parts, read
+from vtc.strategies.base import DecoderStage, Stage
 
 if TYPE_CHECKING:
     from vtc.patches._family import Family
 
 Model = TypeVar("Model", bound=nn.Module)
+Method = Stage | DecoderStage | type[Stage] | type[DecoderStage]
+Strategy = str | Path | Mapping[str, Any] | Method | Sequence[Any]
+"""What `patch` takes: a name, a file, a mapping, a method, or several of these."""
 
 _ATTRIBUTE = "_vtc_patch"
 
@@ -61,7 +65,7 @@ def check_fits(config: StrategyConfig, encoder: Encoder) -> None:
 
 def patch(
     model: Model,
-    strategy: str | Path | Mapping[str, Any] | Sequence[Any] = "hiprune",
+    strategy: Strategy = "hiprune",
     keep: float | int | str | None = None,
     *,
     prune_ratio: float | None = None,
@@ -73,12 +77,13 @@ def patch(
 ) -> Model:
     """Makes the model drop visual tokens by a strategy; returns the same model. Patching again replaces the strategy.
 
-    model: a stock ...ForConditionalGeneration of a supported family. strategy: a shipped name, a YAML file, a mapping,
-    or several of these to compose, as a list or as "hiprune+transprune". keep: float in (0, 1] = fraction of the
-    visual tokens kept, int >= 1 = tokens kept, both as a mean over the language model's layers (`vtc.schedule` says
-    how several stages share it); prune_ratio: fraction removed instead. scope, positions, knobs: override the YAML
-    (see `vtc show`); in a composition also as METHOD.KNOB. processor: the model's processor, for strategies that read
-    the question (mmtok). clip: (CLIPModel, its tokenizer), for cdpruner with relevance="clip".
+    model: a stock ...ForConditionalGeneration of a supported family. strategy: a name, a YAML file, a mapping, a method
+    (its class, an instance, or MODULE:CLASS), or several of these to compose, as a list or as "hiprune+transprune".
+    keep: float in (0, 1] = fraction of the visual tokens kept, int >= 1 = tokens kept, both as a mean over the language
+    model's layers (`vtc.schedule` says how several stages share it); prune_ratio: fraction removed instead. scope,
+    positions, knobs: override the YAML (see `vtc show`); in a composition also as METHOD.KNOB. processor: the model's
+    processor, for strategies that read the question (mmtok). clip: (CLIPModel, its tokenizer), for cdpruner with
+    relevance="clip".
     Raises ConfigError or UnsupportedError in one line, before the model is touched.
     """
     given = {"keep": keep, "prune_ratio": prune_ratio, "scope": scope, "positions": positions}
@@ -119,7 +124,7 @@ def unpatch(model: Model) -> Model:
 @contextmanager
 def patched(
     model: Model,
-    strategy: str | Path | Mapping[str, Any] | Sequence[Any] = "hiprune",
+    strategy: Strategy = "hiprune",
     keep: float | int | str | None = None,
     **options: Any,
 ) -> Iterator[Model]:

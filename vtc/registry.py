@@ -1,14 +1,30 @@
-"""Names to objects: a registry that refuses duplicates, scans one folder lazily and proposes near names."""
+"""Names to objects: a registry of what vtc brings, of what installed packages bring, and of what is registered by hand.
+
+A registry scans one folder of vtc lazily, refuses a name that is taken and proposes near names. Packages bring theirs
+by entry points (groups `vtc.strategies`, `vtc.families`, `vtc.tasks`), modules that are no package by `load_module`.
+"""
 
 import difflib
 import importlib
+import inspect
+import logging
+import os
 import pkgutil
+import sys
 from collections.abc import Callable, Iterator
+from functools import partial
+from importlib.metadata import EntryPoint, entry_points
+from types import ModuleType
 from typing import Generic, TypeVar
 
-from vtc.errors import ConfigError, cut, shown
+from vtc.errors import ConfigError, cut, reason, shown
 
 T = TypeVar("T")
+
+MODULES = "VTC_IMPORT"
+"""Environment variable: modules that register something, by commas; processes started from here import them, too."""
+
+_REGISTRIES: dict[str, "Registry"] = {}
 
 
 def unknown(kind: str, name: object, known: list[str]) -> str:
@@ -18,46 +34,181 @@ def unknown(kind: str, name: object, known: list[str]) -> str:
     return f"unknown {kind} {shown(name)}: {hint}possible: {', '.join(known)}"
 
 
-def module_names(package: str) -> list[str]:
-    """The public modules of a package, by file name and without importing them."""
+def listed(package: str) -> list[str]:
+    """The names in the registry of a package of vtc, sorted: its own by file name, without importing these files."""
+    importlib.import_module(package)
+    return sorted({*_module_names(package), *_REGISTRIES[package].outside()})
+
+
+def load_module(name: str) -> None:
+    """Imports a module that registers something, here and in every process started from here; raises ConfigError."""
+    _imported(name, f"--import {shown(name)}")
+    modules = _modules()
+    if name not in modules:
+        os.environ[MODULES] = ",".join([*modules, name])
+
+
+def _modules() -> list[str]:
+    return [name.strip() for name in os.environ.get(MODULES, "").split(",") if name.strip()]
+
+
+def _imported(name: str, what: str) -> ModuleType:
+    """The module of that name, also from the working folder; raises ConfigError whatever goes wrong in it."""
+    try:
+        if not {"", os.getcwd()} & set(sys.path):
+            sys.path.append(os.getcwd())
+        return importlib.import_module(name)
+    except Exception as error:
+        kind = type(error).__name__
+        raise ConfigError(f"{what} cannot be imported: {kind}: {reason(error)}; possible: a Python module") from None
+
+
+def _module_names(package: str) -> list[str]:
     path = importlib.import_module(package).__path__
     return sorted(module.name for module in pkgutil.iter_modules(path) if not module.name.startswith("_"))
 
 
-class Registry(Generic[T]):
-    """Maps names to objects of one kind; the modules of `package` register themselves when first asked for."""
+def _place(item: object) -> str:
+    """MODULE:CLASS of a class."""
+    return f"{getattr(item, '__module__', None)}:{getattr(item, '__qualname__', item)}"
 
-    def __init__(self, kind: str, package: str):
-        self.kind, self.package = kind, package
+
+class Registry(Generic[T]):
+    """Maps names to classes of one kind. Those in `package` register themselves when first asked for; `group` is the
+    group of entry points of other packages. bases: a function that returns what a class must derive from."""
+
+    def __init__(self, kind: str, package: str, group: str, bases: Callable[[], tuple[type, ...]]):
+        self.kind, self.package, self.group, self._bases = kind, package, group, bases
         self._items: dict[str, T] = {}
-        self._scanned = False
+        self._unnamed: dict[str, T] = {}
+        self._broken: dict[str, str] = {}
+        self._scanned = self._looked = False
+        _REGISTRIES[package] = self
 
     def register(self, name: str) -> Callable[[T], T]:
-        """Decorator that files an object under `name`; raises ConfigError when the name is taken."""
+        """Decorator that files a class under `name`. The same class of the same module, as after a second run of a
+        notebook's cell, takes the place of the former; raises ConfigError when the name is taken by another."""
 
         def add(item: T) -> T:
-            if name in self._items:
-                raise ConfigError(f"{self.kind} {name!r} is already registered by {self._items[name]!r}")
-            self._items[name] = item
+            self._add(name, item)
             return item
 
         return add
+
+    def _add(self, name: str, item: T) -> None:
+        if not self._ships(item):
+            self._check(item, f"{self.kind} {shown(name)}")
+            self._scan()
+        held = self._items.get(name)
+        if held is not None and _place(held) != _place(item):
+            raise ConfigError(f"{self.kind} {name!r} is already registered by {held!r}; possible: another name")
+        self._items[name] = item
+
+    def _ships(self, item: object) -> bool:
+        return str(getattr(item, "__module__", None)).startswith(f"{self.package}.")
+
+    def _check(self, item: object, what: str) -> None:
+        """Raises ConfigError for what is no class of this kind, or lacks a method of its base."""
+        bases = self._bases()
+        if not (isinstance(item, type) and issubclass(item, bases)):
+            names = " or ".join(base.__name__ for base in bases)
+            raise ConfigError(f"{what} is {shown(item)}; possible: a class derived from {names}")
+        if inspect.isabstract(item):
+            missing = ", ".join(sorted(item.__abstractmethods__))
+            raise ConfigError(f"{what}: {item.__name__} is abstract; possible: a class that defines {missing}")
 
     def _scan(self) -> None:
         if self._scanned:
             return
         self._scanned = True
-        for module in module_names(self.package):
+        for module in _module_names(self.package):
             importlib.import_module(f"{self.package}.{module}")
+
+    def _look(self, asked: str | None = None) -> None:
+        """Loads what other packages bring, once. What cannot be loaded leaves the rest alone, and is logged in a line
+        unless it is `asked` for, which says it anyway."""
+        if self._looked:
+            return
+        self._looked = True
+        for name in _modules():
+            self._try(name, partial(_imported, name, f"{MODULES}: {shown(name)}"), asked)
+        for entry in entry_points(group=self.group):
+            package = "" if entry.dist is None else f" of package {shown(entry.dist.name)}"
+            what = f"{self.kind} {shown(entry.name)}{package}"
+            self._try(entry.name, partial(self._enter, entry, what), asked)
+
+    def _try(self, name: str, load: Callable[[], object], asked: str | None) -> None:
+        try:
+            load()
+        except ConfigError as error:
+            self._broken[name] = str(error)
+            if name != asked:
+                logging.getLogger("vtc").warning("vtc: left out: %s", error)
+
+    def _enter(self, entry: EntryPoint, what: str) -> None:
+        """Files what an entry point names: a class, or a module that registers its own."""
+        try:
+            item = entry.load()
+        except Exception as error:
+            kind = type(error).__name__
+            raise ConfigError(f"{what} cannot be loaded: {kind}: {reason(error)}; possible: to mend it") from None
+        if isinstance(item, ModuleType):
+            return
+        self._check(item, what)
+        try:
+            self._add(entry.name, item)
+        except ConfigError as error:
+            raise ConfigError(f"{what}: {error}") from None
+
+    def outside(self) -> list[str]:
+        """The registered names that vtc does not bring itself, sorted; imports nothing of vtc if there is none."""
+        self._look()
+        return sorted(name for name, item in self._items.items() if not self._ships(item))
+
+    def broken(self, name: str) -> str | None:
+        """Why the thing of another package that has this name cannot be had, None if there is none or it can."""
+        self._look(name)
+        return self._broken.get(name)
 
     def names(self) -> list[str]:
         """All registered names, sorted."""
         self._scan()
+        self._look()
         return sorted(self._items)
 
+    def name_of(self, item: type) -> str:
+        """A name under which this class is found from now on: a registered one, or else its MODULE:CLASS."""
+        self._check(item, self.kind)
+        name = next((name for name, held in self._items.items() if held is item), None)
+        if name is None:
+            name = _place(item)
+            self._unnamed[name] = item
+        return name
+
+    def _by_place(self, place: str) -> T:
+        """The class at MODULE:CLASS, imported; raises ConfigError."""
+        if place in self._unnamed:
+            return self._unnamed[place]
+        module, _, path = place.partition(":")
+        what = f"{self.kind} {shown(place)}"
+        item = _imported(module, what)
+        for part in path.split("."):
+            if not hasattr(item, part):
+                raise ConfigError(f"{what}: {module} has no {shown(path)}; possible: MODULE:CLASS")
+            item = getattr(item, part)
+        self._check(item, what)
+        return item
+
     def __getitem__(self, name: str) -> T:
-        self._scan()
         if not isinstance(name, str) or name not in self._items:
+            self._scan()
+        if isinstance(name, str) and name not in self._items:
+            if ":" in name:
+                return self._by_place(name)
+            self._look(name)
+        if not isinstance(name, str) or name not in self._items:
+            if isinstance(name, str) and name in self._broken:
+                raise ConfigError(self._broken[name])
             raise ConfigError(unknown(self.kind, name, self.names()))
         return self._items[name]
 

@@ -1,13 +1,17 @@
-"""Where strategies come from: shipped names, YAML files, mappings, and several of these composed."""
+"""Where strategies come from: names, YAML files, mappings, methods themselves, and several of these composed."""
 
+import inspect
 import os.path
+import re
 from collections.abc import Mapping, Sequence
+from importlib.resources.abc import Traversable
 from pathlib import Path
 
 from vtc.errors import ConfigError, shown
+from vtc.knobs import knobs_of
 from vtc.plain_yaml import load
 from vtc.registry import unknown
-from vtc.strategies import shipped
+from vtc.strategies import METHODS, known, shipped
 
 TOP = ("description", "keep", "prune_ratio", "scope", "rounding", "positions", "stages", "families")
 
@@ -23,27 +27,58 @@ def parts(strategy: object) -> list:
     return [strategy]
 
 
-def read(strategy: str | Path | Mapping) -> tuple[str, dict]:
-    """A strategy's name and raw data, from a shipped name, a YAML file's path, or a mapping.
+def read(strategy: object) -> tuple[str, dict]:
+    """A strategy's name and raw data, from a name, a YAML file's path, a mapping, or a method (an instance, a class,
+    or MODULE:CLASS).
 
     YAML is loaded safely. Raises ConfigError in one line for an unknown name, a missing file or invalid YAML.
     """
     if isinstance(strategy, Mapping):
         return "inline", dict(strategy)
     if not isinstance(strategy, (str, Path)):
-        raise ConfigError(f"strategy has type {type(strategy).__name__}; possible: a name, a YAML file, or a mapping")
-    name, file, what = _file(strategy)
-    raw = load(file, what, f"a file, or {', '.join(shipped())}")
-    if not isinstance(raw, dict):
+        return _method(strategy)
+    name, path = str(strategy), Path(strategy)
+    if name in shipped():
+        return name, _loaded(shipped()[name], f"strategy {name!r}")
+    if path.suffix in (".yaml", ".yml"):
+        return path.stem, _loaded(path, f"strategy file {shown(name)}")
+    if name in known() or re.fullmatch(r"[\w.]+:[\w.]+", name):
+        return name, _brought(name, METHODS[name].strategy)
+    raise ConfigError(METHODS.broken(name) or unknown("strategy", name, [*known(), "FILE.yaml"]))
+
+
+def _loaded(file: Traversable | Path, what: str) -> dict:
+    return _mapping(load(file, what, f"a file, or {', '.join(known())}"), what)
+
+
+def _mapping(raw: object, what: str) -> dict:
+    if not isinstance(raw, Mapping):
         raise ConfigError(f"{what} holds {type(raw).__name__}; possible: a mapping with {', '.join(TOP)}")
+    return dict(raw)
+
+
+def _brought(name: str, strategy: object) -> dict:
+    """What the `strategy` of a method says, completed by the method itself and the first line of its docstring."""
+    what = f"the strategy of method {shown(name)}"
+    if isinstance(strategy, (Path, Traversable)):
+        strategy = _loaded(strategy, what)
+    about = (inspect.getdoc(METHODS[name]) or "").partition("\n")[0]
+    return {"description": about, "stages": [{"method": name}]} | _mapping({} if strategy is None else strategy, what)
+
+
+def _method(given: object) -> tuple[str, dict]:
+    """The strategy of a method's class, or of an instance with its knobs."""
+    kind = given if isinstance(given, type) else type(given)
+    try:
+        name = METHODS.name_of(kind)
+    except ConfigError as error:
+        if isinstance(given, type):
+            raise
+        raise ConfigError(
+            f"strategy has type {kind.__name__}; possible: a name, a YAML file, a mapping, a method"
+        ) from error
+    raw = _brought(name, kind.strategy)
+    if given is not kind:
+        knobs = {knob: getattr(given, knob) for knob in knobs_of(kind)}
+        raw = {key: value for key, value in raw.items() if key != "families"} | {"stages": [{"method": name, **knobs}]}
     return name, raw
-
-
-def _file(strategy: str | Path) -> tuple[str, object, str]:
-    """A strategy's name, its file, and what a message calls it."""
-    path, known = Path(strategy), shipped()
-    if str(strategy) in known:
-        return str(strategy), known[str(strategy)], f"strategy {str(strategy)!r}"
-    if path.suffix not in (".yaml", ".yml"):
-        raise ConfigError(unknown("strategy", str(strategy), [*known, "FILE.yaml"]))
-    return path.stem, path, f"strategy file {shown(str(path))}"

@@ -4,7 +4,7 @@ One call of the model per strategy (`look`) gives a record of places and answers
 are drawn (`draw`, `page`), also long after the model is gone.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,13 +12,15 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from torch import nn
 
+    from vtc.patching import Strategy
+
 
 def inspect(
     model: "nn.Module",
     processor: object,
     image: object,
     question: str,
-    strategy: str | Path | Mapping[str, Any] | Sequence[Any] = "hiprune",
+    strategy: "Strategy" = "hiprune",
     keep: float | int | str | Sequence[Any] | None = None,
     *,
     max_new_tokens: int = 32,

@@ -17,7 +17,7 @@ from vtc.eval.data import FAULT, FOLDER, ROW, Docs, Source, open_source
 from vtc.eval.pictures import nothing, picture
 from vtc.registry import Registry, unknown
 
-TASKS: Registry = Registry("task", "vtc.eval.tasks")
+TASKS: Registry = Registry("task", "vtc.eval.tasks", "vtc.tasks", lambda: (Task,))
 DIALECTS = {
     "llava": "prompts and scoring of LLaVA's own scripts",
     "lmms": "of lmms-eval",

@@ -10,10 +10,15 @@ from torch import nn
 import vtc
 from vtc.account import Report
 from vtc.config import StrategyConfig
+from vtc.strategies.uniform import Uniform
 
 
 class Model(nn.Module):
     """Stands for a class of transformers."""
+
+
+class UniformLike(Uniform):
+    """Stands for a method of one's own."""
 
 
 def right(model: Model, processor: object) -> None:
@@ -24,6 +29,8 @@ def right(model: Model, processor: object) -> None:
     assert_type(vtc.load_strategy("hiprune", "llava", keep=0.5), StrategyConfig)
     assert_type(vtc.patch(model, "hiprune", keep=0.25, alpha=0.1), Model)
     assert_type(vtc.patch(model, ["hiprune", Path("mine.yaml")], prune_ratio=0.5, processor=processor), Model)
+    assert_type(vtc.patch(model, [UniformLike(), UniformLike, "fastv"], keep=0.5), Model)
+    assert_type(vtc.patch(model, UniformLike(), keep=0.5), Model)
     assert_type(vtc.report(model), Report)
     assert_type(vtc.report(model).kv_lengths, list[int])
     assert_type(vtc.report(model).images[0].stages, list[tuple[str, int, int]])
@@ -49,6 +56,7 @@ def errors(model: Model) -> None:
 def wrong(model: Model) -> None:
     """Mistakes that a type checker finds."""
     vtc.patch(model, 3)  # type: ignore[arg-type]
+    vtc.patch(model, Model)  # type: ignore[arg-type]
     vtc.patch("llava", "hiprune")  # type: ignore[type-var]
     vtc.patch(model, "hiprune", keep=[0.5])  # type: ignore[arg-type]
     vtc.patch(model, scope=1)  # type: ignore[arg-type]

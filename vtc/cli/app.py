@@ -14,7 +14,7 @@ from vtc import ConfigError, VtcError, __version__
 from vtc.cli.bench import bench
 from vtc.cli.eval import evaluation
 from vtc.cli.inspect import inspect
-from vtc.cli.options import FAMILY, SETTING, family_names, known_family, overrides
+from vtc.cli.options import FAMILY, IMPORT, SETTING, family_names, known_family, overrides
 from vtc.cli.report import report
 from vtc.cli.schedule import check_depths, table
 from vtc.cli.serve import CONTEXT, serve
@@ -55,7 +55,10 @@ def root(
 
 
 @app.command("list")
-def list_(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
+def list_(
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    modules: Annotated[list[str] | None, IMPORT] = None,
+) -> None:
     """List the strategies with their default budgets, and the model families.
 
     \b
@@ -63,7 +66,7 @@ def list_(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] =
       vtc list
       vtc list --json
     """
-    strategies, families = _shipped_strategies(), family_names()
+    strategies, families = _strategies(), family_names()
     if as_json:
         say(json.dumps({"strategies": strategies, "families": families}, indent=2))
         return
@@ -74,29 +77,27 @@ def list_(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] =
     say(f"\nmodel families: {', '.join(families)}")
 
 
-def _shipped_strategies() -> list[dict]:
-    """Name, description and default budget, from the YAML files alone: vtc.config would import torch first.
+def _strategies() -> list[dict]:
+    """Name, description and default budget, from what the names stand for alone: vtc.config would import torch first.
 
-    The budget is "schedule" where it is left to the stages: how many tokens which layer sees (`vtc show --layers`).
+    The budget is "schedule" where it is left to the stages: how many tokens which layer sees (`vtc show --layers`), and
+    "none" for a method from outside that has to be told.
     """
-    from importlib.resources import files
-
-    from vtc.plain_yaml import load
+    from vtc.source import read
+    from vtc.strategies import METHODS, known
 
     found = []
-    for file in sorted((files("vtc.configs") / "strategies").iterdir(), key=lambda f: f.name):
-        if file.name.endswith(".yaml"):
-            raw = load(file, file.name, "a readable file")
-            alone = raw["stages"][0] if len(raw["stages"]) == 1 else {}
-            budgets = [f"{key}={row[key]}" for row in (raw, alone) for key in ("keep", "prune_ratio") if key in row]
-            budget = budgets[0] if budgets else "schedule"
-            found.append(
-                {
-                    "name": file.name[: -len(".yaml")],
-                    "budget": budget,
-                    "description": " ".join(str(raw.get("description", "")).split()),
-                }
-            )
+    for name in known():
+        try:
+            _, raw = read(name)
+            stages = raw["stages"]
+            rows = (raw, *stages[:1]) if len(stages) == 1 else (raw,)
+            budgets = [f"{key}={row[key]}" for row in rows for key in ("keep", "prune_ratio") if key in row]
+            missing = name in METHODS.outside() and METHODS[name].site == "projector"
+            budget, about = budgets[0] if budgets else "none" if missing else "schedule", raw.get("description", "")
+        except (VtcError, TypeError) as error:
+            budget, about = "unknown", f"error: {reason(error)}"
+        found.append({"name": name, "budget": budget, "description": " ".join(str(about).split())})
     return found
 
 
@@ -108,6 +109,7 @@ def show(
     settings: Annotated[list[str] | None, SETTING] = None,
     layers: Annotated[int | None, typer.Option(metavar="N", min=2, help="Decoder layers, such as 32.")] = None,
     tokens: Annotated[int | None, typer.Option(metavar="M", min=1, help="Visual tokens of an image.")] = None,
+    modules: Annotated[list[str] | None, IMPORT] = None,
 ) -> None:
     """Print a strategy as YAML with every default filled in; the output is a strategy file again.
 
@@ -141,6 +143,7 @@ def validate(
         typer.Argument(metavar="FILE", help="A strategy's YAML file, the name of a shipped one, or several as A+B."),
     ],
     family: Annotated[str | None, FAMILY] = None,
+    modules: Annotated[list[str] | None, IMPORT] = None,
 ) -> None:
     """Check a strategy file for every model family (or one); no model is loaded. Exit code 1 if it fails anywhere.
 

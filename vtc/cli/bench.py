@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from vtc import ConfigError
-from vtc.cli.options import SETTING, overrides
+from vtc.cli.options import IMPORT, SETTING, overrides
 from vtc.terminal import Terminal, say
 
 bench = typer.Typer(rich_markup_mode=None)
@@ -57,6 +57,7 @@ def speed(
     seed: Annotated[int, typer.Option(metavar="N", help="Of weights, pictures and words.")] = 0,
     output: Annotated[Path, typer.Option(metavar="DIR", help="For results.json and plots.")] = Path("results/bench"),
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Start anew.")] = False,
+    modules: Annotated[list[str] | None, IMPORT] = None,
 ) -> None:
     """Time a model as it is, with a strategy, and as the strategy's oracle: the same model fed the chosen tokens.
 

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from vtc import ConfigError
-from vtc.cli.options import SETTING, overrides
+from vtc.cli.options import IMPORT, SETTING, overrides
 from vtc.terminal import Terminal
 
 evaluation = typer.Typer(rich_markup_mode=None)
@@ -83,6 +83,7 @@ def eval_(
     against: Annotated[str | None, AGAINST] = None,
     output: Annotated[Path | None, typer.Option(metavar="DIR", help="Folder of the results (needed).")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Start these runs anew.")] = False,
+    modules: Annotated[list[str] | None, IMPORT] = None,
     suite: Annotated[
         str | None,
         typer.Option(
@@ -153,6 +154,7 @@ def score(
     dataset_path: Annotated[str | None, PLACE] = None,
     against: Annotated[str | None, AGAINST] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    modules: Annotated[list[str] | None, IMPORT] = None,
 ) -> None:
     """Score saved answers again, without a model.
 
@@ -178,7 +180,10 @@ def score(
 
 
 @evaluation.command("tasks")
-def tasks_(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
+def tasks_(
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    modules: Annotated[list[str] | None, IMPORT] = None,
+) -> None:
     """List the benchmarks: where their data is, their splits, and the figure that tables show.
 
     \b

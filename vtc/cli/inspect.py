@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from vtc import ConfigError
-from vtc.cli.options import SETTING, overrides
+from vtc.cli.options import IMPORT, SETTING, overrides
 from vtc.terminal import say
 
 
@@ -45,6 +45,7 @@ def inspect(
         Path | None,
         typer.Option(metavar="DIR", help="Default: results/inspect; with --from the folder of the file."),
     ] = None,
+    modules: Annotated[list[str] | None, IMPORT] = None,
 ) -> None:
     """Show which patches of a picture strategies keep, drop and merge at each stage, and what the model then answers.
 

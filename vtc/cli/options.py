@@ -4,7 +4,21 @@ import typer
 
 from vtc import ConfigError
 
+
+def _imported(modules: list[str] | None) -> list[str] | None:
+    """Imports the modules of --import; raises ConfigError."""
+    from vtc.registry import load_module
+
+    for name in modules or []:
+        load_module(name)
+    return modules
+
+
 SETTING = typer.Option("--set", metavar="KEY=VALUE", help="Override a knob or part of the budget; may be repeated.")
+IMPORT = typer.Option(
+    "--import", metavar="MODULE", callback=_imported, is_eager=True,
+    help="A module that registers methods, families or benchmarks, in worker processes too; may be repeated.",
+)  # fmt: skip
 FAMILY = typer.Option("--family", metavar="NAME", help="Model family, such as llava; `vtc list` names them.")
 
 
@@ -16,12 +30,10 @@ def overrides(settings: list[str] | None) -> dict:
 
 
 def family_names() -> list[str]:
-    """The families by their files, which are named after them; importing them would load transformers."""
-    import pkgutil
+    """The families, those of vtc by their files, which are named after them: importing them would load transformers."""
+    from vtc.registry import listed
 
-    import vtc.patches
-
-    return sorted(m.name for m in pkgutil.iter_modules(vtc.patches.__path__) if not m.name.startswith("_"))
+    return listed("vtc.patches")
 
 
 def known_family(name: str) -> str:

@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from vtc.cli.options import IMPORT
 from vtc.terminal import say
 
 
@@ -13,6 +14,7 @@ def report(
     output: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Where the files go. Default: into the (first) folder.")
     ] = None,
+    modules: Annotated[list[str] | None, IMPORT] = None,
 ) -> None:
     """Write report.html (one page, no network), report.md and report.csv from finished results.
 

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from vtc import ConfigError, UnsupportedError
-from vtc.cli.options import SETTING, overrides
+from vtc.cli.options import IMPORT, SETTING, overrides
 from vtc.errors import loading, shown
 from vtc.terminal import say
 
@@ -33,6 +33,7 @@ def serve(
         str | None, typer.Option(metavar="K", help="The most that a request may ask for. Default: the keep.")
     ] = None,
     settings: Annotated[list[str] | None, SETTING] = None,
+    modules: Annotated[list[str] | None, IMPORT] = None,
     check: Annotated[
         bool, typer.Option("--check", help="Say what would be served and try every option; start nothing.")
     ] = False,

@@ -5,6 +5,8 @@ from typing import Annotated
 
 import typer
 
+from vtc.cli.options import IMPORT
+
 
 def sweep(
     file: Annotated[str, typer.Argument(metavar="NAME|FILE", help="A shipped sweep, or a YAML file.")],
@@ -27,6 +29,7 @@ def sweep(
     max_cells: Annotated[int | None, typer.Option(metavar="N", min=1, help="Run at most N cells now.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would run, and how long it would take.")] = False,
     device: Annotated[str | None, typer.Option(metavar="NAME", help="Default: cuda if there is one, else cpu.")] = None,
+    modules: Annotated[list[str] | None, IMPORT] = None,
 ) -> None:
     """Run an experiment over methods, budgets, knobs, models and seeds: a grid, random draws, or a search.
 

@@ -1,16 +1,26 @@
 """The selection methods: one file each, pure tensor functions, registered by name in `METHODS`.
 
-The package is also the public call `vtc.strategies()`: the names of the strategies (YAML) that come with vtc.
+The package is also the public call `vtc.strategies()`: the names of the strategies (YAML) that come with vtc, and of
+methods from outside.
 """
 
 import sys
 import types
+from collections.abc import Mapping
 from importlib.resources import files
 from importlib.resources.abc import Traversable
+from pathlib import Path
 
 from vtc.registry import Registry
 
-METHODS: Registry = Registry("method", "vtc.strategies")
+
+def _bases() -> tuple[type, ...]:
+    from vtc.strategies.base import DecoderStage, Stage
+
+    return Stage, DecoderStage
+
+
+METHODS: Registry = Registry("method", "vtc.strategies", "vtc.strategies", _bases)
 
 
 def shipped() -> dict[str, Traversable]:
@@ -19,12 +29,18 @@ def shipped() -> dict[str, Traversable]:
     return {f.name.removesuffix(".yaml"): f for f in sorted(found, key=lambda f: f.name) if f.name.endswith(".yaml")}
 
 
+def known() -> dict[str, Traversable | Path | Mapping | None]:
+    """`shipped`, and the `strategy` of each method that was registered from outside."""
+    own = shipped()
+    return own | {name: METHODS[name].strategy for name in METHODS.outside() if name not in own}
+
+
 class CallablePackage(types.ModuleType):
     """This package, which can be called."""
 
     def __call__(self) -> list[str]:
-        """Names of the strategies that come with vtc."""
-        return list(shipped())
+        """Names of the strategies that come with vtc, then of the methods that were registered from outside."""
+        return list(known())
 
 
 sys.modules[__name__].__class__ = CallablePackage

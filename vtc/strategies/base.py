@@ -3,6 +3,8 @@
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
+from importlib.resources.abc import Traversable
+from pathlib import Path
 from typing import ClassVar
 
 from vtc.errors import ConfigError
@@ -17,7 +19,8 @@ class Stage(ABC):
     A subclass never sees a model: it declares signals for an encoder and gets tensors. site: where the stage acts.
     grid: it needs the tokens as one raster. needs_cls: it ranks by a [CLS] query (see ClsAttention for encoders
     without one). adaptive: how many it keeps depends on the picture, `context.count` is the most. fixed_count: knobs
-    with which exactly `context.count` are kept, where others may keep fewer.
+    with which exactly `context.count` are kept, where others may keep fewer. strategy: for a method that is no part of
+    vtc, what its name stands for: a mapping or a YAML file, its `stages` this method alone where it names none.
     """
 
     site: ClassVar[str] = "projector"
@@ -25,6 +28,7 @@ class Stage(ABC):
     needs_cls: ClassVar[bool] = False
     adaptive: ClassVar[bool] = False
     fixed_count: ClassVar[Mapping[str, object]] = {}
+    strategy: ClassVar[Mapping[str, object] | Traversable | Path | None] = None
 
     @property
     def needs_text(self) -> bool:
@@ -54,7 +58,7 @@ class DecoderStage(ABC):
     """A method that drops visual tokens between decoder layers, in one or several steps; units are whole images.
 
     The shares of its steps are the published schedule. A budget (`keep`) raises all of them to one power, so that the
-    mean over layers meets it; see `vtc.schedule`.
+    mean over layers meets it; see `vtc.schedule`. strategy: as of a Stage.
     """
 
     site: ClassVar[str] = "decoder"
@@ -62,6 +66,7 @@ class DecoderStage(ABC):
     needs_cls: ClassVar[bool] = False
     needs_text: ClassVar[bool] = False
     adaptive: ClassVar[bool] = False
+    strategy: ClassVar[Mapping[str, object] | Traversable | Path | None] = None
 
     @abstractmethod
     def steps(self, decoder: Decoder) -> tuple[Step, ...]:
