@@ -15,7 +15,6 @@ from vtc.hooks import Patchwork
 from vtc.kernels.attention_reduce import attention_columns, attention_rows
 from vtc.layout import ImageLayout, View
 from vtc.patches._decoder import DecoderSite
-from vtc.patches._observe import observe
 from vtc.signals import AttentionColumns, Encoder, EncoderKeys, Signal
 
 COMPILED = "_orig_mod"  # where torch.compile keeps the module that it wraps
@@ -28,6 +27,8 @@ class Family(ABC):
     decoder, whose inputs are the boundary where tokens are dropped. mrope: positions have 3 axes. towers: model types
     of the vision towers that are understood, None where the family has only one. sizes: the argument of
     `get_image_features` whose values, the images' sizes, decide the layout; None where shapes do.
+
+    What the class itself says is read without transformers: a family's file imports it inside functions only.
     """
 
     name: ClassVar[str]
@@ -70,6 +71,12 @@ class Family(ABC):
                 f"{type(self.model).__name__} has no module {path!r}; possible: a stock "
                 f"{' or '.join(self.model_types)} ...ForConditionalGeneration"
             ) from None
+
+    @classmethod
+    def positions(cls) -> str:
+        """Positions of what is kept, unless a strategy states others: "keep" with M-RoPE, whose rows and columns
+        "compact" would flatten; else "compact"."""
+        return "keep" if cls.mrope else "compact"
 
     @abstractmethod
     def describe_encoder(self) -> Encoder:
@@ -122,6 +129,8 @@ class Family(ABC):
 
     def observe(self, patchwork: Patchwork, layer: int, record: Callable) -> None:
         """Has `record` called with the q and k of each attention call of an encoder layer (0-based)."""
+        from vtc.patches._observe import observe
+
         observe(patchwork, self.attention[layer], record)
 
     def reduce(self, signal: Signal, query: Tensor, key: Tensor, scale: float | None, cu_seqlens) -> Tensor:

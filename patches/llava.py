@@ -4,13 +4,6 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
-from transformers import (
-    CLIPVisionConfig,
-    LlamaConfig,
-    LlavaConfig,
-    LlavaForConditionalGeneration,
-    SiglipVisionConfig,
-)
 
 from vtc.errors import UnsupportedError
 from vtc.hooks import Patchwork
@@ -107,6 +100,14 @@ class Llava(Family):
     @classmethod
     def tiny(cls, tower: str = "clip", text: object = None, **overrides) -> nn.Module:
         """4 encoder layers on an 8 x 8 grid. tower: "clip" or "siglip"; text: a text config (default Llama, GQA)."""
+        from transformers import (
+            CLIPVisionConfig,
+            LlamaConfig,
+            LlavaConfig,
+            LlavaForConditionalGeneration,
+            SiglipVisionConfig,
+        )
+
         sizes = {
             "hidden_size": 32,
             "intermediate_size": 48,

@@ -6,7 +6,6 @@ from itertools import accumulate
 
 import torch
 from torch import Tensor, nn
-from transformers import Qwen2VLConfig, Qwen2VLForConditionalGeneration
 
 from vtc.hooks import Patchwork
 from vtc.kernels.transfer import upload
@@ -101,6 +100,8 @@ class Qwen2VL(Family):
     @classmethod
     def tiny(cls, **overrides) -> nn.Module:
         """4 encoder layers of 2 heads, 3 decoder layers with GQA."""
+        from transformers import Qwen2VLConfig, Qwen2VLForConditionalGeneration
+
         return cls.build(Qwen2VLConfig, Qwen2VLForConditionalGeneration, **overrides)
 
     @classmethod
