@@ -28,6 +28,10 @@ class Family(ABC):
     of the vision towers that are understood, None where the family has only one. sizes: the argument of
     `get_image_features` whose values, the images' sizes, decide the layout; None where shapes do.
 
+    Of this family alone, not of those that build on it: follows: the family whose section of a strategy file holds
+    for this one too, where the file has none for it. served: its class for vLLM as "module:Vtc" and the name of the
+    architecture, None if it cannot be served. published: the encoder of its published 7B model, for tables.
+
     What the class itself says is read without transformers: a family's file imports it inside functions only.
     """
 
@@ -39,6 +43,13 @@ class Family(ABC):
     sizes: ClassVar[str | None] = None
     attention_path: ClassVar[str]
     tower_path: ClassVar[str]
+    follows: ClassVar[str | None] = None
+    served: ClassVar[str | None] = None
+    published: ClassVar[Encoder | None] = None
+
+    def __init_subclass__(cls):
+        for fact in ("follows", "served", "published"):
+            setattr(cls, fact, vars(cls).get(fact))
 
     def __init__(self, model: nn.Module):
         self.model = model

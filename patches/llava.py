@@ -26,6 +26,8 @@ class Llava(Family):
     may_have_cls = True
     towers = tuple(CLS_TOWERS)
     tower_path = "model.vision_tower"
+    served = "vtc.vllm.llava:VtcLlavaForConditionalGeneration"
+    published = Encoder("llava", 24, True, tuple(range(24)), 576)
     attention_path = r"(?:vision_model\.)?encoder\.layers\.(\d+)\.self_attn"
 
     def describe_encoder(self) -> Encoder:

@@ -48,6 +48,8 @@ class LlavaNext(Llava):
     name = "llava_next"
     model_types = ("llava_next",)
     sizes = "image_sizes"
+    served = "vtc.vllm.llava_next:VtcLlavaNextForConditionalGeneration"
+    published = Encoder("llava_next", 24, True, tuple(range(24)), tiled=True, thumbnail=576)
 
     def describe_encoder(self) -> Encoder:
         """As LLaVA's, of several crops."""

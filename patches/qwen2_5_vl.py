@@ -35,6 +35,8 @@ class Qwen2_5VL(Qwen2VL):
 
     name = "qwen2_5_vl"
     model_types = ("qwen2_5_vl",)
+    served = "vtc.vllm.qwen2_5_vl:VtcQwen2_5_VLForConditionalGeneration"
+    published = Encoder("qwen2_5_vl", 32, False, (7, 15, 23, 31))
 
     def describe_encoder(self) -> Encoder:
         """Global layers from the config."""

@@ -28,6 +28,9 @@ class Qwen2VL(Family):
     model_types = ("qwen2_vl",)
     mrope = True
     sizes = "image_grid_thw"
+    follows = "qwen2_5_vl"
+    served = "vtc.vllm.qwen2_vl:VtcQwen2VLForConditionalGeneration"
+    published = Encoder("qwen2_vl", 32, False, tuple(range(32)))
     tower_path = "model.visual"
     attention_path = r"blocks\.(\d+)\.attn"
 

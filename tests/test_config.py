@@ -79,6 +79,30 @@ def test_every_method_stands_in_the_notice():
     assert not present & {row[0] for row in rows if row[1:2] == ["planned"]}
 
 
+def test_a_family_takes_the_settings_of_the_one_that_it_follows(monkeypatch):
+    """Where a file has no section for it; an empty section is one. A family built on it follows nothing by that."""
+
+    class Tiled(FAMILIES["qwen2_vl"]):
+        follows = "llava_next"
+
+    class Alone(FAMILIES["qwen2_vl"]):
+        pass
+
+    monkeypatch.setitem(FAMILIES._items, "tiled", Tiled)
+    monkeypatch.setitem(FAMILIES._items, "alone", Alone)
+
+    def scope(strategy, family):
+        return resolve(strategy, family).stages[0].budget.scope
+
+    assert (scope("hiprune", "tiled"), scope("hiprune", "alone")) == ("per_tile", "per_image")
+    raw = {**INLINE, "families": {"llava_next": {"scope": "per_tile"}, "qwen2_5_vl": {"scope": "per_request"}}}
+    assert [scope(raw, name) for name in ("llava", "llava_next", "qwen2_vl", "tiled", "alone")] == [
+        "per_image", "per_tile", "per_request", "per_tile", "per_image",
+    ]  # fmt: skip
+    raw["families"]["qwen2_vl"] = None
+    assert scope(raw, "qwen2_vl") == "per_image"
+
+
 def test_a_family_is_asked_without_transformers():
     """What a family's class says of itself costs no model code, so that `vtc show --family` answers at once."""
     done = run_python(

@@ -111,7 +111,7 @@ def resolve(strategy: object, family: str | None = None, **overrides) -> Strateg
 
 
 def _part(strategy: str | Path | Mapping, family: str | None) -> tuple[str, dict, list[dict]]:
-    """Name, top level and stages of one strategy, its section for `family` applied."""
+    """Name, top level and stages of one strategy, its section for `family` (or for the one that it follows) applied."""
     name, raw = read(strategy)
     known_keys(raw, TOP, f"strategy {name!r}")
     families = {} if raw.get("families") is None else raw["families"]
@@ -121,6 +121,8 @@ def _part(strategy: str | Path | Mapping, family: str | None) -> tuple[str, dict
     for section in families.values():
         # A file is right or wrong as a whole, whichever family it is read for.
         _checked(name, *_with_section(name, raw, section))
+    if family is not None and family not in families:
+        family = FAMILIES[family].follows
     return name, *_with_section(name, raw, families.get(family))
 
 
