@@ -109,6 +109,25 @@ class LlavaNext(Llava):
         placed = [on_picture(x, size, scale, shift) for x in (torch.cat(found), crops)]
         return first, View("tiles", offsets, *placed)
 
+    def random_pictures(self, visual: int, native: int | None, generator: torch.Generator) -> tuple[list[int], dict]:
+        """Sizes that fill one side of a tiling and part of the other, and those whose crops are fewest among equals."""
+        size = self.tower.config.image_size
+
+        def layout(height: int, width: int) -> ImageLayout:
+            return self.image_layouts({"image_sizes": [[height, width]]})[0]
+
+        tilings = [tuple(tiling) for tiling in self.model.config.image_grid_pinpoints]
+        images = -(-visual // max(layout(*tiling).tokens for tiling in tilings))
+        step = max(1, size // 24)
+        sizes = {(h, w) for h, w in tilings}
+        sizes |= {(h, part) for h, w in tilings for part in range(step, w, step)}
+        sizes |= {(part, w) for h, w in tilings for part in range(step, h, step)}
+        ranked = ((abs(each.tokens * images - visual), len(each.tiles), s) for s in sizes for each in [layout(*s)])
+        best = min(ranked)[2]
+        tokens, crops = layout(*best).tokens, len(layout(*best).tiles)
+        pixels = torch.randn(images, crops, 3, size, size, generator=generator)
+        return [tokens] * images, {"pixel_values": pixels, "image_sizes": torch.tensor([best] * images)}
+
     @classmethod
     def tiny(cls, **overrides) -> nn.Module:
         """4 encoder layers, 6 x 6 patches a crop, 2 x 2 and 1 x 2 tilings."""
