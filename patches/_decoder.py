@@ -12,7 +12,6 @@ from torch import Tensor, nn
 
 from vtc.errors import UnsupportedError
 from vtc.hooks import Patchwork, Stop
-from vtc.patches._observe import observe
 
 
 @functools.cache
@@ -66,6 +65,8 @@ class DecoderSite:
 
     def observe(self, patchwork: Patchwork, layer: int, record: Callable) -> None:
         """Has record(query, key, scale, cu_seqlens) called at each attention of a layer."""
+        from vtc.patches._observe import observe
+
         observe(patchwork, self.layers[layer].self_attn, record)
 
     def watch(self, patchwork: Patchwork, layer: int, record: Callable) -> None:

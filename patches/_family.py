@@ -15,7 +15,6 @@ from vtc.hooks import Patchwork
 from vtc.kernels.attention_reduce import attention_columns, attention_rows
 from vtc.layout import ImageLayout, View
 from vtc.patches._decoder import DecoderSite
-from vtc.patches._observe import observe
 from vtc.signals import AttentionColumns, Encoder, EncoderKeys, Signal
 
 COMPILED = "_orig_mod"  # where torch.compile keeps the module that it wraps
@@ -27,7 +26,14 @@ class Family(ABC):
     model: the ...ForConditionalGeneration. inner: the model with vision and language parts. language_model: the
     decoder, whose inputs are the boundary where tokens are dropped. mrope: positions have 3 axes. towers: model types
     of the vision towers that are understood, None where the family has only one. sizes: the argument of
-    `get_image_features` whose values, the images' sizes, decide the layout; None where shapes do.
+    `get_image_features` whose values, the images' sizes, decide the layout; None where shapes do. marks: names in the
+    config of the token ids before and after an image's placeholders, if there are any.
+
+    Of this family alone, not of those that build on it: follows: the family whose section of a strategy file holds
+    for this one too, where the file has none for it. served: its class for vLLM as "module:Vtc" and the name of the
+    architecture, None if it cannot be served. published: the encoder of its published 7B model, for tables.
+
+    What the class itself says is read without transformers: a family's file imports it inside functions only.
     """
 
     name: ClassVar[str]
@@ -36,13 +42,23 @@ class Family(ABC):
     mrope: ClassVar[bool] = False
     towers: ClassVar[tuple[str, ...] | None] = None
     sizes: ClassVar[str | None] = None
+    marks: ClassVar[tuple[str, str] | tuple[()]] = ()
+    inner_path: ClassVar[str] = "model"
+    language_path: ClassVar[str] = "model.language_model"
     attention_path: ClassVar[str]
     tower_path: ClassVar[str]
+    follows: ClassVar[str | None] = None
+    served: ClassVar[str | None] = None
+    published: ClassVar[Encoder | None] = None
+
+    def __init_subclass__(cls):
+        for fact in ("follows", "served", "published"):
+            setattr(cls, fact, vars(cls).get(fact))
 
     def __init__(self, model: nn.Module):
         self.model = model
-        self.inner = self._site("model")
-        self.language_model = self._site("model.language_model")
+        self.inner = self._site(self.inner_path)
+        self.language_model = self._site(self.language_path)
         self.tower = self._site(self.tower_path)
         kind = getattr(self.tower.config, "model_type", None)
         if self.towers is not None and kind not in self.towers:
@@ -71,6 +87,12 @@ class Family(ABC):
                 f"{' or '.join(self.model_types)} ...ForConditionalGeneration"
             ) from None
 
+    @classmethod
+    def positions(cls) -> str:
+        """Positions of what is kept, unless a strategy states others: "keep" with M-RoPE, whose rows and columns
+        "compact" would flatten; else "compact"."""
+        return "keep" if cls.mrope else "compact"
+
     @abstractmethod
     def describe_encoder(self) -> Encoder:
         """What strategies may know of the encoder; raises UnsupportedError for a tower that is not understood."""
@@ -84,6 +106,12 @@ class Family(ABC):
         """Which part of a picture of `size` (height, width) each token of its `layout` shows. images: the image
         processor that prepared it. Structural tokens are in no view. Raises UnsupportedError for a processor whose
         resizing is not understood."""
+
+    @abstractmethod
+    def random_pictures(self, visual: int, native: int | None, generator: torch.Generator) -> tuple[list[int], dict]:
+        """Pictures for benchmarks whose layout comes nearest to `visual` tokens in one prompt: the tokens of each, and
+        the arguments of `get_image_features` (their first axis is images, or patches of all images). native: patches
+        along a crop of a tower that may be given another size, None where it must stay as it is."""
 
     def packed_bounds(self, arguments: dict) -> list[int] | None:
         """Where the sequences begin and end that an encoder packs one after another and that attend only within
@@ -122,6 +150,8 @@ class Family(ABC):
 
     def observe(self, patchwork: Patchwork, layer: int, record: Callable) -> None:
         """Has `record` called with the q and k of each attention call of an encoder layer (0-based)."""
+        from vtc.patches._observe import observe
+
         observe(patchwork, self.attention[layer], record)
 
     def reduce(self, signal: Signal, query: Tensor, key: Tensor, scale: float | None, cu_seqlens) -> Tensor:

@@ -4,15 +4,8 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
-from transformers import (
-    CLIPVisionConfig,
-    LlamaConfig,
-    LlavaConfig,
-    LlavaForConditionalGeneration,
-    SiglipVisionConfig,
-)
 
-from vtc.errors import UnsupportedError
+from vtc.errors import ConfigError, UnsupportedError
 from vtc.hooks import Patchwork
 from vtc.kernels.transfer import upload
 from vtc.layout import ImageLayout, Tile, View, boxes, on_picture, raster
@@ -33,6 +26,8 @@ class Llava(Family):
     may_have_cls = True
     towers = tuple(CLS_TOWERS)
     tower_path = "model.vision_tower"
+    served = "vtc.vllm.llava:VtcLlavaForConditionalGeneration"
+    published = Encoder("llava", 24, True, tuple(range(24)), 576)
     attention_path = r"(?:vision_model\.)?encoder\.layers\.(\d+)\.self_attn"
 
     def describe_encoder(self) -> Encoder:
@@ -71,6 +66,21 @@ class Llava(Family):
         found = boxes(rows, columns, (patch, patch)), torch.tensor([[0.0, 0.0, wide, high]], dtype=torch.float64)
         return (View("picture", tile.offsets, *(on_picture(x, size, scale, shift) for x in found)),)
 
+    def random_pictures(self, visual: int, native: int | None, generator: torch.Generator) -> tuple[list[int], dict]:
+        """Several images of one size; with `native`, of the size that comes nearest."""
+        vision = self.tower.config
+        side = native or vision.image_size // vision.patch_size
+        images = -(-visual // side**2)
+        if native is not None:
+            side = max(2, round((visual / images) ** 0.5))
+        elif visual % side**2:
+            raise ConfigError(
+                f"--visual-tokens {visual} is not possible: an image of this model has {side**2}; possible: multiples "
+                f"of {side**2}, or a preset"
+            )
+        size = side * vision.patch_size
+        return [side**2] * images, {"pixel_values": torch.randn(images, 3, size, size, generator=generator)}
+
     def tile_scores(self, captured: list[Tensor], images: list[ImageLayout], arguments: dict) -> list[list[Tensor]]:
         """captured: [crops, N] per call; a tile takes its patches of its crop, which are all of them or fewer."""
         scores = captured[0] if len(captured) == 1 else torch.cat(captured)
@@ -107,6 +117,14 @@ class Llava(Family):
     @classmethod
     def tiny(cls, tower: str = "clip", text: object = None, **overrides) -> nn.Module:
         """4 encoder layers on an 8 x 8 grid. tower: "clip" or "siglip"; text: a text config (default Llama, GQA)."""
+        from transformers import (
+            CLIPVisionConfig,
+            LlamaConfig,
+            LlavaConfig,
+            LlavaForConditionalGeneration,
+            SiglipVisionConfig,
+        )
+
         sizes = {
             "hidden_size": 32,
             "intermediate_size": 48,

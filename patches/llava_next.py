@@ -6,12 +6,6 @@ from functools import lru_cache
 
 import torch
 from torch import nn
-from transformers import CLIPVisionConfig, LlamaConfig, LlavaNextConfig, LlavaNextForConditionalGeneration
-from transformers.models.llava_next.modeling_llava_next import (
-    get_anyres_image_grid_shape,
-    image_size_to_num_patches,
-    unpad_image,
-)
 
 from vtc.layout import ImageLayout, Tile, View, boxes, even_view, on_picture
 from vtc.patches import FAMILIES
@@ -28,6 +22,8 @@ def anyres_tiles(size: tuple[int, int], tiles: tuple[int, int], side: int, unpad
     unpad: leave out the rows or columns of padding as the model does; newline: a token ends each canvas row.
     Returns (tokens, tuple of Tile with crops numbered from 0); newline tokens belong to no tile.
     """
+    from transformers.models.llava_next.modeling_llava_next import unpad_image
+
     every = torch.arange(side * side)
     found = [Tile(0, every, every, (side, side))]
     rows, columns = tiles
@@ -52,6 +48,8 @@ class LlavaNext(Llava):
     name = "llava_next"
     model_types = ("llava_next",)
     sizes = "image_sizes"
+    served = "vtc.vllm.llava_next:VtcLlavaNextForConditionalGeneration"
+    published = Encoder("llava_next", 24, True, tuple(range(24)), tiled=True, thumbnail=576)
 
     def describe_encoder(self) -> Encoder:
         """As LLaVA's, of several crops."""
@@ -64,6 +62,11 @@ class LlavaNext(Llava):
 
     def image_layouts(self, arguments: dict) -> list[ImageLayout]:
         """Base and tiles of each image from `image_sizes` [images, 2] (height, width in pixels)."""
+        from transformers.models.llava_next.modeling_llava_next import (
+            get_anyres_image_grid_shape,
+            image_size_to_num_patches,
+        )
+
         config, vision = self.model.config, self.tower.config
         side, layouts, crops = vision.image_size // vision.patch_size, [], 0
         for size in torch.as_tensor(arguments["image_sizes"]).tolist():
@@ -81,6 +84,8 @@ class LlavaNext(Llava):
 
     def views(self, images: object, size: tuple[int, int], layout: ImageLayout) -> tuple[View, ...]:
         """The base crop, stretched over the whole picture, and the tiles, on whose canvas the picture lies centred."""
+        from transformers.models.llava_next.modeling_llava_next import get_anyres_image_grid_shape
+
         base, *tiles = layout.tiles
         first = even_view("base", base.offsets, base.grid, size)
         if not tiles:
@@ -104,9 +109,30 @@ class LlavaNext(Llava):
         placed = [on_picture(x, size, scale, shift) for x in (torch.cat(found), crops)]
         return first, View("tiles", offsets, *placed)
 
+    def random_pictures(self, visual: int, native: int | None, generator: torch.Generator) -> tuple[list[int], dict]:
+        """Sizes that fill one side of a tiling and part of the other, and those whose crops are fewest among equals."""
+        size = self.tower.config.image_size
+
+        def layout(height: int, width: int) -> ImageLayout:
+            return self.image_layouts({"image_sizes": [[height, width]]})[0]
+
+        tilings = [tuple(tiling) for tiling in self.model.config.image_grid_pinpoints]
+        images = -(-visual // max(layout(*tiling).tokens for tiling in tilings))
+        step = max(1, size // 24)
+        sizes = {(h, w) for h, w in tilings}
+        sizes |= {(h, part) for h, w in tilings for part in range(step, w, step)}
+        sizes |= {(part, w) for h, w in tilings for part in range(step, h, step)}
+        ranked = ((abs(each.tokens * images - visual), len(each.tiles), s) for s in sizes for each in [layout(*s)])
+        best = min(ranked)[2]
+        tokens, crops = layout(*best).tokens, len(layout(*best).tiles)
+        pixels = torch.randn(images, crops, 3, size, size, generator=generator)
+        return [tokens] * images, {"pixel_values": pixels, "image_sizes": torch.tensor([best] * images)}
+
     @classmethod
     def tiny(cls, **overrides) -> nn.Module:
         """4 encoder layers, 6 x 6 patches a crop, 2 x 2 and 1 x 2 tilings."""
+        from transformers import CLIPVisionConfig, LlamaConfig, LlavaNextConfig, LlavaNextForConditionalGeneration
+
         vision = CLIPVisionConfig(
             hidden_size=32,
             intermediate_size=48,
@@ -130,6 +156,11 @@ class LlavaNext(Llava):
     @classmethod
     def tiny_inputs(cls, model: nn.Module, images: tuple[int, ...] = (1, 2, 1), seed: int = 0, **kwargs) -> dict:
         """Random crops [images, tiles, 3, 24, 24] of pictures of four different sizes."""
+        from transformers.models.llava_next.modeling_llava_next import (
+            get_anyres_image_grid_shape,
+            image_size_to_num_patches,
+        )
+
         generator = torch.Generator().manual_seed(seed)
         sizes = [[(40, 44), (24, 48), (50, 20), (48, 33)][i % 4] for i in range(sum(images))]
         counts = [image_size_to_num_patches(list(s), model.config.image_grid_pinpoints, 24) for s in sizes]

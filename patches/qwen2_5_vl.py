@@ -4,7 +4,6 @@ from functools import lru_cache
 
 import torch
 from torch import Tensor, nn
-from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
 from vtc.patches import FAMILIES
 from vtc.patches.qwen2_vl import Qwen2VL
@@ -36,6 +35,8 @@ class Qwen2_5VL(Qwen2VL):
 
     name = "qwen2_5_vl"
     model_types = ("qwen2_5_vl",)
+    served = "vtc.vllm.qwen2_5_vl:VtcQwen2_5_VLForConditionalGeneration"
+    published = Encoder("qwen2_5_vl", 32, False, (7, 15, 23, 31))
 
     def describe_encoder(self) -> Encoder:
         """Global layers from the config."""
@@ -71,4 +72,6 @@ class Qwen2_5VL(Qwen2VL):
     @classmethod
     def tiny(cls, **overrides) -> nn.Module:
         """4 encoder layers of 2 heads, 3 decoder layers with GQA."""
+        from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
+
         return cls.build(Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration, **overrides)

@@ -6,7 +6,6 @@ from itertools import accumulate
 
 import torch
 from torch import Tensor, nn
-from transformers import Qwen2VLConfig, Qwen2VLForConditionalGeneration
 
 from vtc.hooks import Patchwork
 from vtc.kernels.transfer import upload
@@ -29,6 +28,10 @@ class Qwen2VL(Family):
     model_types = ("qwen2_vl",)
     mrope = True
     sizes = "image_grid_thw"
+    marks = ("vision_start_token_id", "vision_end_token_id")
+    follows = "qwen2_5_vl"
+    served = "vtc.vllm.qwen2_vl:VtcQwen2VLForConditionalGeneration"
+    published = Encoder("qwen2_vl", 32, False, tuple(range(32)))
     tower_path = "model.visual"
     attention_path = r"blocks\.(\d+)\.attn"
 
@@ -50,6 +53,17 @@ class Qwen2VL(Family):
         """The whole picture, stretched to whole tokens, in one even raster."""
         (tile,) = layout.tiles
         return (even_view("picture", tile.offsets, tile.grid, size),)
+
+    def random_pictures(self, visual: int, native: int | None, generator: torch.Generator) -> tuple[list[int], dict]:
+        """One image of rows x columns merged tokens, as square as the number allows (at most 1 : 2)."""
+        shapes = [(r, round(visual / r)) for r in range(max(1, int((visual / 2) ** 0.5)), int(visual**0.5) + 1)]
+        rows, columns = min(shapes, key=lambda shape: (abs(shape[0] * shape[1] - visual), shape[1] - shape[0]))
+        vision = self.tower.config
+        merge = vision.spatial_merge_size
+        width = getattr(vision, "in_channels", 3) * vision.temporal_patch_size * vision.patch_size**2
+        pixels = torch.randn(rows * columns * merge**2, width, generator=generator)
+        grid = torch.tensor([[1, rows * merge, columns * merge]])
+        return [rows * columns], {"pixel_values": pixels, "image_grid_thw": grid}
 
     def packed_bounds(self, arguments: dict) -> list[int]:
         """One sequence of patches per frame."""
@@ -101,6 +115,8 @@ class Qwen2VL(Family):
     @classmethod
     def tiny(cls, **overrides) -> nn.Module:
         """4 encoder layers of 2 heads, 3 decoder layers with GQA."""
+        from transformers import Qwen2VLConfig, Qwen2VLForConditionalGeneration
+
         return cls.build(Qwen2VLConfig, Qwen2VLForConditionalGeneration, **overrides)
 
     @classmethod

@@ -8,6 +8,7 @@ from vtc.bench.models import check_attention, check_fits, choose, device_of, dty
 from vtc.bench.presets import PRESETS, build, config_of, count, resize_tower
 from vtc.bench.prompts import inputs_of, pictures, special_ids
 from vtc.errors import ConfigError
+from vtc.patches.qwen2_vl import END, START
 from vtc.patching import find_family
 
 CPU = torch.device("cpu")
@@ -86,6 +87,23 @@ def test_a_trained_tower_is_not_resized():
     assert pictures(family, 128, None).tokens == (64, 64)
     with pytest.raises(ConfigError, match="possible: multiples of 64"):
         pictures(family, 100, None)
+
+
+def test_a_new_family_brings_its_own_pictures():
+    """Whatever it is called and builds on; without marks, the placeholders stand alone."""
+    model = model_of("qwen2_vl")
+
+    class Columns(type(find_family(model))):
+        name, marks = "columns", ()
+
+        def random_pictures(self, visual, native, generator):
+            grid = torch.tensor([[1, 2 * visual, 2]])
+            return [visual], {"pixel_values": torch.randn(4 * visual, 96, generator=generator), "image_grid_thw": grid}
+
+    family = Columns(model)
+    shown = pictures(family, 30, None)
+    assert [layout.tiles[0].grid for layout in family.image_layouts(shown.inputs)] == [(30, 1)]
+    assert not torch.isin(inputs_of(family, shown, 20, 1)["input_ids"], torch.tensor([START, END])).any()
 
 
 def test_resized_tower_runs():

@@ -1,5 +1,6 @@
 """Strategies as data: dumps that come back the same, overrides, family sections, `--set`; exact budgets."""
 
+import dataclasses
 import math
 from fractions import Fraction
 from pathlib import Path
@@ -10,30 +11,57 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import vtc
+from tests.test_house import run_python
 from vtc.budget import Budget, keep_from_prune_ratio, parse_keep
 from vtc.config import resolve
-from vtc.knobs import parse_set
+from vtc.knobs import parse_set, plain
+from vtc.patches import FAMILIES
+from vtc.patches._family import Family
 from vtc.strategies import METHODS, shipped
 
 STRATEGIES = vtc.strategies()
 INLINE = {"keep": 0.5, "stages": [{"method": "hiprune", "alpha": 0.3}]}
-BUDGET = {"keep", "scope", "rounding", "positions"}
 fractions = st.integers(1, 1000).map(lambda n: n / 1000)
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
-def test_shipped_files_name_every_knob(strategy):
-    """A shipped YAML shows all knobs of its methods but those that are null, so that nothing is left to look up."""
+def test_shipped_files_state_departures_only(strategy):
+    """A shipped YAML repeats no default of a method, and no positions that a family has anyway; the dump has all."""
     raw = yaml.safe_load(shipped()[strategy].read_text(encoding="utf-8"))
-    shown = [{**stage} for stage in raw["stages"]]
     dumped = vtc.load_strategy(strategy).dump()["stages"]
-    assert len(shown) == len(dumped)
-    for stage, whole in zip(shown, dumped, strict=True):
-        knobs = {key for key, value in whole.items() if value is not None or key in stage}
-        assert set(stage) - BUDGET == knobs - BUDGET
-        assert {key: whole[key] for key in stage} == stage
-    assert all(stage["method"] in METHODS.names() for stage in raw["stages"])
+    for stage, whole in zip(raw["stages"], dumped, strict=True):
+        defaults = {key: plain(value) for key, value in dataclasses.asdict(METHODS[stage["method"]]()).items()}
+        assert set(defaults) <= set(whole)
+        assert not [key for key in stage if key in defaults and stage[key] == defaults[key]]
+        assert {key: whole[key] for key in stage if key in whole} == {k: v for k, v in stage.items() if k in whole}
+    assert raw.get("positions") != "compact"
+    assert not [name for name, section in raw.get("families", {}).items() if "positions" in section]
     assert raw["description"]
+
+
+def test_positions_that_nothing_states_are_the_familys(monkeypatch):
+    """Kept with M-RoPE, also in a family that is new; what a file states for all holds for every family."""
+
+    class Turning(Family):
+        mrope = True
+
+    class Straight(Family):
+        pass
+
+    monkeypatch.setitem(FAMILIES._items, "turning", Turning)
+    monkeypatch.setitem(FAMILIES._items, "straight", Straight)
+
+    def positions(strategy, family, **overrides):
+        return [stage.positions for stage in resolve(strategy, family, **overrides).stages]
+
+    assert {name: positions(INLINE, name) for name in FAMILIES} == {
+        name: ["keep" if FAMILIES[name].mrope else "compact"] for name in FAMILIES
+    }
+    assert positions("hiprune_transprune", "turning") == ["keep", "keep"]
+    assert positions("hiprune+fastv", "straight") == ["compact", "keep"]
+    assert positions({**INLINE, "positions": "compact"}, "turning") == ["compact"]
+    assert positions("hiprune", "turning", positions="compact") == ["compact"]
+    assert positions(INLINE, None) == ["compact"]
 
 
 def test_every_method_has_a_strategy():
@@ -49,6 +77,38 @@ def test_every_method_stands_in_the_notice():
     present = {row[0] for row in rows if row[1:2] == ["now"]}
     assert present == {method.removesuffix("_encoder") for method in METHODS}
     assert not present & {row[0] for row in rows if row[1:2] == ["planned"]}
+
+
+def test_a_family_takes_the_settings_of_the_one_that_it_follows(monkeypatch):
+    """Where a file has no section for it; an empty section is one. A family built on it follows nothing by that."""
+
+    class Tiled(FAMILIES["qwen2_vl"]):
+        follows = "llava_next"
+
+    class Alone(FAMILIES["qwen2_vl"]):
+        pass
+
+    monkeypatch.setitem(FAMILIES._items, "tiled", Tiled)
+    monkeypatch.setitem(FAMILIES._items, "alone", Alone)
+
+    def scope(strategy, family):
+        return resolve(strategy, family).stages[0].budget.scope
+
+    assert (scope("hiprune", "tiled"), scope("hiprune", "alone")) == ("per_tile", "per_image")
+    raw = {**INLINE, "families": {"llava_next": {"scope": "per_tile"}, "qwen2_5_vl": {"scope": "per_request"}}}
+    assert [scope(raw, name) for name in ("llava", "llava_next", "qwen2_vl", "tiled", "alone")] == [
+        "per_image", "per_tile", "per_request", "per_tile", "per_image",
+    ]  # fmt: skip
+    raw["families"]["qwen2_vl"] = None
+    assert scope(raw, "qwen2_vl") == "per_image"
+
+
+def test_a_family_is_asked_without_transformers():
+    """What a family's class says of itself costs no model code, so that `vtc show --family` answers at once."""
+    done = run_python(
+        "-c", "import sys, vtc; vtc.load_strategy('pool', 'qwen2_vl'); print('transformers' in sys.modules)"
+    )
+    assert done.stdout.split() == ["False"], done.stderr
 
 
 def test_overrides_win_over_sections_and_these_over_the_file():

@@ -47,15 +47,17 @@ PARTS = {
         never=("=vtc", "vtc.patches", "vtc.engine", "vtc.patching", "vtc.hooks", *OUTER, "transformers"),
     ),
     "patches": Part(r"patches/.*", never=("=vtc", "vtc.strategies", "vtc.config", "vtc.patching", *OUTER)),
+    "families": Part(r"patches/(?!_observe).*", not_on_import=("transformers", "vtc.patches._observe")),
     "engine": Part(r"vtc/engine/.*", never=("=vtc", *OUTER), not_on_import=("transformers",)),
     "front": Part(
         r"vtc/__init__\.py", not_on_import=("transformers", "vtc.catalog", "vtc.patching", "vtc.strategies", *OUTER)
     ),
     "core": Part(r"vtc/(?!__)\w+\.py", never=("vtc.eval", "vtc.cli"), not_on_import=("transformers",)),
     "data": Part(
-        r"vtc/(account|budget|config|flops|hooks|knobs|layout|schedule|selection|signals|source)\.py",
+        r"vtc/(account|budget|flops|hooks|knobs|layout|schedule|selection|signals|source)\.py",
         never=("=vtc", "vtc.engine", "vtc.patches", "vtc.patching", *OUTER, "transformers"),
     ),
+    "config": Part(r"vtc/config\.py", never=("=vtc", "vtc.engine", "vtc.patching", *OUTER, "transformers")),
     "cli": Part(r"vtc/(cli/.*|__main__\.py)", not_on_import=("transformers", "vtc.eval", "vtc.demo", "vtc.vllm")),
     "demo": Part(r"vtc/demo/.*", never=("vtc.eval", "vtc.cli", "vtc.vllm")),
     "vllm": Part(r"vtc/vllm/(?!measure).*", never=("=vtc", "vtc.bench", *OUTER)),

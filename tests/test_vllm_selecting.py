@@ -11,14 +11,15 @@ from vtc.errors import PatchError, UnsupportedError
 from vtc.hooks import Patchwork
 from vtc.patching import find_family
 from vtc.signals import EncoderFeatures, Unprojected
+from vtc.vllm.capability import table
 from vtc.vllm.positions import attach, detach
 from vtc.vllm.selecting import Selector, kept_features, portions
 from vtc.vllm.settings import Settings, overrides, packed
-from vtc.vllm.skeleton import STOCK
+from vtc.vllm.skeleton import served
 
 pytestmark = pytest.mark.product
 
-SERVED = ("divprune", "hiprune", "pool", "random", "uniform", "visionzip", "vispruner", "vtc_cls")
+SERVED = [line.split("`")[1] for line in table().splitlines()[2:] if "no: " not in line]
 ALONE = (1, 1, 1, 1)  # the draw of `random` depends on an image's place in its prompt when it is patched
 
 
@@ -60,7 +61,7 @@ def selector_of(case: str, settings: Settings, reduce_ranks=lambda x: x) -> Sele
 
 @pytest.mark.parametrize("keep", [0.5, 0.25, 7])
 @pytest.mark.parametrize("strategy", SERVED)
-@pytest.mark.parametrize("case", STOCK)
+@pytest.mark.parametrize("case", served())
 def test_the_same_tokens_as_patch(case, strategy, keep):
     """Every served strategy on every family: places, order and merged features of `vtc.patch`, as many as counted."""
     settings, inputs = settings_of(case, strategy, keep), inputs_of(case, ALONE)
@@ -83,11 +84,11 @@ def test_the_same_tokens_as_patch(case, strategy, keep):
 
 
 def test_served_are_all_that_fit():
-    """The list above is every shipped strategy that acts at the projector and does not read the question."""
+    """The table's list is every shipped strategy that acts at the projector and does not read the question."""
     assert set(SERVED) == set(STRATEGIES) - {"cdpruner", "mmtok"}
 
 
-@pytest.mark.parametrize("case", STOCK)
+@pytest.mark.parametrize("case", served())
 def test_mixed_keeps_are_those_of_each_alone(case):
     """Images with keeps of their own in one run of the encoder, tokens beside fractions beside all."""
     settings, inputs, keeps = settings_of(case, "hiprune", 0.25), inputs_of(case, (1, 2, 1)), [0.5, 1.0, 9, 0.25]
@@ -99,7 +100,7 @@ def test_mixed_keeps_are_those_of_each_alone(case):
 
 
 @pytest.mark.parametrize("strategy", ["hiprune", "vtc_cls", "visionzip", "vispruner"])
-@pytest.mark.parametrize("case", STOCK)
+@pytest.mark.parametrize("case", served())
 def test_two_ranks(case, strategy):
     """Each of two ranks sees half of the heads: with scores reduced both keep what one rank with all heads keeps,
     without it they differ (which vLLM would not notice)."""

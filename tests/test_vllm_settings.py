@@ -22,11 +22,13 @@ from transformers import (
 import vtc.vllm as plugin
 from vtc.demo import MODEL_DIR
 from vtc.errors import ConfigError, UnsupportedError, VtcError
+from vtc.patches import FAMILIES
 from vtc.signals import ClsAttention, Features
 from vtc.strategies.hiprune import HiPrune
+from vtc.vllm.capability import table
 from vtc.vllm.options import refuse_engine, refuse_processing
 from vtc.vllm.settings import Settings, overrides, packed, unpacked
-from vtc.vllm.skeleton import STOCK, architecture, loaded_layers
+from vtc.vllm.skeleton import architecture, loaded_layers, served
 
 CONFIGS = {
     "llava": LlavaConfig,
@@ -42,7 +44,7 @@ def read_back(config, found: dict) -> Settings:
     return Settings.of(pickle.loads(pickle.dumps(config)))
 
 
-@pytest.mark.parametrize("family", STOCK)
+@pytest.mark.parametrize("family", served())
 def test_overrides_are_read_back(family):
     """What `overrides` writes survives JSON and pickling, with the architecture of the family."""
     found = overrides(CONFIGS[family](), "hiprune", "0.25", max_keep=0.5, alpha=0.2)
@@ -214,8 +216,23 @@ def test_register_is_idempotent(monkeypatch):
     monkeypatch.setitem(sys.modules, "vllm", SimpleNamespace(__version__="0.32.0", ModelRegistry=registry))
     plugin.register()
     plugin.register()
-    assert calls == list(plugin.MODELS.items())
-    assert set(plugin.MODELS) == {architecture(family) for family in STOCK}
+    assert calls == list(plugin.models().items())
+    assert set(plugin.models()) == {architecture(family) for family in served()}
+
+
+def test_a_family_says_by_what_it_is_served(monkeypatch):
+    """A new family's class is registered, and has a column in the table; one built on it has neither."""
+
+    class New(FAMILIES["llava"]):
+        served, published = "elsewhere.new:VtcNewModel", FAMILIES["llava"].published
+
+    class Later(New):
+        pass
+
+    monkeypatch.setitem(FAMILIES._items, "new", New)
+    monkeypatch.setitem(FAMILIES._items, "later", Later)
+    assert plugin.models()["VtcNewModel"] == "elsewhere.new:VtcNewModel"
+    assert table().splitlines()[0] == "| strategy | llava | llava_next | new | qwen2_5_vl | qwen2_vl |"
 
 
 def test_versions():
@@ -246,6 +263,6 @@ def test_importing_the_plugin_loads_no_vllm():
 def test_the_bundled_model_can_be_served():
     """Its config names an architecture, which vLLM goes by, and is served with the one of ours."""
     config = AutoConfig.from_pretrained(MODEL_DIR)
-    assert config.architectures == [STOCK["llava"]]
+    assert config.architectures == [architecture("llava").removeprefix("Vtc")]
     assert isinstance(config.vision_config, CLIPVisionConfig)
     assert overrides(config)["architectures"] == [architecture("llava")]

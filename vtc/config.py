@@ -8,6 +8,7 @@ from pathlib import Path
 from vtc.budget import ROUNDINGS, SCOPES, Budget, keep_from_prune_ratio, parse_keep
 from vtc.errors import ConfigError, shown
 from vtc.knobs import build, knobs_of, known_keys, plain
+from vtc.patches import FAMILIES
 from vtc.registry import listed
 from vtc.source import TOP, parts, read
 from vtc.strategies import METHODS
@@ -88,8 +89,9 @@ def resolve(strategy: object, family: str | None = None, **overrides) -> Strateg
     strategy: a name, a YAML file, a mapping, a method (its class, an instance, or MODULE:CLASS), or several of these to
     compose, as a list or as "a+b": the stages of all in order, each with its own budget and positions. overrides: keep,
     prune_ratio, scope, rounding, positions, or any knob; METHOD.KEY (also METHOD.keep) where several stages know the
-    key. Raises ConfigError in one line for
-    unknown keys (with near names), wrong types and values out of range.
+    key. Positions that nothing states are the family's own (`Family.positions`; "compact" without a family). It is asked
+    by its class, which reads no model code and loads no transformers. Raises ConfigError in one line for unknown keys
+    (with near names), wrong types and values out of range.
     """
     read_parts = [_part(part, family) for part in parts(strategy)]
     if len(read_parts) == 1:
@@ -99,11 +101,13 @@ def resolve(strategy: object, family: str | None = None, **overrides) -> Strateg
         top = {"description": " Then: ".join(str(t.get("description", "")).strip() for _, t, _ in read_parts)}
         stages = [stage for part in read_parts for stage in _pushed_down(*part)]
     _overlay(top, stages, overrides, name)
+    if family is not None:
+        top.setdefault("positions", FAMILIES[family].positions())
     return _checked(name, top, stages)
 
 
 def _part(strategy: str | Path | Mapping, family: str | None) -> tuple[str, dict, list[dict]]:
-    """Name, top level and stages of one strategy, its section for `family` applied."""
+    """Name, top level and stages of one strategy, its section for `family` (or for the one that it follows) applied."""
     name, raw = read(strategy)
     known_keys(raw, TOP, f"strategy {name!r}")
     families = {} if raw.get("families") is None else raw["families"]
@@ -113,6 +117,8 @@ def _part(strategy: str | Path | Mapping, family: str | None) -> tuple[str, dict
     for section in families.values():
         # A file is right or wrong as a whole, whichever family it is read for.
         _checked(name, *_with_section(name, raw, section))
+    if family is not None and family not in families:
+        family = FAMILIES[family].follows
     return name, *_with_section(name, raw, families.get(family))
 
 

@@ -13,6 +13,7 @@ from torch import nn
 from vtc.bench.presets import build, config_of
 from vtc.bench.prompts import special_ids
 from vtc.errors import ConfigError, loading, shown
+from vtc.patching import find_family
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 ROOM = 0.9  # share of the free memory that weights may take; the rest is for activations and the KV cache
@@ -106,14 +107,14 @@ def choose(
     with loading(f"{shown(name)} cannot be measured", "a preset, or a folder with a vision-language model"):
         model = build(config, torch.device("meta"), dtype, attention)
     _prepare(model)
-    vision = getattr(config, "vision_config", None)
-    resizable = preset is not None and config.model_type == "llava"
     identity = {
         "model": name, "digest": digest, "parameters": sum(p.numel() for p in model.parameters()),
         "random weights": preset is not None, "dtype": str(dtype).removeprefix("torch."), "attention": attention,
         "device": device.type,
     }  # fmt: skip
-    native = vision.image_size // vision.patch_size if resizable else None
+    # A preset's tower may be given another crop size where an image always has one and the same number of tokens.
+    fixed = None if preset is None else find_family(model).encoder.tokens
+    native = None if fixed is None else config.vision_config.image_size // config.vision_config.patch_size
     return Chosen(copy.deepcopy(config), path, device, dtype, seed, identity, Subject(model, native))
 
 

@@ -27,75 +27,24 @@ class Pictures:
 
 
 def pictures(family, visual: int, native: int | None, seed: int = 0) -> Pictures:
-    """Random pictures whose layout in this model comes nearest to `visual` tokens in one prompt.
+    """Random pictures whose layout in this model comes nearest to `visual` tokens in one prompt; the family knows how.
 
-    LLaVA-1.5: several images; where `native` (patches along its own crop) is given, the tower's weights are random and
-    it gets another crop size where that is needed. LLaVA-NeXT: picture sizes; Qwen: grids. Raises ConfigError when
-    nothing comes within a quarter of what was asked.
+    native: patches along a crop of a preset's tower, whose weights are random: it gets another crop size where the
+    pictures have one. Raises ConfigError when nothing comes within a quarter of what was asked.
     """
-    generator = torch.Generator().manual_seed(seed)
-    if family.name == "llava":
-        found = _crops(family, visual, native, generator)
-    elif family.name == "llava_next":
-        found = _anyres(family, visual, generator)
-    else:
-        found = _grids(family, visual, generator)
+    tokens, inputs = family.random_pictures(visual, native, torch.Generator().manual_seed(seed))
+    found = Pictures(tuple(tokens), inputs)
     if abs(found.total - visual) > OFF * visual:
         raise ConfigError(
             f"--visual-tokens {visual} is not possible for {family.name}: the nearest is {found.total}; possible: "
             f"such as {found.total}"
         )
-    return found
-
-
-def _crops(family, visual: int, native: int | None, generator: torch.Generator) -> Pictures:
-    vision = family.tower.config
-    side = native or vision.image_size // vision.patch_size
-    images = -(-visual // side**2)
     if native is not None:
-        side = max(2, round((visual / images) ** 0.5))
+        vision = family.tower.config
+        side = inputs["pixel_values"].shape[-1] // vision.patch_size
         if side != vision.image_size // vision.patch_size:
             resize_tower(family.tower, side)
-    elif visual % side**2:
-        raise ConfigError(
-            f"--visual-tokens {visual} is not possible: an image of this model has {side**2}; possible: multiples of "
-            f"{side**2}, or a preset"
-        )
-    size = side * vision.patch_size
-    pixels = torch.randn(images, 3, size, size, generator=generator)
-    return Pictures((side**2,) * images, {"pixel_values": pixels})
-
-
-def _anyres(family, visual: int, generator: torch.Generator) -> Pictures:
-    """Sizes that fill one side of a tiling and part of the other, and those whose crops are fewest among equals."""
-    size = family.tower.config.image_size
-
-    def layout(height: int, width: int):
-        return family.image_layouts({"image_sizes": [[height, width]]})[0]
-
-    tilings = [tuple(tiling) for tiling in family.model.config.image_grid_pinpoints]
-    images = -(-visual // max(layout(*tiling).tokens for tiling in tilings))
-    step = max(1, size // 24)
-    sizes = {(h, w) for h, w in tilings}
-    sizes |= {(h, part) for h, w in tilings for part in range(step, w, step)}
-    sizes |= {(part, w) for h, w in tilings for part in range(step, h, step)}
-    ranked = ((abs(found.tokens * images - visual), len(found.tiles), s) for s in sizes for found in [layout(*s)])
-    best = min(ranked)[2]
-    found = layout(*best)
-    pixels = torch.randn(images, len(found.tiles), 3, size, size, generator=generator)
-    return Pictures((found.tokens,) * images, {"pixel_values": pixels, "image_sizes": torch.tensor([best] * images)})
-
-
-def _grids(family, visual: int, generator: torch.Generator) -> Pictures:
-    """One image of rows x columns merged tokens, as square as the number allows (at most 1 : 2)."""
-    shapes = [(r, round(visual / r)) for r in range(max(1, int((visual / 2) ** 0.5)), int(visual**0.5) + 1)]
-    rows, columns = min(shapes, key=lambda shape: (abs(shape[0] * shape[1] - visual), shape[1] - shape[0]))
-    vision = family.tower.config
-    merge = vision.spatial_merge_size
-    width = getattr(vision, "in_channels", 3) * vision.temporal_patch_size * vision.patch_size**2
-    pixels = torch.randn(rows * columns * merge**2, width, generator=generator)
-    grid = torch.tensor([[1, rows * merge, columns * merge]])
-    return Pictures((rows * columns,), {"pixel_values": pixels, "image_grid_thw": grid})
+    return found
 
 
 def special_ids(config: object) -> list[int]:
@@ -116,7 +65,7 @@ def inputs_of(family, shown: Pictures, length: int, batch: int, seed: int = 0) -
     Equal prompts keep equal numbers of tokens whatever the method, and what they hold does not change the time.
     """
     config, model = family.model.config, family.model
-    marks = [getattr(config, name) for name in ("vision_start_token_id", "vision_end_token_id")] if family.mrope else []
+    marks = [getattr(config, name) for name in family.marks]
     words = length - len(marks) * len(shown.tokens)
     if words < 2:
         raise ConfigError(

@@ -56,10 +56,10 @@ class HiPrune(Stage):
     out-of-range clamps to the first or last token) are buffers; registers fill the rest by the deep layer's score.
 
     Knobs: alpha: share of the budget for anchors and buffers. object_layer, deep_layer: layer index, or relative
-    depth as a float. query_reduction: "mean" or "sum" over queries (rank-equal; matters to exclude="official").
-    exclude: "exact" keeps chosen tokens out of the registers (the paper's eq. 7); "official" subtracts 1 from their
-    score as the released code does: the same with mean-reduced scores, but with sum-reduced ones (Qwen) a token
-    can be chosen twice and the budget stays under-filled.
+    depth as a float: the 9th of 24 and the penultimate one. query_reduction: "mean" or "sum" over queries (rank-equal;
+    matters to exclude="official"). exclude: "exact" keeps chosen tokens out of the registers (the paper's eq. 7);
+    "official" subtracts 1 from their score as the released code does: the same with mean-reduced scores, but with
+    sum-reduced ones (Qwen) a token can be chosen twice and the budget stays under-filled.
 
     Paper: HiPrune, arXiv 2508.00553. Official code: Danielement321/HiPrune @ 6e83a12 (MIT).
     Departures: LLaVA-NeXT keeps the model's own unpadding, so padding never competes; every image has the full

@@ -1,8 +1,8 @@
 """Serving with vLLM: images pruned by vtc's strategies before the language model sees them, out of tree.
 
 Nothing else in vtc imports this package, and importing it loads neither vLLM nor torch. vLLM finds `register` through
-the entry point group `vllm.general_plugins`; a model is served pruned when `hf_overrides` name one of the architectures
-below and say how (`vtc.vllm.settings.overrides` writes them, `vtc serve` does it all).
+the entry point group `vllm.general_plugins`; a model is served pruned when `hf_overrides` name one of `models()`
+and say how (`vtc.vllm.settings.overrides` writes them, `vtc serve` does it all).
 """
 
 import logging
@@ -11,13 +11,12 @@ from importlib.metadata import PackageNotFoundError, version
 FIRST, LAST = (0, 30), (0, 33)
 """The range of vLLM versions that was tried."""
 
-MODELS = {
-    "VtcLlavaForConditionalGeneration": "vtc.vllm.llava:VtcLlavaForConditionalGeneration",
-    "VtcLlavaNextForConditionalGeneration": "vtc.vllm.llava_next:VtcLlavaNextForConditionalGeneration",
-    "VtcQwen2VLForConditionalGeneration": "vtc.vllm.qwen2_vl:VtcQwen2VLForConditionalGeneration",
-    "VtcQwen2_5_VLForConditionalGeneration": "vtc.vllm.qwen2_5_vl:VtcQwen2_5_VLForConditionalGeneration",
-}
-"""Architectures and where their classes are; vLLM imports them when a model asks for one."""
+
+def models() -> dict[str, str]:
+    """Architectures and where their classes are, as the families say; vLLM imports them when a model asks for one."""
+    from vtc.patches import FAMILIES
+
+    return {where.partition(":")[2]: where for name in FAMILIES if (where := FAMILIES[name].served)}
 
 
 def tested(version: str) -> bool:
@@ -49,6 +48,6 @@ def register() -> None:
         first, last = (".".join(map(str, v)) for v in (FIRST, LAST))
         logging.getLogger("vllm.vtc").warning("vtc knows vLLM %s to %s, this is %s", first, last, vllm.__version__)
     known = ModelRegistry.get_supported_archs()
-    for name, where in MODELS.items():
+    for name, where in models().items():
         if name not in known:
             ModelRegistry.register_model(name, where)

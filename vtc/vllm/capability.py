@@ -10,19 +10,10 @@ from dataclasses import replace
 from vtc.config import StageConfig, StrategyConfig, resolve
 from vtc.errors import ConfigError, UnsupportedError
 from vtc.knobs import plain
+from vtc.patches import FAMILIES
 from vtc.signals import Encoder, TextEmbeddings, TextRelevance
 from vtc.strategies import shipped
-from vtc.vllm.skeleton import STOCK
-
-ENCODERS = {
-    "llava": Encoder("llava", 24, True, tuple(range(24)), 576),
-    "llava_next": Encoder("llava_next", 24, True, tuple(range(24)), tiled=True, thumbnail=576),
-    "qwen2_vl": Encoder("qwen2_vl", 32, False, tuple(range(32))),
-    "qwen2_5_vl": Encoder("qwen2_5_vl", 32, False, (7, 15, 23, 31)),
-}
-"""The encoders of the published 7B models, for the table."""
-
-MROPE = ("qwen2_vl", "qwen2_5_vl")
+from vtc.vllm.skeleton import served
 
 
 def resolved(strategy: object, family: str, **overrides) -> StrategyConfig:
@@ -55,7 +46,7 @@ def check(config: StrategyConfig, encoder: Encoder) -> StageConfig:
             f"scope='per_request' with keep={config.keep} makes what is kept of an image depend on the other images "
             "of its prompt, but vLLM stores images one by one; possible: a fraction, or scope=per_image"
         )
-    if stage.positions == "keep" and encoder.family not in MROPE:
+    if stage.positions == "keep" and not FAMILIES[encoder.family].mrope:
         raise ConfigError(
             f"positions='keep' on {encoder.family}: vLLM numbers its tokens without gaps; possible: positions=compact"
         )
@@ -90,12 +81,13 @@ def with_keep(config: StrategyConfig, keep: float | int) -> StrategyConfig:
 def table() -> str:
     """Strategies x families as a Markdown table: "yes", with the knob that the plugin sets where the published default
     may keep fewer tokens, or what stands in the way."""
-    lines = ["| strategy | " + " | ".join(STOCK) + " |", "|---" * (len(STOCK) + 1) + "|"]
+    families = served()
+    lines = ["| strategy | " + " | ".join(families) + " |", "|---" * (len(families) + 1) + "|"]
     for name in shipped():
         cells = []
-        for family in STOCK:
+        for family in families:
             published, ours = resolve(name, family), resolved(name, family)
-            why = _misfit(ours, ENCODERS[family])
+            why = _misfit(ours, FAMILIES[family].published)
             changed = [
                 f"{knob}={value}"
                 for a, b in zip(published.stages, ours.stages, strict=True)

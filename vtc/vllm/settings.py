@@ -14,7 +14,7 @@ from vtc.errors import ConfigError
 from vtc.knobs import known_keys
 from vtc.layout import ImageLayout
 from vtc.patching import check_fits
-from vtc.vllm.capability import MROPE, check, resolved, with_keep
+from vtc.vllm.capability import check, resolved, with_keep
 from vtc.vllm.skeleton import architecture, family_name, loaded_layers, skeleton
 
 ATTRIBUTE = "vtc"
@@ -108,7 +108,7 @@ class Settings:
     @cached_property
     def own_positions(self) -> bool:
         """Whether kept tokens have positions that are known only once they are chosen (M-RoPE, positions="keep")."""
-        return self.family.name in MROPE and self.stage.positions == "keep"
+        return self.family.mrope and self.stage.positions == "keep"
 
     @cached_property
     def fingerprint(self) -> str:

@@ -9,25 +9,21 @@ from vtc.errors import UnsupportedError
 from vtc.patches import FAMILIES
 from vtc.patching import find_family
 
-PREFIX = "Vtc"
-STOCK = {
-    "llava": "LlavaForConditionalGeneration",
-    "llava_next": "LlavaNextForConditionalGeneration",
-    "qwen2_vl": "Qwen2VLForConditionalGeneration",
-    "qwen2_5_vl": "Qwen2_5_VLForConditionalGeneration",
-}
-"""The architectures that have a pruned form, by family; its name is the stock name with `PREFIX` before it."""
+
+def served() -> list[str]:
+    """The families that have a pruned form in vLLM."""
+    return [name for name in FAMILIES if FAMILIES[name].served]
 
 
 def architecture(family: str) -> str:
-    """The name under which the pruned form of a family is registered with vLLM."""
-    return PREFIX + STOCK[family]
+    """The name under which the pruned form of a family is registered with vLLM: the stock name after "Vtc"."""
+    return FAMILIES[family].served.partition(":")[2]
 
 
 def family_name(config: PretrainedConfig) -> str:
     """The family of a model's config; raises UnsupportedError for a model that cannot be served pruned."""
     kind = getattr(config, "model_type", None)
-    by_type = {kind: name for name in STOCK for kind in FAMILIES[name].model_types}
+    by_type = {kind: name for name in served() for kind in FAMILIES[name].model_types}
     if kind not in by_type:
         raise UnsupportedError(f"model_type={kind!r} cannot be served pruned; possible: {', '.join(by_type)}")
     return by_type[kind]
