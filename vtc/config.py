@@ -89,8 +89,8 @@ def resolve(strategy: object, family: str | None = None, **overrides) -> Strateg
     strategy: a name, a YAML file, a mapping, a method (its class, an instance, or MODULE:CLASS), or several of these to
     compose, as a list or as "a+b": the stages of all in order, each with its own budget and positions. overrides: keep,
     prune_ratio, scope, rounding, positions, or any knob; METHOD.KEY (also METHOD.keep) where several stages know the
-    key. Positions that nothing states are the family's own (`Family.positions`; "compact" without a family). It is asked
-    by its class, which reads no model code and loads no transformers. Raises ConfigError in one line for unknown keys
+    key. Positions that nothing states are the family's own (`Family.positions`; "compact" without a family), which is
+    asked by its class and loads no transformers for it. Raises ConfigError in one line for unknown keys
     (with near names), wrong types and values out of range.
     """
     read_parts = [_part(part, family) for part in parts(strategy)]
