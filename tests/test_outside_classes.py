@@ -98,6 +98,8 @@ def test_the_same_class_again_takes_the_place():
             METHODS.register("cell")(other)
     with pytest.raises(ConfigError, match="'hiprune' is already registered by"):
         METHODS.register("hiprune")(cell("__main__"))
+    with pytest.raises(ConfigError, match="'hiprune_transprune' has a name that vtc uses"):
+        METHODS.register("hiprune_transprune")(cell("__main__"))
     assert METHODS["cell"] is again
 
 
