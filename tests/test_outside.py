@@ -54,8 +54,17 @@ def test_what_is_broken_or_taken_leaves_the_rest_alone(tmp_path, caplog):
         (line,) = [one for one in lines if f"method {name!r} of package 'outsiders'" in one]
         assert why in line
         assert "\n" not in line
-    with pytest.raises(ConfigError, match="'crash' of package 'outsiders' cannot be loaded: ZeroDivisionError"):
-        vtc.load_strategy("crash")
+
+
+def test_what_is_broken_is_said_once(tmp_path, caplog):
+    """Who asks for it gets the line as the error, whether as a strategy or as a stage."""
+    site = write(installed(tmp_path, "[vtc.strategies]\ncrash = outsiders_crash\n"), {"outsiders_crash.py": "1 / 0"})
+    sys.path.insert(0, str(site))
+    for strategy in ("crash", {"keep": 0.5, "stages": [{"method": "crash"}]}):
+        METHODS._looked = False
+        with pytest.raises(ConfigError, match="'crash' of package 'outsiders' cannot be loaded: ZeroDivisionError"):
+            vtc.load_strategy(strategy)
+    assert not [record for record in caplog.records if record.name == "vtc"]
 
 
 @pytest.mark.parametrize(

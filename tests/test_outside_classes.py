@@ -8,6 +8,7 @@ import torch
 
 import vtc
 from tests.helpers_outside import kept, nothing_stays
+from tests.test_house import run_python
 from vtc import ConfigError
 from vtc.patches import FAMILIES
 from vtc.selection import Selection
@@ -97,7 +98,29 @@ def test_the_same_class_again_takes_the_place():
             METHODS.register("cell")(other)
     with pytest.raises(ConfigError, match="'hiprune' is already registered by"):
         METHODS.register("hiprune")(cell("__main__"))
+    with pytest.raises(ConfigError, match="'hiprune_transprune' has a name that vtc uses"):
+        METHODS.register("hiprune_transprune")(cell("__main__"))
     assert METHODS["cell"] is again
+
+
+def test_the_first_to_come_does_not_take_a_name_of_vtc():
+    """Also where nothing of vtc has been imported yet."""
+    code = """
+from vtc.strategies import METHODS
+from vtc.strategies.base import Stage
+
+class HiPrune(Stage):
+    def select(self, context, encoder): ...
+
+try:
+    METHODS.register("hiprune")(HiPrune)
+except ValueError as error:
+    print(error)
+print(METHODS["hiprune"].__module__)
+"""
+    refused, module = run_python("-c", code).stdout.splitlines()
+    assert "'hiprune' is already registered" in refused
+    assert module == "vtc.strategies.hiprune"
 
 
 def test_a_second_copy_of_a_module_of_vtc_is_refused():

@@ -11,7 +11,7 @@ import logging
 import os
 import pkgutil
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterator
 from functools import partial
 from importlib.metadata import EntryPoint, entry_points
 from types import ModuleType
@@ -75,10 +75,18 @@ def _place(item: object) -> str:
 
 class Registry(Generic[T]):
     """Maps names to classes of one kind. Those in `package` register themselves when first asked for; `group` is the
-    group of entry points of other packages. bases: a function that returns what a class must derive from."""
+    group of entry points of other packages. bases, reserved: functions that return what a class must derive from, and
+    names that vtc has given to something else."""
 
-    def __init__(self, kind: str, package: str, group: str, bases: Callable[[], tuple[type, ...]]):
-        self.kind, self.package, self.group, self._bases = kind, package, group, bases
+    def __init__(
+        self,
+        kind: str,
+        package: str,
+        group: str,
+        bases: Callable[[], tuple[type, ...]],
+        reserved: Callable[[], Container[str]] = tuple,
+    ):
+        self.kind, self.package, self.group, self._bases, self._reserved = kind, package, group, bases, reserved
         self._items: dict[str, T] = {}
         self._unnamed: dict[str, T] = {}
         self._broken: dict[str, str] = {}
@@ -99,6 +107,8 @@ class Registry(Generic[T]):
         if not self._ships(item):
             self._check(item, f"{self.kind} {shown(name)}")
             self._scan()
+            if name not in self._items and name in self._reserved():
+                raise ConfigError(f"{self.kind} {name!r} has a name that vtc uses; possible: another name")
         held = self._items.get(name)
         if held is not None and _place(held) != _place(item):
             raise ConfigError(f"{self.kind} {name!r} is already registered by {held!r}; possible: another name")

@@ -42,9 +42,11 @@ def read(strategy: object) -> tuple[str, dict]:
         return name, _loaded(shipped()[name], f"strategy {name!r}")
     if path.suffix in (".yaml", ".yml"):
         return path.stem, _loaded(path, f"strategy file {shown(name)}")
+    if (broken := METHODS.broken(name)) is not None:
+        raise ConfigError(broken)
     if name in known() or re.fullmatch(r"[\w.]+:[\w.]+", name):
         return name, _brought(name, METHODS[name].strategy)
-    raise ConfigError(METHODS.broken(name) or unknown("strategy", name, [*known(), "FILE.yaml"]))
+    raise ConfigError(unknown("strategy", name, [*known(), "FILE.yaml"]))
 
 
 def _loaded(file: Traversable | Path, what: str) -> dict:

@@ -20,7 +20,7 @@ def _bases() -> tuple[type, ...]:
     return Stage, DecoderStage
 
 
-METHODS: Registry = Registry("method", "vtc.strategies", "vtc.strategies", _bases)
+METHODS: Registry = Registry("method", "vtc.strategies", "vtc.strategies", _bases, lambda: shipped())
 
 
 def shipped() -> dict[str, Traversable]:
@@ -31,8 +31,7 @@ def shipped() -> dict[str, Traversable]:
 
 def known() -> dict[str, Traversable | Path | Mapping | None]:
     """`shipped`, and the `strategy` of each method that was registered from outside."""
-    own = shipped()
-    return own | {name: METHODS[name].strategy for name in METHODS.outside() if name not in own}
+    return shipped() | {name: METHODS[name].strategy for name in METHODS.outside()}
 
 
 class CallablePackage(types.ModuleType):
