@@ -7,7 +7,7 @@ import pytest
 
 from tests.helpers_mutated_yaml import VALUES, WHOLE, mutated, shipped
 from tests.test_cli import run
-from vtc import cli
+from vtc.cli import app as cli
 from vtc.config import resolve
 from vtc.errors import ConfigError, UnsupportedError, VtcError
 from vtc.eval.papers import show as show_cards

@@ -1,5 +1,5 @@
 """The `vtc` command, one command a file; `app` puts them together."""
 
-from vtc.cli.app import app, main
+from vtc.cli.app import main
 
-__all__ = ["app", "main"]
+__all__ = ["main"]
