@@ -10,7 +10,7 @@ from types import TracebackType
 import torch
 
 import vtc
-from vtc.errors import PatchError
+from vtc.core.errors import PatchError
 from vtc.eval import counts
 from vtc.eval.compare import reason
 from vtc.eval.downsample import Downsample

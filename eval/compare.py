@@ -5,10 +5,10 @@ import hashlib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from vtc.errors import ConfigError
+from vtc.core.errors import ConfigError
 from vtc.eval import saved, statistics
 from vtc.eval.samples import read_log
-from vtc.files import parsed
+from vtc.io.files import parsed
 
 BASELINE = "none"
 SAME = ("version", "dialect", "split", "data", "prompt", "max_new_tokens", "ids")

@@ -11,7 +11,7 @@ def of_report(report: object) -> list[dict]:
 
     visual_before, visual_after, visual_average: visual tokens of the prompt as given, in the last decoder layer, and in
     the average one. prefill_flops, paper_flops: [before, after] of the language model, each layer with the tokens that
-    it saw; of the visual tokens alone, as the papers count (None for a prompt without images). See `vtc.flops`.
+    it saw; of the visual tokens alone, as the papers count (None for a prompt without images). See `vtc.core.flops`.
     """
     found = []
     for b, (whole, lengths) in enumerate(zip(report.prompts_before, report.prompt_lengths)):

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from vtc.errors import ConfigError, shown
+from vtc.core.errors import ConfigError, shown
 from vtc.eval.digest import digest
 
 # Added to each doc: its number in the source; where its relative paths begin; why it could not be read (None: it was).

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from PIL import Image
 
-from vtc.errors import UnsupportedError
+from vtc.core.errors import UnsupportedError
 from vtc.eval.models import Loaded
 from vtc.eval.pictures import rgb
 

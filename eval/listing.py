@@ -7,7 +7,7 @@ from rich.table import Table
 
 from vtc.eval.tables import PIPE_WIDTH
 from vtc.eval.tasks import TASKS
-from vtc.terminal import Terminal, say
+from vtc.io.terminal import Terminal, say
 
 
 def list_tasks(as_json: bool) -> None:

@@ -21,10 +21,10 @@ from PIL import Image
 from tqdm import tqdm
 
 import vtc
-from vtc.errors import ConfigError, PatchError, UnsupportedError, VtcError, shown
+from vtc.core.errors import ConfigError, PatchError, UnsupportedError, VtcError, shown
 from vtc.eval import counts
 from vtc.eval.models import Loaded, load
-from vtc.plain_yaml import parse
+from vtc.io.plain_yaml import parse
 
 NONE = "none"
 SAMPLING = ("temperature", "top_p", "top_k")

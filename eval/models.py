@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from vtc.errors import ConfigError, UnsupportedError, cut, loading, reason, shown
+from vtc.core.errors import ConfigError, UnsupportedError, cut, loading, reason, shown
 from vtc.eval.digest import digest
 from vtc.eval.pictures import rgb
 from vtc.eval.processors import chat, load_processor, prepare, square

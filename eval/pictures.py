@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from vtc.errors import ConfigError, shown
+from vtc.core.errors import ConfigError, shown
 
 POSSIBLE = "possible: PIL, bytes, a path, base64, a data URI"
 FORM = {"bytes", "path"}  # keys of the form that datasets gives

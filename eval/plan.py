@@ -4,7 +4,7 @@ import re
 from dataclasses import dataclass
 
 import vtc
-from vtc.errors import ConfigError
+from vtc.core.errors import ConfigError
 from vtc.eval.settings import Settings
 
 NONE, DOWNSAMPLE = "none", "downsample"

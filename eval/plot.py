@@ -4,9 +4,9 @@ across."""
 from collections import defaultdict
 from pathlib import Path
 
-from vtc.drawing import plain_text, save
-from vtc.escape import visible
 from vtc.eval.tables import unit
+from vtc.io.drawing import plain_text, save
+from vtc.io.escape import visible
 
 # Okabe and Ito's colours, told apart by most eyes, then two more.
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8B5A2B", "#7F7F7F")

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from vtc.errors import ConfigError
+from vtc.core.errors import ConfigError
 
 
 def load_processor(path: str | Path, **args):

@@ -6,7 +6,7 @@ from types import TracebackType
 from rich.progress import ProgressColumn
 from rich.text import Text
 
-from vtc.terminal import Terminal, bar, say
+from vtc.io.terminal import Terminal, bar, say
 
 
 class _Rate(ProgressColumn):

@@ -13,7 +13,7 @@ from importlib.metadata import version as installed
 from pathlib import Path
 
 import vtc
-from vtc.errors import ConfigError
+from vtc.core.errors import ConfigError
 from vtc.eval import saved
 from vtc.eval.compare import BASELINE, MEANINGS, compare_runs, fingerprint, scored
 from vtc.eval.counts import COSTS
@@ -22,9 +22,9 @@ from vtc.eval.figures import PER_CATEGORY
 from vtc.eval.saved import RUN, RUN_SCHEMA
 from vtc.eval.statistics import REPLICATES, average, bootstrap
 from vtc.eval.timing import DEFINITIONS, PARTS
-from vtc.files import read_json, write_json
-from vtc.shapes import record
-from vtc.terminal import say
+from vtc.io.files import read_json, write_json
+from vtc.io.shapes import record
+from vtc.io.terminal import say
 
 SCHEMA, SUMMARY_SCHEMA = RUN_SCHEMA, saved.SUMMARY_SCHEMA
 TOKENS = {

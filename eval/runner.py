@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 import vtc
-from vtc.errors import ConfigError, VtcError, shown
+from vtc.core.errors import ConfigError, VtcError, shown
 from vtc.eval import results
 from vtc.eval.answers import Answerer
 from vtc.eval.data import Docs
@@ -25,8 +25,8 @@ from vtc.eval.samples import SampleLog
 from vtc.eval.settings import Settings
 from vtc.eval.tables import print_summary
 from vtc.eval.tasks import TASKS, Task
+from vtc.io.terminal import Terminal
 from vtc.kernels import backend
-from vtc.terminal import Terminal
 
 DEMO_BATCH = 16  # the demo model answers batches exactly as it answers one by one, several times faster
 

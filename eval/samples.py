@@ -12,10 +12,10 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
-from vtc.errors import ConfigError
+from vtc.core.errors import ConfigError
 from vtc.eval import saved
-from vtc.files import finite, parsed, refused
-from vtc.shapes import Shape, record
+from vtc.io.files import finite, parsed, refused
+from vtc.io.shapes import Shape, record
 
 SCHEMA = saved.LOG_SCHEMA
 ANEW = "possible: another --output, --overwrite"

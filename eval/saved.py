@@ -1,6 +1,6 @@
 """What logs, runs, results and sweeps look like when they are read again: the shapes of what is used of them."""
 
-from vtc.shapes import anything, flag, list_of, mapping_of, name, number, one_of, or_none, record, text, whole
+from vtc.io.shapes import anything, flag, list_of, mapping_of, name, number, one_of, or_none, record, text, whole
 
 SUMMARY_SCHEMA, RUN_SCHEMA, LOG_SCHEMA = "vtc.eval.results/3", "vtc.eval.run/3", "vtc.eval.samples/3"
 SWEEP_SCHEMA = "vtc.sweep/1"

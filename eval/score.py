@@ -9,7 +9,7 @@ from pathlib import Path
 from rich import box
 from rich.table import Table
 
-from vtc.errors import ConfigError, shown
+from vtc.core.errors import ConfigError, shown
 from vtc.eval import results
 from vtc.eval.compare import reason
 from vtc.eval.data import FOLDER, ROW, Docs, read_json
@@ -21,9 +21,9 @@ from vtc.eval.settings import Settings, check_places, parse_places, split_list
 from vtc.eval.statistics import bootstrap
 from vtc.eval.tables import print_summary, scaled, unit
 from vtc.eval.tasks import TASKS, Task
-from vtc.files import checked, finite
-from vtc.files import read_json as read_file
-from vtc.terminal import Terminal, say
+from vtc.io.files import checked, finite
+from vtc.io.files import read_json as read_file
+from vtc.io.terminal import Terminal, say
 
 TEXTS = ("text", "pred", "prediction", "response", "answer_text")  # columns that may hold an answer
 ANSWER_FILES = (".jsonl", ".jsonl.gz", ".json")

@@ -7,10 +7,10 @@ from importlib.resources import files
 from os.path import isfile
 from pathlib import Path
 
-from vtc.errors import ConfigError, shown
+from vtc.core.errors import ConfigError, shown
+from vtc.core.registry import unknown
 from vtc.eval.data import SUFFIXES, local
-from vtc.plain_yaml import load, parse
-from vtc.registry import unknown
+from vtc.io.plain_yaml import load, parse
 
 GENERATED = "demo"  # the task that no data is for
 _NUMBERS = {"limit": 1, "batch_size": 1, "max_new_tokens": 1, "seed": 0}  # the least of each

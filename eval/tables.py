@@ -6,7 +6,7 @@ from rich import box
 from rich.measure import Measurement
 from rich.table import Table
 
-from vtc.terminal import Terminal
+from vtc.io.terminal import Terminal
 
 PIPE_WIDTH = 160  # columns when the output is no terminal
 MOST_CATEGORIES = 8  # columns of kinds of question; with more of them there are none

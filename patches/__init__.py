@@ -1,6 +1,6 @@
 """Model families: where the sites are in each, how its signals are gathered. One family a file."""
 
-from vtc.registry import Registry
+from vtc.core.registry import Registry
 
 
 def _bases() -> tuple[type, ...]:

@@ -10,8 +10,8 @@ from collections.abc import Callable
 
 from torch import Tensor, nn
 
-from vtc.errors import UnsupportedError
-from vtc.hooks import Patchwork, Stop
+from vtc.core.errors import UnsupportedError
+from vtc.core.hooks import Patchwork, Stop
 
 
 @functools.cache

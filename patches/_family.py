@@ -9,13 +9,13 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from vtc.errors import UnsupportedError
-from vtc.flops import LanguageShape
-from vtc.hooks import Patchwork
+from vtc.core.errors import UnsupportedError
+from vtc.core.flops import LanguageShape
+from vtc.core.hooks import Patchwork
+from vtc.core.layout import ImageLayout, View
+from vtc.core.signals import AttentionColumns, Encoder, EncoderKeys, Signal
 from vtc.kernels.attention_reduce import attention_columns, attention_rows
-from vtc.layout import ImageLayout, View
 from vtc.patches._decoder import DecoderSite
-from vtc.signals import AttentionColumns, Encoder, EncoderKeys, Signal
 
 COMPILED = "_orig_mod"  # where torch.compile keeps the module that it wraps
 

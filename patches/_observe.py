@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from vtc.hooks import Patchwork
+from vtc.core.hooks import Patchwork
 
 _PREFIX = "vtc_observed_"
 

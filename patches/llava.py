@@ -5,14 +5,14 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from vtc.errors import ConfigError, UnsupportedError
-from vtc.hooks import Patchwork
+from vtc.core.errors import ConfigError, UnsupportedError
+from vtc.core.hooks import Patchwork
+from vtc.core.layout import ImageLayout, Tile, View, boxes, on_picture, raster
+from vtc.core.signals import Encoder
 from vtc.kernels.transfer import upload
-from vtc.layout import ImageLayout, Tile, View, boxes, on_picture, raster
 from vtc.patches import FAMILIES
 from vtc.patches._family import Family
 from vtc.patches._tiny import BOS, EOS, IMAGE_TOKEN, PAD, TEXT, finish, prompts
-from vtc.signals import Encoder
 
 CLS_TOWERS = {"clip_vision_model": True, "siglip_vision_model": False}
 

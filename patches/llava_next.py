@@ -7,11 +7,11 @@ from functools import lru_cache
 import torch
 from torch import nn
 
-from vtc.layout import ImageLayout, Tile, View, boxes, even_view, on_picture
+from vtc.core.layout import ImageLayout, Tile, View, boxes, even_view, on_picture
+from vtc.core.signals import Encoder
 from vtc.patches import FAMILIES
 from vtc.patches._tiny import BOS, EOS, IMAGE_TOKEN, PAD, TEXT, finish, prompts
 from vtc.patches.llava import Llava
-from vtc.signals import Encoder
 
 
 @lru_cache(maxsize=256)

@@ -5,9 +5,9 @@ from functools import lru_cache
 import torch
 from torch import Tensor, nn
 
+from vtc.core.signals import Encoder
 from vtc.patches import FAMILIES
 from vtc.patches.qwen2_vl import Qwen2VL
-from vtc.signals import Encoder
 
 
 def window_index(rows: int, columns: int, window: int) -> Tensor:

@@ -7,13 +7,13 @@ from itertools import accumulate
 import torch
 from torch import Tensor, nn
 
-from vtc.hooks import Patchwork
+from vtc.core.hooks import Patchwork
+from vtc.core.layout import ImageLayout, View, even_view, raster
+from vtc.core.signals import Encoder
 from vtc.kernels.transfer import upload
-from vtc.layout import ImageLayout, View, even_view, raster
 from vtc.patches import FAMILIES
 from vtc.patches._family import Family
 from vtc.patches._tiny import BOS, EOS, IMAGE_TOKEN, PAD, TEXT, finish, prompts
-from vtc.signals import Encoder
 
 START, END, VIDEO = 121, 122, 123
 ROPE = {"type": "mrope", "rope_type": "default", "mrope_section": [2, 3, 3], "rope_theta": 10000.0}

@@ -93,6 +93,6 @@ def _greedy(model, embeds, where, following, steps) -> tuple[Tensor, list[int]]:
     return torch.cat(logits), tokens
 
 
-def asked(strategy: str, family: str, **overrides) -> vtc.config.StrategyConfig:
+def asked(strategy: str, family: str, **overrides) -> vtc.config.resolve.StrategyConfig:
     """The strategy resolved as vtc.patch resolves it."""
     return vtc.load_strategy(strategy, family, **overrides)

@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 
 import vtc
+from vtc.core.registry import MODULES
 from vtc.demo import benchmark, load
 from vtc.eval.tasks import TASKS
 from vtc.patches import FAMILIES
-from vtc.registry import MODULES
 from vtc.strategies import METHODS
 
 METHOD = '''
@@ -19,7 +19,7 @@ from pathlib import Path
 
 import torch
 
-from vtc.selection import Selection
+from vtc.core.selection import Selection
 from vtc.strategies.base import Stage
 
 

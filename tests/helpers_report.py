@@ -14,7 +14,7 @@ from vtc.eval.runner import evaluate
 from vtc.eval.settings import Settings
 from vtc.eval.tasks import TASKS
 
-EVIL = "<b>&\"x\"'</b><script>alert(1)</script>"
+EVIL = '<b>&"x"\'</b><script>alert(1)</script>'
 KINDS = ("color", "shape", "count")
 NAMES = ("gqa", "realworldqa")
 

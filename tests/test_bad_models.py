@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from tests.test_cli import run
+from vtc.core.errors import ConfigError, loading
 from vtc.demo import MODEL_DIR
-from vtc.errors import ConfigError, loading
 
 
 class Runs:

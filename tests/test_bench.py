@@ -8,7 +8,7 @@ import torch
 from tests.test_cli import run
 from vtc.bench.memory import peak_bytes
 from vtc.bench.selection import SELECTORS, measure
-from vtc.errors import ConfigError
+from vtc.core.errors import ConfigError
 
 
 @pytest.mark.parametrize("name", SELECTORS)

@@ -14,7 +14,7 @@ from vtc.bench.measure import Case, ratios
 from vtc.bench.results import Results, break_even, break_evens, check_comparable, read
 from vtc.bench.show import lines
 from vtc.cli import main
-from vtc.errors import ConfigError
+from vtc.core.errors import ConfigError
 
 SMALL = ("--prompt-lengths", "9", "--new-tokens", "3", "--rounds", "2", "--warmup", "0", "--device", "cpu")
 TIMES = ("vision", "observing", "selection", "prefill", "ttft", "decode", "total")

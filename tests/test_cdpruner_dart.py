@@ -9,11 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.test_golden import read
-from vtc.config import resolve
-from vtc.errors import ConfigError
-from vtc.kernels.anchor import BLOCK, cosines, least_similar
-from vtc.kernels.dpp import dpp_greedy
-from vtc.signals import (
+from vtc.config.resolve import resolve
+from vtc.core.errors import ConfigError
+from vtc.core.signals import (
     Context,
     Decoder,
     Encoder,
@@ -25,6 +23,8 @@ from vtc.signals import (
     TextRelevance,
     TextToVisual,
 )
+from vtc.kernels.anchor import BLOCK, cosines, least_similar
+from vtc.kernels.dpp import dpp_greedy
 from vtc.strategies.cdpruner import CDPruner, agreement, quality
 from vtc.strategies.dart import Dart, longest, select_tokens
 from vtc.strategies.todre import ToDRE, drops

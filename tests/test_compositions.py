@@ -5,8 +5,9 @@ import yaml
 
 import vtc
 from tests.helpers import refused
-from vtc.config import StrategyConfig, resolve
-from vtc.source import parts
+from vtc.config.resolve import resolve
+from vtc.config.source import parts
+from vtc.config.strategy import StrategyConfig
 from vtc.strategies.fastv import FastV
 from vtc.strategies.hiprune import HiPrune
 from vtc.strategies.transprune import TransPrune

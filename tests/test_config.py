@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 
 import vtc
 from tests.test_house import run_python
-from vtc.budget import Budget, keep_from_prune_ratio, parse_keep
-from vtc.config import resolve
-from vtc.knobs import parse_set, plain
+from vtc.config.knobs import parse_set, plain
+from vtc.config.resolve import resolve
+from vtc.core.budget import Budget, keep_from_prune_ratio, parse_keep
 from vtc.patches import FAMILIES
 from vtc.patches._family import Family
 from vtc.strategies import METHODS, shipped

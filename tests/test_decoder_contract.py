@@ -23,8 +23,8 @@ from tests.helpers import (
 )
 from tests.helpers_decoder import options_of, resolved
 from tests.helpers_oracle import layouts
-from vtc.errors import ConfigError
-from vtc.signals import Decoder
+from vtc.core.errors import ConfigError
+from vtc.core.signals import Decoder
 
 pytestmark = pytest.mark.product
 

@@ -9,9 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.test_golden import read
-from vtc.config import resolve
-from vtc.errors import ConfigError
-from vtc.signals import (
+from vtc.config.resolve import resolve
+from vtc.core.errors import ConfigError
+from vtc.core.signals import (
     AttentionColumns,
     ClsAttention,
     Context,

@@ -7,9 +7,9 @@ import vtc
 from tests.helpers import CASES, forward, inputs_of, model_of, split
 from tests.helpers_decoder import drops_of, heads_of, resolved, truth
 from tests.helpers_oracle import layouts
+from vtc.core.selection import Selection
+from vtc.core.signals import DecoderAttention, DecoderKeys, Transition
 from vtc.kernels.topk import topk_sorted
-from vtc.selection import Selection
-from vtc.signals import DecoderAttention, DecoderKeys, Transition
 from vtc.strategies import METHODS
 
 LAYERS = (2, 3, 4)

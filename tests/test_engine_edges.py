@@ -7,7 +7,7 @@ from transformers import Gemma2Config, LlamaConfig
 
 import vtc
 from tests.helpers import IMAGE_TOKEN, SPECIAL, build, forward, generate, inputs_of, model_of, split
-from vtc.errors import ConfigError, PatchError, UnsupportedError
+from vtc.core.errors import ConfigError, PatchError, UnsupportedError
 from vtc.patches import FAMILIES
 from vtc.patches._tiny import TEXT
 

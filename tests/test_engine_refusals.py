@@ -8,7 +8,7 @@ import torch
 import vtc
 from tests.helpers import build, forward, generate, grow, inputs_of, model_of, proceed, refusal, refused, unharmed
 from tests.helpers_decoder import on, options_of
-from vtc.errors import PatchError, UnsupportedError, VtcError
+from vtc.core.errors import PatchError, UnsupportedError, VtcError
 
 pytestmark = pytest.mark.product
 

@@ -10,7 +10,7 @@ import vtc
 from tests.helpers import CASES, build, forward, generate, inputs_of, kept_of, model_of, patched, refused, split, spy
 from tests.helpers_decoder import on
 from tests.helpers_oracle import truth
-from vtc.errors import UnsupportedError
+from vtc.core.errors import UnsupportedError
 
 pytestmark = pytest.mark.product
 

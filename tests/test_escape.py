@@ -10,13 +10,13 @@ from tests.helpers import refused
 from tests.helpers_mutated_files import NASTY
 from tests.test_mutated_files import RECORD
 from vtc.cli import main
-from vtc.drawing import plain_text, save
-from vtc.errors import VtcError
-from vtc.escape import cell, html, markdown, visible
+from vtc.core.errors import VtcError
 from vtc.eval.inspect.page import page
 from vtc.eval.report.blocks import Code
 from vtc.eval.report.markdown import text as markdown_page
-from vtc.terminal import Terminal, bar, say
+from vtc.io.drawing import plain_text, save
+from vtc.io.escape import cell, html, markdown, visible
+from vtc.io.terminal import Terminal, bar, say
 
 
 def test_visible():

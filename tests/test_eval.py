@@ -8,7 +8,7 @@ from PIL import Image
 
 import vtc
 import vtc.demo
-from vtc.errors import ConfigError, UnsupportedError
+from vtc.core.errors import ConfigError, UnsupportedError
 from vtc.eval import models
 from vtc.eval.plan import plan
 from vtc.eval.runner import evaluate

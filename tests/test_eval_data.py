@@ -8,7 +8,7 @@ import datasets
 import pytest
 from PIL import Image
 
-from vtc.errors import ConfigError
+from vtc.core.errors import ConfigError
 from vtc.eval.data import Docs, Source, open_source
 from vtc.eval.pictures import picture
 

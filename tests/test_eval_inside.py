@@ -8,14 +8,14 @@ import pytest
 import vtc
 import vtc.demo
 from tests.test_eval import answers, log, settings, times
-from vtc.errors import ConfigError
+from vtc.core.errors import ConfigError
 from vtc.eval import models
 from vtc.eval.answers import Answerer
 from vtc.eval.plan import plan
 from vtc.eval.runner import evaluate
 from vtc.eval.tables import _selection
 from vtc.eval.tasks.demo import Demo
-from vtc.terminal import Terminal
+from vtc.io.terminal import Terminal
 
 LIMIT, TOKENS = 9, 196
 # Decoder layers 0 to 7 of the bundled model; published schedules, roundings as published.

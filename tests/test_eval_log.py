@@ -7,7 +7,7 @@ import torch
 
 from tests.test_eval import log, settings
 from vtc.cli import main
-from vtc.errors import ConfigError
+from vtc.core.errors import ConfigError
 from vtc.eval.counts import nothing
 from vtc.eval.models import Loaded
 from vtc.eval.runner import evaluate

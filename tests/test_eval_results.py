@@ -12,7 +12,7 @@ from vtc.eval.compare import NO_DOWNSAMPLE
 from vtc.eval.plot import draw
 from vtc.eval.results import write_run, write_summary
 from vtc.eval.tables import print_summary
-from vtc.terminal import Terminal
+from vtc.io.terminal import Terminal
 
 FULL = "yyyyyyyynn"  # what the full model answers; y is right
 JOBS = {

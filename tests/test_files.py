@@ -11,11 +11,11 @@ from pathlib import Path
 import pytest
 
 from tests.helpers import refused
-from vtc.errors import ConfigError
+from vtc.core.errors import ConfigError
 from vtc.eval.counts import nothing
 from vtc.eval.samples import Lines, read_log
-from vtc.files import read_json, replacing, write_json, write_text
-from vtc.shapes import anything, list_of, number, record, text, whole
+from vtc.io.files import read_json, replacing, write_json, write_text
+from vtc.io.shapes import anything, list_of, number, record, text, whole
 
 SHAPE = record({"runs": list_of(record({"n": whole(), "name": text}, {"share": number(0, 1)}))})
 

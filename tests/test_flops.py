@@ -9,13 +9,13 @@ from hypothesis import strategies as st
 from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
 
 import vtc
-from vtc.account import Report
-from vtc.config import resolve
-from vtc.flops import FORMULA, PAPER_FORMULA, LanguageShape, paper_flops
+from vtc.config.resolve import resolve
+from vtc.config.schedule import Schedule
+from vtc.core.flops import FORMULA, PAPER_FORMULA, LanguageShape, paper_flops
+from vtc.core.report import Report
+from vtc.core.signals import Decoder
 from vtc.patches import FAMILIES
 from vtc.patches._tiny import BOS, EOS, IMAGE_TOKEN, PAD, TEXT
-from vtc.schedule import Schedule
-from vtc.signals import Decoder
 
 LLAVA_7B = LanguageShape(32, 4096, 32, 32, 128, 11008, True, 2)
 L32 = Decoder("test", 32)

@@ -39,25 +39,24 @@ class Part:
 
 OUTER = ("vtc.eval", "vtc.cli", "vtc.demo")
 PARTS = {
-    "errors": Part(r"vtc/errors\.py", may=(), third=()),
-    "registry": Part(r"vtc/registry\.py", may=("vtc.errors",), third=()),
+    "errors": Part(r"vtc/core/errors\.py", may=(), third=()),
+    "registry": Part(r"vtc/core/registry\.py", may=("vtc.core.errors",), third=()),
+    "core": Part(r"vtc/core/.*", may=("vtc.core",)),
+    "io": Part(r"vtc/io/.*", may=("vtc.core.errors", "vtc.io"), not_on_import=("matplotlib",)),
     "kernels": Part(r"vtc/kernels/.*", may=("vtc.kernels",), third=("torch", "triton")),
     "strategies": Part(
         r"vtc/strategies/.*",
-        never=("=vtc", "vtc.patches", "vtc.engine", "vtc.patching", "vtc.hooks", *OUTER, "transformers"),
+        never=("=vtc", "vtc.patches", "vtc.engine", "vtc.patching", "vtc.core.hooks", *OUTER, "transformers"),
     ),
-    "patches": Part(r"patches/.*", never=("=vtc", "vtc.strategies", "vtc.config", "vtc.patching", *OUTER)),
+    "patches": Part(r"patches/.*", never=("=vtc", "vtc.strategies", "vtc.config.resolve", "vtc.patching", *OUTER)),
     "families": Part(r"patches/(?!_observe).*", not_on_import=("transformers", "vtc.patches._observe")),
     "engine": Part(r"vtc/engine/.*", never=("=vtc", *OUTER), not_on_import=("transformers",)),
     "front": Part(
-        r"vtc/__init__\.py", not_on_import=("transformers", "vtc.catalog", "vtc.patching", "vtc.strategies", *OUTER)
+        r"vtc/__init__\.py",
+        not_on_import=("transformers", "vtc.config", "vtc.patching", "vtc.strategies", *OUTER),
     ),
-    "core": Part(r"vtc/(?!__)\w+\.py", never=("vtc.eval", "vtc.cli"), not_on_import=("transformers",)),
-    "data": Part(
-        r"vtc/(account|budget|flops|hooks|knobs|layout|schedule|selection|signals|source)\.py",
-        never=("=vtc", "vtc.engine", "vtc.patches", "vtc.patching", *OUTER, "transformers"),
-    ),
-    "config": Part(r"vtc/config\.py", never=("=vtc", "vtc.engine", "vtc.patching", *OUTER, "transformers")),
+    "config": Part(r"vtc/config/.*", never=("=vtc", "vtc.engine", "vtc.patching", *OUTER, "transformers")),
+    "patching": Part(r"vtc/patching\.py", never=OUTER, not_on_import=("transformers", "vtc.patches")),
     "cli": Part(r"vtc/(cli/.*|__main__\.py)", not_on_import=("transformers", "vtc.eval", "vtc.demo", "vtc.vllm")),
     "demo": Part(r"vtc/demo/.*", never=("vtc.eval", "vtc.cli", "vtc.vllm")),
     "vllm": Part(r"vtc/vllm/(?!measure).*", never=("=vtc", "vtc.bench", *OUTER)),
@@ -65,11 +64,11 @@ PARTS = {
     "eval": Part(
         r"eval/.*",
         may=(
-            "=vtc", "vtc.eval", "vtc.demo", "vtc.drawing", "vtc.engine.clock", "vtc.errors", "vtc.escape", "vtc.files",
-            "vtc.kernels.backend", "vtc.patching", "vtc.plain_yaml", "vtc.registry", "vtc.shapes", "vtc.terminal",
+            "=vtc", "vtc.eval", "vtc.demo", "vtc.engine.clock", "vtc.core.errors", "vtc.core.registry", "vtc.io",
+            "vtc.kernels.backend", "vtc.patching",
         ),
-    ),  # fmt: skip
-}
+    ),
+}  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -9,16 +9,16 @@ from tests.test_house import ROOT, python_files, tree
 
 # What has a place of its own, the files that it may stand in, and who else may call it.
 PLACES = {
-    r"os\.(replace|rename)|\.write_(text|bytes)|\bopen\([^)]*[\"'][wax]b?\+?[\"']": ("vtc/files.py", *(
+    r"os\.(replace|rename)|\.write_(text|bytes)|\bopen\([^)]*[\"'][wax]b?\+?[\"']": ("vtc/io/files.py", *(
         "vtc/bench/gpu.py", "vtc/vllm/measure_engine.py",  # what a program that they start prints
         "eval/sweep/cells.py", "eval/sweep/study.py",  # locks
         "eval/samples.py",  # logs, a line at a time
     )),
-    r"\.savefig\(": ("vtc/drawing.py", "eval/report/svg.py", "eval/inspect/draw.py"),  # into the page, into memory
+    r"\.savefig\(": ("vtc/io/drawing.py", "eval/report/svg.py", "eval/inspect/draw.py"),  # into the page, into memory
     r"(?<![\w.])print\(|typer\.echo|sys\.std(out|err)\.write|\bConsole\b|rich\.(console|markup|progress)": (
-        "vtc/terminal.py", "eval/progress.py",
+        "vtc/io/terminal.py", "eval/progress.py",
     ),
-    r"\bhtml\.escape\(|^\s*(from|import) html\b|\.saxutils|markupsafe": ("vtc/escape.py",),
+    r"\bhtml\.escape\(|^\s*(from|import) html\b|\.saxutils|markupsafe": ("vtc/io/escape.py",),
 }  # fmt: skip
 
 

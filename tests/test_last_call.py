@@ -8,7 +8,7 @@ import torch
 
 import vtc
 from tests.helpers import build, forward, generate, inputs_of, model_of, proceed, split
-from vtc.errors import ConfigError, PatchError, UnsupportedError
+from vtc.core.errors import ConfigError, PatchError, UnsupportedError
 
 families = pytest.mark.parametrize("case", vtc.families())
 

@@ -6,8 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import vtc.kernels.merge as kernel
+from vtc.core.selection import Merge, Selection
 from vtc.kernels.merge import contextual_merge, merged_slots
-from vtc.selection import Merge, Selection
 
 examples = settings(max_examples=60, deadline=None)
 

@@ -7,9 +7,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vtc.config import resolve
-from vtc.errors import ConfigError
-from vtc.signals import Context, Encoder, EncoderFeatures, Features, TextEmbeddings
+from vtc.config.resolve import resolve
+from vtc.core.errors import ConfigError
+from vtc.core.signals import Context, Encoder, EncoderFeatures, Features, TextEmbeddings
 from vtc.strategies.mmtok import MMTok, select_tokens, weights
 
 ENCODER = Encoder("llava", 24, True, tuple(range(24)))

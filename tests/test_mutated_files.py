@@ -18,8 +18,7 @@ from vtc.bench.results import Results
 from vtc.bench.results import read as read_bench
 from vtc.bench.show import compared, table
 from vtc.bench.show import lines as bench_lines
-from vtc.errors import VtcError
-from vtc.escape import visible
+from vtc.core.errors import VtcError
 from vtc.eval import papers, score
 from vtc.eval.inspect.page import page
 from vtc.eval.inspect.record import read as read_record
@@ -31,8 +30,9 @@ from vtc.eval.settings import Settings
 from vtc.eval.sweep import work
 from vtc.eval.sweep.engine import Asked
 from vtc.eval.sweep.engine import sweep as run_sweep
-from vtc.files import write_json
-from vtc.terminal import Terminal
+from vtc.io.escape import visible
+from vtc.io.files import write_json
+from vtc.io.terminal import Terminal
 from vtc.vllm.measure_results import Store, summary
 from vtc.vllm.measure_results import lines as vllm_lines
 

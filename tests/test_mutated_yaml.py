@@ -8,16 +8,16 @@ import pytest
 from tests.helpers_mutated_yaml import VALUES, WHOLE, mutated, shipped
 from tests.test_cli import run
 from vtc.cli import app as cli
-from vtc.config import resolve
-from vtc.errors import ConfigError, UnsupportedError, VtcError
+from vtc.config.knobs import parse_set
+from vtc.config.resolve import resolve
+from vtc.core.errors import ConfigError, UnsupportedError, VtcError
 from vtc.eval.papers import show as show_cards
 from vtc.eval.plan import plan
 from vtc.eval.settings import settings_from
 from vtc.eval.sweep.engine import Asked, sweep
 from vtc.eval.tasks import TASKS
-from vtc.knobs import parse_set
-from vtc.plain_yaml import load, parse
-from vtc.terminal import Terminal
+from vtc.io.plain_yaml import load, parse
+from vtc.io.terminal import Terminal
 from vtc.vllm import arguments
 
 SERVED = "port: 8001\nhf-overrides:\n  text_config: {a: 1}\nenable-lora: true\nname: [a, b]\nmm-processor-kwargs.a: 1\n"

@@ -13,9 +13,9 @@ from tests.helpers_outside import FAMILY, METHOD, POINTS, installed, kept, nothi
 from tests.helpers_sweep import start, summary_of
 from tests.test_cli import run
 from vtc import ConfigError
+from vtc.core.registry import MODULES
 from vtc.demo import load
 from vtc.patching import find_family
-from vtc.registry import MODULES
 from vtc.strategies import METHODS
 
 __all__ = ["nothing_stays"]

@@ -10,8 +10,8 @@ import vtc
 from tests.helpers_outside import kept, nothing_stays
 from tests.test_house import run_python
 from vtc import ConfigError
+from vtc.core.selection import Selection
 from vtc.patches import FAMILIES
-from vtc.selection import Selection
 from vtc.strategies import METHODS
 from vtc.strategies.base import Stage
 

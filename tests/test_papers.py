@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 import vtc
-from vtc.errors import ConfigError
+from vtc.core.errors import ConfigError
 from vtc.eval.papers import cards, commands, load_card
 from vtc.eval.settings import parse_model_args
 from vtc.eval.tasks import DIALECTS, TASKS

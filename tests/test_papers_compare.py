@@ -7,11 +7,11 @@ import pytest
 
 import vtc
 from vtc.cli import main
-from vtc.errors import ConfigError
+from vtc.core.errors import ConfigError
 from vtc.eval.papers import against, commands, load_card, show
 from vtc.eval.papers.compare import SIZES, is_row
 from vtc.eval.tasks import TASKS
-from vtc.terminal import Terminal
+from vtc.io.terminal import Terminal
 
 CARDS = {name: load_card(name) for name in ("hiprune", "transprune", "vtc_cls", "cdpruner")}
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vtc.errors import ConfigError
+from vtc.core.errors import ConfigError
 from vtc.eval.models import load
 from vtc.eval.pictures import nothing, picture, rgb
 

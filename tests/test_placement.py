@@ -7,10 +7,10 @@ from hypothesis import strategies as st
 
 import vtc
 from tests.helpers import generate, inputs_of, model_of, split
+from vtc.core.errors import PatchError, UnsupportedError
 from vtc.engine.placement import Batch, place
 from vtc.engine.prefill import pack
 from vtc.engine.select import Kept
-from vtc.errors import PatchError, UnsupportedError
 
 pytestmark = pytest.mark.product
 

@@ -2,10 +2,10 @@
 
 import pytest
 
-from vtc.budget import Budget
-from vtc.config import resolve
-from vtc.schedule import Schedule
-from vtc.signals import Decoder, Encoder
+from vtc.config.resolve import resolve
+from vtc.config.schedule import Schedule
+from vtc.core.budget import Budget
+from vtc.core.signals import Decoder, Encoder
 
 
 def encoder(family: str, depth: int, global_layers=None) -> Encoder:

@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 
 import vtc
-from vtc import signals
-from vtc.catalog import support_table
+from vtc.config.catalog import support_table
+from vtc.core import signals
+from vtc.core.selection import Merge, Selection
 from vtc.eval.tasks import Task
 from vtc.patches._family import Family
-from vtc.selection import Merge, Selection
 from vtc.strategies import METHODS
 from vtc.strategies.base import DecoderStage, Stage, Step
 from vtc.vllm.capability import table

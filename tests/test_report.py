@@ -11,7 +11,7 @@ import pytest
 from tests.helpers_report import EVIL, Page, demo_job, made, over_tasks, ran, with_knobs
 from tests.helpers_results import MODEL
 from vtc.cli import main
-from vtc.errors import ConfigError
+from vtc.core.errors import ConfigError
 from vtc.eval import statistics
 from vtc.eval.compare import scored
 from vtc.eval.report import report

@@ -86,9 +86,11 @@ def test_dark_mode(chromium, pages):
     looks = []
     for dark in (False, True):
         chromium.open(pages["one"], 1200, dark=dark)
-        looks.append(chromium.run("""[getComputedStyle(document.body).backgroundColor,
+        looks.append(
+            chromium.run("""[getComputedStyle(document.body).backgroundColor,
             getComputedStyle(document.body).color, getComputedStyle(document.querySelector("svg text")).fill,
-            getComputedStyle(document.querySelector("svg .s0 path, svg .s0 use")).stroke]"""))
+            getComputedStyle(document.querySelector("svg .s0 path, svg .s0 use")).stroke]""")
+        )
     assert all(light != dark for light, dark in zip(*looks))
 
 

@@ -7,7 +7,7 @@ import pytest
 
 from tests.helpers_stub import Stub
 from tests.helpers_tasks import FIXTURES, json_rows
-from vtc.errors import ConfigError
+from vtc.core.errors import ConfigError
 from vtc.eval import runner
 from vtc.eval.data import FAULT, ROW, Docs, Source
 from vtc.eval.runner import evaluate

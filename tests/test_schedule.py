@@ -8,9 +8,9 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 import vtc
-from vtc.config import resolve
-from vtc.schedule import Schedule
-from vtc.signals import Decoder
+from vtc.config.resolve import resolve
+from vtc.config.schedule import Schedule
+from vtc.core.signals import Decoder
 from vtc.strategies import METHODS
 
 INSIDE = [name for name in METHODS if METHODS[name].site == "decoder" and not METHODS[name].adaptive]

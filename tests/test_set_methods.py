@@ -8,10 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import vtc.kernels.bipartite as kernel
-from vtc.config import resolve
-from vtc.errors import ConfigError
-from vtc.kernels.bipartite import bipartite_prune
-from vtc.signals import (
+from vtc.config.resolve import resolve
+from vtc.core.errors import ConfigError
+from vtc.core.signals import (
     AttentionColumns,
     ClsAttention,
     Context,
@@ -21,6 +20,7 @@ from vtc.signals import (
     Features,
     Unprojected,
 )
+from vtc.kernels.bipartite import bipartite_prune
 from vtc.strategies.divprune import DivPrune
 from vtc.strategies.todre_encoder import ToDREEncoder, selection_order
 from vtc.strategies.visiondrop_encoder import VisionDropEncoder

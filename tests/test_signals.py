@@ -8,8 +8,8 @@ import torch
 
 import vtc
 from tests.helpers import build, inputs_of, model_of
+from vtc.core.signals import AttentionColumns, ClsAttention
 from vtc.patching import find_family
-from vtc.signals import AttentionColumns, ClsAttention
 
 CASES = ["llava", "llava-siglip", "llava_next", "qwen2_vl", "qwen2_5_vl"]
 PICTURES = ("pixel_values", "image_sizes", "image_grid_thw")

@@ -5,10 +5,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vtc.errors import PatchError
-from vtc.kernels.grid import strided_grid
-from vtc.selection import Merge, Selection
-from vtc.signals import (
+from vtc.core.errors import PatchError
+from vtc.core.selection import Merge, Selection
+from vtc.core.signals import (
     AttentionColumns,
     ClsAttention,
     Context,
@@ -27,6 +26,7 @@ from vtc.signals import (
     Transition,
     Unprojected,
 )
+from vtc.kernels.grid import strided_grid
 from vtc.strategies import METHODS
 
 ENCODER = Encoder("test", depth=8, has_cls=True, global_layers=tuple(range(8)))

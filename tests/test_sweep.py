@@ -10,14 +10,14 @@ import torch
 import vtc
 from tests.helpers_sweep import GRID, SEARCH, assert_exactly_once, lasting, summary_of
 from vtc.cli import main
-from vtc.errors import ConfigError
+from vtc.core.errors import ConfigError
 from vtc.eval import models
 from vtc.eval.answers import Answerer
 from vtc.eval.sweep import work
 from vtc.eval.sweep.cells import Place
 from vtc.eval.sweep.engine import Asked, sweep
 from vtc.eval.sweep.study import public
-from vtc.terminal import Terminal
+from vtc.io.terminal import Terminal
 
 
 @pytest.fixture(scope="module")

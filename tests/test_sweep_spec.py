@@ -4,7 +4,7 @@ import pytest
 import yaml
 
 from tests.helpers_sweep import GRID, SEARCH, spec_of
-from vtc.errors import ConfigError
+from vtc.core.errors import ConfigError
 from vtc.eval.sweep.cells import cell_of, check, heldout_cells, planned
 from vtc.eval.sweep.engine import _sampled
 from vtc.eval.sweep.objectives import pareto

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from tests.helpers_tasks import FIXTURES, docs_of, json_rows, opened
-from vtc.errors import ConfigError
+from vtc.core.errors import ConfigError
 from vtc.eval.tasks import DIALECTS, TASKS
 
 LETTER = "\nAnswer with the option's letter from the given choices directly."

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from vtc.errors import ConfigError
+from vtc.core.errors import ConfigError
 from vtc.eval.tasks import DIALECTS, TASKS
 
 FIXTURES = Path(__file__).parent / "fixtures" / "tasks"

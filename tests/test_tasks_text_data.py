@@ -6,7 +6,7 @@ from pathlib import Path
 import datasets
 import pytest
 
-from vtc.errors import ConfigError
+from vtc.core.errors import ConfigError
 from vtc.eval.data import ROW, Docs
 from vtc.eval.tasks import TASKS
 
@@ -149,9 +149,7 @@ def test_split_without_public_answers(tmp_path, monkeypatch, name):
     rows = rows_of(file)
     for hidden in ({"answers": None}, {"answers": []}):
         write_lines(tmp_path / "test.jsonl", [row | hidden for row in rows])
-        with pytest.raises(
-            ConfigError, match=f"^the data of task '{name}' has no answers in any row; possible: "
-        ):
+        with pytest.raises(ConfigError, match=f"^the data of task '{name}' has no answers in any row; possible: "):
             task.open("test", place=str(tmp_path))
     with pytest.raises(KeyError, match="answers"):
         task.reference({"question": "what?"})

@@ -6,7 +6,7 @@ import math
 import pytest
 
 from tests.helpers_tasks import FIXTURES, docs_of, figures_of, opened, scored
-from vtc.errors import ConfigError
+from vtc.core.errors import ConfigError
 from vtc.eval.tasks import DIALECTS, TASKS
 
 SHORT = "\nAnswer the question using a single word or phrase."

@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 from PIL import Image
 from transformers import AutoProcessor
 
+from vtc.core.text import STOP_WORDS, TEMPLATES, keywords_of, padding_patches, question_of, without_instructions
 from vtc.demo import MODEL_DIR
-from vtc.text import STOP_WORDS, TEMPLATES, keywords_of, padding_patches, question_of, without_instructions
 
 ROLES = "A chat between a curious user and an assistant. The assistant answers the user's questions. "
 SYSTEM = "<|im_start|>system\nYou are a USER: helpful [INST] assistant.<|im_end|>\n"

@@ -8,9 +8,9 @@ import torch
 from safetensors import safe_open
 
 from tests.golden_checks import transprune as golden
-from vtc.config import resolve
-from vtc.errors import ConfigError
-from vtc.signals import Context, Decoder, DecoderAttention, Transition
+from vtc.config.resolve import resolve
+from vtc.core.errors import ConfigError
+from vtc.core.signals import Context, Decoder, DecoderAttention, Transition
 from vtc.strategies.transprune import TransPrune, score_tokens
 
 LLAMA, QWEN = Decoder("llava", 32), Decoder("qwen2_5_vl", 28)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from PIL import Image
 
-from vtc.errors import ConfigError
+from vtc.core.errors import ConfigError
 from vtc.vllm.measure import Wanted, engine_options, run
 from vtc.vllm.measure_model import kv_bytes, preset, requests, save, visual_tokens
 from vtc.vllm.measure_plot import plot

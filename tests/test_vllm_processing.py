@@ -7,7 +7,7 @@ import pytest
 import torch
 from transformers import LlavaConfig, LlavaNextConfig, Qwen2_5_VLConfig
 
-from vtc.errors import ConfigError, UnsupportedError
+from vtc.core.errors import ConfigError, UnsupportedError
 from vtc.vllm.processing import COUNT, PrunedInfo, PrunedProcessor
 from vtc.vllm.settings import REQUEST_KEEP, overrides, unpacked
 

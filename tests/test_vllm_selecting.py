@@ -7,10 +7,10 @@ import torch
 
 import vtc
 from tests.helpers import STRATEGIES, inputs_of, model_of
-from vtc.errors import PatchError, UnsupportedError
-from vtc.hooks import Patchwork
+from vtc.core.errors import PatchError, UnsupportedError
+from vtc.core.hooks import Patchwork
+from vtc.core.signals import EncoderFeatures, Unprojected
 from vtc.patching import find_family
-from vtc.signals import EncoderFeatures, Unprojected
 from vtc.vllm.capability import table
 from vtc.vllm.positions import attach, detach
 from vtc.vllm.selecting import Selector, kept_features, portions

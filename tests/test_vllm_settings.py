@@ -20,10 +20,10 @@ from transformers import (
 )
 
 import vtc.vllm as plugin
+from vtc.core.errors import ConfigError, UnsupportedError, VtcError
+from vtc.core.signals import ClsAttention, Features
 from vtc.demo import MODEL_DIR
-from vtc.errors import ConfigError, UnsupportedError, VtcError
 from vtc.patches import FAMILIES
-from vtc.signals import ClsAttention, Features
 from vtc.strategies.hiprune import HiPrune
 from vtc.vllm.capability import table
 from vtc.vllm.options import refuse_engine, refuse_processing
@@ -67,6 +67,7 @@ def test_short_forms_by_hand():
 
 def test_the_fingerprint_holds_what_changes_the_selection():
     """It differs with strategy, knob, rounding and positions; not with the keep, which travels with each request."""
+
     def mark(strategy="hiprune", keep=0.25, **knobs):
         return read_back(Qwen2_5_VLConfig(), overrides(Qwen2_5_VLConfig(), strategy, keep, **knobs)).fingerprint
 

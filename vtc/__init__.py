@@ -7,10 +7,10 @@ vtc.unpatch(model)
 
 from typing import TYPE_CHECKING
 
-from vtc.errors import ConfigError, PatchError, UnsupportedError, VtcError
+from vtc.core.errors import ConfigError, PatchError, UnsupportedError, VtcError
 
 if TYPE_CHECKING:
-    from vtc.catalog import families, load_strategy
+    from vtc.config.catalog import families, load_strategy
     from vtc.eval.inspect import inspect
     from vtc.patching import patch, patched, report, unpatch
     from vtc.strategies import CallablePackage
@@ -25,7 +25,7 @@ __all__ = [
 
 _LAZY = {
     "patch": "vtc.patching", "unpatch": "vtc.patching", "patched": "vtc.patching", "report": "vtc.patching",
-    "families": "vtc.catalog", "load_strategy": "vtc.catalog", "inspect": "vtc.eval.inspect",
+    "families": "vtc.config.catalog", "load_strategy": "vtc.config.catalog", "inspect": "vtc.eval.inspect",
 }  # fmt: skip
 
 

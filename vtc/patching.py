@@ -1,29 +1,25 @@
 """The public way in: patch, unpatch, patched, report."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from torch import nn
 
-from vtc.account import Report
-from vtc.config import StrategyConfig, resolve
+from vtc.config.resolve import resolve
+from vtc.config.source import parts, read
+from vtc.config.strategy import Strategy, StrategyConfig
+from vtc.core.errors import ConfigError, UnsupportedError
+from vtc.core.hooks import let_compiled_see_hooks
+from vtc.core.registry import unknown
+from vtc.core.report import Report
+from vtc.core.signals import Encoder
 from vtc.engine.patch import Patch
-from vtc.errors import ConfigError, UnsupportedError
-from vtc.hooks import let_compiled_see_hooks
-from vtc.registry import unknown
-from vtc.signals import Encoder
-from vtc.source import parts, read
-from vtc.strategies.base import DecoderStage, Stage
 
 if TYPE_CHECKING:
     from vtc.patches._family import Family
 
 Model = TypeVar("Model", bound=nn.Module)
-Method = Stage | DecoderStage | type[Stage] | type[DecoderStage]
-Strategy = str | Path | Mapping[str, Any] | Method | Sequence[Any]
-"""What `patch` takes: a name, a file, a mapping, a method, or several of these."""
 
 _ATTRIBUTE = "_vtc_patch"
 
@@ -80,10 +76,10 @@ def patch(
     model: a stock ...ForConditionalGeneration of a supported family. strategy: a name, a YAML file, a mapping, a method
     (its class, an instance, or MODULE:CLASS), or several of these to compose, as a list or as "hiprune+transprune".
     keep: float in (0, 1] = fraction of the visual tokens kept, int >= 1 = tokens kept, both as a mean over the language
-    model's layers (`vtc.schedule` says how several stages share it); prune_ratio: fraction removed instead. scope,
-    positions, knobs: override the YAML (see `vtc show`); in a composition also as METHOD.KNOB. processor: the model's
-    processor, for strategies that read the question (mmtok). clip: (CLIPModel, its tokenizer), for cdpruner with
-    relevance="clip".
+    model's layers (`vtc.config.schedule` says how several stages share it); prune_ratio: fraction removed instead.
+    scope, positions, knobs: override the YAML (see `vtc show`); in a composition also as METHOD.KNOB. processor: the
+    model's processor, for strategies that read the question (mmtok). clip: (CLIPModel, its tokenizer), for cdpruner
+    with relevance="clip".
     Raises ConfigError or UnsupportedError in one line, before the model is touched.
     """
     given = {"keep": keep, "prune_ratio": prune_ratio, "scope": scope, "positions": positions}

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from torch import nn
 
-    from vtc.patching import Strategy
+    from vtc.config.strategy import Strategy
 
 
 def inspect(

@@ -3,7 +3,7 @@
 from PIL import Image
 
 import vtc
-from vtc.errors import ConfigError
+from vtc.core.errors import ConfigError
 from vtc.eval.inspect.look import configs_of, look, open_picture
 from vtc.eval.models import load
 from vtc.eval.settings import parse_model_args, split_list

@@ -14,7 +14,7 @@ from PIL import Image
 from vtc.eval.inspect.paint import enlarge, paint, swatch
 from vtc.eval.inspect.record import Outcome, columns, keys, outcomes
 from vtc.eval.inspect.style import budget, caption, column_title, used, verdict
-from vtc.files import replacing
+from vtc.io.files import replacing
 
 DPI = 100
 LONGER = 2.5  # inches of a picture's longer side

@@ -12,7 +12,7 @@ from PIL import Image, ImageOps
 from torch import nn
 
 import vtc
-from vtc.errors import ConfigError
+from vtc.core.errors import ConfigError
 from vtc.eval.inspect.record import SCHEMA
 from vtc.eval.models import Loaded
 from vtc.eval.pictures import rgb

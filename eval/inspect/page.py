@@ -7,7 +7,6 @@ from collections.abc import Iterable, Mapping
 import numpy as np
 from PIL import Image
 
-from vtc.escape import html as escape
 from vtc.eval.inspect.record import DROPPED, GONE, KEPT, MERGED, Outcome, columns, keys, outcomes
 from vtc.eval.inspect.style import (
     ACCENT,
@@ -25,6 +24,7 @@ from vtc.eval.inspect.style import (
     used,
     verdict,
 )
+from vtc.io.escape import html as escape
 
 CSS = """
 :root { color-scheme: light dark; --ink: #1b1c1e; --soft: #5f6368; --paper: #ffffff; --line: #d6d8dc;

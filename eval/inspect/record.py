@@ -22,9 +22,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from vtc.errors import ConfigError
-from vtc.files import read_json
-from vtc.shapes import anything, list_of, mapping_of, number, one_of, or_none, record, text, whole, wrong
+from vtc.core.errors import ConfigError
+from vtc.io.files import read_json
+from vtc.io.shapes import anything, list_of, mapping_of, number, one_of, or_none, record, text, whole, wrong
 
 SCHEMA = "vtc.inspect/1"
 MOST, FARTHEST = 10**6, 10**6  # tokens, layers and pixels; pixels from the picture's corner

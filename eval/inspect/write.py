@@ -10,7 +10,7 @@ from PIL import Image
 from vtc.eval.inspect.draw import draw, save
 from vtc.eval.inspect.page import page
 from vtc.eval.inspect.record import PICTURE, RECORD
-from vtc.files import finite, replacing, write_text
+from vtc.io.files import finite, replacing, write_text
 
 FIGURE, PAGE = "inspect.png", "inspect.html"
 

@@ -15,8 +15,8 @@ from vtc.eval.papers.commands import commands
 from vtc.eval.papers.compare import MARKED, compare
 from vtc.eval.papers.read import cards, load_card
 from vtc.eval.saved import SUMMARY
-from vtc.files import read_json, write_json
-from vtc.terminal import Terminal
+from vtc.io.files import read_json, write_json
+from vtc.io.terminal import Terminal
 
 __all__ = ["Card", "against", "cards", "commands", "load_card", "show"]
 

@@ -4,7 +4,7 @@ import statistics
 from collections.abc import Iterator, Mapping, Sequence
 
 import vtc
-from vtc.errors import VtcError
+from vtc.core.errors import VtcError
 from vtc.eval.papers.card import FULL, Card, Model, Row, Score
 from vtc.eval.papers.commands import budget
 from vtc.eval.tasks import TASKS

@@ -9,12 +9,12 @@ from os.path import isfile
 from pathlib import Path
 
 import vtc
-from vtc.errors import ConfigError, shown
+from vtc.core.errors import ConfigError, shown
+from vtc.core.registry import listed, unknown
 from vtc.eval.papers.card import FULL, Card, Model, Row, Score, Setting
 from vtc.eval.tasks import DIALECTS, TASKS
-from vtc.plain_yaml import load
-from vtc.registry import listed, unknown
-from vtc.shapes import below, flag, mapping, or_none, wrong
+from vtc.io.plain_yaml import load
+from vtc.io.shapes import below, flag, mapping, or_none, wrong
 
 
 def cards() -> dict[str, object]:

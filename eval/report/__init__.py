@@ -3,13 +3,13 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from vtc.errors import ConfigError
+from vtc.core.errors import ConfigError
 from vtc.eval.report import markdown, page, table_csv
 from vtc.eval.report.document import document, title
 from vtc.eval.report.measure import measure
 from vtc.eval.report.read import read
 from vtc.eval.report.sections import split
-from vtc.files import write_text
+from vtc.io.files import write_text
 
 
 def report(folders: Sequence[Path], output: Path | None = None) -> list[Path]:

@@ -3,8 +3,8 @@
 import re
 from collections.abc import Sequence
 
-from vtc.escape import markdown, visible
 from vtc.eval.report.blocks import Cards, Code, Figures, Fold, Heading, Items, Legend, Part, Rule, Table, Text
+from vtc.io.escape import markdown, visible
 
 
 def text(blocks: Sequence) -> str:

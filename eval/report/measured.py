@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from vtc.errors import VtcError
+from vtc.core.errors import VtcError
 from vtc.eval.compare import scored
 from vtc.eval.report.read import Entry
 from vtc.eval.samples import read_log, read_times

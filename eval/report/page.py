@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from importlib.resources import files
 
-from vtc.escape import html as escape
 from vtc.eval.plot import COLORS
 from vtc.eval.report.blocks import (
     Cards,
@@ -21,6 +20,7 @@ from vtc.eval.report.blocks import (
     Text,
 )  # fmt: skip
 from vtc.eval.report.tables import DEGREES
+from vtc.io.escape import html as escape
 
 # The same hues, light enough for a dark page; black becomes white.
 DARK = ("#56AEE8", "#FF8A4C", "#2CCB9B", "#E39AC6", "#F0B23E", "#8CCBF5", "#F2F2F2", "#D09B66", "#A8A8A8")

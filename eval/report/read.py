@@ -5,9 +5,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from vtc.errors import ConfigError
+from vtc.core.errors import ConfigError
 from vtc.eval.saved import SUMMARY, SWEEP
-from vtc.files import read_json
+from vtc.io.files import read_json
 
 POSSIBLE = "possible: the --output of `vtc eval` or `vtc sweep`"
 

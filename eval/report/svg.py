@@ -8,8 +8,8 @@ import re
 from collections.abc import Mapping
 from xml.etree import ElementTree
 
-from vtc.drawing import plain_text
-from vtc.escape import visible
+from vtc.io.drawing import plain_text
+from vtc.io.escape import visible
 
 INK, GRID, MUTED = "#010203", "#010204", "#010205"  # what the page's own colours take the place of
 PAPER = "#010206"

@@ -4,10 +4,10 @@ import csv
 import io
 from collections.abc import Sequence
 
-from vtc.escape import cell as escaped
 from vtc.eval.report.measure import Grid
 from vtc.eval.report.measured import kept
 from vtc.eval.report.search import settings
+from vtc.io.escape import cell as escaped
 
 HEAD = (
     "section", "folder", "cell", "role", "model", "model_digest", "run", "label", "strategy", "keep", "budget",

@@ -17,15 +17,15 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import vtc
-from vtc.errors import ConfigError
+from vtc.core.errors import ConfigError
 from vtc.eval import saved
 from vtc.eval.plan import NONE, plan
 from vtc.eval.settings import Settings
 from vtc.eval.sweep.space import MOST, draw, grid, is_excluded
 from vtc.eval.sweep.spec import Spec
 from vtc.eval.tasks import TASKS
-from vtc.files import read_json, refused, write_json, write_text
-from vtc.shapes import Shape
+from vtc.io.files import read_json, refused, write_json, write_text
+from vtc.io.shapes import Shape
 
 BASELINE, CELL, HELDOUT = "baseline", "cell", "heldout"
 DONE, FAILED, PENDING, EXCLUDED = "done", "failed", "pending", "excluded"

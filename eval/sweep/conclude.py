@@ -30,7 +30,7 @@ from vtc.eval.sweep.objectives import Objective, pareto
 from vtc.eval.sweep.spec import Spec
 from vtc.eval.sweep.study import Search
 from vtc.eval.tasks import TASKS
-from vtc.files import write_json, write_text
+from vtc.io.files import write_json, write_text
 
 SCHEMA = SWEEP_SCHEMA
 

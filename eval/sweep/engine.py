@@ -9,13 +9,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from vtc.errors import ConfigError
+from vtc.core.errors import ConfigError
 from vtc.eval.report import report
 from vtc.eval.sweep.cells import DONE, FAILED, Cell, Place, cell_of, check, planned
 from vtc.eval.sweep.show import Board, dry_run, print_summary
 from vtc.eval.sweep.space import chosen, draw
 from vtc.eval.sweep.spec import Spec, load_spec, read_spec
-from vtc.terminal import Terminal
+from vtc.io.terminal import Terminal
 
 SAMPLED = 30  # assignments of a search that are checked before it starts
 

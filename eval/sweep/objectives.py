@@ -16,8 +16,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
-from vtc.errors import ConfigError, shown
-from vtc.registry import unknown
+from vtc.core.errors import ConfigError, shown
+from vtc.core.registry import unknown
 
 FIGURES = {
     "accuracy": "maximize", "relative": "maximize", "prefill_flops": "minimize", "first_token": "minimize",

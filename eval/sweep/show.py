@@ -10,7 +10,7 @@ from rich.table import Table
 from vtc.eval.sweep.cells import DONE, FAILED, Cell, Place
 from vtc.eval.sweep.objectives import Objective
 from vtc.eval.sweep.spec import Spec
-from vtc.terminal import Terminal, bar
+from vtc.io.terminal import Terminal, bar
 
 PIPE_WIDTH = 160  # columns when the output is no terminal
 POLL = 0.5  # seconds between looks at what other processes have finished

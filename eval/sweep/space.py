@@ -10,9 +10,9 @@ import random
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from vtc.errors import ConfigError, shown
-from vtc.plain_yaml import parse
-from vtc.registry import unknown
+from vtc.core.errors import ConfigError, shown
+from vtc.core.registry import unknown
+from vtc.io.plain_yaml import parse
 
 RESERVED = ("model", "model_args", "tasks", "split", "limit", "seed", "seeds", "set")
 KEYS = ("values", "low", "high", "step", "log", "int", "when")

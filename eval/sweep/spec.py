@@ -26,12 +26,12 @@ from importlib.resources import files
 from os.path import isfile
 from pathlib import Path
 
-from vtc.errors import ConfigError, shown
+from vtc.core.errors import ConfigError, shown
+from vtc.core.registry import unknown
 from vtc.eval.settings import check_places, parse_places
 from vtc.eval.sweep.objectives import Objective, read_objectives
 from vtc.eval.sweep.space import MOST, Parameter, ordered, read_parameter
-from vtc.plain_yaml import parse, read_text
-from vtc.registry import unknown
+from vtc.io.plain_yaml import parse, read_text
 
 MODES = ("grid", "random", "search")
 SAMPLERS = ("tpe", "random", "nsgaii", "gp")

@@ -19,11 +19,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from vtc.errors import ConfigError
+from vtc.core.errors import ConfigError
 from vtc.eval.sweep.cells import Cell, Place, cell_of
 from vtc.eval.sweep.space import is_excluded, suggest
 from vtc.eval.sweep.spec import Spec
-from vtc.files import write_text
+from vtc.io.files import write_text
 
 JOURNAL = "study.journal"
 MOST_ASKED = 20  # times the wanted number of trials, where most of the space is excluded

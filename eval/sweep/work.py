@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import torch
 
-from vtc.errors import ConfigError, UnsupportedError, VtcError
+from vtc.core.errors import ConfigError, UnsupportedError, VtcError
 from vtc.eval.launch import Processes
 from vtc.eval.models import Loaded, load
 from vtc.eval.runner import evaluate

@@ -11,11 +11,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-from vtc.errors import ConfigError, shown
+from vtc.core.errors import ConfigError, shown
+from vtc.core.registry import Registry, unknown
 from vtc.eval import figures
 from vtc.eval.data import FAULT, FOLDER, ROW, Docs, Source, open_source
 from vtc.eval.pictures import nothing, picture
-from vtc.registry import Registry, unknown
 
 TASKS: Registry = Registry("task", "vtc.eval.tasks", "vtc.tasks", lambda: (Task,))
 DIALECTS = {

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
-from vtc.errors import ConfigError, shown
+from vtc.core.errors import ConfigError, shown
 from vtc.eval import figures
 from vtc.eval.metrics.choice import mmbench_letter, vlmevalkit_letter
 from vtc.eval.tasks import Task

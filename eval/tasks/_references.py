@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
-from vtc.errors import ConfigError
+from vtc.core.errors import ConfigError
 from vtc.eval.data import Docs
 from vtc.eval.tasks import Task
 from vtc.eval.tasks._rows import list_or_mapping, plain

@@ -5,7 +5,7 @@ import json
 import math
 from collections.abc import Mapping
 
-from vtc.errors import ConfigError, shown
+from vtc.core.errors import ConfigError, shown
 from vtc.eval.data import ROW
 from vtc.eval.tasks._prompts import LETTERS
 

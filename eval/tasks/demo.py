@@ -12,8 +12,8 @@ the same number is always the same sample. Tune on `tune`, publish on `test`; `t
 
 from collections.abc import Mapping
 
+from vtc.core.errors import ConfigError
 from vtc.demo import benchmark
-from vtc.errors import ConfigError
 from vtc.eval.data import Docs
 from vtc.eval.tasks import TASKS, Task
 

@@ -19,7 +19,7 @@ without a judge: https://github.com/EvolvingLMMs-Lab/lmms-eval, tasks/hallusion_
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 
-from vtc.errors import ConfigError, shown
+from vtc.core.errors import ConfigError, shown
 from vtc.eval import figures
 from vtc.eval.data import Source
 from vtc.eval.metrics.yesno import hallusion

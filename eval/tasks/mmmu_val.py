@@ -23,7 +23,7 @@ Paper: https://arxiv.org/abs/2311.16502. Scoring: https://github.com/MMMU-Benchm
 import re
 from collections.abc import Mapping, Sequence
 
-from vtc.errors import ConfigError
+from vtc.core.errors import ConfigError
 from vtc.eval import figures
 from vtc.eval.data import FOLDER, Source
 from vtc.eval.metrics.mmmu import mmmu_choice, mmmu_open, mmmu_open_score

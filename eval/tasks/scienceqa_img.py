@@ -20,7 +20,7 @@ https://github.com/EvolvingLMMs-Lab/lmms-eval, tasks/scienceqa/utils.py.
 
 from collections.abc import Mapping, Sequence
 
-from vtc.errors import ConfigError, shown
+from vtc.core.errors import ConfigError, shown
 from vtc.eval import figures
 from vtc.eval.data import Docs, Source, open_source
 from vtc.eval.metrics.choice import scienceqa_llava, scienceqa_lmms

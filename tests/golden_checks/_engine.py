@@ -5,11 +5,11 @@ from types import SimpleNamespace
 import torch
 from torch import Tensor
 
-from vtc.config import StrategyConfig
+from vtc.config.strategy import StrategyConfig
+from vtc.core.layout import ImageLayout, VisionRun
+from vtc.core.signals import Encoder, Signal
 from vtc.engine.state import ThreadState
 from vtc.engine.vision import Vision
-from vtc.layout import ImageLayout, VisionRun
-from vtc.signals import Encoder, Signal
 
 
 def kept_offsets(

@@ -4,9 +4,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from vtc.config import resolve
+from vtc.config.resolve import resolve
+from vtc.core.signals import Context, Encoder, Features, TextRelevance
 from vtc.kernels.dpp import dpp_greedy
-from vtc.signals import Context, Encoder, Features, TextRelevance
 from vtc.strategies.cdpruner import quality
 
 CLIP = Encoder("llava", 24, True, tuple(range(24)))

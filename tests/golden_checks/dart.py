@@ -3,9 +3,9 @@
 import torch
 from torch import Tensor
 
-from vtc.config import resolve
+from vtc.config.resolve import resolve
+from vtc.core.signals import Context, Decoder, FinalHidden, KeyNorms, TextPivots
 from vtc.kernels.anchor import least_similar
-from vtc.signals import Context, Decoder, FinalHidden, KeyNorms, TextPivots
 from vtc.strategies.dart import longest
 
 DECODER = Decoder("llava", 32)

@@ -3,9 +3,9 @@
 import torch
 from torch import Tensor
 
-from vtc.config import resolve
+from vtc.config.resolve import resolve
+from vtc.core.signals import Context, Encoder, Features
 from vtc.kernels.diversity import maxmin_greedy
-from vtc.signals import Context, Encoder, Features
 
 ENCODER = Encoder("llava", 24, True, tuple(range(24)))
 

@@ -3,8 +3,8 @@
 import torch
 from torch import Tensor
 
-from vtc.config import resolve
-from vtc.signals import Context, Decoder
+from vtc.config.resolve import resolve
+from vtc.core.signals import Context, Decoder
 
 DECODER = Decoder("llava", 32)
 

@@ -4,13 +4,13 @@ import torch
 from torch import Tensor
 
 from tests.golden_checks._engine import assert_scores, kept_offsets
-from vtc.config import resolve
+from vtc.config.resolve import resolve
+from vtc.core.layout import ImageLayout, Tile, raster
+from vtc.core.signals import AttentionColumns, Encoder
 from vtc.kernels.attention_reduce import attention_columns
-from vtc.layout import ImageLayout, Tile, raster
 from vtc.patches.llava_next import anyres_tiles
 from vtc.patches.qwen2_5_vl import window_index
 from vtc.patches.qwen2_vl import merged_scores
-from vtc.signals import AttentionColumns, Encoder
 from vtc.strategies.hiprune import anchor_count
 
 CLIP_DEPTH, QWEN_DEPTH = 24, 32

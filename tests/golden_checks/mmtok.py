@@ -3,11 +3,11 @@
 import torch
 from torch import Tensor
 
-from vtc.config import resolve
+from vtc.config.resolve import resolve
+from vtc.core.signals import Context, Encoder
+from vtc.core.text import keywords_of, padding_patches
 from vtc.kernels.coverage import coverage_greedy
-from vtc.signals import Context, Encoder
 from vtc.strategies.mmtok import select_tokens, weights
-from vtc.text import keywords_of, padding_patches
 
 ENCODER = Encoder("llava", 24, True, tuple(range(24)))
 

@@ -3,9 +3,9 @@
 import torch
 from torch import Tensor
 
-from vtc.config import resolve
+from vtc.config.resolve import resolve
+from vtc.core.signals import Context, Decoder
 from vtc.kernels.attention_reduce import attention_rows
-from vtc.signals import Context, Decoder
 
 DECODER = Decoder("llava", 32)
 

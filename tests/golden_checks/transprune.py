@@ -3,9 +3,9 @@
 import torch
 from torch import Tensor
 
+from vtc.core.signals import Context, Decoder, DecoderAttention, Transition
 from vtc.kernels.attention_reduce import attention_columns
 from vtc.kernels.transition import transition_variation
-from vtc.signals import Context, Decoder, DecoderAttention, Transition
 from vtc.strategies.transprune import TransPrune, score_tokens
 
 DECODER = Decoder("llava", 32)

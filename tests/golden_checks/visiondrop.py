@@ -3,10 +3,10 @@
 import torch
 from torch import Tensor
 
-from vtc.config import resolve
+from vtc.config.resolve import resolve
+from vtc.core.selection import Selection
+from vtc.core.signals import Context, Decoder, Encoder, Unprojected
 from vtc.kernels.attention_reduce import attention_columns
-from vtc.selection import Selection
-from vtc.signals import Context, Decoder, Encoder, Unprojected
 
 ENCODER = Encoder("llava", 24, True, tuple(range(24)), tokens=576)
 DECODER = Decoder("llava", 32)

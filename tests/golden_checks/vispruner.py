@@ -3,8 +3,8 @@
 import torch
 from torch import Tensor
 
-from vtc.config import resolve
-from vtc.signals import ClsAttention, Context, Encoder, EncoderFeatures
+from vtc.config.resolve import resolve
+from vtc.core.signals import ClsAttention, Context, Encoder, EncoderFeatures
 
 ENCODER = Encoder("llava", 24, True, tuple(range(24)))
 

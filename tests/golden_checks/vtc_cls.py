@@ -3,9 +3,9 @@
 from torch import Tensor
 
 from tests.golden_checks._engine import assert_scores, kept_offsets
-from vtc.config import resolve
-from vtc.layout import raster
-from vtc.signals import ClsAttention, Encoder
+from vtc.config.resolve import resolve
+from vtc.core.layout import raster
+from vtc.core.signals import ClsAttention, Encoder
 
 
 def check(tensors: dict[str, Tensor], params: dict) -> None:

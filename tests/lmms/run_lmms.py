@@ -16,8 +16,8 @@ import torch
 
 import vtc
 import vtc.demo
+from vtc.core.errors import ConfigError, PatchError, UnsupportedError
 from vtc.demo import benchmark
-from vtc.errors import ConfigError, PatchError, UnsupportedError
 
 COUNT = 13  # questions: an odd number, so that two processes get unequal shares
 PLAIN, CHAT = "vtc_plain", "vtc_chat"

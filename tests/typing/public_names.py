@@ -8,8 +8,8 @@ from matplotlib.figure import Figure
 from torch import nn
 
 import vtc
-from vtc.account import Report
-from vtc.config import StrategyConfig
+from vtc.config.strategy import StrategyConfig
+from vtc.core.report import Report
 from vtc.strategies.uniform import Uniform
 
 

@@ -21,8 +21,8 @@ import torch
 
 from vtc.bench import kernels
 from vtc.bench.results import environment
-from vtc.files import write_json
-from vtc.terminal import say
+from vtc.io.files import write_json
+from vtc.io.terminal import say
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 TESTS = ("tests/test_gpu.py", "tests/test_triton_*.py")

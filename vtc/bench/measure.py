@@ -19,11 +19,11 @@ from vtc.bench.memory import peak_bytes
 from vtc.bench.models import Subject
 from vtc.bench.oracle import NoOracle, Oracle, Recording, difference, record
 from vtc.bench.prompts import inputs_of, pictures
-from vtc.config import resolve
-from vtc.errors import ConfigError
+from vtc.config.resolve import resolve
+from vtc.core.errors import ConfigError
+from vtc.core.signals import TextRelevance
 from vtc.kernels.backend import use
 from vtc.patching import find_family, patched, report
-from vtc.signals import TextRelevance
 
 OWN = "own"  # as a keep: the strategy's own budget
 TIMES = ("vision", "observing", "selection", "prefill", "ttft", "decode", "total")

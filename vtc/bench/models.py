@@ -12,7 +12,7 @@ from torch import nn
 
 from vtc.bench.presets import build, config_of
 from vtc.bench.prompts import special_ids
-from vtc.errors import ConfigError, loading, shown
+from vtc.core.errors import ConfigError, loading, shown
 from vtc.patching import find_family
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}

@@ -15,9 +15,9 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from vtc.account import ImageReport, Report
 from vtc.bench.prompts import with_types
-from vtc.hooks import Patchwork
+from vtc.core.hooks import Patchwork
+from vtc.core.report import ImageReport, Report
 
 
 class NoOracle(Exception):

@@ -8,8 +8,8 @@ from functools import partial
 import torch
 from torch import nn
 
-from vtc.errors import ConfigError
-from vtc.registry import unknown
+from vtc.core.errors import ConfigError
+from vtc.core.registry import unknown
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ import time
 from types import TracebackType
 
 from vtc.bench.measure import Case
-from vtc.terminal import Terminal, bar, say
+from vtc.io.terminal import Terminal, bar, say
 
 
 class Bar:

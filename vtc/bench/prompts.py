@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from vtc.bench.presets import resize_tower
-from vtc.errors import ConfigError
+from vtc.core.errors import ConfigError
 
 OFF = 0.25  # how far from what was asked the visual tokens may be, as a share of it
 

@@ -3,8 +3,8 @@
 from pathlib import Path
 
 from vtc.bench.selection import Row
-from vtc.drawing import plain_text, save
-from vtc.files import write_json
+from vtc.io.drawing import plain_text, save
+from vtc.io.files import write_json
 
 
 def write(rows: list[Row], folder: Path, record: dict) -> Path:

@@ -10,9 +10,9 @@ import torch
 
 from vtc import __version__
 from vtc.bench.measure import DEFINITIONS, Case
-from vtc.errors import ConfigError
-from vtc.files import read_json, write_json
-from vtc.shapes import anything, list_of, mapping_of, number, one_of, or_none, record, text, whole
+from vtc.core.errors import ConfigError
+from vtc.io.files import read_json, write_json
+from vtc.io.shapes import anything, list_of, mapping_of, number, one_of, or_none, record, text, whole
 
 SCHEMA = "vtc.bench/1"
 FILE = "results.json"

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from vtc.bench import naive
 from vtc.bench.memory import peak_bytes
-from vtc.errors import ConfigError
+from vtc.core.errors import ConfigError
 from vtc.kernels.cosine import Cosines
 from vtc.kernels.coverage import coverage_greedy
 from vtc.kernels.diversity import maxmin_greedy, maxsum_greedy

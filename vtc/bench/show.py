@@ -4,7 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from vtc.bench.results import break_evens, check_comparable
-from vtc.drawing import plain_text, save
+from vtc.io.drawing import plain_text, save
 
 PARTS = ("vision", "selection", "prefill")
 SYSTEMS = ("baseline", "strategy", "oracle")

@@ -12,8 +12,8 @@ import torch
 from vtc.bench.measure import OWN, Case, measure, prepare, resolved
 from vtc.bench.models import Chosen, attention_of, choose, device_of, dtype_of
 from vtc.bench.results import Results, environment
-from vtc.budget import parse_keep
-from vtc.errors import ConfigError
+from vtc.core.budget import parse_keep
+from vtc.core.errors import ConfigError
 from vtc.kernels.backend import CHOICES, INSTALLED, interpreted
 from vtc.patching import find_family
 

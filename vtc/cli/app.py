@@ -19,8 +19,8 @@ from vtc.cli.report import report
 from vtc.cli.schedule import check_depths, table
 from vtc.cli.serve import CONTEXT, serve
 from vtc.cli.sweep import sweep
-from vtc.errors import one_line, reason
-from vtc.terminal import say
+from vtc.core.errors import one_line, reason
+from vtc.io.terminal import say
 
 app = typer.Typer(
     add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None,
@@ -78,12 +78,12 @@ def list_(
 
 
 def _strategies() -> list[dict]:
-    """Name, description and default budget, from what the names stand for alone: vtc.config would import torch first.
+    """Name, description and default budget, from what the names stand for alone: to resolve them would import torch.
 
     The budget is "schedule" where it is left to the stages: how many tokens which layer sees (`vtc show --layers`), and
     "none" for a method from outside that has to be told.
     """
-    from vtc.source import read
+    from vtc.config.source import read
     from vtc.strategies import METHODS, known
 
     found = []
@@ -125,7 +125,7 @@ def show(
     """
     import yaml
 
-    from vtc.config import resolve
+    from vtc.config.resolve import resolve
 
     if (layers is None) != (tokens is None):
         raise ConfigError(f"--{'layers' if layers is None else 'tokens'} is missing; possible: both of them, or none")
@@ -155,8 +155,8 @@ def validate(
       vtc validate my_strategy.yaml --family llava
       vtc validate hiprune+my_strategy.yaml
     """
-    from vtc.config import resolve
-    from vtc.source import parts, read
+    from vtc.config.resolve import resolve
+    from vtc.config.source import parts, read
 
     for part in parts(file):
         try:

@@ -7,7 +7,7 @@ import typer
 
 from vtc import ConfigError
 from vtc.cli.options import IMPORT, SETTING, overrides
-from vtc.terminal import Terminal, say
+from vtc.io.terminal import Terminal, say
 
 bench = typer.Typer(rich_markup_mode=None)
 

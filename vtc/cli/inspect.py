@@ -7,7 +7,7 @@ import typer
 
 from vtc import ConfigError
 from vtc.cli.options import IMPORT, SETTING, overrides
-from vtc.terminal import say
+from vtc.io.terminal import say
 
 
 def inspect(

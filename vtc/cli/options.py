@@ -7,7 +7,7 @@ from vtc import ConfigError
 
 def _imported(modules: list[str] | None) -> list[str] | None:
     """Imports the modules of --import; raises ConfigError."""
-    from vtc.registry import load_module
+    from vtc.core.registry import load_module
 
     for name in modules or []:
         load_module(name)
@@ -24,21 +24,21 @@ FAMILY = typer.Option("--family", metavar="NAME", help="Model family, such as ll
 
 def overrides(settings: list[str] | None) -> dict:
     """The values of every --set by key; raises ConfigError."""
-    from vtc.knobs import parse_set
+    from vtc.config.knobs import parse_set
 
     return dict(parse_set(text) for text in settings or [])
 
 
 def family_names() -> list[str]:
     """The families, those of vtc by their files, which are named after them: importing them would load transformers."""
-    from vtc.registry import listed
+    from vtc.core.registry import listed
 
     return listed("vtc.patches")
 
 
 def known_family(name: str) -> str:
     """The name, if a family has it; raises ConfigError."""
-    from vtc.registry import unknown
+    from vtc.core.registry import unknown
 
     if name not in family_names():
         raise ConfigError(unknown("family", name, family_names()))

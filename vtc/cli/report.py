@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from vtc.cli.options import IMPORT
-from vtc.terminal import say
+from vtc.io.terminal import say
 
 
 def report(

@@ -10,11 +10,11 @@ DEPTHS = (32, 28, 80)  # decoder layers of LLaVA and Qwen2-VL with 7B, and of th
 
 def table(config: object, family: str | None, layers: int, tokens: int) -> list[str]:
     """Lines that say how many of an image's `tokens` visual tokens each of `layers` decoder layers sees, and what that
-    costs in layers of LLaVA-1.5-7B's size, in both conventions of `vtc.flops`.
+    costs in layers of LLaVA-1.5-7B's size, in both conventions of `vtc.core.flops`.
 
     config: a StrategyConfig. Raises ConfigError for a schedule or budget that does not fit.
     """
-    from vtc.flops import LanguageShape, paper_flops
+    from vtc.core.flops import LanguageShape, paper_flops
 
     schedule = _schedule(config, family, layers, tokens)
     entered = tokens if schedule.projector is None else sum(schedule.projector.quotas([[tokens]])[0])
@@ -55,7 +55,7 @@ def check_depths(config: object) -> None:
 
 
 def _schedule(config: object, family: str | None, layers: int, tokens: int | None = None):
-    from vtc.schedule import Schedule
-    from vtc.signals import Decoder
+    from vtc.config.schedule import Schedule
+    from vtc.core.signals import Decoder
 
     return Schedule(config, Decoder(family or "", layers), tokens)

@@ -9,8 +9,8 @@ import typer
 
 from vtc import ConfigError, UnsupportedError
 from vtc.cli.options import IMPORT, SETTING, overrides
-from vtc.errors import loading, shown
-from vtc.terminal import say
+from vtc.core.errors import loading, shown
+from vtc.io.terminal import say
 
 CONTEXT = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": ["--help"]}
 """-h is looked for among the words: as an option it would be seen in -dph, a short option of vLLM."""

@@ -23,7 +23,7 @@ from transformers import (
 
 from vtc.demo.questions import vocabulary
 from vtc.demo.scenes import GRID, PATCH, SIZE
-from vtc.files import write_text
+from vtc.io.files import write_text
 
 HIDDEN = 128  # width of the tower and of the language model
 LAYERS = 8  # in each of the two

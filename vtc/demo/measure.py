@@ -13,7 +13,7 @@ from vtc.demo import MODEL_DIR, load
 from vtc.demo.architecture import prompt
 from vtc.demo.benchmark import is_correct, majority, samples
 from vtc.demo.questions import TYPES
-from vtc.terminal import say
+from vtc.io.terminal import say
 
 BUDGETS = (98, 49, 22, 10)
 BATCH = 60

@@ -20,8 +20,8 @@ from vtc.demo.architecture import build_model, export
 from vtc.demo.pretrain_vision import cache_features, pretrain
 from vtc.demo.train_language import accuracy, teach
 from vtc.demo.training_data import TOKENS, Part, make_scenes
-from vtc.files import replacing
-from vtc.terminal import say
+from vtc.io.files import replacing
+from vtc.io.terminal import say
 
 SCENES = 40_000  # for the tower
 LANGUAGE_SCENES = 16_000  # of these, for the language model

@@ -3,9 +3,9 @@
 import torch
 from torch import Tensor
 
+from vtc.core.errors import PatchError
 from vtc.engine.masks import cut_decode
 from vtc.engine.state import PrunedPrompt
-from vtc.errors import PatchError
 
 
 def unpruned_positions(prompt: PrunedPrompt, tokens: int, mrope: bool) -> torch.Tensor:

@@ -5,7 +5,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from vtc.account import Report, StepReport
+from vtc.config.schedule import Schedule
+from vtc.core.report import Report, StepReport
+from vtc.core.selection import Selection
+from vtc.core.signals import Decoder, Signal
 from vtc.engine import clock
 from vtc.engine.masks import cut_prefill
 from vtc.engine.placement import Batch, Placement
@@ -14,9 +17,6 @@ from vtc.engine.received import Rows
 from vtc.engine.select import Kept, Unit, choose
 from vtc.engine.state import PrunedPrompt, Segment
 from vtc.engine.watch import Needs, Watch
-from vtc.schedule import Schedule
-from vtc.selection import Selection
-from vtc.signals import Decoder, Signal
 
 
 class Plan:

@@ -3,10 +3,10 @@
 import torch
 from torch import nn
 
+from vtc.core.errors import PatchError, UnsupportedError
+from vtc.core.hooks import Patchwork
 from vtc.engine.calls import Frame, named
 from vtc.engine.state import OuterCall, PrunedPrompt, ThreadState
-from vtc.errors import PatchError, UnsupportedError
-from vtc.hooks import Patchwork
 
 
 class Labels:

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from vtc.errors import UnsupportedError
+from vtc.core.errors import UnsupportedError
 
 SPARE = 256  # columns that a growing mask has in reserve
 

@@ -6,8 +6,12 @@ import itertools
 import torch
 from torch import Tensor, nn
 
-from vtc.account import Report
-from vtc.config import StrategyConfig
+from vtc.config.schedule import Schedule
+from vtc.config.strategy import StrategyConfig
+from vtc.core.errors import PatchError, UnsupportedError
+from vtc.core.hooks import Patchwork
+from vtc.core.report import Report
+from vtc.core.signals import Decoder
 from vtc.engine import clock, decode, prefill
 from vtc.engine.calls import Frame, named
 from vtc.engine.inside import Images, Plan, Prefill
@@ -19,10 +23,6 @@ from vtc.engine.reports import KEEPS_ALL, NO_CALL, NO_IMAGE, Reporter, cache_len
 from vtc.engine.select import Kept
 from vtc.engine.state import Call, PrunedPrompt, Segment, ThreadState, recall, remember
 from vtc.engine.vision import Vision
-from vtc.errors import PatchError, UnsupportedError
-from vtc.hooks import Patchwork
-from vtc.schedule import Schedule
-from vtc.signals import Decoder
 
 _NUMBERS = itertools.count(1)
 

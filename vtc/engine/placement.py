@@ -11,7 +11,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from vtc.errors import PatchError, UnsupportedError
+from vtc.core.errors import PatchError, UnsupportedError
 from vtc.kernels.transfer import upload
 
 

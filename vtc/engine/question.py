@@ -5,12 +5,12 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from vtc.config import StrategyConfig
+from vtc.config.strategy import StrategyConfig
+from vtc.core.errors import ConfigError, UnsupportedError
+from vtc.core.signals import Signal, TextEmbeddings, TextRelevance
+from vtc.core.text import keywords_of, question_of, without_instructions
 from vtc.engine.placement import Host
-from vtc.errors import ConfigError, UnsupportedError
 from vtc.kernels.transfer import upload
-from vtc.signals import Signal, TextEmbeddings, TextRelevance
-from vtc.text import keywords_of, question_of, without_instructions
 
 SEGMENT = 77  # tokens of one pass of CLIP's text tower
 

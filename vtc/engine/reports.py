@@ -2,14 +2,14 @@
 
 import torch
 
-from vtc.account import ImageReport, Report, StepReport
-from vtc.budget import Budget
-from vtc.config import StrategyConfig
+from vtc.config.schedule import Schedule
+from vtc.config.strategy import StrategyConfig
+from vtc.core.budget import Budget
+from vtc.core.errors import PatchError
+from vtc.core.flops import LanguageShape
+from vtc.core.layout import VisionRun
+from vtc.core.report import ImageReport, Report, StepReport
 from vtc.engine.select import Kept
-from vtc.errors import PatchError
-from vtc.flops import LanguageShape
-from vtc.layout import VisionRun
-from vtc.schedule import Schedule
 
 NO_CALL = "no image was seen since patching"
 NO_IMAGE = "no image was seen in the last call"

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from vtc.budget import Budget
+from vtc.core.budget import Budget
+from vtc.core.layout import ImageLayout
+from vtc.core.selection import Flow, Merge, Selection
+from vtc.core.signals import Context, Signal
 from vtc.kernels.transfer import upload
-from vtc.layout import ImageLayout
-from vtc.selection import Flow, Merge, Selection
-from vtc.signals import Context, Signal
 
 
 @dataclass(frozen=True)

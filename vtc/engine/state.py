@@ -6,10 +6,10 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from vtc.account import Report
+from vtc.core.errors import PatchError
+from vtc.core.layout import VisionRun
+from vtc.core.report import Report
 from vtc.engine.masks import Grown
-from vtc.errors import PatchError
-from vtc.layout import VisionRun
 
 _NOTE = "_vtc_pruned"
 

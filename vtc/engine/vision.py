@@ -7,16 +7,16 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from vtc.budget import Budget
-from vtc.config import StageConfig
+from vtc.config.strategy import StageConfig
+from vtc.core.budget import Budget
+from vtc.core.errors import PatchError
+from vtc.core.hooks import Patchwork
+from vtc.core.layout import VisionRun
+from vtc.core.selection import Selection
+from vtc.core.signals import EncoderFeatures, Features, Signal, TextEmbeddings, TextRelevance, Unprojected
 from vtc.engine import clock
 from vtc.engine.select import Kept, Unit, choose, units_of
 from vtc.engine.state import ThreadState
-from vtc.errors import PatchError
-from vtc.hooks import Patchwork
-from vtc.layout import VisionRun
-from vtc.selection import Selection
-from vtc.signals import EncoderFeatures, Features, Signal, TextEmbeddings, TextRelevance, Unprojected
 
 RUN = "_vtc_run"
 
@@ -149,7 +149,7 @@ def select_images(
     device: torch.device,
     project: Callable[[Tensor], Tensor] | None = None,
 ) -> list[Kept]:
-    """What a stage leaves of each image of the prompts. budget: of the stage, see `vtc.schedule`.
+    """What a stage leaves of each image of the prompts. budget: of the stage, see `vtc.config.schedule`.
 
     requests: per prompt, indices of its images in prompt order (0..M-1 over all). source [M]: the image of `run`
     that each is (beams repeat images). features: gives an image's embeddings [tokens, D]; asked only by stages

@@ -3,12 +3,9 @@
 import torch
 from torch import Tensor
 
-from vtc.engine.received import Rows, received
-from vtc.errors import PatchError
-from vtc.hooks import Stop
-from vtc.kernels.topk import topk_sorted
-from vtc.kernels.transition import transition_variation
-from vtc.signals import (
+from vtc.core.errors import PatchError
+from vtc.core.hooks import Stop
+from vtc.core.signals import (
     DecoderAttention,
     DecoderKeys,
     FinalHidden,
@@ -18,6 +15,9 @@ from vtc.signals import (
     TextToVisual,
     Transition,
 )
+from vtc.engine.received import Rows, received
+from vtc.kernels.topk import topk_sorted
+from vtc.kernels.transition import transition_variation
 
 
 class Needs:
@@ -85,7 +85,7 @@ class Watch:
             self.final = self.site.final_norm(hidden)
 
     def look(self, signal: Signal, b: int, ordinal: int, columns: Tensor, rows: Rows) -> Tensor:
-        """One signal of one image: its columns [n] of prompt b; the shapes are those of `vtc.signals` without [B]."""
+        """One signal of one image: its columns [n] of prompt b; shapes as in `vtc.core.signals`, without [B]."""
         if isinstance(signal, FinalHidden):
             return self.final[b, columns]
         if isinstance(signal, DecoderKeys):

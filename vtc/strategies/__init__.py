@@ -11,7 +11,7 @@ from importlib.resources import files
 from importlib.resources.abc import Traversable
 from pathlib import Path
 
-from vtc.registry import Registry
+from vtc.core.registry import Registry
 
 
 def _bases() -> tuple[type, ...]:

@@ -7,9 +7,9 @@ from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import ClassVar
 
-from vtc.errors import ConfigError
-from vtc.selection import Selection
-from vtc.signals import Context, Decoder, Encoder, Signal
+from vtc.core.errors import ConfigError
+from vtc.core.selection import Selection
+from vtc.core.signals import Context, Decoder, Encoder, Signal
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ class DecoderStage(ABC):
     """A method that drops visual tokens between decoder layers, in one or several steps; units are whole images.
 
     The shares of its steps are the published schedule. A budget (`keep`) raises all of them to one power, so that the
-    mean over layers meets it; see `vtc.schedule`. strategy: as of a Stage.
+    mean over layers meets it; see `vtc.config.schedule`. strategy: as of a Stage.
     """
 
     site: ClassVar[str] = "decoder"

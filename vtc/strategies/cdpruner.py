@@ -6,10 +6,10 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from vtc.core.selection import Selection
+from vtc.core.signals import Context, Encoder, Features, Signal, TextEmbeddings, TextRelevance
 from vtc.kernels.anchor import cosines
 from vtc.kernels.dpp import dpp_greedy
-from vtc.selection import Selection
-from vtc.signals import Context, Encoder, Features, Signal, TextEmbeddings, TextRelevance
 from vtc.strategies import METHODS
 from vtc.strategies.base import Stage
 

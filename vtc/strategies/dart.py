@@ -5,11 +5,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from vtc.errors import ConfigError
+from vtc.core.errors import ConfigError
+from vtc.core.selection import Selection
+from vtc.core.signals import Context, Decoder, FinalHidden, KeyNorms, Signal, TextPivots
 from vtc.kernels.anchor import least_similar
 from vtc.kernels.topk import topk_sorted
-from vtc.selection import Selection
-from vtc.signals import Context, Decoder, FinalHidden, KeyNorms, Signal, TextPivots
 from vtc.strategies import METHODS
 from vtc.strategies.base import DecoderStage, Step
 

@@ -2,9 +2,9 @@
 
 from dataclasses import dataclass
 
+from vtc.core.selection import Selection
+from vtc.core.signals import Context, Encoder, Features
 from vtc.kernels.diversity import maxmin_greedy
-from vtc.selection import Selection
-from vtc.signals import Context, Encoder, Features
 from vtc.strategies import METHODS
 from vtc.strategies.base import Stage
 

@@ -6,11 +6,11 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from vtc.errors import ConfigError
+from vtc.core.errors import ConfigError
+from vtc.core.selection import Selection
+from vtc.core.signals import AttentionColumns, Context, Encoder
 from vtc.kernels.topk import topk_sorted
 from vtc.kernels.transfer import upload
-from vtc.selection import Selection
-from vtc.signals import AttentionColumns, Context, Encoder
 from vtc.strategies import METHODS
 from vtc.strategies.base import Stage
 

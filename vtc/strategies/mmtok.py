@@ -6,10 +6,10 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from vtc.errors import ConfigError
+from vtc.core.errors import ConfigError
+from vtc.core.selection import Selection
+from vtc.core.signals import Context, Encoder, EncoderFeatures, Features, Signal, TextEmbeddings
 from vtc.kernels.coverage import coverage_greedy
-from vtc.selection import Selection
-from vtc.signals import Context, Encoder, EncoderFeatures, Features, Signal, TextEmbeddings
 from vtc.strategies import METHODS
 from vtc.strategies.base import Stage
 
@@ -75,9 +75,9 @@ class MMTok(Stage):
     normalises in the model's precision), ties to the lower index. For LLaVA-1.5 the code leaves out the padding of
     pictures made square. Here nothing is left out, as in the paper's main tables: stock processors cut a square out of
     the picture and pad nothing, and LLaVA-NeXT removes its padding itself. For pictures that were padded beforehand,
-    `vtc.text.padding_patches` and `select_tokens` do it, without choosing a token twice as the code can. A number of
-    tokens is divided by LLaVA-NeXT's tiles (the code has a fixed one for each). SigLIP and Qwen2-VL, where nothing is
-    published, follow LLaVA and Qwen2.5-VL. The paper's variant with a small answering model is not here.
+    `vtc.core.text.padding_patches` and `select_tokens` do it, without choosing a token twice as the code can. A number
+    of tokens is divided by LLaVA-NeXT's tiles (the code has a fixed one for each). SigLIP and Qwen2-VL, where nothing
+    is published, follow LLaVA and Qwen2.5-VL. The paper's variant with a small answering model is not here.
     """
 
     alpha: float = 0.5

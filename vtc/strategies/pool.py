@@ -4,10 +4,10 @@ from dataclasses import dataclass
 
 import torch
 
+from vtc.core.selection import Merge, Selection
+from vtc.core.signals import Context, Encoder
 from vtc.kernels.grid import strided_grid
 from vtc.kernels.transfer import upload
-from vtc.selection import Merge, Selection
-from vtc.signals import Context, Encoder
 from vtc.strategies import METHODS
 from vtc.strategies.base import Stage
 

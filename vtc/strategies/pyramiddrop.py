@@ -2,9 +2,9 @@
 
 from dataclasses import dataclass
 
+from vtc.core.selection import Selection
+from vtc.core.signals import Context, Decoder, DecoderAttention
 from vtc.kernels.topk import topk_sorted
-from vtc.selection import Selection
-from vtc.signals import Context, Decoder, DecoderAttention
 from vtc.strategies import METHODS
 from vtc.strategies.base import DecoderStage, Step, schedule
 

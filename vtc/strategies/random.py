@@ -4,9 +4,9 @@ from dataclasses import dataclass
 
 import torch
 
+from vtc.core.selection import Selection
+from vtc.core.signals import Context, Encoder
 from vtc.kernels.transfer import upload
-from vtc.selection import Selection
-from vtc.signals import Context, Encoder
 from vtc.strategies import METHODS
 from vtc.strategies.base import Stage
 

@@ -5,9 +5,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from vtc.errors import ConfigError
-from vtc.selection import Selection
-from vtc.signals import Context, Decoder, TextToVisual
+from vtc.core.errors import ConfigError
+from vtc.core.selection import Selection
+from vtc.core.signals import Context, Decoder, TextToVisual
 from vtc.strategies import METHODS
 from vtc.strategies.base import DecoderStage, Step
 

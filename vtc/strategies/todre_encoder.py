@@ -6,9 +6,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from vtc.core.selection import Selection
+from vtc.core.signals import ClsAttention, Context, Encoder, Features
 from vtc.kernels.diversity import maxmin_greedy, maxsum_greedy
-from vtc.selection import Selection
-from vtc.signals import ClsAttention, Context, Encoder, Features
 from vtc.strategies import METHODS
 from vtc.strategies.base import Stage
 

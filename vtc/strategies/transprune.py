@@ -6,10 +6,10 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from vtc.errors import ConfigError
+from vtc.core.errors import ConfigError
+from vtc.core.selection import Selection
+from vtc.core.signals import Context, Decoder, DecoderAttention, Signal, Transition
 from vtc.kernels.topk import topk_sorted
-from vtc.selection import Selection
-from vtc.signals import Context, Decoder, DecoderAttention, Signal, Transition
 from vtc.strategies import METHODS
 from vtc.strategies.base import DecoderStage, Step
 from vtc.strategies.base import schedule as steps_of

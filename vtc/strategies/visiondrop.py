@@ -2,11 +2,11 @@
 
 from dataclasses import dataclass
 
-from vtc.errors import ConfigError
+from vtc.core.errors import ConfigError
+from vtc.core.selection import Merge, Selection
+from vtc.core.signals import Context, Decoder, DecoderAttention, DecoderKeys
 from vtc.kernels.merge import contextual_merge, merged_slots
 from vtc.kernels.topk import topk_sorted
-from vtc.selection import Merge, Selection
-from vtc.signals import Context, Decoder, DecoderAttention, DecoderKeys
 from vtc.strategies import METHODS
 from vtc.strategies.base import DecoderStage, Step, schedule
 

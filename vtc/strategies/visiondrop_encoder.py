@@ -4,11 +4,11 @@ from dataclasses import dataclass
 
 from torch.nn.functional import pad
 
-from vtc.errors import ConfigError
+from vtc.core.errors import ConfigError
+from vtc.core.selection import Merge, Selection
+from vtc.core.signals import AttentionColumns, ClsAttention, Context, Encoder, EncoderKeys, Signal, Unprojected
 from vtc.kernels.merge import contextual_merge, merged_slots
 from vtc.kernels.topk import topk_sorted
-from vtc.selection import Merge, Selection
-from vtc.signals import AttentionColumns, ClsAttention, Context, Encoder, EncoderKeys, Signal, Unprojected
 from vtc.strategies import METHODS
 from vtc.strategies.base import Stage
 

@@ -5,10 +5,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from vtc.errors import ConfigError
+from vtc.core.errors import ConfigError
+from vtc.core.selection import Selection
+from vtc.core.signals import AttentionColumns, ClsAttention, Context, Encoder, EncoderFeatures
 from vtc.kernels.bipartite import bipartite_prune
-from vtc.selection import Selection
-from vtc.signals import AttentionColumns, ClsAttention, Context, Encoder, EncoderFeatures
 from vtc.strategies import METHODS
 from vtc.strategies.base import Stage
 

@@ -4,10 +4,10 @@ from dataclasses import dataclass
 
 import torch
 
-from vtc.errors import ConfigError
+from vtc.core.errors import ConfigError
+from vtc.core.selection import Selection
+from vtc.core.signals import ClsAttention, Context, Encoder
 from vtc.kernels.topk import topk_sorted
-from vtc.selection import Selection
-from vtc.signals import ClsAttention, Context, Encoder
 from vtc.strategies import METHODS
 from vtc.strategies.base import Stage
 

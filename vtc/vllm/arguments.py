@@ -10,8 +10,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 
-from vtc.errors import ConfigError, cut, reason, shown
-from vtc.plain_yaml import load
+from vtc.core.errors import ConfigError, cut, reason, shown
+from vtc.io.plain_yaml import load
 from vtc.vllm.options import refuse_engine
 from vtc.vllm.settings import Settings
 

@@ -7,11 +7,12 @@ tokens follows from sizes and budget, and it does not read the question.
 
 from dataclasses import replace
 
-from vtc.config import StageConfig, StrategyConfig, resolve
-from vtc.errors import ConfigError, UnsupportedError
-from vtc.knobs import plain
+from vtc.config.knobs import plain
+from vtc.config.resolve import resolve
+from vtc.config.strategy import StageConfig, StrategyConfig
+from vtc.core.errors import ConfigError, UnsupportedError
+from vtc.core.signals import Encoder, TextEmbeddings, TextRelevance
 from vtc.patches import FAMILIES
-from vtc.signals import Encoder, TextEmbeddings, TextRelevance
 from vtc.strategies import shipped
 from vtc.vllm.skeleton import served
 

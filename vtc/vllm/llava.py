@@ -12,7 +12,7 @@ from vllm.model_executor.models.llava import (
 )
 from vllm.multimodal import MULTIMODAL_REGISTRY
 
-from vtc.layout import ImageLayout
+from vtc.core.layout import ImageLayout
 from vtc.vllm.model import PrunedModel, observe_output
 from vtc.vllm.processing import PrunedInfo, PrunedProcessor
 

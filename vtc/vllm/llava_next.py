@@ -11,7 +11,7 @@ from vllm.model_executor.models.llava_next import (
 )
 from vllm.multimodal import MULTIMODAL_REGISTRY
 
-from vtc.layout import ImageLayout
+from vtc.core.layout import ImageLayout
 from vtc.vllm.llava import Tower
 from vtc.vllm.processing import PrunedInfo, PrunedProcessor
 

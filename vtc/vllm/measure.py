@@ -24,8 +24,8 @@ import typer
 
 from vtc.bench.models import DTYPES
 from vtc.bench.speed import numbers, texts
-from vtc.errors import ConfigError, VtcError
-from vtc.terminal import Terminal, say
+from vtc.core.errors import ConfigError, VtcError
+from vtc.io.terminal import Terminal, say
 from vtc.vllm.measure_engine import ENVIRONMENT, Job, serve
 from vtc.vllm.measure_model import kv_bytes, preset, save, visual_tokens
 from vtc.vllm.measure_plot import plot
@@ -120,7 +120,7 @@ def _overrides(config: object, strategy: str | None, keep: str) -> dict:
     """vLLM's `hf_overrides` for a system; none for the stock class."""
     if strategy is None:
         return {}
-    from vtc.budget import parse_keep
+    from vtc.core.budget import parse_keep
     from vtc.vllm.settings import overrides
 
     return overrides(config, strategy=strategy, keep=parse_keep(keep))

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from vtc.bench.presets import PRESETS, build, config_of
-from vtc.errors import ConfigError
+from vtc.core.errors import ConfigError
 
 SPECIAL = {0: "<pad>", 1: "<s>", 2: "</s>", 3: "<unk>"}
 

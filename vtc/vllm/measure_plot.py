@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from vtc.drawing import plain_text, save
+from vtc.io.drawing import plain_text, save
 from vtc.vllm.measure_results import summary
 
 PANELS = {

@@ -9,9 +9,9 @@ import torch
 
 from vtc.bench.results import FILE, SETTINGS, different
 from vtc.bench.results import environment as bench_environment
-from vtc.errors import ConfigError
-from vtc.files import read_json, write_json
-from vtc.shapes import list_of, number, one_of, or_none, record, text, whole
+from vtc.core.errors import ConfigError
+from vtc.io.files import read_json, write_json
+from vtc.io.shapes import list_of, number, one_of, or_none, record, text, whole
 from vtc.vllm import installed
 
 SCHEMA = "vtc.vllm.measure/1"

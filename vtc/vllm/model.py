@@ -7,8 +7,8 @@ from torch import Tensor, nn
 from vllm.distributed import get_tensor_model_parallel_world_size, tensor_model_parallel_all_reduce
 from vllm.logger import init_logger
 
-from vtc.errors import UnsupportedError
-from vtc.signals import EncoderFeatures, Unprojected
+from vtc.core.errors import UnsupportedError
+from vtc.core.signals import EncoderFeatures, Unprojected
 from vtc.vllm.options import refuse_engine
 from vtc.vllm.processing import COUNT
 from vtc.vllm.selecting import Selector, kept_features, portions

@@ -1,7 +1,7 @@
 """Options of vLLM that cannot go with pruning, refused by name at start-up."""
 
-from vtc.errors import UnsupportedError
-from vtc.signals import Features, Signal
+from vtc.core.errors import UnsupportedError
+from vtc.core.signals import Features, Signal
 from vtc.vllm.settings import REQUEST_KEEP
 
 NO_SUCH = "without it"

@@ -2,7 +2,7 @@
 
 from PIL import Image
 
-from vtc.errors import ConfigError
+from vtc.core.errors import ConfigError
 from vtc.vllm.settings import Settings
 
 SIZES = ((336, 336), (640, 480), (480, 640), (1280, 720))

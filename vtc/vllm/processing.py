@@ -10,7 +10,7 @@ from functools import cached_property
 
 import torch
 
-from vtc.errors import ConfigError
+from vtc.core.errors import ConfigError
 from vtc.vllm.budget import Most, lower_encoder_budget
 from vtc.vllm.options import refuse_processing
 from vtc.vllm.settings import REQUEST_KEEP, Settings, packed

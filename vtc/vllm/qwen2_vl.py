@@ -12,8 +12,8 @@ from vllm.model_executor.models.qwen2_vl import (
 )
 from vllm.multimodal import MULTIMODAL_REGISTRY
 
+from vtc.core.layout import ImageLayout
 from vtc.engine.select import Kept
-from vtc.layout import ImageLayout
 from vtc.vllm.compat import recompute_positions, waiting_allowed
 from vtc.vllm.model import PrunedModel
 from vtc.vllm.positions import Placed, add_places, attach, detach, initial

@@ -7,11 +7,11 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
+from vtc.core.errors import PatchError
+from vtc.core.layout import ImageLayout, VisionRun
+from vtc.core.signals import Signal, Unprojected
 from vtc.engine.select import Kept
 from vtc.engine.vision import select_images, sort_signals
-from vtc.errors import PatchError
-from vtc.layout import ImageLayout, VisionRun
-from vtc.signals import Signal, Unprojected
 from vtc.vllm.settings import Settings, unpacked
 
 

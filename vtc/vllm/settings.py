@@ -8,11 +8,11 @@ from functools import cached_property
 
 from transformers import PretrainedConfig
 
-from vtc.budget import Budget, parse_keep
-from vtc.config import StageConfig, StrategyConfig
-from vtc.errors import ConfigError
-from vtc.knobs import known_keys
-from vtc.layout import ImageLayout
+from vtc.config.knobs import known_keys
+from vtc.config.strategy import StageConfig, StrategyConfig
+from vtc.core.budget import Budget, parse_keep
+from vtc.core.errors import ConfigError
+from vtc.core.layout import ImageLayout
 from vtc.patching import check_fits
 from vtc.vllm.capability import check, resolved, with_keep
 from vtc.vllm.skeleton import architecture, family_name, loaded_layers, skeleton

@@ -5,7 +5,7 @@ import copy
 import torch
 from transformers import AutoModelForImageTextToText, PretrainedConfig
 
-from vtc.errors import UnsupportedError
+from vtc.core.errors import UnsupportedError
 from vtc.patches import FAMILIES
 from vtc.patching import find_family
 

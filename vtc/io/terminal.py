@@ -6,7 +6,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, TimeRemainingColumn
 from rich.text import Text
 
-from vtc.escape import visible
+from vtc.io.escape import visible
 
 
 def say(text: object, error: bool = False) -> None:

@@ -6,8 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vtc.flops import FORMULA, PAPER_FORMULA, LanguageShape, paper_flops
-from vtc.selection import Flow
+from vtc.core.flops import FORMULA, PAPER_FORMULA, LanguageShape, paper_flops
+from vtc.core.selection import Flow
 
 
 @dataclass
@@ -164,14 +164,14 @@ class Report:
 
     @property
     def prefill_flops(self) -> tuple[int, int]:
-        """Language-model prefill FLOPs (before, after), summed over prompts; see `vtc.flops.FORMULA`."""
+        """Language-model prefill FLOPs (before, after), summed over prompts; see `vtc.core.flops.FORMULA`."""
         cost = self.shape.prefill_flops
         return sum(map(cost, self._unpruned())), sum(map(cost, self.prompt_lengths))
 
     @property
     def paper_flops(self) -> tuple[int, int]:
         """FLOPs (before, after) as the papers count them, of visual tokens alone, summed over images; see
-        `vtc.flops.PAPER_FORMULA`."""
+        `vtc.core.flops.PAPER_FORMULA`."""
         before = sum(paper_flops(self.shape, [image.before] * image.layers) for image in self.images)
         return before, sum(paper_flops(self.shape, image.per_layer) for image in self.images)
 

@@ -7,10 +7,10 @@ from collections.abc import Mapping, Sequence
 from importlib.resources.abc import Traversable
 from pathlib import Path
 
-from vtc.errors import ConfigError, shown
-from vtc.knobs import knobs_of
-from vtc.plain_yaml import load
-from vtc.registry import unknown
+from vtc.config.knobs import knobs_of
+from vtc.core.errors import ConfigError, shown
+from vtc.core.registry import unknown
+from vtc.io.plain_yaml import load
 from vtc.strategies import METHODS, known, shipped
 
 TOP = ("description", "keep", "prune_ratio", "scope", "rounding", "positions", "stages", "families")

@@ -5,7 +5,7 @@ import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
-from vtc.files import replacing
+from vtc.io.files import replacing
 
 
 @contextlib.contextmanager

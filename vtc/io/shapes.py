@@ -5,7 +5,7 @@ A shape is called with a value and the name of its place, and returns the value 
 
 from collections.abc import Callable, Mapping
 
-from vtc.errors import ConfigError, shown
+from vtc.core.errors import ConfigError, shown
 
 Shape = Callable[[object, str], object]
 LARGEST = 1e30  # sums of squares of such numbers can still be taken

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
-from vtc.errors import ConfigError, shown
+from vtc.core.errors import ConfigError, shown
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class EncoderFeatures:
 class TextEmbeddings:
     """Rows of the language model's input embeddings for the words of the prompt's question. -> [B, m, D].
 
-    keywords: stop words and the benchmarks' answer instructions are left out, see `vtc.text`; needs a tokenizer.
+    keywords: stop words and the benchmarks' answer instructions are left out, see `vtc.core.text`; needs a tokenizer.
     prefix: text put before the question. Without a tokenizer (`keywords` False, prefix empty) the ids of the prompt's
     text after the image serve.
     """

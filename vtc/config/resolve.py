@@ -1,86 +1,20 @@
-"""Strategies as data: YAML or keyword arguments to a checked, frozen StrategyConfig, and back to a resolved dump."""
+"""Strategies as data: YAML or keyword arguments to a checked, frozen StrategyConfig."""
 
 import dataclasses
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 
-from vtc.budget import ROUNDINGS, SCOPES, Budget, keep_from_prune_ratio, parse_keep
-from vtc.errors import ConfigError, shown
-from vtc.knobs import build, knobs_of, known_keys, plain
+from vtc.config.knobs import build, knobs_of, known_keys
+from vtc.config.source import TOP, parts, read
+from vtc.config.strategy import POSITIONS, StageConfig, StrategyConfig
+from vtc.core.budget import ROUNDINGS, SCOPES, Budget, keep_from_prune_ratio, parse_keep
+from vtc.core.errors import ConfigError, shown
+from vtc.core.registry import listed
 from vtc.patches import FAMILIES
-from vtc.registry import listed
-from vtc.source import TOP, parts, read
 from vtc.strategies import METHODS
-from vtc.strategies.base import DecoderStage, Stage
 
-POSITIONS = ("keep", "compact")
 _SHARED = {"scope": ("per_image", SCOPES), "rounding": ("ceil", ROUNDINGS), "positions": ("compact", POSITIONS)}
 _STAGE = ("keep", "prune_ratio", *_SHARED)
-
-
-@dataclass(frozen=True)
-class StageConfig:
-    """One stage of a strategy. method: its name, or MODULE:CLASS. budget: of this stage alone (keep None: a decoder
-    method's published schedule, or to be worked out from the strategy's keep). positions: "keep" (survivors retain the
-    rotary positions that they have) or "compact" (renumbered without gaps)."""
-
-    method: str
-    stage: Stage | DecoderStage
-    budget: Budget
-    positions: str
-
-    def options(self) -> dict:
-        """Scope, rounding and positions, as far as they mean something for the stage."""
-        positions = {"positions": self.positions}
-        if self.stage.site == "decoder":
-            return positions
-        return {"scope": self.budget.scope, "rounding": self.budget.rounding, **positions}
-
-
-@dataclass(frozen=True)
-class StrategyConfig:
-    """A strategy resolved for one model family: nothing in it is left to defaults.
-
-    keep: the budget of the whole, a mean over the language model's layers (see `vtc.schedule`); None when every stage
-    has its own. stages: at most one at the projector, first, then those inside the language model.
-    """
-
-    name: str
-    description: str
-    keep: float | int | None
-    stages: tuple[StageConfig, ...]
-
-    @property
-    def keeps_all(self) -> bool:
-        """True for keep=1.0: the model is then left entirely alone."""
-        return isinstance(self.keep, float) and self.keep == 1.0
-
-    @property
-    def projector(self) -> StageConfig | None:
-        """The stage between encoder and language model, if there is one."""
-        return next((s for s in self.stages if s.stage.site == "projector"), None)
-
-    @property
-    def decoder(self) -> tuple[StageConfig, ...]:
-        """The stages inside the language model."""
-        return tuple(s for s in self.stages if s.stage.site == "decoder")
-
-    def dump(self) -> dict:
-        """The resolved strategy as plain data; `vtc.patch` takes it back as YAML and does the same again.
-
-        What is equal for all stages stands at the top.
-        """
-        rows = [s.options() for s in self.stages]
-        common = {key: rows[0][key] for key in rows[0] if all(row.get(key) == rows[0][key] for row in rows)}
-        stages = []
-        for s, row in zip(self.stages, rows, strict=True):
-            own = {} if s.budget.keep is None or self.keep is not None else {"keep": s.budget.keep}
-            own |= {key: value for key, value in row.items() if key not in common}
-            knobs = {key: plain(value) for key, value in dataclasses.asdict(s.stage).items()}
-            stages.append({"method": s.method, **own, **knobs})
-        overall = {} if self.keep is None else {"keep": self.keep}
-        return {"description": self.description, **overall, **common, "stages": stages}
 
 
 def resolve(strategy: object, family: str | None = None, **overrides) -> StrategyConfig:

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from vtc.signals import Signal
+from vtc.core.signals import Signal
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from yaml.constructor import ConstructorError
 from yaml.reader import Reader
 from yaml.scanner import ScannerError
 
-from vtc.errors import ConfigError, reason, shown
+from vtc.core.errors import ConfigError, reason, shown
 
 LARGEST = 200_000  # characters of a text
 MOST = 20_000  # values in it, those of an alias counted each time

@@ -16,10 +16,10 @@ A stage's own keep inside the language model means the same, relative to the tok
 from dataclasses import dataclass
 from functools import lru_cache
 
-from vtc.budget import Budget
-from vtc.config import StageConfig, StrategyConfig
-from vtc.errors import ConfigError
-from vtc.signals import Decoder
+from vtc.config.strategy import StageConfig, StrategyConfig
+from vtc.core.budget import Budget
+from vtc.core.errors import ConfigError
+from vtc.core.signals import Decoder
 
 LARGEST_POWER = 64.0
 EPS = 1e-9

@@ -6,9 +6,9 @@ import types
 import typing
 from collections.abc import Iterable, Mapping
 
-from vtc.errors import ConfigError, shown
-from vtc.plain_yaml import parse
-from vtc.registry import unknown
+from vtc.core.errors import ConfigError, shown
+from vtc.core.registry import unknown
+from vtc.io.plain_yaml import parse
 
 
 def known_keys(data: Mapping, possible: Iterable[str], where: str) -> None:

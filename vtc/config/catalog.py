@@ -1,12 +1,10 @@
 """What vtc can do, read from the registries: families, strategies resolved for them, and the table of both."""
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from vtc.config import StrategyConfig, resolve
+from vtc.config.resolve import resolve
+from vtc.config.strategy import Strategy, StrategyConfig
 from vtc.strategies import shipped
-
-if TYPE_CHECKING:
-    from vtc.patching import Strategy
 
 
 def families() -> list[str]:
@@ -16,8 +14,8 @@ def families() -> list[str]:
     return FAMILIES.names()
 
 
-def load_strategy(strategy: "Strategy", family: str | None = None, **overrides: Any) -> StrategyConfig:
-    """A strategy, as `vtc.patch` takes it, resolved for a family, with overrides; see `vtc.config.resolve`."""
+def load_strategy(strategy: Strategy, family: str | None = None, **overrides: Any) -> StrategyConfig:
+    """A strategy, as `vtc.patch` takes it, resolved for a family, with overrides; see `vtc.config.resolve.resolve`."""
     if family is not None:
         from vtc.patches import FAMILIES
 

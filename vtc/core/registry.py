@@ -17,7 +17,7 @@ from importlib.metadata import EntryPoint, entry_points
 from types import ModuleType
 from typing import Generic, TypeVar
 
-from vtc.errors import ConfigError, cut, reason, shown
+from vtc.core.errors import ConfigError, cut, reason, shown
 
 T = TypeVar("T")
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from vtc.errors import PatchError
+from vtc.core.errors import PatchError
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,8 @@ import uuid
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from vtc.errors import ConfigError
-from vtc.shapes import Shape
+from vtc.core.errors import ConfigError
+from vtc.io.shapes import Shape
 
 DEEPEST = 100  # levels of lists and mappings in a file
 
@@ -69,8 +69,8 @@ def finite(data: object) -> object:
 
 
 def read_json(path: Path, shape: Shape, possible: str) -> object:
-    """The data of a JSON file that has a shape (`vtc.shapes`); raises ConfigError in one line that names the file and,
-    where it is JSON, the place in it that is wrong. possible: how the line ends."""
+    """The data of a JSON file that has a shape (`vtc.io.shapes`); raises ConfigError in one line that names the file
+    and, where it is JSON, the place in it that is wrong. possible: how the line ends."""
     try:
         data = path.read_bytes()
     except (OSError, ValueError) as error:

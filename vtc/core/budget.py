@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 
-from vtc.errors import ConfigError, shown
+from vtc.core.errors import ConfigError, shown
 
 SCOPES = ("per_image", "per_request", "per_tile")
 ROUNDINGS = ("ceil", "round", "floor")
@@ -53,7 +53,7 @@ class Budget:
     """The budget of one stage.
 
     keep: float in (0, 1] = fraction of the visual tokens kept; int >= 1 = tokens kept; None = given elsewhere (a
-    published schedule, or the strategy's keep, see `vtc.schedule`).
+    published schedule, or the strategy's keep, see `vtc.config.schedule`).
     scope: what a number of tokens is counted over.
         per_image: each image keeps `keep`, its tiles compete with each other.
         per_request: all images of one prompt share `keep`, each in proportion to its tokens.

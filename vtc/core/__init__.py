@@ -1,0 +1,1 @@
+"""What everything else stands on: errors, registries, signals, selections, layouts, budgets, hooks, FLOPs, reports."""
