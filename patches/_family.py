@@ -13,8 +13,8 @@ from vtc.core.errors import UnsupportedError
 from vtc.core.flops import LanguageShape
 from vtc.core.hooks import Patchwork
 from vtc.core.layout import ImageLayout, View
-from vtc.core.signals import AttentionColumns, Encoder, EncoderKeys, Signal
-from vtc.kernels.attention_reduce import attention_columns, attention_rows
+from vtc.core.signals import AttentionColumns, Encoder, EncoderKeys, PatchAttention, Signal
+from vtc.kernels.attention_reduce import attention_columns, attention_diagonal, attention_rows
 from vtc.patches._decoder import DecoderSite
 
 COMPILED = "_orig_mod"  # where torch.compile keeps the module that it wraps
@@ -166,6 +166,12 @@ class Family(ABC):
             scores = attention_columns(
                 query, key, scale=scale, reduce_queries=signal.reduce_queries, cu_seqlens=cu_seqlens
             )
+        elif isinstance(signal, PatchAttention):
+            options = dict(scale=scale, cu_seqlens=cu_seqlens)
+            scores = attention_columns(query, key, reduce_queries="sum", **options)
+            scores = scores - attention_diagonal(query, key, **options)
+            if self.encoder.has_cls:
+                scores = scores - attention_rows(query[:, :, :1], key, scale=scale)[:, 0]
         elif self.encoder.has_cls:
             scores = attention_rows(query[:, :, :1], key, scale=scale)[:, 0]
         elif cu_seqlens is None:

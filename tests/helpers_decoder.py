@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 import vtc
-from tests.helpers import IMAGE_TOKEN, family_of, forward, patched, spy
+from tests.helpers import IMAGE_TOKEN, MERGERS, family_of, forward, patched, spy
 from tests.helpers_oracle import layouts, unpruned
 
 
@@ -237,7 +237,7 @@ def truths(model: nn.Module, singles: list[dict], report, config, entered=None, 
 def entered_of(model: nn.Module, inputs: dict, config) -> list[Tensor] | None:
     """What the language model of a patched model receives of each prompt [n, D], where a stage merges before the
     projector (the oracle does not redo the encoder); else None."""
-    if config.projector is None or config.projector.method not in ("visiondrop_encoder", "visionzip"):
+    if config.projector is None or config.projector.method not in ("visiondrop_encoder", *MERGERS):
         return None
     with spy(model) as seen:
         forward(model, inputs)

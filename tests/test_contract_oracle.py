@@ -7,6 +7,7 @@ import vtc
 from tests.helpers import (
     CASES,
     IMAGES,
+    MERGERS,
     STRATEGIES,
     forward,
     generate,
@@ -21,8 +22,8 @@ from tests.helpers_oracle import truth
 
 pytestmark = pytest.mark.product
 
-# visionzip, which merges before the projector and has an order of its own, is in test_decoder_oracle.py.
-both = pytest.mark.parametrize("strategy", [name for name in STRATEGIES if name != "visionzip"])
+# Those that merge before the projector and have an order of their own are in test_decoder_oracle.py.
+both = pytest.mark.parametrize("strategy", [name for name in STRATEGIES if name not in MERGERS])
 cases = pytest.mark.parametrize("case", CASES)
 renumbered = pytest.mark.parametrize("positions", ["keep", "compact"])
 STEPS = 6

@@ -9,6 +9,8 @@ from vtc.core.errors import PatchError
 from vtc.core.selection import Merge, Selection
 from vtc.core.signals import (
     AttentionColumns,
+    ClipPatches,
+    ClipWords,
     ClsAttention,
     Context,
     Decoder,
@@ -20,6 +22,7 @@ from vtc.core.signals import (
     Features,
     FinalHidden,
     KeyNorms,
+    PatchAttention,
     TextEmbeddings,
     TextPivots,
     TextRelevance,
@@ -32,9 +35,11 @@ from vtc.strategies import METHODS
 ENCODER = Encoder("test", depth=8, has_cls=True, global_layers=tuple(range(8)))
 NO_CLS = Encoder("test", depth=8, has_cls=False, global_layers=tuple(range(8)))
 DECODER = Decoder("test", 32)
-ROWS = AttentionColumns | ClsAttention | Transition | DecoderAttention | KeyNorms | TextRelevance  # [B, N]
-WIDE = Features | EncoderFeatures | EncoderKeys | DecoderKeys | FinalHidden  # [B, N, D]
-TEXT = TextEmbeddings | TextPivots  # [B, m, D]
+ROWS = (
+    AttentionColumns | ClsAttention | PatchAttention | Transition | DecoderAttention | KeyNorms | TextRelevance
+)  # [B, N]
+WIDE = Features | ClipPatches | EncoderFeatures | EncoderKeys | DecoderKeys | FinalHidden  # [B, N, D]
+TEXT = TextEmbeddings | ClipWords | TextPivots  # [B, m, D]
 methods = pytest.mark.parametrize("method", [name for name in METHODS if not METHODS[name].adaptive])
 encoders = pytest.mark.parametrize("encoder", [ENCODER, NO_CLS], ids=["cls", "no-cls"])
 shapes = st.tuples(st.integers(1, 9), st.integers(1, 9), st.integers(1, 3), st.integers(0, 10**6), st.data())

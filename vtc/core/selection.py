@@ -16,11 +16,19 @@ class Merge:
     weight [B, N] float32 or float64: its share; the new feature of a slot is the weighted sum of what flows into it.
     unprojected: the sum is taken over what the projector receives, and projected afterwards. With a [CLS] encoder its
     [CLS] then comes first: target and weight are [B, 1 + N].
+    more: further pairs (target, weight), whose sums are added, where a token flows into several slots; reports show
+    `target` alone.
     """
 
     target: Tensor
     weight: Tensor
     unprojected: bool = False
+    more: tuple[tuple[Tensor, Tensor], ...] = ()
+
+    def row(self, b: int) -> "Merge":
+        """That of unit b alone, B = 1."""
+        more = tuple((target[b : b + 1], weight[b : b + 1]) for target, weight in self.more)
+        return Merge(self.target[b : b + 1], self.weight[b : b + 1], self.unprojected, more)
 
 
 @dataclass(frozen=True)
@@ -81,9 +89,11 @@ class Selection:
         float64 x)."""
         if self.merge is None:
             return self.apply(x)
-        target = self.merge.target.to(x.device)
         dtype = torch.promote_types(x.dtype, torch.float32)
-        weight = self.merge.weight.to(x.device, dtype).masked_fill(target < 0, 0)
         out = torch.zeros(x.shape[0], self.keep.shape[1], x.shape[2], dtype=dtype, device=x.device)
-        index = target.clamp(min=0).unsqueeze(-1).expand(-1, -1, x.shape[2])
-        return out.scatter_add_(1, index, x.to(out.dtype) * weight.unsqueeze(-1).to(out.dtype)).to(x.dtype)
+        for target, weight in ((self.merge.target, self.merge.weight), *self.merge.more):
+            target = target.to(x.device)
+            weight = weight.to(x.device, dtype).masked_fill(target < 0, 0).unsqueeze(-1)
+            index = target.clamp(min=0).unsqueeze(-1).expand(-1, -1, x.shape[2])
+            out = out.scatter_add(1, index, x.to(dtype) * weight)
+        return out.to(x.dtype)

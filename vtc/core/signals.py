@@ -27,6 +27,14 @@ class ClsAttention:
 
 
 @dataclass(frozen=True)
+class PatchAttention:
+    """The attention that each visual token receives from the others in encoder layer `layer`, without its own and
+    without that of a [CLS] query; averaged over heads, summed over queries. -> [B, N] float32."""
+
+    layer: int
+
+
+@dataclass(frozen=True)
 class Features:
     """The projected visual features, as the language model would receive them. -> [B, N, D]."""
 
@@ -62,6 +70,18 @@ class TextEmbeddings:
 class TextRelevance:
     """How well each visual token agrees with the question in CLIP's common space: the mean over text segments of the
     cosine of the token (post-norm, visual projection) and the text tower's embedding. Needs a CLIP model. -> [B, N]."""
+
+
+@dataclass(frozen=True)
+class ClipPatches:
+    """What the projector receives for each visual token, through CLIP's visual projection and nothing else, at the
+    length that this gives. Needs a CLIP model. -> [B, N, p]."""
+
+
+@dataclass(frozen=True)
+class ClipWords:
+    """Each token of the question in CLIP's common space, the first and last one of the sequence too; a question of more
+    than 77 tokens is cut. Needs a CLIP model. -> [B, m, p]."""
 
 
 @dataclass(frozen=True)
@@ -136,11 +156,14 @@ class DecoderKeys:
 Signal = (
     AttentionColumns
     | ClsAttention
+    | PatchAttention
     | Features
     | EncoderKeys
     | EncoderFeatures
     | TextEmbeddings
     | TextRelevance
+    | ClipPatches
+    | ClipWords
     | Unprojected
     | Transition
     | DecoderAttention

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from vtc.core.budget import Budget
 from vtc.core.layout import ImageLayout
-from vtc.core.selection import Flow, Merge, Selection
+from vtc.core.selection import Flow, Selection
 from vtc.core.signals import Context, Signal
 from vtc.kernels.transfer import upload
 
@@ -120,8 +120,7 @@ def _kept(selection: Selection, b: int, length: int, unit: Unit, merged: Callabl
     kept = row if unit.plain else upload(unit.offsets, device)[row]
     if selection.merge is not None:
         merge = selection.merge
-        mine = Merge(merge.target[b : b + 1], merge.weight[b : b + 1], merge.unprojected)
-        features = merged(unit, Selection(selection.keep[b : b + 1], None, mine))
+        features = merged(unit, Selection(selection.keep[b : b + 1], None, merge.row(b)))
         features, flows = features[:length], (Flow(unit.offsets, selection.keep[b], merge.target[b]),)
     if selection.order is None:
         return Kept(kept, features, False, flows)

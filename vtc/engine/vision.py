@@ -13,12 +13,22 @@ from vtc.core.errors import PatchError
 from vtc.core.hooks import Patchwork
 from vtc.core.layout import VisionRun
 from vtc.core.selection import Selection
-from vtc.core.signals import EncoderFeatures, Features, Signal, TextEmbeddings, TextRelevance, Unprojected
+from vtc.core.signals import (
+    ClipPatches,
+    ClipWords,
+    EncoderFeatures,
+    Features,
+    Signal,
+    TextEmbeddings,
+    TextRelevance,
+    Unprojected,
+)
 from vtc.engine import clock
 from vtc.engine.select import Kept, Unit, choose, units_of
 from vtc.engine.state import ThreadState
 
 RUN = "_vtc_run"
+ENCODED = Unprojected, EncoderFeatures, TextRelevance, ClipPatches  # made of what the projector receives
 
 
 class Vision:
@@ -27,7 +37,7 @@ class Vision:
     def __init__(self, family, signals: tuple[Signal, ...], thread: ThreadState):
         self.family, self.thread = family, thread
         self.observed = tuple(s for s in signals if hasattr(s, "layer"))
-        self.unprojected = any(isinstance(s, (Unprojected, EncoderFeatures, TextRelevance)) for s in signals)
+        self.unprojected = any(isinstance(s, ENCODED) for s in signals)
 
     def put_on(self, work: Patchwork) -> None:
         """Observes the layers that the signals name and wraps `get_image_features`."""
@@ -173,9 +183,9 @@ def select_images(
             return unit.of(features(unit.image))
         if isinstance(signal, EncoderFeatures):
             return encoded(unit)
-        if isinstance(signal, TextEmbeddings):
+        if isinstance(signal, (TextEmbeddings, ClipWords)):
             return text(signal, prompt[unit.image])
-        if isinstance(signal, TextRelevance):
+        if isinstance(signal, (TextRelevance, ClipPatches)):
             return text(signal, prompt[unit.image])(encoded(unit))
         if signal not in run.signals:
             raise PatchError(f"the signal {signal} was not seen; the vision encoder did not run its observed layer")
