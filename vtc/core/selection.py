@@ -58,6 +58,12 @@ class Selection:
     merge: Merge | None = None
     order: Tensor | None = None
 
+    @classmethod
+    def marked(cls, kept: Tensor, most: int) -> "Selection":
+        """The tokens that are marked in kept [B, N] bool, at most `most` in each unit; `valid` tells how many."""
+        keep = (~kept).to(torch.uint8).sort(dim=1, stable=True).indices[:, :most]
+        return cls(keep, valid=kept.gather(1, keep))
+
     def check(self, tokens: int) -> "Selection":
         """Raises PatchError when the indices have a wrong shape or type; values are checked by the contract tests,
         because reading them here would cost a device synchronisation per forward."""
