@@ -19,6 +19,7 @@ from vtc.core.signals import (
     EncoderKeys,
     Features,
     FinalHidden,
+    Hidden,
     KeyNorms,
     TextEmbeddings,
     TextPivots,
@@ -33,7 +34,7 @@ ENCODER = Encoder("test", depth=8, has_cls=True, global_layers=tuple(range(8)))
 NO_CLS = Encoder("test", depth=8, has_cls=False, global_layers=tuple(range(8)))
 DECODER = Decoder("test", 32)
 ROWS = AttentionColumns | ClsAttention | Transition | DecoderAttention | KeyNorms | TextRelevance  # [B, N]
-WIDE = Features | EncoderFeatures | EncoderKeys | DecoderKeys | FinalHidden  # [B, N, D]
+WIDE = Features | EncoderFeatures | EncoderKeys | DecoderKeys | FinalHidden | Hidden  # [B, N, D]
 TEXT = TextEmbeddings | TextPivots  # [B, m, D]
 methods = pytest.mark.parametrize("method", [name for name in METHODS if not METHODS[name].adaptive])
 encoders = pytest.mark.parametrize("encoder", [ENCODER, NO_CLS], ids=["cls", "no-cls"])

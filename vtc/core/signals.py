@@ -86,7 +86,8 @@ class DecoderAttention:
     the chosen queries, not renormalised. -> [B, N] float32.
 
     queries: "last" (the last prompt token), "after" (all text after the image; the last prompt token if there is
-    none), "image" (the image's own tokens that are left). ahead: computed before the layer runs, from its own norm,
+    none), "raters" (of these the text tokens that agree with the image more than the mean of them, in what enters the
+    language model; see `vtc.kernels.raters`), "image" (the image's own tokens that are left). ahead: computed before the layer runs, from its own norm,
     projections and rotary positions, on the tokens that are about to enter it; else observed while it runs.
     """
 
@@ -101,6 +102,11 @@ class KeyNorms:
     while it runs. -> [B, N] float32."""
 
     layer: int
+
+
+@dataclass(frozen=True)
+class Hidden:
+    """The hidden states of the visual tokens that are about to enter a layer. -> [B, N, D]."""
 
 
 @dataclass(frozen=True)
@@ -146,6 +152,7 @@ Signal = (
     | Transition
     | DecoderAttention
     | KeyNorms
+    | Hidden
     | FinalHidden
     | TextPivots
     | TextToVisual
