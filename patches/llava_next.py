@@ -35,8 +35,9 @@ def anyres_tiles(size: tuple[int, int], tiles: tuple[int, int], side: int, unpad
     tile, patch = y // side * columns + x // side, y % side * side + x % side
     for t in range(rows * columns):
         mine = tile == t
-        shape = int(mine.any(1).sum()), int(mine.any(0).sum())
-        found.append(Tile(1 + t, places[mine], patch[mine], shape))
+        down, across = mine.any(1), mine.any(0)
+        shape, corner = (int(down.sum()), int(across.sum())), (int(down.int().argmax()), int(across.int().argmax()))
+        found.append(Tile(1 + t, places[mine], patch[mine], shape, corner))
     return side * side + height * (width + newline), tuple(found)
 
 
@@ -77,7 +78,7 @@ class LlavaNext(Llava):
             else:
                 every = torch.arange(side * side)
                 tokens, tiles = side * side + 1, (Tile(0, every, every, (side, side)),)
-            tiles = tuple(Tile(crops + t.crop, t.offsets, t.patches, t.grid) for t in tiles)
+            tiles = tuple(replace(t, crop=crops + t.crop) for t in tiles)
             layouts.append(ImageLayout(tokens, tiles))
             crops += count
         return layouts

@@ -21,6 +21,7 @@ from vtc.core.signals import (
     EncoderKeys,
     Features,
     FinalHidden,
+    Hidden,
     KeyNorms,
     PatchAttention,
     TextEmbeddings,
@@ -35,10 +36,9 @@ from vtc.strategies import METHODS
 ENCODER = Encoder("test", depth=8, has_cls=True, global_layers=tuple(range(8)))
 NO_CLS = Encoder("test", depth=8, has_cls=False, global_layers=tuple(range(8)))
 DECODER = Decoder("test", 32)
-ROWS = (
-    AttentionColumns | ClsAttention | PatchAttention | Transition | DecoderAttention | KeyNorms | TextRelevance
-)  # [B, N]
-WIDE = Features | ClipPatches | EncoderFeatures | EncoderKeys | DecoderKeys | FinalHidden  # [B, N, D]
+ROWS = AttentionColumns | ClsAttention | PatchAttention | Transition | DecoderAttention | KeyNorms
+ROWS |= TextRelevance  # [B, N]
+WIDE = Features | ClipPatches | EncoderFeatures | EncoderKeys | DecoderKeys | FinalHidden | Hidden  # [B, N, D]
 TEXT = TextEmbeddings | ClipWords | TextPivots  # [B, m, D]
 methods = pytest.mark.parametrize("method", [name for name in METHODS if not METHODS[name].adaptive])
 encoders = pytest.mark.parametrize("encoder", [ENCODER, NO_CLS], ids=["cls", "no-cls"])

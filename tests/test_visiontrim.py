@@ -10,7 +10,6 @@ import vtc
 from tests.helpers import IMAGE_TOKEN, Words, forward, inputs_of, kept_of, model_of, split
 from vtc.config.resolve import resolve
 from vtc.core.errors import ConfigError
-from vtc.core.selection import Merge, Selection
 from vtc.core.signals import (
     AttentionColumns,
     ClipPatches,
@@ -103,19 +102,6 @@ def test_diagonal():
     packed = attention_diagonal(q[:1], k[:1], scale=0.3, cu_seqlens=[0, 100, 700])
     apart = [attention_diagonal(q[:1, :, a:b], k[:1, :, a:b], scale=0.3) for a, b in ((0, 100), (100, 700))]
     torch.testing.assert_close(packed, torch.cat(apart, 1))
-
-
-def test_a_token_may_flow_into_several_slots():
-    """Further pairs add their sums, and a unit alone gives what it gives in the batch."""
-    x = draw(0, 2, 4, 3)
-    keep = torch.tensor([[0, 2], [1, 3]])
-    first = torch.tensor([[0, 1, 1, -1]] * 2), torch.tensor([[1.0, 0.5, 1.0, 0.0]] * 2)
-    second = torch.tensor([[-1, 0, -1, 1]] * 2), torch.tensor([[0.0, 0.25, 0.0, 2.0]] * 2)
-    both = Selection(keep, merge=Merge(*first, more=(second,))).apply_features(x)
-    apart = [Selection(keep, merge=Merge(*pair)).apply_features(x) for pair in (first, second)]
-    torch.testing.assert_close(both, apart[0] + apart[1])
-    merge = Merge(*first, more=(second,))
-    assert torch.equal(Selection(keep[1:], merge=merge.row(1)).apply_features(x[1:])[0], both[1])
 
 
 def clip_of(model):

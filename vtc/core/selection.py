@@ -1,6 +1,7 @@
 """A Selection: which tokens stay and what flows into them; decided once, applied to any tensor with a token axis."""
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -16,19 +17,27 @@ class Merge:
     weight [B, N] float32 or float64: its share; the new feature of a slot is the weighted sum of what flows into it.
     unprojected: the sum is taken over what the projector receives, and projected afterwards. With a [CLS] encoder its
     [CLS] then comes first: target and weight are [B, 1 + N].
-    more: further pairs (target, weight), whose sums are added, where a token flows into several slots; reports show
-    `target` alone.
+    extra: further flows of tokens into slots, for tokens that flow into several.
     """
 
     target: Tensor
     weight: Tensor
     unprojected: bool = False
-    more: tuple[tuple[Tensor, Tensor], ...] = ()
+    extra: "Extra | None" = None
 
-    def row(self, b: int) -> "Merge":
-        """That of unit b alone, B = 1."""
-        more = tuple((target[b : b + 1], weight[b : b + 1]) for target, weight in self.more)
-        return Merge(self.target[b : b + 1], self.weight[b : b + 1], self.unprojected, more)
+    def unit(self, b: int) -> "Merge":
+        """That of unit b alone."""
+        target, weight, *extra = (x[b : b + 1] for x in (self.target, self.weight, *(self.extra or ())))
+        return Merge(target, weight, self.unprojected, Extra(*extra) if extra else None)
+
+
+class Extra(NamedTuple):
+    """E more flows of each unit, each [B, E]: the token that flows, counted as `Merge.target` counts them; the slot
+    0..K-1 that it flows into, -1 for no flow; its share."""
+
+    source: Tensor
+    target: Tensor
+    weight: Tensor
 
 
 @dataclass(frozen=True)
@@ -66,6 +75,12 @@ class Selection:
     merge: Merge | None = None
     order: Tensor | None = None
 
+    @classmethod
+    def marked(cls, kept: Tensor, most: int) -> "Selection":
+        """The tokens that are marked in kept [B, N] bool, at most `most` in each unit; `valid` tells how many."""
+        keep = (~kept).to(torch.uint8).sort(dim=1, stable=True).indices[:, :most]
+        return cls(keep, valid=kept.gather(1, keep))
+
     def check(self, tokens: int) -> "Selection":
         """Raises PatchError when the indices have a wrong shape or type; values are checked by the contract tests,
         because reading them here would cost a device synchronisation per forward."""
@@ -91,9 +106,19 @@ class Selection:
             return self.apply(x)
         dtype = torch.promote_types(x.dtype, torch.float32)
         out = torch.zeros(x.shape[0], self.keep.shape[1], x.shape[2], dtype=dtype, device=x.device)
-        for target, weight in ((self.merge.target, self.merge.weight), *self.merge.more):
-            target = target.to(x.device)
-            weight = weight.to(x.device, dtype).masked_fill(target < 0, 0).unsqueeze(-1)
-            index = target.clamp(min=0).unsqueeze(-1).expand(-1, -1, x.shape[2])
-            out = out.scatter_add(1, index, x.to(dtype) * weight)
+        _flow(out, x, self.merge.target, self.merge.weight)
+        if self.merge.extra is not None:
+            source, target, weight = self.merge.extra
+            _flow(out, x.gather(1, _rows(source.to(x.device), x)), target, weight)
         return out.to(x.dtype)
+
+
+def _rows(index: Tensor, x: Tensor) -> Tensor:
+    return index.unsqueeze(-1).expand(-1, -1, x.shape[2])
+
+
+def _flow(out: Tensor, x: Tensor, target: Tensor, weight: Tensor) -> None:
+    """Adds each row of x [B, n, D], times its weight, to the row of out that is its target; -1 is none."""
+    target = target.to(x.device)
+    weight = weight.to(x.device, out.dtype).masked_fill(target < 0, 0)
+    out.scatter_add_(1, _rows(target.clamp(min=0), x), x.to(out.dtype) * weight.unsqueeze(-1))

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from torch import Tensor
 
@@ -105,7 +106,8 @@ class DecoderAttention:
     the chosen queries, not renormalised. -> [B, N] float32.
 
     queries: "last" (the last prompt token), "after" (all text after the image; the last prompt token if there is
-    none), "image" (the image's own tokens that are left). ahead: computed before the layer runs, from its own norm,
+    none), "raters" (of these the text tokens that agree with the image more than the mean of them, in what enters the
+    language model; see `vtc.kernels.raters`), "image" (the image's own tokens that are left). ahead: computed before the layer runs, from its own norm,
     projections and rotary positions, on the tokens that are about to enter it; else observed while it runs.
     """
 
@@ -120,6 +122,11 @@ class KeyNorms:
     while it runs. -> [B, N] float32."""
 
     layer: int
+
+
+@dataclass(frozen=True)
+class Hidden:
+    """The hidden states of the visual tokens that are about to enter a layer. -> [B, N, D]."""
 
 
 @dataclass(frozen=True)
@@ -168,6 +175,7 @@ Signal = (
     | Transition
     | DecoderAttention
     | KeyNorms
+    | Hidden
     | FinalHidden
     | TextPivots
     | TextToVisual
@@ -233,13 +241,29 @@ class Decoder:
         return value
 
 
+class Extent(NamedTuple):
+    """Where one of several tiles lies: rows x columns tokens in a row-major run, the first of them at (top, left) of the
+    picture that all tiles but the first show together. The first shows the whole picture by itself, at (0, 0)."""
+
+    rows: int
+    columns: int
+    top: int
+    left: int
+
+    @property
+    def tokens(self) -> int:
+        """Number of tokens."""
+        return self.rows * self.columns
+
+
 @dataclass(frozen=True)
 class Context:
     """What a stage sees of B units (images or tiles) with the same N tokens, the same grid and the same budget.
 
     count: tokens to keep in each. grid: (rows, columns) when the tokens are a full raster, else None. step: which of
     its steps a decoder stage is at (0-based). ordinals: B indices of each unit within its own prompt (for seeding that
-    does not depend on the batch). signals: what the stage asked for, by signal.
+    does not depend on the batch). signals: what the stage asked for, by signal. tiles: where several tiles compete, the
+    place of each, in the order of their tokens.
     """
 
     tokens: int
@@ -249,6 +273,7 @@ class Context:
     device: object
     signals: Mapping[Signal, Tensor] = field(default_factory=dict)
     step: int = 0
+    tiles: tuple[Extent, ...] = ()
 
     def __getitem__(self, signal: Signal) -> Tensor:
         return self.signals[signal]

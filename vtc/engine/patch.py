@@ -244,7 +244,7 @@ class Patch:
             remember(kwargs["past_key_values"], prompt)
         if self.plan is not None:
             images = Images(batch, placement, grouped)
-            call.inside = Prefill(self.plan, prompt, images, counts, where, ends, mask, report)
+            call.inside = Prefill(self.plan, prompt, images, counts, where, ends, mask, report, kwargs["inputs_embeds"])
         report.select_seconds = clock.now() - start
 
     def _remember(self, module: nn.Module, args: tuple, kwargs: dict, output):

@@ -10,7 +10,7 @@ from torch import Tensor
 from vtc.core.budget import Budget
 from vtc.core.layout import ImageLayout
 from vtc.core.selection import Flow, Selection
-from vtc.core.signals import Context, Signal
+from vtc.core.signals import Context, Extent, Signal
 from vtc.kernels.transfer import upload
 
 
@@ -20,7 +20,7 @@ class Unit:
 
     image, tile: where it is (tile None = all). offsets [n]: places in the image's run, in the order of the sequence.
     ordinal: its place in the prompt. count: tokens to keep. plain: it is all of an image in order, so that offsets are
-    0..n-1.
+    0..n-1. tiles: see Context.
     """
 
     image: int
@@ -30,6 +30,7 @@ class Unit:
     ordinal: int
     count: int
     plain: bool = False
+    tiles: tuple[Extent, ...] = ()
 
     def of(self, x: Tensor) -> Tensor:
         """Its rows of x [tokens of the image, ...] -> [n, ...]."""
@@ -60,7 +61,8 @@ def units_of(budget: Budget, requests: list[list[int]], layouts: list[ImageLayou
                 offsets = tiles[0].offsets if len(tiles) == 1 else torch.cat([t.offsets for t in tiles])
                 grid = tiles[0].grid if len(tiles) == 1 else None
                 plain = len(tiles) == 1 and tiles[0].tokens == layouts[i].tokens
-                units.append(Unit(i, None, offsets, grid, ordinal, counts[0], plain))
+                extents = tuple(t.extent for t in tiles) if len(tiles) > 1 else ()
+                units.append(Unit(i, None, offsets, grid, ordinal, counts[0], plain, extents))
                 ordinal += 1
                 continue
             for t, (tile, count) in enumerate(zip(tiles, counts, strict=True)):
@@ -87,14 +89,15 @@ def choose(
     groups: dict[tuple, list[tuple[Unit, list[Tensor]]]] = defaultdict(list)
     for unit in units:
         seen = [look(signal, unit) for signal in needs]
-        groups[len(unit.offsets), unit.count, unit.grid, tuple(x.shape for x in seen)].append((unit, seen))
+        shapes = tuple(x.shape for x in seen)
+        groups[len(unit.offsets), unit.count, unit.grid, unit.tiles, shapes].append((unit, seen))
     selected: list[tuple[list[Unit], Selection]] = []
-    for (tokens, count, grid, _), found in groups.items():
+    for (tokens, count, grid, tiles, _), found in groups.items():
         members = [unit for unit, _ in found]
         stacked = [torch.stack(rows) for rows in zip(*(seen for _, seen in found), strict=True)]
         signals = dict(zip(needs, stacked, strict=True))
         ordinals = tuple(unit.ordinal for unit in members)
-        selection = select(Context(tokens, count, grid, ordinals, device, signals, step)).check(tokens)
+        selection = select(Context(tokens, count, grid, ordinals, device, signals, step, tiles)).check(tokens)
         selected.append((members, selection))
     chosen: dict[int, list[Kept]] = defaultdict(list)
     for (members, selection), lengths in zip(selected, _lengths([s for _, s in selected]), strict=True):
@@ -119,9 +122,8 @@ def _kept(selection: Selection, b: int, length: int, unit: Unit, merged: Callabl
     row, features, flows = selection.keep[b, :length].to(device), None, ()
     kept = row if unit.plain else upload(unit.offsets, device)[row]
     if selection.merge is not None:
-        merge = selection.merge
-        features = merged(unit, Selection(selection.keep[b : b + 1], None, merge.row(b)))
-        features, flows = features[:length], (Flow(unit.offsets, selection.keep[b], merge.target[b]),)
+        features = merged(unit, Selection(selection.keep[b : b + 1], None, selection.merge.unit(b)))
+        features, flows = features[:length], (Flow(unit.offsets, selection.keep[b], selection.merge.target[b]),)
     if selection.order is None:
         return Kept(kept, features, False, flows)
     order = selection.order[b].to(device)

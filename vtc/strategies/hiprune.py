@@ -42,8 +42,7 @@ def select_tokens(
     order = (deep_score.float() - chosen.float()).sort(dim=1, descending=True, stable=True).indices
     rank = torch.empty_like(order).scatter_(1, order, torch.arange(tokens, device=order.device).expand(batch, -1))
     kept = chosen | (rank < registers.unsqueeze(1))
-    keep = (~kept).to(torch.uint8).sort(dim=1, stable=True).indices[:, :count]
-    return Selection(keep, valid=kept.gather(1, keep))
+    return Selection.marked(kept, count)
 
 
 @METHODS.register("hiprune")

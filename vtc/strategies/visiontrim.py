@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn.functional import normalize, pad
 
 from vtc.core.errors import ConfigError
-from vtc.core.selection import Merge, Selection
+from vtc.core.selection import Extra, Merge, Selection
 from vtc.core.signals import (
     AttentionColumns,
     ClipPatches,
@@ -137,5 +137,9 @@ def merged(dominant: Tensor, found: list[Complement], tokens: int, unprojected: 
         rounds = [last, *rounds]
     if cls:
         rounds = [(pad(target, (1, 0), value=-1), pad(weight, (1, 0))) for target, weight in rounds]
-    first, *more = map(tuple, rounds)
-    return Selection(keep, merge=Merge(*first, unprojected, tuple(more)), order=order)
+    (target, weight), *more = rounds
+    extra = None
+    if more:
+        source = torch.arange(target.shape[1], device=target.device).repeat(len(target), len(more))
+        extra = Extra(source, *(torch.cat(x, 1) for x in zip(*more, strict=True)))
+    return Selection(keep, merge=Merge(target, weight, unprojected, extra), order=order)
