@@ -155,6 +155,8 @@ def test_every_row_matters(method):
         seen, new = (context(stage, 16, 16, count, seed=seed, step=step) for seed in (0, 1))
         before = stage.select(seen, site_of(stage))
         for signal in seen.signals:
+            if method == "holov" and signal == Features():
+                continue  # brings both terms of a score to one mean: only where cosines do not vary, see its own test
             changed = {**seen.signals, signal: new.signals[signal]}
             other = Context(256, count, seen.grid, (0,), seen.device, changed, step)
             after = stage.select(other, site_of(stage))

@@ -22,6 +22,7 @@ from vtc.core.signals import (
 )
 from vtc.kernels.components import loadings
 from vtc.kernels.gram import cosine_matrix
+from vtc.kernels.groups import fill, take
 from vtc.kernels.merge import Groups, merged_slots
 from vtc.kernels.suppression import suppress
 from vtc.strategies import METHODS
@@ -52,9 +53,7 @@ def quotas(sizes: Tensor, stay: Tensor, count: int, picks: int) -> Tensor:
     share = stay.cumsum(0).float() / stay.sum().clamp_min(1).float()
     quota = torch.minimum((other * share).round().long().diff(prepend=low.new_zeros(1)) + low, cap)
     order = stay.sort(descending=True, stable=True).indices
-    room = (cap - quota)[order]
-    short = other + low.sum() - quota.sum() - (room.cumsum(0) - room)
-    return quota.scatter_add(0, order, torch.minimum(short.clamp_min(0), room))
+    return fill(quota, cap, order, other + low.sum() - quota.sum())
 
 
 def picks_of(
@@ -70,10 +69,8 @@ def picks_of(
     sizes = sizes.scatter_add(0, group, torch.ones_like(group))
     quota = quotas(sizes, alive, count, picks)
     order = score.sort(descending=True, stable=True).indices
-    order = order[(2 * group + ~stays)[order].sort(stable=True).indices]
-    place = torch.arange(len(order), device=group.device) - (sizes.cumsum(0) - sizes)[group[order]]
-    given = place >= quota[group[order]]
-    return order[given.to(torch.uint8).sort(stable=True).indices[:picks]], quota, alive
+    order = order[(~stays)[order].to(torch.uint8).sort(stable=True).indices]
+    return take(order, group, quota, picks)[0], quota, alive
 
 
 @METHODS.register("prunesid")
