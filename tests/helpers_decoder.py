@@ -268,7 +268,7 @@ def truths(model: nn.Module, singles: list[dict], report, config, entered=None, 
 def entered_of(model: nn.Module, inputs: dict, config) -> list[Tensor] | None:
     """What the language model of a patched model receives of each prompt [n, D], where a stage merges before the
     projector (the oracle does not redo the encoder); else None."""
-    if config.projector is None or config.projector.method not in ("visiondrop_encoder", *MERGERS):
+    if config.projector is None or config.projector.method not in ("visiondrop_encoder", "vscan_encoder", *MERGERS):
         return None
     with spy(model) as seen:
         forward(model, inputs)
