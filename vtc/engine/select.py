@@ -9,7 +9,7 @@ from torch import Tensor
 
 from vtc.core.budget import Budget
 from vtc.core.layout import ImageLayout
-from vtc.core.selection import Flow, Merge, Selection
+from vtc.core.selection import Flow, Selection
 from vtc.core.signals import Context, Extent, Signal
 from vtc.kernels.transfer import upload
 
@@ -122,13 +122,11 @@ def _kept(selection: Selection, b: int, length: int, unit: Unit, merged: Callabl
     row, features, flows = selection.keep[b, :length].to(device), None, ()
     kept = row if unit.plain else upload(unit.offsets, device)[row]
     if selection.merge is not None:
-        merge = selection.merge
-        mine = Merge(merge.target[b : b + 1], merge.weight[b : b + 1], merge.unprojected)
-        features = merged(unit, Selection(selection.keep[b : b + 1], None, mine))
-        features, flows = features[:length], (Flow(unit.offsets, selection.keep[b], merge.target[b]),)
+        features = merged(unit, Selection(selection.keep[b : b + 1], None, selection.merge.unit(b)))
+        features, flows = features[:length], (Flow(unit.offsets, selection.keep[b], selection.merge.target[b]),)
     if selection.order is None:
         return Kept(kept, features, False, flows)
-    order = selection.order[b].to(device)
+    order = selection.order[b, :length].to(device)
     return Kept(kept[order], None if features is None else features[order.to(features.device)], True, flows)
 
 
