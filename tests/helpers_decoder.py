@@ -22,8 +22,8 @@ class Drop:
 
     layer: the first to see fewer tokens (0 for a stage at the projector). kept: per image, the places that stay in its
     own run of tokens, in the order in which they then stand. compact: positions are renumbered. contextual: per image,
-    how many of the kept tokens, at the end, take in those that go (None: nothing merges here). merging: of other methods
-    that merge, what hidden states become: (them, the view, the drop, where each image's tokens are) -> them.
+    how many of the kept tokens, at the end, take in those that go (None: nothing merges here). merging: of other
+    methods that merge, what hidden states become: (them, the view, the drop, where each image's tokens are) -> them.
     """
 
     layer: int

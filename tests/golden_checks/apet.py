@@ -1,4 +1,4 @@
-"""ApET: features and a first token -> basis -> errors -> kept tokens, whose places the basis takes, and what they become."""
+"""ApET: features and a first token -> basis -> errors -> kept tokens, places that the basis takes, merged tokens."""
 
 import torch
 from torch import Tensor

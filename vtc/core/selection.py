@@ -32,8 +32,8 @@ class Merge:
 
 
 class Extra(NamedTuple):
-    """E more flows of each unit, each [B, E]: the token that flows, counted as `Merge.target` counts them; the slot 0..K-1
-    that it flows into, -1 for no flow; its share."""
+    """E more flows of each unit, each [B, E]: the token that flows, counted as `Merge.target` counts them; the slot
+    0..K-1 that it flows into, -1 for no flow; its share."""
 
     source: Tensor
     target: Tensor

@@ -117,8 +117,8 @@ class ApETEncoder(Stage):
 
     Paper: ApET, CVPR 2026. Official code: Maqkccx/ApET @ 70cc01b (MIT): LLaVA-1.5, LLaVA-NeXT by crop, Qwen2.5-VL. In
     the shipped strategy `apet` follows inside the language model.
-    Departures: a fixed first token (the code draws one, by which a good part of what is kept changes). Float32 (the code
-    merges in half precision), ties to the lower index. Which tokens the features of LLaVA-NeXT's rows end with in the
+    Departures: a fixed first token (the code draws one, by which a good part of what is kept changes). Float32 (the
+    code merges in half precision), ties to the lower index. Which tokens the features of LLaVA-NeXT's rows end with in the
     code was not traced; here newline tokens go. With less than two tokens there is no place for a basis.
     """
 
