@@ -25,8 +25,6 @@ IMAGES = (1, 2, 1)
 INSIDE = [name for name in vtc.strategies() if vtc.load_strategy(name).decoder]
 # Those whose choice depends on the prompt's text: without a cache they choose anew when the text has grown.
 READERS = ("cdpruner", "mmtok", "visiontrim")
-# Those that merge before or at the projector, or have an order of their own there: no oracle redoes that.
-MERGERS = ("visionzip", "prunesid", "visiontrim")
 STRATEGIES = [name for name in vtc.strategies() if name not in INSIDE]  # at the projector only
 
 

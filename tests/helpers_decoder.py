@@ -4,15 +4,16 @@ It is told which places survive each drop and does the rest by itself: the whole
 what is gone, positions are worked out per layer, and each written token is computed with the whole text before it.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 import vtc
-from tests.helpers import IMAGE_TOKEN, MERGERS, family_of, forward, patched, spy
+from tests.helpers import IMAGE_TOKEN, family_of, forward, patched, spy
+from tests.helpers_merging import BEFORE_PROJECTOR, merging_of
 from tests.helpers_oracle import layouts, unpruned
-from vtc.strategies.sparsevlm import split
 
 
 @dataclass(frozen=True)
@@ -21,15 +22,15 @@ class Drop:
 
     layer: the first to see fewer tokens (0 for a stage at the projector). kept: per image, the places that stay in its
     own run of tokens, in the order in which they then stand. compact: positions are renumbered. contextual: per image,
-    how many of the kept tokens, at the end, take in those that go (None: nothing merges here). members: per image, what
-    flows into each of these, where the oracle does not work that out by itself.
+    how many of the kept tokens, at the end, take in those that go (None: nothing merges here). merging: of other
+    methods that merge, what hidden states become: (them, the view, the drop, where each image's tokens are) -> them.
     """
 
     layer: int
     kept: list[Tensor]
     compact: bool
     contextual: list[int] | None = None
-    members: list[dict[int, list[int]]] | None = None
+    merging: Callable | None = None
 
 
 @dataclass
@@ -60,26 +61,14 @@ def drops_of(report, prompt: int, config) -> list[Drop]:
         assert len({(step.stage, step.layer) for step in steps}) == 1
         stage = next(s for s in config.stages if s.method == steps[0].stage)
         inside = [step for step in images[0].steps[:number] if step.stage == stage.method]
-        contextual = members = None
-        if stage.method == "sparsevlm":
-            contextual = [split(step.before, step.after)[1] for step in steps]
-            members = [members_of(step.flows) for step in steps]
+        contextual, merging = None, merging_of(stage, steps)
         if stage.method == "visiondrop":
             share = stage.stage.contextual[len(inside)]
             contextual = [round(step.after * share) if step.after < step.before else 0 for step in steps]
         layer = 0 if steps[0].layer is None else steps[0].layer
         kept, compact = [step.kept.cpu() for step in steps], stage.positions == "compact"
-        drops.append(Drop(layer, kept, compact, contextual, members))
+        drops.append(Drop(layer, kept, compact, contextual, merging))
     return drops
-
-
-def members_of(flows) -> dict[int, list[int]]:
-    """The places in an image's run that flow into each."""
-    found = {}
-    for flow in flows:
-        for place, into in zip(*(x.tolist() for x in flow.places()), strict=True):
-            found.setdefault(into, []).append(place)
-    return found
 
 
 @torch.no_grad()
@@ -126,8 +115,8 @@ def _layers(model, hidden, view: View, drops, runs, written: int, entered, watch
         given = hidden, view
         for drop in (d for d in drops if d.layer == index):
             before, view = view, _dropped(view, drop, runs)
-            if drop.members is not None:
-                hidden = _recycled(hidden, drop, runs)
+            if drop.merging is not None:
+                hidden = drop.merging(hidden, before, drop, runs)
             elif drop.contextual is not None:
                 keys = heads_of(language, layer, "k_proj", hidden[:, :length], before).mean(1)
                 hidden = _merged(hidden, before, drop, runs, keys)
@@ -222,20 +211,7 @@ def _merged(hidden: Tensor, view: View, drop: Drop, runs: list[Tensor], keys: Te
     return out
 
 
-def _recycled(hidden: Tensor, drop: Drop, runs: list[Tensor]) -> Tensor:
-    """The last tokens are the mean of what flows into them, divided by its number plus 1e-6."""
-    out = hidden.clone()
-    for run, kept, count, members in zip(runs, drop.kept, drop.contextual, drop.members, strict=True):
-        for place in kept[len(kept) - count :].tolist():
-            mine = members[place]
-            assert place in mine
-            assert not set(mine) & set(kept[: len(kept) - count].tolist())
-            out[0, run[place]] = hidden[0, run[mine]].sum(0) / (len(mine) + 1e-6)
-    return out
-
-
 # VisionDrop's published budget leaves five tokens of a tiny image, too few to merge anything.
-MERGING = ("visiondrop", "sparsevlm")  # inside the language model
 OPTIONS = {"visiondrop": {"visiondrop_encoder.keep": 0.5}, **dict.fromkeys(("hiprune", "pool"), {"keep": 0.3})}
 
 
@@ -268,7 +244,7 @@ def truths(model: nn.Module, singles: list[dict], report, config, entered=None, 
 def entered_of(model: nn.Module, inputs: dict, config) -> list[Tensor] | None:
     """What the language model of a patched model receives of each prompt [n, D], where a stage merges before the
     projector (the oracle does not redo the encoder); else None."""
-    if config.projector is None or config.projector.method not in ("visiondrop_encoder", "vscan_encoder", *MERGERS):
+    if config.projector is None or config.projector.method not in BEFORE_PROJECTOR:
         return None
     with spy(model) as seen:
         forward(model, inputs)

@@ -8,7 +8,7 @@ import torch
 from torch.nn.functional import cross_entropy
 
 import vtc
-from tests.helpers import CASES, IMAGES, INSIDE, MERGERS, build, forward, generate, inputs_of, model_of, patched, split
+from tests.helpers import CASES, IMAGES, INSIDE, build, forward, generate, inputs_of, model_of, patched, split
 from tests.helpers_decoder import Drop, drops_of, entered_of, exact, options_of, resolved, truth, truths
 from tests.helpers_oracle import layouts
 
@@ -50,7 +50,7 @@ def test_the_methods_inside_are_tested():
     assert {"transprune", "fastv", "pyramiddrop", "visiondrop"} <= set(INSIDE)
 
 
-@pytest.mark.parametrize("strategy", [*INSIDE, *MERGERS])
+@pytest.mark.parametrize("strategy", [*INSIDE, "visionzip", "prunesid", "visiontrim"])
 @cases
 @renumbered
 def test_generate_equals_oracle(strategy, case, positions):

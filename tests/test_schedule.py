@@ -132,10 +132,10 @@ def test_keep_all(method):
 @inside
 def test_a_number_is_of_each_image(method):
     """Images of different sizes get different powers from one keep."""
-    schedule = plan(alone(method), 300)
-    powers = [schedule.powers(n, n)[0] for n in (310, 576, 900)]
+    schedule = plan(alone(method), 500)
+    powers = [schedule.powers(n, n)[0] for n in (510, 576, 900)]
     assert powers == sorted(powers)
-    assert all(abs(mean(schedule, n) - 300) < 1 for n in (310, 576, 900))
+    assert all(abs(mean(schedule, n) - 500) < 1 for n in (510, 576, 900))
 
 
 @pytest.mark.product

@@ -94,8 +94,9 @@ def check_merge(selection, tokens, encoder):
     flows = merge.target >= 0
     assert bool((merge.weight[flows] > 0).all())
     assert bool((merge.weight <= 1).all())
-    for target in merge.target:
-        assert set(range(count)) <= set(target.tolist())
+    more = merge.target[:, :0] if merge.extra is None else merge.extra.target
+    for target, others in zip(merge.target, more, strict=True):
+        assert set(range(count)) <= {*target.tolist(), *others.tolist()}
 
 
 @methods

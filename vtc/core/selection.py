@@ -67,7 +67,8 @@ class Selection:
     keep [B, K]: original indices, ascending. valid [B, K] bool: False marks filler at the end of a row when units
     keep different counts (adaptive methods, which may also keep none); None means that every entry counts. merge: see
     Merge; None = pruning.
-    order [B, K]: slots in the order in which they stand in the sequence afterwards, where that is not ascending.
+    order [B, K]: slots in the order in which they stand in the sequence afterwards, where that is not ascending; filler
+    comes last here, too.
     """
 
     keep: Tensor

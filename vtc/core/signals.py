@@ -107,8 +107,9 @@ class DecoderAttention:
 
     queries: "last" (the last prompt token), "after" (all text after the image; the last prompt token if there is
     none), "raters" (of these the text tokens that agree with the image more than the mean of them, in what enters the
-    language model; see `vtc.kernels.raters`), "image" (the image's own tokens that are left). ahead: computed before the layer runs, from its own norm,
-    projections and rotary positions, on the tokens that are about to enter it; else observed while it runs.
+    language model; see `vtc.kernels.raters`), "image" (the image's own tokens that are left). ahead: computed before
+    the layer runs, from its own norm, projections and rotary positions, on the tokens that are about to enter it; else
+    observed while it runs.
     """
 
     layer: int
@@ -242,8 +243,8 @@ class Decoder:
 
 
 class Extent(NamedTuple):
-    """Where one of several tiles lies: rows x columns tokens in a row-major run, the first of them at (top, left) of the
-    picture that all tiles but the first show together. The first shows the whole picture by itself, at (0, 0)."""
+    """Where one of several tiles lies: rows x columns tokens in a row-major run, the first of them at (top, left) of
+    the picture that all tiles but the first show together. The first shows the whole picture by itself, at (0, 0)."""
 
     rows: int
     columns: int

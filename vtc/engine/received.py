@@ -62,7 +62,13 @@ class Rows:
 
 
 def received(
-    query: Tensor, key: Tensor, scale: float | None, rows: Rows, queries: str, ordinal: int, raters: Tensor | None = None
+    query: Tensor,
+    key: Tensor,
+    scale: float | None,
+    rows: Rows,
+    queries: str,
+    ordinal: int,
+    raters: Tensor | None = None,
 ) -> Tensor:
     """Mean over heads and chosen queries of the causal attention that each column receives [B, S] float32.
 

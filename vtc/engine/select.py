@@ -126,7 +126,7 @@ def _kept(selection: Selection, b: int, length: int, unit: Unit, merged: Callabl
         features, flows = features[:length], (Flow(unit.offsets, selection.keep[b], selection.merge.target[b]),)
     if selection.order is None:
         return Kept(kept, features, False, flows)
-    order = selection.order[b].to(device)
+    order = selection.order[b, :length].to(device)
     return Kept(kept[order], None if features is None else features[order.to(features.device)], True, flows)
 
 

@@ -1,4 +1,4 @@
-"""SparseVLM: drops inside the language model, rated by the text that agrees with the picture; some dropped ones merge."""
+"""SparseVLM: drops inside the language model, rated by the text that agrees with the picture; some tokens merge."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -75,10 +75,10 @@ class SparseVLM(DecoderStage):
     states (see `vtc.kernels.density_peaks`) give a token each, the mean of its members. In the sequence the merged
     tokens stand behind the others, from the first peak on.
 
-    Knobs: layers: layers that run before each drop (a number, or relative depth as a float): 3, 7 and 16 of 32; the last
-    of them gives the attention. retain_token: which of the released lists for 576 tokens, 192, 128, 96 or 64 (about the
-    mean over layers; for 192: 300, 200 and 110 tokens and 9, 4 and 3 merged ones), as shares of the tokens that
-    entered. ratios: shares of one's own, merged tokens included. recycle: whether tokens merge.
+    Knobs: layers: layers that run before each drop (a number, or relative depth as a float): 3, 7 and 16 of 32; the
+    last of them gives the attention. retain_token: which of the released lists for 576 tokens, 192, 128, 96 or 64
+    (about the mean over layers; for 192: 300, 200 and 110 tokens and 9, 4 and 3 merged ones), as shares of the tokens
+    that entered. ratios: shares of one's own, merged tokens included. recycle: whether tokens merge.
 
     Paper: SparseVLM, ICML 2025, arXiv 2410.04417. Official code: Gumpest/SparseVLMs @ 26a5f488, version 1.0 (licence
     not recorded by us). Followed is the code: fixed lists at three layers, where the paper takes lambda * (N - rank of
