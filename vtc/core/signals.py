@@ -126,6 +126,30 @@ class KeyNorms:
 
 
 @dataclass(frozen=True)
+class TextInformation:
+    """How much the attention of the text after the image (of the last prompt token, if there is none) in decoder layer
+    `layer` tells about the image's tokens that are left: mutual information in bits, summed over heads (see
+    `vtc.kernels.information`), and the number of these text tokens; observed while the layer runs, and kept from then
+    on. -> [B, 2] float64."""
+
+    layer: int
+
+
+@dataclass(frozen=True)
+class EncoderAttention:
+    """For a stage inside the language model: `ClsAttention` of the encoder (`AttentionColumns` without [CLS]) in
+    `encoder_layer` (index, or relative depth as a float); 0 for structural tokens. -> [B, N] float32."""
+
+    encoder_layer: int | float
+
+
+@dataclass(frozen=True)
+class Aim:
+    """The tokens of the image that entered the language model, and how many its layers together are to see by the
+    strategy's budget, -1 where the published schedule holds. -> [B, 2] float64."""
+
+
+@dataclass(frozen=True)
 class Hidden:
     """The hidden states of the visual tokens that are about to enter a layer. -> [B, N, D]."""
 
@@ -176,6 +200,9 @@ Signal = (
     | Transition
     | DecoderAttention
     | KeyNorms
+    | TextInformation
+    | EncoderAttention
+    | Aim
     | Hidden
     | FinalHidden
     | TextPivots

@@ -1,5 +1,6 @@
 """Prefill inside the language model: tokens dropped between decoder layers, and what the layers after are given."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -8,7 +9,7 @@ from torch import Tensor
 from vtc.config.schedule import Schedule
 from vtc.core.report import Report, StepReport
 from vtc.core.selection import Selection
-from vtc.core.signals import Decoder, Signal
+from vtc.core.signals import Aim, Decoder, EncoderAttention, Signal
 from vtc.engine import clock
 from vtc.engine.masks import cut_prefill
 from vtc.engine.placement import Batch, Placement
@@ -23,7 +24,7 @@ class Plan:
     """What is known of the stages inside the language model before any prompt.
 
     site: the model's layers. steps: by layer, the numbers of the drops before it. needs: per drop, its signals.
-    watched: what these ask of the layers.
+    watched: what these ask of the layers. encoder: what they ask of the encoder.
     """
 
     def __init__(self, site, schedule: Schedule, decoder: Decoder):
@@ -34,15 +35,19 @@ class Plan:
         for number, step in enumerate(schedule.steps):
             self.steps.setdefault(step.layer, []).append(number)
         self.watched = Needs(self.needs)
+        self.encoder = tuple(dict.fromkeys(s for some in self.needs for s in some if isinstance(s, EncoderAttention)))
 
 
 @dataclass
 class Images:
-    """The images of a batch of prompts, and what is left of each, per prompt."""
+    """The images of a batch of prompts, and what is left of each, per prompt. encoded: a signal of the encoder of one
+    of all images, on its run of tokens; aims: per image, see `Aim`."""
 
     batch: Batch
     placement: Placement
     kept: list[list[Kept]]
+    encoded: Callable[[EncoderAttention, int], Tensor]
+    aims: list[tuple[int, int]]
 
 
 class Prefill:
@@ -118,6 +123,10 @@ class Prefill:
         @torch.no_grad()
         def look(signal: Signal, unit: Unit) -> Tensor:
             b, j = owner[unit.image]
+            if isinstance(signal, Aim):
+                return torch.tensor(images.aims[unit.image], dtype=torch.float64)
+            if isinstance(signal, EncoderAttention):
+                return images.encoded(signal, unit.image).to(device)[unit.offsets]
             return self.watch.look(signal, b, j, places[b][j][unit.offsets], rows).to(device)
 
         def merge(unit: Unit, selection: Selection) -> Tensor:

@@ -22,7 +22,7 @@ from vtc.engine.question import Question
 from vtc.engine.reports import KEEPS_ALL, NO_CALL, NO_IMAGE, Reporter, cache_lengths
 from vtc.engine.select import Kept
 from vtc.engine.state import Call, PrunedPrompt, Segment, ThreadState, recall, remember
-from vtc.engine.vision import Vision
+from vtc.engine.vision import Vision, encoder_signal
 
 _NUMBERS = itertools.count(1)
 
@@ -43,7 +43,8 @@ class Patch:
         self.stage = self.reporter.stage
         needs = () if self.stage is None else self.stage.stage.needs(family.encoder)
         self.patchwork, self.thread, self.number = Patchwork(), ThreadState(), next(_NUMBERS)
-        self.vision = Vision(family, tuple(dict.fromkeys(needs)), self.thread)
+        inside = () if self.plan is None else (encoder_signal(s, family.encoder) for s in self.plan.encoder)
+        self.vision = Vision(family, tuple(dict.fromkeys([*needs, *inside])), self.thread)
         self.question = Question(family, strategy, processor, clip)
         self.outcome: Report | str = KEEPS_ALL if strategy.keeps_all else NO_CALL
 
@@ -243,7 +244,12 @@ class Patch:
         if kwargs.get("past_key_values") is not None:
             remember(kwargs["past_key_values"], prompt)
         if self.plan is not None:
-            images = Images(batch, placement, grouped)
+            aims = [self.schedule.aim(n, len(k.offsets)) for n, k in zip(tokens, kept, strict=True)]
+
+            def encoded(signal, image: int) -> Tensor:
+                return self.vision.on_run(signal, run, placement.source[image])
+
+            images = Images(batch, placement, grouped, encoded, aims)
             call.inside = Prefill(self.plan, prompt, images, counts, where, ends, mask, report, kwargs["inputs_embeds"])
         report.select_seconds = clock.now() - start
 

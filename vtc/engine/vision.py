@@ -14,8 +14,12 @@ from vtc.core.hooks import Patchwork
 from vtc.core.layout import VisionRun
 from vtc.core.selection import Selection
 from vtc.core.signals import (
+    AttentionColumns,
     ClipPatches,
     ClipWords,
+    ClsAttention,
+    Encoder,
+    EncoderAttention,
     EncoderFeatures,
     Features,
     Signal,
@@ -26,6 +30,7 @@ from vtc.core.signals import (
 from vtc.engine import clock
 from vtc.engine.select import Kept, Unit, choose, units_of
 from vtc.engine.state import ThreadState
+from vtc.kernels.transfer import upload
 
 RUN = "_vtc_run"
 ENCODED = Unprojected, EncoderFeatures, TextRelevance, ClipPatches  # made of what the projector receives
@@ -134,9 +139,23 @@ class Vision:
                 found[b, where] = True
         return run, found
 
+    def on_run(self, signal: EncoderAttention, run: VisionRun, image: int) -> Tensor:
+        """A signal for stages inside the language model, of one image of `run`, on its run of tokens."""
+        layout, found = run.images[image], run.signals[encoder_signal(signal, self.family.encoder)][image]
+        out = found[0].new_zeros(layout.tokens)
+        for tile, values in zip(layout.tiles, found, strict=True):
+            out[upload(tile.offsets, out.device)] = values
+        return out
+
     def select(self, stage: StageConfig, budget: Budget, requests, source, run, features, text, device) -> list[Kept]:
         """See `select_images`."""
         return select_images(self.family, stage, budget, requests, source, run, features, text, device)
+
+
+def encoder_signal(signal: EncoderAttention, encoder: Encoder) -> ClsAttention | AttentionColumns:
+    """What is recorded of an encoder for it."""
+    layer = encoder.layer(signal.encoder_layer, "layer")
+    return ClsAttention(layer) if encoder.has_cls else AttentionColumns(layer)
 
 
 def sort_signals(family, run: VisionRun, arguments: dict) -> None:
