@@ -160,6 +160,8 @@ class Family(ABC):
 
         With `cu_seqlens` (flash attention over packed images; a list, or a tensor) each segment attends within itself.
         """
+        if getattr(signal, "joined", False):
+            query, key, scale = (*(x.transpose(1, 2).flatten(2).unsqueeze(1) for x in (query, key)), None)
         if isinstance(signal, EncoderKeys):
             scores = key.mean(1, dtype=torch.promote_types(key.dtype, torch.float32))
         elif isinstance(signal, AttentionColumns):

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from vtc.strategies.sparsevlm import split
 
-BEFORE_PROJECTOR = ("visiondrop_encoder", "visionzip", "apet_encoder")  # methods
+BEFORE_PROJECTOR = ("visiondrop_encoder", "visionzip", "apet_encoder", "recoverable")  # methods
 ORDERED = ("visiondrop", "sparsevlm")  # strategies that put merged tokens last
 
 

@@ -56,6 +56,9 @@ def test_count_is_the_budgets(strategy, case, keep):
         forward(model, inputs)
         found = [image.after for image in vtc.report(model).images]
     stage = config.stages[0].stage
+    if stage.adaptive:
+        assert all(1 <= f <= e for f, e in zip(found, expected, strict=True))
+        return
     if any(getattr(stage, knob) != value for knob, value in stage.fixed_count.items()):
         assert all(f <= e for f, e in zip(found, expected, strict=True))
         with patched(model, strategy, keep=keep, **stage.fixed_count):

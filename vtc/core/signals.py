@@ -22,9 +22,10 @@ class AttentionColumns:
 class ClsAttention:
     """Softmax attention of the [CLS] query to each visual token in encoder layer `layer`, head mean, not renormalised
     after the [CLS] key is dropped. On an encoder without [CLS] the query is the mean of all queries of the image
-    (per head, after RoPE). -> [B, N] float32."""
+    (per head, after RoPE). joined: as if the layer had one head, as wide as all of them. -> [B, N] float32."""
 
     layer: int
+    joined: bool = False
 
 
 @dataclass(frozen=True)
@@ -34,10 +35,11 @@ class Features:
 
 @dataclass(frozen=True)
 class EncoderKeys:
-    """The attention keys of encoder layer `layer` (bias and any RoPE included, unscaled), averaged over heads, [CLS]
-    left out. -> [B, N, e]."""
+    """The attention keys of encoder layer `layer` (bias and any RoPE included, unscaled), averaged over heads, or all
+    heads side by side (joined), [CLS] left out. -> [B, N, e]."""
 
     layer: int
+    joined: bool = False
 
 
 @dataclass(frozen=True)

@@ -118,8 +118,8 @@ class ApETEncoder(Stage):
     Paper: ApET, CVPR 2026. Official code: Maqkccx/ApET @ 70cc01b (MIT): LLaVA-1.5, LLaVA-NeXT by crop, Qwen2.5-VL. In
     the shipped strategy `apet` follows inside the language model.
     Departures: a fixed first token (the code draws one, by which a good part of what is kept changes). Float32 (the
-    code merges in half precision), ties to the lower index. Which tokens the features of LLaVA-NeXT's rows end with in the
-    code was not traced; here newline tokens go. With less than two tokens there is no place for a basis.
+    code merges in half precision), ties to the lower index. What the code makes of LLaVA-NeXT's newline tokens was not
+    traced; here they go. A single token leaves no place for a basis.
     """
 
     basis: int = 10
