@@ -20,6 +20,5 @@ SHAPES = {  # as matplotlib's markers of these letters, in a square of 14
 def text(blocks: Sequence, title: str) -> str:
     """The page."""
     shapes = [SHAPES[marker] for marker in MARKERS]
-    return render(
-        __package__, "report.html.j2", blocks=blocks, title=title, light=COLORS, dark=DARK, shapes=shapes, degrees=DEGREES
-    )
+    looks = {"light": COLORS, "dark": DARK, "shapes": shapes, "degrees": DEGREES}
+    return render(__package__, "report.html.j2", blocks=blocks, title=title, **looks)
