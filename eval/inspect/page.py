@@ -9,22 +9,9 @@ from PIL import Image
 
 from vtc.eval.inspect.record import DROPPED, GONE, KEPT, MERGED, Outcome, columns, keys, outcomes
 from vtc.eval.inspect.style import (
-    ACCENT,
-    DIM,
-    SHADE,
-    TINT,
-    Color,
-    budget,
-    caption,
-    column_title,
-    group_color,
-    groups,
-    is_cut,
-    quoted,
-    seen,
-    used,
+    ACCENT, DIM, SHADE, TINT, Color, budget, caption, column_title, group_color, groups, is_cut, quoted, seen, used,
     verdict,
-)
+)  # fmt: skip
 from vtc.io.page import render
 
 SWATCH = (1, 1, 9, 9)  # in a square of 10
@@ -36,18 +23,13 @@ def page(record: Mapping, picture: Image.Image) -> str:
     found = [outcomes(run, record["tokens"]) for run in record["runs"]]
     stages, size = columns(record) or [(None, 0)], record["picture"]
     aspect = size["width"] / size["height"] * len(record["views"])
+    cell = min(34.0, max(11.0, 15.0 * aspect**0.5))
+    legend = [(words, _swatch(kind)) for words, kind in used(record, found)]
+    runs = [_run(record, run, row, stages) for run, row in zip(record["runs"], found)]
+    shown = {"about": _about(record), "picture": _encoded(picture), "cell": cell, "single": len(stages) == 1}
+    title = f"vtc inspect: {record['question']}"
     return render(
-        __package__,
-        "inspect.html.j2",
-        title=f"vtc inspect: {record['question']}",
-        record=record,
-        about=_about(record),
-        picture=_encoded(picture),
-        cell=min(34.0, max(11.0, 15.0 * aspect**0.5)),
-        single=len(stages) == 1,
-        legend=[(words, _swatch(kind)) for words, kind in used(record, found)],
-        runs=[_run(record, run, row, stages) for run, row in zip(record["runs"], found)],
-        quoted=quoted,
+        __package__, "inspect.html.j2", title=title, record=record, runs=runs, legend=legend, quoted=quoted, **shown
     )
 
 
