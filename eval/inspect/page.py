@@ -9,7 +9,20 @@ from PIL import Image
 
 from vtc.eval.inspect.record import DROPPED, GONE, KEPT, MERGED, Outcome, columns, keys, outcomes
 from vtc.eval.inspect.style import (
-    ACCENT, DIM, SHADE, TINT, Color, budget, caption, column_title, group_color, groups, is_cut, quoted, seen, used,
+    ACCENT,
+    DIM,
+    SHADE,
+    TINT,
+    Color,
+    budget,
+    caption,
+    column_title,
+    group_color,
+    groups,
+    is_cut,
+    quoted,
+    seen,
+    used,
     verdict,
 )  # fmt: skip
 from vtc.io.page import render

@@ -2,8 +2,8 @@
 
 from collections.abc import Sequence
 
-from vtc.eval.plot import COLORS, MARKERS
 from vtc.eval.report.tables import DEGREES
+from vtc.eval.showing.chart import COLORS, MARKERS
 from vtc.io.page import render
 
 # The same hues, light enough for a dark page; black becomes white.
