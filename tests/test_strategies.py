@@ -20,6 +20,7 @@ from vtc.core.signals import (
     Features,
     FinalHidden,
     Hidden,
+    Importance,
     KeyNorms,
     TextEmbeddings,
     TextPivots,
@@ -33,7 +34,7 @@ from vtc.strategies import METHODS
 ENCODER = Encoder("test", depth=8, has_cls=True, global_layers=tuple(range(8)))
 NO_CLS = Encoder("test", depth=8, has_cls=False, global_layers=tuple(range(8)))
 DECODER = Decoder("test", 32)
-ROWS = AttentionColumns | ClsAttention | Transition | DecoderAttention | KeyNorms | TextRelevance  # [B, N]
+ROWS = AttentionColumns | ClsAttention | Transition | DecoderAttention | KeyNorms | TextRelevance | Importance  # [B, N]
 WIDE = Features | EncoderFeatures | EncoderKeys | DecoderKeys | FinalHidden | Hidden  # [B, N, D]
 TEXT = TextEmbeddings | TextPivots  # [B, m, D]
 methods = pytest.mark.parametrize("method", [name for name in METHODS if not METHODS[name].adaptive])

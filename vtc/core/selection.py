@@ -68,13 +68,14 @@ class Selection:
     keep different counts (adaptive methods, which may also keep none); None means that every entry counts. merge: see
     Merge; None = pruning.
     order [B, K]: slots in the order in which they stand in the sequence afterwards, where that is not ascending; filler
-    comes last here, too.
+    comes last here, too. score [B, K]: how important the slots are, for stages inside the language model that ask.
     """
 
     keep: Tensor
     valid: Tensor | None = None
     merge: Merge | None = None
     order: Tensor | None = None
+    score: Tensor | None = None
 
     @classmethod
     def marked(cls, kept: Tensor, most: int) -> "Selection":

@@ -29,6 +29,24 @@ class ClsAttention:
 
 
 @dataclass(frozen=True)
+class ImportantAttention:
+    """The attention that each visual token receives in encoder layer `layer` from important queries, averaged over them
+    and over heads. Important is who itself receives more than `t` times the mean; where nobody does, who receives most.
+    -> [B, N] float32."""
+
+    layer: int
+    t: float
+
+
+@dataclass(frozen=True)
+class PatchEntropy:
+    """The entropy of the grey values that the encoder was given of each visual token, as a softmax over all tokens of
+    its crop. released: how they become 8 bits, see `vtc.kernels.entropy`. -> [B, N] float32."""
+
+    released: bool = True
+
+
+@dataclass(frozen=True)
 class Features:
     """The projected visual features, as the language model would receive them. -> [B, N, D]."""
 
@@ -113,6 +131,12 @@ class Hidden:
 
 
 @dataclass(frozen=True)
+class Importance:
+    """The scores that the stage at the projector gave the visual tokens, see `Selection.score`, carried through every
+    later drop. -> [B, N]."""
+
+
+@dataclass(frozen=True)
 class FinalHidden:
     """The hidden states of the visual tokens that are about to enter a layer, through the model's final norm.
     -> [B, N, D]."""
@@ -146,6 +170,8 @@ class DecoderKeys:
 Signal = (
     AttentionColumns
     | ClsAttention
+    | ImportantAttention
+    | PatchEntropy
     | Features
     | EncoderKeys
     | EncoderFeatures
@@ -156,6 +182,7 @@ Signal = (
     | DecoderAttention
     | KeyNorms
     | Hidden
+    | Importance
     | FinalHidden
     | TextPivots
     | TextToVisual

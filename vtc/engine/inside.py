@@ -6,9 +6,10 @@ import torch
 from torch import Tensor
 
 from vtc.config.schedule import Schedule
+from vtc.core.errors import ConfigError
 from vtc.core.report import Report, StepReport
 from vtc.core.selection import Selection
-from vtc.core.signals import Decoder, Signal
+from vtc.core.signals import Decoder, Importance, Signal
 from vtc.engine import clock
 from vtc.engine.masks import cut_prefill
 from vtc.engine.placement import Batch, Placement
@@ -34,6 +35,13 @@ class Plan:
         for number, step in enumerate(schedule.steps):
             self.steps.setdefault(step.layer, []).append(number)
         self.watched = Needs(self.needs)
+        first = schedule.config.projector
+        if self.watched.scores and not (first and first.stage.gives_score):
+            names = [stage.method for stage, needs in zip(stages, self.needs, strict=False) if Importance() in needs]
+            raise ConfigError(
+                f"{names[0] if names else stages[0].method} ranks by the scores of a stage at the projector, and there "
+                "is none that gives any; possible: vflowopt_encoder before it"
+            )
 
 
 @dataclass

@@ -18,7 +18,8 @@ class Stage(ABC):
 
     A subclass never sees a model: it declares signals for an encoder and gets tensors. site: where the stage acts.
     grid: it needs the tokens as one raster. needs_cls: it ranks by a [CLS] query (see ClsAttention for encoders
-    without one). adaptive: how many it keeps depends on the picture, `context.count` is the most. fixed_count: knobs
+    without one). adaptive: how many it keeps depends on the picture, `context.count` is the most unless it says otherwise. gives_score:
+    its selections have scores for stages inside the language model. fixed_count: knobs
     with which exactly `context.count` are kept, where others may keep fewer. strategy: for a method that is no part of
     vtc, what its name stands for: a mapping or a YAML file, its `stages` this method alone where it names none.
     """
@@ -27,6 +28,7 @@ class Stage(ABC):
     grid: ClassVar[bool] = False
     needs_cls: ClassVar[bool] = False
     adaptive: ClassVar[bool] = False
+    gives_score: ClassVar[bool] = False
     fixed_count: ClassVar[Mapping[str, object]] = {}
     strategy: ClassVar[Mapping[str, object] | Traversable | Path | None] = None
 
