@@ -7,7 +7,8 @@ from torch import Tensor
 
 from vtc.strategies.sparsevlm import split
 
-BEFORE_PROJECTOR = ("visiondrop_encoder", "visionzip", "apet_encoder", "recoverable")  # methods
+# Methods that merge at the projector; the oracles do not redo that.
+MERGED_BEFORE = ("visiondrop_encoder", "visionzip", "apet_encoder", "recoverable", "vflowopt_encoder")
 ORDERED = ("visiondrop", "sparsevlm")  # strategies that put merged tokens last
 
 

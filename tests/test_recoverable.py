@@ -99,7 +99,8 @@ def by_hand(stage, attention, keys, similarity, features):
     key = {i: keys[j if stage.mode == "released" else i] for j, i in enumerate(rest)}
     rows = [features[i] for i in main]
     for c in centres:
-        like = {i: float(torch.cosine_similarity(key[c], key[i], dim=0)) + stage.text_gain * s[i] for i in rest if i != c}
+        cosine = {i: float(torch.cosine_similarity(key[c], key[i], dim=0)) for i in rest if i != c}
+        like = {i: value + stage.text_gain * s[i] for i, value in cosine.items()}
         rows.append(features[c] + sum(a[i] * features[i] for i in best(like, list(like), stage.cluster_size)))
     if centres:
         rows.append(sum(a[i] * features[i] for i in rest if i not in centres))

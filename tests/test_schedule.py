@@ -13,7 +13,8 @@ from vtc.config.schedule import Schedule
 from vtc.core.signals import Decoder
 from vtc.strategies import METHODS
 
-INSIDE = [name for name in METHODS if METHODS[name].site == "decoder" and not METHODS[name].adaptive]
+# VFlowOpt's own schedule takes so little that many budgets are out of its reach.
+INSIDE = [n for n in METHODS if METHODS[n].site == "decoder" and not METHODS[n].adaptive and n != "vflowopt"]
 L32 = Decoder("test", 32)
 depths, sizes, keeps = st.integers(4, 80), st.integers(1, 3000), st.floats(0.01, 1.0)
 examples = settings(max_examples=100)

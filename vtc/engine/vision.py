@@ -82,8 +82,7 @@ class Vision:
                 return output
             sort_signals(family, run, arguments)
             for signal in self.pixels:
-                entropy = functools.partial(grey_entropy, released=signal.released)
-                run.signals[signal] = family.pixel_scores(arguments, images, lambda x: entropy(x).softmax(0))
+                run.signals[signal] = family.pixel_scores(arguments, images, functools.partial(_entropy, signal))
             expected, found = [i.tokens for i in run.images], [len(f) for f in output.pooler_output]
             if expected != found:
                 raise PatchError(f"the {family.name} encoder gave {found} tokens per image, {expected} were expected")
@@ -132,6 +131,10 @@ class Vision:
     def select(self, stage: StageConfig, budget: Budget, requests, source, run, features, text, device) -> list[Kept]:
         """See `select_images`."""
         return select_images(self.family, stage, budget, requests, source, run, features, text, device)
+
+
+def _entropy(signal: PatchEntropy, pixels: Tensor) -> Tensor:
+    return grey_entropy(pixels, signal.released).softmax(0)
 
 
 def sort_signals(family, run: VisionRun, arguments: dict) -> None:

@@ -29,8 +29,8 @@ class Needs:
     """Which layers the drops of a plan want to be watched, from the signals of each.
 
     modules: layers whose modules are measured. attention: layers whose attention reveals its queries and keys.
-    running: signals that are taken from it while it runs. raters: some are of the attention of raters. scores: some are those that the stage at the projector
-    gave.
+    running: signals that are taken from it while it runs. raters: some are of the attention of raters. scores: some are
+    those that the stage at the projector gave.
     """
 
     def __init__(self, needs: list[tuple[Signal, ...]]):

@@ -18,10 +18,10 @@ class Stage(ABC):
 
     A subclass never sees a model: it declares signals for an encoder and gets tensors. site: where the stage acts.
     grid: it needs the tokens as one raster. needs_cls: it ranks by a [CLS] query (see ClsAttention for encoders
-    without one). adaptive: how many it keeps depends on the picture, `context.count` is the most unless it says otherwise. gives_score:
-    its selections have scores for stages inside the language model. fixed_count: knobs
-    with which exactly `context.count` are kept, where others may keep fewer. strategy: for a method that is no part of
-    vtc, what its name stands for: a mapping or a YAML file, its `stages` this method alone where it names none.
+    without one). adaptive: how many it keeps depends on the picture, `context.count` is the most unless it says
+    otherwise. gives_score: its selections have scores, for stages inside the language model. fixed_count: knobs with
+    which exactly `context.count` are kept, where others may keep fewer. strategy: for a method that is no part of vtc,
+    what its name stands for: a mapping or a YAML file, its `stages` this method alone where it names none.
     """
 
     site: ClassVar[str] = "projector"

@@ -1,4 +1,4 @@
-"""Recoverable Compression: tokens by [CLS] attention, more by the question, and the rest merged around a few centres."""
+"""Recoverable Compression: tokens by [CLS] attention, more by the question, the rest merged around a few centres."""
 
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
@@ -67,8 +67,8 @@ class Recoverable(Stage):
     out. Both are divided by sqrt(768) as in the code. mode: "released" has the code's two slips: the number of centres
     is the features' width times the share of outliers, and the keys compared are those of the first tokens of the image
     instead of the remaining ones; "fixed": the number of remaining tokens, and their keys. lof_k_vision, lof_k_text,
-    lof_k_center: neighbours in the three steps. cluster_size, text_gain: see above. layer: the encoder layer of attention
-    and keys (index, or relative depth as a float).
+    lof_k_center: neighbours in the three steps. cluster_size, text_gain: see above. layer: the encoder layer of
+    attention and keys (index, or relative depth as a float).
 
     Paper: Recoverable Compression, AAAI 2025, arXiv 2409.01179, of which only the abstract and the repository's text
     were at hand. Official code: banjiuyufen/Recoverable-Compression (licence not recorded by us), LLaVA-1.5, batch 1.
@@ -76,7 +76,8 @@ class Recoverable(Stage):
     first line with the system turn, padded, its last place, and patches without the last norm, where vtc takes the
     question's segments and CLIP's own embeddings. At least one token is kept. The count's limit cuts the last steps
     first. Without [CLS] (SigLIP, Qwen) the query is the mean of all; the sums are then over all that the projector
-    joins. LLaVA-NeXT, tile by tile, and these are ours. Scores in float32, outliers in float64, ties to the lower index.
+    joins. LLaVA-NeXT, tile by tile, and these are ours. Scores in float32, outliers in float64, ties to the lower
+    index.
     """
 
     text: Literal["embeddings", "clip", "none"] = "embeddings"

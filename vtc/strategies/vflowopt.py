@@ -47,8 +47,8 @@ class VFlowOpt(DecoderStage):
         return schedule(self.layers, self.shares(), decoder)
 
     def count(self, entered: int, share: float) -> int:
-        """For a share of the released schedule, what its steps leave one after the other; for any other (a budget set by
-        `keep`) that share, rounded to nearest. At least 1."""
+        """For a share of the released schedule, what its steps leave one after the other; for any other (a budget set
+        by `keep`) that share, rounded to nearest. At least 1."""
         if share not in self.shares():
             return max(1, round(entered * share))
         left = entered

@@ -17,8 +17,8 @@ from vtc.strategies.base import Stage
 
 @lru_cache(maxsize=256)
 def cells_of(tiles: tuple[Extent, ...], a: float) -> Tensor:
-    """The square cell of side a that each token lies in, numbered from 0: LongTensor [N]. The first of several tiles has
-    cells of its own; the others lie beside each other."""
+    """The square cell of side a that each token lies in, numbered from 0: LongTensor [N]. The first of several tiles
+    has cells of its own; the others lie beside each other."""
     found: dict[tuple, int] = {}
     places = [
         (min(i, 1), int((tile.top + row) / a), int((tile.left + column) / a))
@@ -31,11 +31,10 @@ def cells_of(tiles: tuple[Extent, ...], a: float) -> Tensor:
 
 @torch.no_grad()
 def recycle(importance: Tensor, cells: Tensor, number: int) -> Selection:
-    """The `number` least important tokens of importance [B, N] merged in each of their cells [N] (on the host), the others
-    as they are.
+    """The `number` least important tokens of importance [B, N] merged in their cells [N], the others as they are.
 
-    A cell's tokens become one, weighted by their importance, in the place of the most important of them, whose score it
-    keeps. So a unit keeps N - number tokens and one for each cell that loses any (`valid`).
+    A cell's tokens become one, weighted by their importance, in the place of the most important of them, whose score
+    it keeps. So a unit keeps N - number tokens and one for each cell that loses any (`valid`). cells are on the host.
     """
     units, tokens = importance.shape
     many = int(cells.max()) + 1
@@ -70,14 +69,14 @@ class VFlowOptEncoder(Stage):
     Important is what important patches attend to, plus alpha times the entropy of a token's grey values (a softmax over
     the crop): patches that receive more than t times the mean attention of their crop, see `ImportantAttention`. Beside
     the N - count least important int(N / a^2) more are recycled: those of a cell become one token, their mean weighted
-    by importance, in the place of the most important. So the number kept depends on the picture, and may be a few above
-    the count as well as below. The stage `vflowopt` ranks by the same importance inside the language model.
+    by importance, in the place of the most important. So the number kept depends on the picture, and may be a few
+    above the count as well as below. The stage `vflowopt` ranks by the same importance inside the language model.
 
     Knobs: t: see above. alpha: weight of the entropy. a: side of a cell. released: how pixels become grey values, see
     `vtc.kernels.entropy`. layer: the encoder layer (index, or relative depth as a float); best the one whose output the
-    projector receives. t, alpha and a were found together with the budgets by a search, for 27 x 27 tokens; the defaults
-    are those of 25 %. For 50 %: t 28.68, a 11.76, keep 0.72332 and the stages' ratios 0.74875, 0.487; for 10 %: t
-    39.26, a 17.39, keep 0.11662 and 1.0, 0.6011. alpha is 0 in all of them.
+    projector receives. t, alpha and a were found together with the budgets by a search, for 27 x 27 tokens; the
+    defaults are those of 25 %. For 50 %: t 28.68, a 11.76, keep 0.72332 and the later ratios 0.74875 and 0.487; for
+    10 %: t 39.26, a 17.39, keep 0.11662 and 1.0 and 0.6011. alpha is 0 in all of them.
 
     Paper: VFlowOpt, ICCV 2025, arXiv 2508.05211. Official code: CC BY-NC 4.0, LLaVA-OneVision only; nothing is released
     for LLaVA-NeXT and Qwen2-VL, which the paper has too. The attention of important patches is averaged as in the code
