@@ -5,7 +5,7 @@ import torch
 
 import vtc
 from tests.helpers import model_of, state
-from vtc.bench.models import _prepare
+from vtc.bench.subject import _prepare
 from vtc.bench.oracle import NoOracle, Oracle, difference, record
 from vtc.bench.prompts import inputs_of, pictures
 from vtc.patches import FAMILIES

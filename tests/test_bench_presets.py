@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from tests.helpers import model_of
-from vtc.bench.models import check_attention, check_fits, choose, device_of, dtype_of
+from vtc.bench.subject import check_attention, check_fits, choose, device_of, dtype_of
 from vtc.bench.presets import PRESETS, build, config_of, count, resize_tower
 from vtc.bench.prompts import inputs_of, pictures, special_ids
 from vtc.core.errors import ConfigError

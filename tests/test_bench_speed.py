@@ -10,9 +10,9 @@ import torch
 
 from tests.helpers import model_of
 from tests.test_cli import run
-from vtc.bench.measure import Case, ratios
+from vtc.bench.rounds import Case, ratios
 from vtc.bench.results import Results, break_even, break_evens, check_comparable, read
-from vtc.bench.show import lines
+from vtc.bench.speed_table import lines
 from vtc.cli import main
 from vtc.core.errors import ConfigError
 

@@ -13,11 +13,11 @@ from PIL import Image
 
 from tests.helpers_mutated_files import mutated
 from tests.helpers_report import demo_job, made, sweep
-from tests.test_vllm_measure import two_rounds
+from tests.test_bench_serving import two_rounds
 from vtc.bench.results import Results
 from vtc.bench.results import read as read_bench
-from vtc.bench.show import compared, table
-from vtc.bench.show import lines as bench_lines
+from vtc.bench.speed_table import compared, table
+from vtc.bench.speed_table import lines as bench_lines
 from vtc.core.errors import VtcError
 from vtc.eval import papers, score
 from vtc.eval.inspect.page import page
@@ -33,8 +33,8 @@ from vtc.eval.sweep.engine import sweep as run_sweep
 from vtc.io.escape import visible
 from vtc.io.files import write_json
 from vtc.io.terminal import Terminal
-from vtc.vllm.measure_results import Store, summary
-from vtc.vllm.measure_results import lines as vllm_lines
+from vtc.bench.serving.ratios import Store, summary
+from vtc.bench.serving.ratios import lines as vllm_lines
 
 BOX = [[0, 0, 4, 8], [4, 0, 8, 8]]
 RECORD = {

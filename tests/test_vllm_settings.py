@@ -26,7 +26,7 @@ from vtc.demo import MODEL_DIR
 from vtc.patches import FAMILIES
 from vtc.strategies.hiprune import HiPrune
 from vtc.vllm.capability import table
-from vtc.vllm.options import refuse_engine, refuse_processing
+from vtc.vllm.refusals import refuse_engine, refuse_processing
 from vtc.vllm.settings import Settings, overrides, packed, unpacked
 from vtc.vllm.skeleton import architecture, loaded_layers, served
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from vtc import __version__
-from vtc.bench.measure import DEFINITIONS, Case
+from vtc.bench.rounds import DEFINITIONS, Case
 from vtc.core.errors import ConfigError
 from vtc.io.files import read_json, write_json
 from vtc.io.shapes import anything, list_of, mapping_of, number, one_of, or_none, record, text, whole

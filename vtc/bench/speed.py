@@ -9,8 +9,8 @@ from pathlib import Path
 
 import torch
 
-from vtc.bench.measure import OWN, Case, measure, prepare, resolved
-from vtc.bench.models import Chosen, attention_of, choose, device_of, dtype_of
+from vtc.bench.rounds import OWN, Case, measure, prepare, resolved
+from vtc.bench.subject import Chosen, attention_of, choose, device_of, dtype_of
 from vtc.bench.results import Results, environment
 from vtc.core.budget import parse_keep
 from vtc.core.errors import ConfigError

@@ -74,8 +74,8 @@ def speed(
     """
     if context.invoked_subcommand is not None:
         return
-    from vtc.bench.progress import Bar
-    from vtc.bench.show import lines, plot, table
+    from vtc.bench.bar import Bar
+    from vtc.bench.speed_table import lines, plot, table
     from vtc.bench.speed import SWEEP, Wanted, numbers, run, texts
 
     visual = numbers("--visual-tokens", visual_tokens)
@@ -105,7 +105,7 @@ def compare(
       vtc bench compare results/hiprune results/fastv
     """
     from vtc.bench.results import read
-    from vtc.bench.show import compared
+    from vtc.bench.speed_table import compared
 
     shown = compared(read(first), read(second))
     say(f"A  {first}\nB  {second}")
@@ -134,9 +134,9 @@ def selection(
     """
     import torch
 
-    from vtc.bench.report import table, write
+    from vtc.bench.selectors_table import table, write
     from vtc.bench.results import environment
-    from vtc.bench.selection import SELECTORS, measure
+    from vtc.bench.selectors import SELECTORS, measure
     from vtc.bench.speed import numbers
 
     names = [name.strip() for name in selectors.split(",")]

@@ -12,7 +12,7 @@ from types import SimpleNamespace
 
 from vtc.core.errors import ConfigError, cut, reason, shown
 from vtc.io.plain_yaml import load
-from vtc.vllm.options import refuse_engine
+from vtc.vllm.refusals import refuse_engine
 from vtc.vllm.settings import Settings
 
 OVERRIDES = "hf_overrides"

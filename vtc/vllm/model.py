@@ -9,7 +9,7 @@ from vllm.logger import init_logger
 
 from vtc.core.errors import UnsupportedError
 from vtc.core.signals import EncoderFeatures, Unprojected
-from vtc.vllm.options import refuse_engine
+from vtc.vllm.refusals import refuse_engine
 from vtc.vllm.processing import COUNT
 from vtc.vllm.selecting import Selector, kept_features, portions
 from vtc.vllm.settings import REQUEST_KEEP, Settings

@@ -11,8 +11,8 @@ from functools import cached_property
 import torch
 
 from vtc.core.errors import ConfigError
-from vtc.vllm.budget import Most, lower_encoder_budget
-from vtc.vllm.options import refuse_processing
+from vtc.vllm.encoder_budget import Most, lower_encoder_budget
+from vtc.vllm.refusals import refuse_processing
 from vtc.vllm.settings import REQUEST_KEEP, Settings, packed
 
 COUNT = "vtc_count"

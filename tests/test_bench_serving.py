@@ -7,10 +7,10 @@ import torch
 from PIL import Image
 
 from vtc.core.errors import ConfigError
-from vtc.vllm.measure import Wanted, engine_options, run
-from vtc.vllm.measure_model import kv_bytes, preset, requests, save, visual_tokens
-from vtc.vllm.measure_plot import plot
-from vtc.vllm.measure_results import FILE, STOCK, Store, lines, summary
+from vtc.bench.serving.throughput import Wanted, engine_options, run
+from vtc.bench.serving.workload import kv_bytes, preset, requests, save, visual_tokens
+from vtc.bench.serving.serving_plot import plot
+from vtc.bench.serving.ratios import FILE, STOCK, Store, lines, summary
 
 SETTINGS = {"preset": "tiny"}
 
@@ -129,7 +129,7 @@ def test_bad_preset_comes_first(tmp_path):
 
 def test_without_vllm(tmp_path, monkeypatch):
     """One line that says how to get it."""
-    monkeypatch.setattr("vtc.vllm.measure.find_spec", lambda name: None)
+    monkeypatch.setattr("vtc.bench.serving.throughput.find_spec", lambda name: None)
     with pytest.raises(ConfigError, match="vLLM is not installed; possible: pip install"):
         run(Wanted(tmp_path, preset="tiny"))
 

@@ -22,14 +22,14 @@ from unittest.mock import patch
 
 import typer
 
-from vtc.bench.models import DTYPES
+from vtc.bench.subject import DTYPES
 from vtc.bench.speed import numbers, texts
 from vtc.core.errors import ConfigError, VtcError
 from vtc.io.terminal import Terminal, say
-from vtc.vllm.measure_engine import ENVIRONMENT, Job, serve
-from vtc.vllm.measure_model import kv_bytes, preset, save, visual_tokens
-from vtc.vllm.measure_plot import plot
-from vtc.vllm.measure_results import STOCK, Store, environment, lines, table
+from vtc.bench.serving.vllm_engine import ENVIRONMENT, Job, serve
+from vtc.bench.serving.workload import kv_bytes, preset, save, visual_tokens
+from vtc.bench.serving.serving_plot import plot
+from vtc.bench.serving.ratios import STOCK, Store, environment, lines, table
 
 WARM_UP = 10**6  # added to the number of rounds: a round that is not measured
 CORES = len(os.sched_getaffinity(0))

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from vtc.bench.selection import Row
+from vtc.bench.selectors import Row
 from vtc.io.drawing import plain_text, save
 from vtc.io.files import write_json
 

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from vtc.io.drawing import plain_text, save
-from vtc.vllm.measure_results import summary
+from vtc.bench.serving.ratios import summary
 
 PANELS = {
     "blocks": "KV blocks in use (peak)",

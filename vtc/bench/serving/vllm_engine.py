@@ -18,7 +18,7 @@ ENVIRONMENT = {"VLLM_LOGGING_LEVEL": "WARNING", "VLLM_NO_USAGE_STATS": "1", "HF_
 
 @dataclass(frozen=True)
 class Job:
-    """A cell: `count` prompts (see `vtc.vllm.measure_model.requests`), at most `concurrency` of them in the engine."""
+    """A cell: `count` prompts (see `vtc.bench.serving.workload.requests`), at most `concurrency` of them in the engine."""
 
     concurrency: int
     count: int
@@ -98,10 +98,10 @@ class _Engine:
         model.embed_multimodal = watched
 
     def measure(self, config: object, job: Job) -> dict:
-        """Runs a job; see `vtc.vllm.measure_results.DEFINITIONS` for what comes back."""
+        """Runs a job; see `vtc.bench.serving.ratios.DEFINITIONS` for what comes back."""
         from vllm import SamplingParams
 
-        from vtc.vllm.measure_model import requests
+        from vtc.bench.serving.workload import requests
 
         wanted = SamplingParams(temperature=0, max_tokens=job.new_tokens, ignore_eos=True, detokenize=False)
         prompts = list(requests(config, job.count, job.text, job.seed))

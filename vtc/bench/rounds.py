@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from vtc.bench.memory import peak_bytes
-from vtc.bench.models import Subject
+from vtc.bench.subject import Subject
 from vtc.bench.oracle import NoOracle, Oracle, Recording, difference, record
 from vtc.bench.prompts import inputs_of, pictures
 from vtc.config.resolve import resolve

@@ -3,7 +3,7 @@
 import time
 from types import TracebackType
 
-from vtc.bench.measure import Case
+from vtc.bench.rounds import Case
 from vtc.io.terminal import Terminal, bar, say
 
 

@@ -3,8 +3,8 @@
 import pytest
 
 from vtc.vllm import measure
-from vtc.vllm.measure import Wanted, run
-from vtc.vllm.measure_results import STOCK
+from vtc.bench.serving.throughput import Wanted, run
+from vtc.bench.serving.ratios import STOCK
 
 
 @pytest.fixture(scope="module")
