@@ -5,9 +5,9 @@ import torch
 
 import vtc
 from tests.helpers import model_of, state
-from vtc.bench.subject import _prepare
 from vtc.bench.oracle import NoOracle, Oracle, difference, record
 from vtc.bench.prompts import inputs_of, pictures
+from vtc.bench.subject import _prepare
 from vtc.patches import FAMILIES
 from vtc.patching import find_family
 

@@ -4,10 +4,11 @@ import pytest
 import torch
 
 from tests.helpers import model_of
+from vtc.bench.presets import build, config_of, count, presets
+from vtc.bench.prompts import inputs_of, pictures
 from vtc.bench.subject import check_attention, check_fits, choose, device_of, dtype_of
-from vtc.bench.presets import PRESETS, build, config_of, count, resize_tower
-from vtc.bench.prompts import inputs_of, pictures, special_ids
 from vtc.core.errors import ConfigError
+from vtc.patches.llava import resize_tower
 from vtc.patches.qwen2_vl import END, START
 from vtc.patching import find_family
 
@@ -21,11 +22,11 @@ def family_of(name):
     return find_family(build(config_of(name), META, torch.bfloat16, "sdpa"))
 
 
-@pytest.mark.parametrize("name", PRESETS)
+@pytest.mark.parametrize("name", presets())
 def test_parameters(name):
     """As published, within 2 %."""
     found = count(config_of(name))
-    assert found == pytest.approx(PRESETS[name].parameters, rel=0.02)
+    assert found == pytest.approx(presets()[name].parameters, rel=0.02)
     assert find_family(build(config_of(name), META, torch.bfloat16, "sdpa")).language_shape().layers >= 6
 
 
@@ -130,7 +131,8 @@ def test_prompts(name):
     assert (ids == ids[0]).all()
     assert (visual.sum(1) == shown.total).all()
     assert ids.shape == (3, 20 + shown.total)
-    special = torch.isin(ids[0], torch.tensor(special_ids(model.config))) & ~visual[0]
+    assert family.image_token_id in family.special_ids()
+    special = torch.isin(ids[0], torch.tensor(family.special_ids())) & ~visual[0]
     assert int(special.sum()) == (2 if family.mrope else 0)
     assert torch.isfinite(model(**inputs).logits).all()
     with pytest.raises(ConfigError, match="--prompt-lengths 1 is too short.*possible: at least"):

@@ -27,7 +27,7 @@ from vtc.patches import FAMILIES
 from vtc.strategies.hiprune import HiPrune
 from vtc.vllm.capability import table
 from vtc.vllm.refusals import refuse_engine, refuse_processing
-from vtc.vllm.settings import Settings, overrides, packed, unpacked
+from vtc.vllm.settings import ServedStrategy, overrides, packed, unpacked
 from vtc.vllm.skeleton import architecture, loaded_layers, served
 
 CONFIGS = {
@@ -38,10 +38,10 @@ CONFIGS = {
 }
 
 
-def read_back(config, found: dict) -> Settings:
+def read_back(config, found: dict) -> ServedStrategy:
     """The settings in a config after vLLM's way of overriding it and of sending it to another process."""
     config.update(json.loads(json.dumps(found)))
-    return Settings.of(pickle.loads(pickle.dumps(config)))
+    return ServedStrategy.of(pickle.loads(pickle.dumps(config)))
 
 
 @pytest.mark.parametrize("family", served())
@@ -129,7 +129,7 @@ def test_other_models_and_broken_settings():
     with pytest.raises(UnsupportedError, match="'siglip_vision_model' cannot be served pruned; possible: llava"):
         overrides(SiglipVisionConfig())
     with pytest.raises(ConfigError, match="vtc=None; possible: hf_overrides"):
-        Settings.of(LlavaConfig())
+        ServedStrategy.of(LlavaConfig())
     with pytest.raises(ConfigError, match="did you mean 'max_keep'"):
         read_back(LlavaConfig(), {"vtc": {"maxkeep": 1}})
 

@@ -18,7 +18,7 @@ from vtc.engine.inside import Images, Plan, Prefill
 from vtc.engine.labels import Labels
 from vtc.engine.masks import padding_mask
 from vtc.engine.placement import Batch, place
-from vtc.engine.question import Question
+from vtc.engine.question import QuestionReader
 from vtc.engine.reports import KEEPS_ALL, NO_CALL, NO_IMAGE, Reporter, cache_lengths
 from vtc.engine.select import Kept
 from vtc.engine.state import Call, PrunedPrompt, Segment, ThreadState, recall, remember
@@ -44,7 +44,7 @@ class Patch:
         needs = () if self.stage is None else self.stage.stage.needs(family.encoder)
         self.patchwork, self.thread, self.number = Patchwork(), ThreadState(), next(_NUMBERS)
         self.vision = Vision(family, tuple(dict.fromkeys(needs)), self.thread)
-        self.question = Question(family, strategy, processor, clip)
+        self.question = QuestionReader(family, strategy, processor, clip)
         self.outcome: Report | str = KEEPS_ALL if strategy.keeps_all else NO_CALL
 
     def put_on(self) -> None:
