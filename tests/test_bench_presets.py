@@ -8,6 +8,7 @@ from vtc.bench.presets import build, config_of, count, presets
 from vtc.bench.prompts import inputs_of, pictures
 from vtc.bench.subject import check_attention, check_fits, choose, device_of, dtype_of
 from vtc.core.errors import ConfigError
+from vtc.patches import FAMILIES
 from vtc.patches.llava import resize_tower
 from vtc.patches.qwen2_vl import END, START
 from vtc.patching import find_family
@@ -119,12 +120,12 @@ def test_resized_tower_runs():
     assert find_family(model).encoder.tokens == 25
 
 
-@pytest.mark.parametrize("name", ["llava", "llava_next", "qwen2_vl", "qwen2_5_vl"])
+@pytest.mark.parametrize("name", list(FAMILIES))
 def test_prompts(name):
     """Text of the wanted length, equal rows, placeholders for the pictures, no other special token but the marks."""
     model = model_of(name)
     family = find_family(model)
-    shown = pictures(family, {"llava": 64, "llava_next": 150}.get(name, 100), None)
+    shown = pictures(family, family.encoder.tokens or 150, None)
     inputs = inputs_of(family, shown, 20, 3)
     ids = inputs["input_ids"]
     visual = ids == family.image_token_id
@@ -133,7 +134,7 @@ def test_prompts(name):
     assert ids.shape == (3, 20 + shown.total)
     assert family.image_token_id in family.special_ids()
     special = torch.isin(ids[0], torch.tensor(family.special_ids())) & ~visual[0]
-    assert int(special.sum()) == (2 if family.mrope else 0)
+    assert int(special.sum()) == len(family.marks)
     assert torch.isfinite(model(**inputs).logits).all()
     with pytest.raises(ConfigError, match="--prompt-lengths 1 is too short.*possible: at least"):
         inputs_of(family, shown, 1, 1)

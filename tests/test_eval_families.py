@@ -5,6 +5,7 @@ import json
 import pytest
 from PIL import Image
 
+import vtc
 from tests.helpers_checkpoints import save_tiny
 from tests.test_eval import log, times
 from vtc.eval import models
@@ -80,7 +81,7 @@ def test_what_a_prompt_may_be(qwen):
         loaded.encode([["a", None]], [pictures])
 
 
-@pytest.mark.parametrize("kind", ["llava", "llava_next", "qwen2_vl", "qwen2_5_vl"])
+@pytest.mark.parametrize("kind", vtc.families())
 def test_batches_equal_one_by_one(kind, tmp_path, monkeypatch):
     """Every family, with and without pruning: rows of a padded batch are those of single prompts, to the byte."""
     folder = save_tiny(kind, tmp_path / kind)
