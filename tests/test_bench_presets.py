@@ -9,6 +9,7 @@ from vtc.bench.prompts import inputs_of, pictures
 from vtc.bench.subject import check_attention, check_fits, choose, device_of, dtype_of
 from vtc.core.errors import ConfigError
 from vtc.patches import FAMILIES
+from vtc.patches._preset import Preset
 from vtc.patches.llava import resize_tower
 from vtc.patches.qwen2_vl import END, START
 from vtc.patching import find_family
@@ -106,6 +107,32 @@ def test_a_new_family_brings_its_own_pictures():
     shown = pictures(family, 30, None)
     assert [layout.tiles[0].grid for layout in family.image_layouts(shown.inputs)] == [(30, 1)]
     assert not torch.isin(inputs_of(family, shown, 20, 1)["input_ids"], torch.tensor([START, END])).any()
+
+
+def test_a_new_family_brings_its_own_presets_and_prompts(monkeypatch):
+    """Presets are not inherited; what stands around the placeholders is the family's, and counts as text."""
+    model = model_of("llava")
+
+    class Bracketed(FAMILIES["llava"]):
+        name = "bracketed"
+        presets = {"small": Preset(lambda: "a config", 1, "small")}
+
+        def image_ids(self, tokens):
+            return [5, 5, *super().image_ids(tokens), 6]
+
+    class Heir(Bracketed):
+        name = "heir"
+
+    monkeypatch.setattr(FAMILIES, "_items", dict(FAMILIES._items))
+    FAMILIES.register("bracketed")(Bracketed)
+    assert (config_of("small"), Heir.presets) == ("a config", {})
+    family = Bracketed(model)
+    (row,) = inputs_of(family, pictures(family, 128, None), 20, 1)["input_ids"]
+    assert len(row) == 20 + 128
+    (first, *_), visual = (row == family.image_token_id).nonzero().flatten().tolist(), [family.image_token_id] * 64
+    assert row[first - 2 : first + 132].tolist() == [5, 5, *visual, 6, 5, 5, *visual, 6]
+    with pytest.raises(ConfigError, match="possible: at least 8"):
+        inputs_of(family, pictures(family, 128, None), 7, 1)
 
 
 def test_resized_tower_runs():

@@ -8,7 +8,10 @@ from PIL import Image
 import vtc
 from tests.helpers_checkpoints import save_tiny
 from tests.test_eval import log, times
+from vtc.core.budget import Budget
+from vtc.core.errors import UnsupportedError
 from vtc.eval import models
+from vtc.eval.downsample import Downsample
 from vtc.eval.runner import evaluate
 from vtc.eval.settings import Settings
 from vtc.eval.tasks.demo import Demo
@@ -79,6 +82,23 @@ def test_what_a_prompt_may_be(qwen):
     assert shown(["?"], [pictures[:1]], pad_square=True)[1] == [64]
     with pytest.raises(ValueError, match="1 places for 2 pictures"):
         loaded.encode([["a", None]], [pictures])
+
+
+def test_downsample_is_refused_for_tiles(tmp_path):
+    """No smaller picture of LLaVA-NeXT's is a budget; what is possible is said before anything runs."""
+    options = dict(model=str(save_tiny("llava_next", tmp_path / "next")), strategies=("downsample",), limit=1)
+    with pytest.raises(UnsupportedError, match="how llava_next cuts pictures; possible: models with one fixed grid"):
+        evaluate(Settings(output=tmp_path / "out", keeps=("0.5",), **options))
+
+
+def test_a_family_says_that_smaller_pictures_give_fewer_tokens(qwen, monkeypatch):
+    """`token_side`, in pixels, is all that downsampling asks of it."""
+    loaded = models.load(str(qwen), {}, "cpu")
+    budget = Budget(0.25)
+    assert (loaded.family.token_side(), Downsample(loaded, budget).mode) == (8, "grid")
+    monkeypatch.setattr(type(loaded.family), "token_side", lambda self: None)
+    with pytest.raises(UnsupportedError, match="of a family whose grid follows the picture"):
+        Downsample(loaded, budget)
 
 
 @pytest.mark.parametrize("kind", vtc.families())
