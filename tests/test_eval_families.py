@@ -11,8 +11,8 @@ from tests.test_eval import log, times
 from vtc.core.budget import Budget
 from vtc.core.errors import UnsupportedError
 from vtc.eval import models
-from vtc.eval.downsample import Downsample
 from vtc.eval.runner import evaluate
+from vtc.eval.running.downsample import Downsample
 from vtc.eval.running.eval_settings import Settings
 from vtc.eval.tasks.demo import Demo
 

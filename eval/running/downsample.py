@@ -26,7 +26,8 @@ class Downsample:
         picture = Image.new("RGB", (448, 448))
         pixels = self.images(images=[picture], return_tensors="pt")["pixel_values"]
         if self.family is None:  # a model that vtc does not prune
-            fixed = loaded.visual_tokens(loaded.encode(["?"], [[picture]]))[0] if len(pixels.shape) == 4 else None
+            whole = len(pixels.shape) == 4 and len(pixels) == 1
+            fixed = loaded.visual_tokens(loaded.encode(["?"], [[picture]]))[0] if whole else None
         else:
             fixed = self.family.encoder.tokens
         if fixed is None:

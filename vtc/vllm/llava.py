@@ -13,8 +13,8 @@ from vllm.model_executor.models.llava import (
 from vllm.multimodal import MULTIMODAL_REGISTRY
 
 from vtc.core.layout import ImageLayout
-from vtc.vllm.model import PrunedModel, observe_output
 from vtc.vllm.processing import PrunedInfo, PrunedProcessor
+from vtc.vllm.pruned_model import PrunedModel, observe_output
 
 
 class LlavaInfo(PrunedInfo, LlavaProcessingInfo):

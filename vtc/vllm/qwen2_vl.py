@@ -15,9 +15,9 @@ from vllm.multimodal import MULTIMODAL_REGISTRY
 from vtc.core.layout import ImageLayout
 from vtc.engine.select import Kept
 from vtc.vllm.compat import recompute_positions, waiting_allowed
-from vtc.vllm.model import PrunedModel
 from vtc.vllm.positions import Placed, add_places, attach, detach, initial
 from vtc.vllm.processing import PrunedInfo, PrunedProcessor
+from vtc.vllm.pruned_model import PrunedModel
 
 
 class QwenInfo(PrunedInfo):
