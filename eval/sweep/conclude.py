@@ -10,9 +10,8 @@ import yaml
 
 import vtc
 from vtc.eval.results import statistics
-from vtc.eval.results.samples import read_log
 from vtc.eval.results.saved import SWEEP_SCHEMA
-from vtc.eval.results.scoring import scored
+from vtc.eval.results.scoring import read_scored
 from vtc.eval.results.versions import PACKAGES, version
 from vtc.eval.running.plan import DOWNSAMPLE, NONE
 from vtc.eval.sweep.cells import (
@@ -226,4 +225,4 @@ def _difference(findings: Findings, objective: Objective, best: Mapping, other: 
         return found
     task = TASKS[objective.task](dialect=best["params"]["dialect"])
     logs = [findings.place.of(row["id"]) / "samples" / f"{row['run']}.{task.name}.jsonl" for row in (best, other)]
-    return statistics.compare(task, *(scored(task, read_log(log)[1].values()) for log in logs))["difference"]
+    return statistics.compare(task, *(read_scored(log, task)[1].values() for log in logs))["difference"]
