@@ -17,7 +17,7 @@ from vtc.eval.results.samples import ANEW, read_log, read_times, rewrite, run_ke
 from vtc.eval.results.saved import IDENTITY, RUN
 from vtc.eval.results.scoring import failure, holds, scored
 from vtc.eval.results.statistics import bootstrap
-from vtc.eval.running.eval_settings import Settings, check_places, parse_places, split_list
+from vtc.eval.running.eval_settings import EvalSettings, check_places, parse_places, split_list
 from vtc.eval.showing.chart import draw
 from vtc.eval.showing.console import print_summary, scaled, unit
 from vtc.eval.tasks import TASKS, Task
@@ -150,7 +150,7 @@ def score_answers(place: Path, tasks: str | None, dialect: str | None, dataset_p
     task = TASKS[names[0]](dialect=dialect or "llava")
     places = parse_places(dataset_path or {})
     check_places(places, names)
-    data = Settings(output=place, tasks=names, dataset_path=places).place(task.name)
+    data = EvalSettings(output=place, tasks=names, dataset_path=places).place(task.name)
     docs = None if data is None else task.open(place=data)
     rows = [row for file in _files(place) for row in answered(task, file, docs)]
     twice = len(rows) - len({row["id"] for row in rows})

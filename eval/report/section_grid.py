@@ -21,7 +21,7 @@ MOST_BUDGETS = 9
 
 
 @dataclass
-class Budget:
+class BudgetGroup:
     """Runs that keep about as much. share: of the visual tokens, tokens: their number, medians over the runs; best:
     index of the run with the best variant, None if there is none to choose."""
 
@@ -38,7 +38,7 @@ class Grid:
 
     section: Section
     cells: dict[tuple[int, str], Measured]
-    budgets: list[Budget] = field(default_factory=list)
+    budgets: list[BudgetGroup] = field(default_factory=list)
     replicates: int = 0
     tests: dict[str, tuple[int, int]] = field(default_factory=dict)  # per task: against none, against the best
 
@@ -131,7 +131,7 @@ def _compare(grid: Grid, task: str, logs: Mapping) -> None:
             measured.compared = {**unknown, **measured.entry.compared.get(task, {"relative": share})}
 
 
-def _budgets(grid: Grid) -> list[Budget]:
+def _budgets(grid: Grid) -> list[BudgetGroup]:
     """Runs by what they were asked to keep; one that was asked nothing joins those within 5 % of what it keeps.
 
     With many budgets, as a search over them has, those within 5 % are one.
@@ -157,7 +157,7 @@ def _budgets(grid: Grid) -> list[Budget]:
         counts = [_mean(tokens(m) for m in grid.of(i)) for i in members]
         known = [count for count in counts if count is not None]
         number = median(known) if known else None
-        budget = Budget(f"{100 * share:.3g} %", share, number, members)
+        budget = BudgetGroup(f"{100 * share:.3g} %", share, number, members)
         choice = [i for i in members if not grid.section.entries[i].blurred and grid.variant_score(i) is not None]
         budget.best = max(choice, key=lambda i: (grid.variant_score(i), -i)) if choice else None
         budgets.append(budget)
