@@ -216,7 +216,8 @@ def test_a_run_that_drops_nothing_stops(tmp_path, monkeypatch):
     "keep, images, before, average, nothing",
     [
         (0.25, 1, 196, 196.0, True), (64, 1, 196, 196.0, True), (None, 1, 196, 196.0, True),
-        (0.25, 1, 196, 49.0, False), (64, 4, 196, 196.0, False), (0.25, 2, 2, 2.0, False), (0.9, 1, 5, 5.0, False), (64, 1, 64, 64.0, False),
+        (0.25, 1, 196, 49.0, False), (64, 4, 196, 196.0, False), (0.25, 2, 2, 2.0, False),
+        (0.9, 1, 5, 5.0, False), (64, 1, 64, 64.0, False),
     ],
 )  # fmt: skip
 def test_dropped_nothing(keep, images, before, average, nothing):
