@@ -30,7 +30,7 @@ from vtc.eval.models import load
 from vtc.eval.papers import load_card, show
 from vtc.eval.report import plots, report
 from vtc.eval.runner import evaluate
-from vtc.eval.running.eval_settings import Settings
+from vtc.eval.running.eval_settings import EvalSettings
 from vtc.eval.sweep import work
 from vtc.eval.sweep.engine import Asked
 from vtc.eval.sweep.engine import sweep as run_sweep
@@ -108,9 +108,9 @@ def lean(patch: pytest.MonkeyPatch, model: object) -> None:
         patch.setattr(plots, kind, lambda *_: Element("svg"))
 
 
-def asked(folder: Path) -> Settings:
+def asked(folder: Path) -> EvalSettings:
     """What `vtc eval` is asked, the second time as the first."""
-    return Settings(folder, strategies=("none", "uniform"), keeps=(0.25,), limit=2)
+    return EvalSettings(folder, strategies=("none", "uniform"), keeps=(0.25,), limit=2)
 
 
 def grid(folder: Path, console: Terminal) -> None:

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import vtc
 from vtc.core.errors import VtcError
-from vtc.eval.papers.card import FULL, Card, Model, Row, Score
+from vtc.eval.papers.card import FULL, Model, PaperCard, PublishedRow, Score
 from vtc.eval.papers.commands import budget
 from vtc.eval.tasks import TASKS
 
@@ -23,7 +23,7 @@ SIZES = {
 ENOUGH = 0.95
 
 
-def compare(card: Card, summary: Mapping) -> dict:
+def compare(card: PaperCard, summary: Mapping) -> dict:
     """The comparison as data: `models` with their `rows`, and how many published figures have no run.
 
     Runs of every model in the summary are taken. A model is found by its checkpoint (the end of the id, or a folder
@@ -51,7 +51,7 @@ def _records(runs: Sequence[Mapping]) -> list[Mapping]:
     return list({run["model"].get("id"): run["model"] for run in runs}.values())
 
 
-def _entries(card: Card, record: Mapping) -> tuple[list[Model], bool]:
+def _entries(card: PaperCard, record: Mapping) -> tuple[list[Model], bool]:
     """The card's models that fit a model's record, and whether the checkpoint is the same."""
     name = str(record.get("id") or "").lower()
     known = {id(m): {(m.used or m.checkpoint).split("/")[-1], m.checkpoint.split("/")[-1]} for m in card.models}
@@ -88,7 +88,7 @@ def _rows(entry: Model, runs: Sequence[Mapping], comparison: Mapping) -> Iterato
         }  # fmt: skip
 
 
-def is_row(entry: Model, row: Row, run: Mapping) -> bool:
+def is_row(entry: Model, row: PublishedRow, run: Mapping) -> bool:
     """Whether a run has a row's strategy and budget: equal counts, fractions within 0.0015, or a fraction of the
     model's tokens that rounds to the count. Settings in place of a budget must give the same resolved strategy."""
     method = run["method"]
@@ -117,7 +117,7 @@ def _tokens(run: Mapping) -> float | None:
     return found.pop() if len(found) == 1 else None
 
 
-def _resolved(row: Row, run: Mapping, settings: Mapping) -> dict | None:
+def _resolved(row: PublishedRow, run: Mapping, settings: Mapping) -> dict | None:
     """What vtc would do for a row now, as a run's record has it; None where it cannot be worked out."""
     try:
         dump = vtc.load_strategy(row.strategy, run["model"].get("family"), **settings).dump()
@@ -126,7 +126,7 @@ def _resolved(row: Row, run: Mapping, settings: Mapping) -> dict | None:
     return {key: value for key, value in dump.items() if key != "description"}
 
 
-def _other_settings(row: Row, run: Mapping) -> list[str]:
+def _other_settings(row: PublishedRow, run: Mapping) -> list[str]:
     """The settings of a run that are not the strategy's own, such as alpha=0.5."""
     ran = run["method"].get("resolved")
     if row.strategy == FULL or row.settings is not None or not ran:
@@ -146,8 +146,8 @@ def _figure(run: Mapping, task: str, score: Score) -> Mapping | None:
 
 
 def _score(
-    entry: Model, full: Row, task: str, score: Score, run: Mapping, runs: Sequence[Mapping], comparison: Mapping,
-    settings: list[str],
+    entry: Model, full: PublishedRow, task: str, score: Score, run: Mapping, runs: Sequence[Mapping],
+    comparison: Mapping, settings: list[str],
 ) -> dict:  # fmt: skip
     result, figure = run["tasks"][task], _figure(run, task, score)
     scale = result["scale"] if score.scale is None else score.scale

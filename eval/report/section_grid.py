@@ -5,7 +5,7 @@ without logs the figures of results.json stay, and there are no tests.
 """
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from statistics import median
@@ -14,13 +14,14 @@ from vtc.eval.report.measured import Measured, answers, first_token, kept, token
 from vtc.eval.report.sections import ROUNDED, Section
 from vtc.eval.report.significance import paired, replicates
 from vtc.eval.results import statistics
+from vtc.eval.results.compare import Beside, Reduced
 from vtc.eval.tasks import TASKS
 
 MOST_BUDGETS = 9
 
 
 @dataclass
-class Budget:
+class BudgetGroup:
     """Runs that keep about as much. share: of the visual tokens, tokens: their number, medians over the runs; best:
     index of the run with the best variant, None if there is none to choose."""
 
@@ -37,7 +38,7 @@ class Grid:
 
     section: Section
     cells: dict[tuple[int, str], Measured]
-    budgets: list[Budget] = field(default_factory=list)
+    budgets: list[BudgetGroup] = field(default_factory=list)
     replicates: int = 0
     tests: dict[str, tuple[int, int]] = field(default_factory=dict)  # per task: against none, against the best
 
@@ -110,36 +111,27 @@ def _compare(grid: Grid, task: str, logs: Mapping) -> None:
     base = grid.baseline
     if base is None or (base, task) not in grid.cells:
         return
-    rows = {i: logs[i, task] for i in range(len(grid.section.entries)) if logs.get((i, task)) is not None}
-    reduced = {
-        i: statistics.sensitive(rows[base], rows[i])
-        for i, entry in enumerate(grid.section.entries)
-        if entry.run["method"]["kind"] == "downsample" and i in rows and base in rows
-    }
+    entries, beside = grid.section.entries, None
+    rows = {i: logs[i, task] for i in range(len(entries)) if logs.get((i, task)) is not None}
+    budget = {i: entry.run["method"]["budget"] for i, entry in enumerate(entries)}
+    if base in rows:
+        judge = TASKS[task](dialect=grid.section.conditions[task]["dialect"])
+        reduced = [i for i in rows if entries[i].run["method"]["kind"] == "downsample"]
+        share = {i: kept(grid.cells[i, task]) or 1.0 for i in reduced}
+        labels = grid.section.labels
+        beside = Beside(judge, rows[base], [Reduced(labels[i], budget[i], share[i], rows[i]) for i in reduced])
     for (i, name), measured in grid.cells.items():
         if name != task:
             continue
-        if i in rows and base in rows:
-            judge = TASKS[task](dialect=measured.result["dialect"])
-            found = statistics.compare(judge, rows[i], rows[base])
-            measured.compared = {**found, "sensitive": _sensitive(grid, i, task, rows[i], reduced)}
+        if i in rows and beside is not None:
+            measured.compared = beside.of(rows[i], budget[i])
         else:
             share = statistics.relative(measured.value, grid.cells[base, task].value)
             unknown = {"relative_stderr": None, "difference": None, "loyalty": None, "sensitive": None}
             measured.compared = {**unknown, **measured.entry.compared.get(task, {"relative": share})}
 
 
-def _sensitive(grid: Grid, i: int, task: str, rows: Sequence[Mapping], reduced: Mapping) -> dict | None:
-    """Accuracy on the samples that tell methods apart, by the downsample run of the same budget, else the smallest."""
-    if not reduced:
-        return None
-    budget = {j: grid.section.entries[j].run["method"]["budget"] for j in (i, *reduced)}
-    same = [j for j in reduced if budget[j] == budget[i]]
-    chosen = same[0] if same else min(reduced, key=lambda j: kept(grid.cells[j, task]) or 1.0)
-    return {**statistics.accuracy_on(reduced[chosen], rows), "downsample": grid.section.labels[chosen]}
-
-
-def _budgets(grid: Grid) -> list[Budget]:
+def _budgets(grid: Grid) -> list[BudgetGroup]:
     """Runs by what they were asked to keep; one that was asked nothing joins those within 5 % of what it keeps.
 
     With many budgets, as a search over them has, those within 5 % are one.
@@ -165,7 +157,7 @@ def _budgets(grid: Grid) -> list[Budget]:
         counts = [_mean(tokens(m) for m in grid.of(i)) for i in members]
         known = [count for count in counts if count is not None]
         number = median(known) if known else None
-        budget = Budget(f"{100 * share:.3g} %", share, number, members)
+        budget = BudgetGroup(f"{100 * share:.3g} %", share, number, members)
         choice = [i for i in members if not grid.section.entries[i].blurred and grid.variant_score(i) is not None]
         budget.best = max(choice, key=lambda i: (grid.variant_score(i), -i)) if choice else None
         budgets.append(budget)

@@ -212,7 +212,9 @@ class VtcModel(lmms):
             rows = rows[:: len(rows) // len(chats)]  # one of each prompt's beams
             visual = [(row["visual_before"], row["visual_average"]) for row in rows]
             for chat, (before, average) in zip(chats, visual):
-                check_drop(report.keep, len(chat.pictures), before, average)
+                if counts.dropped_nothing(report.keep, len(chat.pictures), before, average):
+                    asked = f"keep={report.keep!r} asks for fewer"
+                    raise PatchError(f"all {before} visual tokens of a prompt were kept where {asked}")
         self._visual += [pair for chat, pair in zip(chats, visual) if chat.pictures and None not in pair]
         texts = loaded.processor.batch_decode(answers, skip_special_tokens=True)
         for text, length, pair, written in zip(texts, lengths, visual, loaded.new_tokens(answers)):
@@ -247,13 +249,6 @@ def cut(text: str, until: str | Sequence[str] | None) -> str:
         for stop in filter(None, stops):
             text = text.partition(stop)[0]
     return text.strip()
-
-
-def check_drop(keep: float | int | None, pictures: int, before: int, average: float) -> None:
-    """Raises PatchError if all `before` visual tokens of a prompt stayed where even a rounded budget is below them."""
-    most = pictures * (keep if isinstance(keep, int) else 1) + (keep * before if isinstance(keep, float) else 0)
-    if average >= before > most:
-        raise PatchError(f"all {before} visual tokens of a prompt were kept where keep={keep!r} asks for fewer")
 
 
 def _picture(given: object) -> Image.Image:
