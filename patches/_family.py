@@ -24,7 +24,7 @@ class Family(ABC):
     """One loaded model of a family. Constructing it only looks: a missing site raises UnsupportedError.
 
     model: the ...ForConditionalGeneration. inner: the model with vision and language parts. language_model: the
-    decoder, whose inputs are the boundary where tokens are dropped. mrope: positions have 3 axes. towers: model types
+    decoder, whose inputs are the boundary where tokens are dropped. mrope: positions have 3 axes. tiled: an image may be several crops. towers: model types
     of the vision towers that are understood, None where the family has only one. sizes: the argument of
     `get_image_features` whose values, the images' sizes, decide the layout; None where shapes do. marks: names in the
     config of the token ids before and after an image's placeholders, if there are any.
@@ -40,6 +40,7 @@ class Family(ABC):
     model_types: ClassVar[tuple[str, ...]]
     may_have_cls: ClassVar[bool] = False
     mrope: ClassVar[bool] = False
+    tiled: ClassVar[bool] = False
     towers: ClassVar[tuple[str, ...] | None] = None
     sizes: ClassVar[str | None] = None
     marks: ClassVar[tuple[str, str] | tuple[()]] = ()

@@ -50,11 +50,12 @@ class LlavaNext(Llava):
     sizes = "image_sizes"
     served = "vtc.vllm.llava_next:VtcLlavaNextForConditionalGeneration"
     published = Encoder("llava_next", 24, True, tuple(range(24)), tiled=True, thumbnail=576)
+    tiled = True
 
     def describe_encoder(self) -> Encoder:
         """As LLaVA's, of several crops."""
         vision = self.tower.config
-        return replace(super().describe_encoder(), tiled=True, thumbnail=(vision.image_size // vision.patch_size) ** 2)
+        return replace(super().describe_encoder(), tiled=self.tiled, thumbnail=(vision.image_size // vision.patch_size) ** 2)
 
     def tokens_per_image(self, vision) -> None:
         """Depends on the picture's size."""

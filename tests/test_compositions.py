@@ -171,7 +171,7 @@ def test_overrides_by_method():
     message = refused(lambda: resolve("hiprune+transprune", alpha=0.3), "alpha=0.3 could belong to several stages")
     assert message.endswith("possible: hiprune.alpha, transprune.alpha")
     message = refused(lambda: resolve("visiondrop", contextual=0.1), "contextual=0.1 could belong to several")
-    assert message.endswith("possible: visiondrop_encoder.contextual, visiondrop.contextual")
+    assert message.endswith("possible: visiondrop_projector.contextual, visiondrop.contextual")
     assert resolve("visiondrop", **{"visiondrop.contextual": [0, 0, 0]}).decoder[0].stage.contextual == (0.0, 0.0, 0.0)
     twice = resolve([{"stages": [{"method": "fastv", "K": 3}]}, {"stages": [{"method": "fastv", "K": 9}]}])
     assert [s.stage.K for s in twice.stages] == [3, 9]
@@ -218,7 +218,7 @@ def test_scope_at_the_top_is_meant_for_the_projector():
     assert set(config.decoder[0].options()) == {"positions"}
     next_ = resolve("visiondrop", "llava_next")
     assert (next_.projector.budget.scope, next_.decoder[0].budget.scope) == ("per_tile", "per_image")
-    whole = resolve("visiondrop", **{"visiondrop_encoder.scope": "per_request"})
+    whole = resolve("visiondrop", **{"visiondrop_projector.scope": "per_request"})
     assert whole.projector.budget.scope == "per_request"
     for strategy, key in (("fastv", "scope"), ("fastv+transprune", "scope"), ("hiprune+fastv", "fastv.scope")):
         words = "scope='per_tile'", "fastv ranks whole images", "possible: scope=per_image"
@@ -233,5 +233,5 @@ def test_order_of_stages():
     """At most one at the projector, and it comes first."""
     for strategy in ("fastv+hiprune", "hiprune+uniform", "hiprune+visiondrop", "fastv+visiondrop"):
         refused(lambda s=strategy: resolve(s), f"'{strategy}'", "projector", "possible: at most one at the projector")
-    assert methods(resolve("visiondrop+fastv")) == ["visiondrop_encoder", "visiondrop", "fastv"]
+    assert methods(resolve("visiondrop+fastv")) == ["visiondrop_projector", "visiondrop", "fastv"]
     assert methods(resolve("fastv+pyramiddrop+transprune")) == ["fastv", "pyramiddrop", "transprune"]

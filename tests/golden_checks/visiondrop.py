@@ -23,7 +23,7 @@ def check_vision(tensors: dict[str, Tensor], params: dict) -> None:
     count, contextual = params["n_out"], params["contextual"]
     tokens = tensors["cls_attn"].shape[1] - 1
     knobs = {"contextual": contextual / count, "keep": count, "layer": params["layer_0based"]}
-    config = resolve("visiondrop", "llava", **{f"visiondrop_encoder.{key}": knobs[key] for key in knobs}).projector
+    config = resolve("visiondrop", "llava", **{f"visiondrop_projector.{key}": knobs[key] for key in knobs}).projector
     score, keys, unprojected = config.stage.needs(ENCODER)
     assert (score.layer, keys.layer, unprojected) == (params["layer_0based"], params["layer_0based"], Unprojected())
     assert config.budget.count(tokens) == count

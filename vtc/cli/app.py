@@ -83,13 +83,13 @@ def _strategies() -> list[dict]:
     The budget is "schedule" where it is left to the stages: how many tokens which layer sees (`vtc show --layers`), and
     "none" for a method from outside that has to be told.
     """
-    from vtc.config.source import read
-    from vtc.strategies import METHODS, known
+    from vtc.config.source import read_strategy
+    from vtc.strategies import METHODS, available
 
     found = []
-    for name in known():
+    for name in available():
         try:
-            _, raw = read(name)
+            raw = read_strategy(name)[0].data
             stages = raw["stages"]
             rows = (raw, *stages[:1]) if len(stages) == 1 else (raw,)
             budgets = [f"{key}={row[key]}" for row in rows for key in ("keep", "prune_ratio") if key in row]
@@ -155,12 +155,13 @@ def validate(
       vtc validate my_strategy.yaml --family llava
       vtc validate hiprune+my_strategy.yaml
     """
-    from vtc.config.resolve import resolve
-    from vtc.config.source import parts, read
+    from vtc.config.resolve import resolve_written
+    from vtc.config.source import parts_of, read_strategy
 
-    for part in parts(file):
+    written = []
+    for part in parts_of(file):
         try:
-            read(part)
+            written += read_strategy(part)
         except VtcError as error:
             if not Path(part).is_file():
                 raise
@@ -169,7 +170,7 @@ def validate(
     failed = False
     for name in family_names() if family is None else [known_family(family)]:
         try:
-            check_depths(resolve(file, name))
+            check_depths(resolve_written(written, name))
         except VtcError as error:
             failed = True
             say(f"{name}: error: {error}")

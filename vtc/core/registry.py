@@ -34,7 +34,7 @@ def unknown(kind: str, name: object, known: list[str]) -> str:
     return f"unknown {kind} {shown(name)}: {hint}possible: {', '.join(known)}"
 
 
-def listed(package: str) -> list[str]:
+def names_in(package: str) -> list[str]:
     """The names in the registry of a package of vtc, sorted: its own by file name, without importing these files."""
     importlib.import_module(package)
     return sorted({*_module_names(package), *_REGISTRIES[package].outside()})

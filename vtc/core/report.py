@@ -62,7 +62,7 @@ class ImageReport:
         survivor, -1 for what is dropped there or was gone already. None where a method only drops.
 
         A survivor at whose place another place or -1 stands is the encoder's [CLS], which took the place of a token
-        that did not survive (visionzip, visiondrop_encoder). Worked out when it is called, and only then is a device
+        that did not survive (visionzip, visiondrop_projector). Worked out when it is called, and only then is a device
         waited for.
         """
         flows = self.steps[step].flows

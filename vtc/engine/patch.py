@@ -6,7 +6,6 @@ import itertools
 import torch
 from torch import Tensor, nn
 
-from vtc.config.schedule import Schedule
 from vtc.config.strategy import StrategyConfig
 from vtc.core.errors import PatchError, UnsupportedError
 from vtc.core.hooks import Patchwork
@@ -37,9 +36,9 @@ class Patch:
         self.family, self.strategy = family, strategy
         self.shape = family.language_shape()
         self.decoder = Decoder(family.name, self.shape.layers)
-        self.schedule = Schedule(strategy, self.decoder, family.encoder.tokens)
-        self.plan = Plan(family.decoder_site(), self.schedule, self.decoder) if self.schedule.steps else None
-        self.reporter = Reporter(family, strategy, self.schedule, self.shape)
+        self.allocation = strategy.allocate(self.decoder, family.encoder.tokens)
+        self.plan = Plan(family.decoder_site(), self.allocation, self.decoder) if self.allocation.steps else None
+        self.reporter = Reporter(family, strategy, self.allocation, self.shape)
         self.stage = self.reporter.stage
         needs = () if self.stage is None else self.stage.stage.needs(family.encoder)
         self.patchwork, self.thread, self.number = Patchwork(), ThreadState(), next(_NUMBERS)
@@ -221,7 +220,7 @@ class Patch:
         if self.stage is None:
             kept = [Kept(torch.arange(n, device=device)) for n in tokens]
         else:
-            budget = self.schedule.projector
+            budget = self.allocation.projector
             kept = self.vision.select(self.stage, budget, requests, placement.source, run, features, text, device)
         grouped = [[kept[i] for i in images] for images in requests]
         whole = prefill.whole(kwargs, batch.padded, family.mrope)
@@ -237,7 +236,7 @@ class Patch:
                 shift = whole.following - where.following
             segment = Segment(0, packing.index, packing.valid, shift)
         # Counts first: a budget that an image cannot give is refused before anything is reported.
-        counts = [self.schedule.counts(n, len(k.offsets)) for n, k in zip(tokens, kept, strict=True)]
+        counts = [self.allocation.counts(n, len(k.offsets)) for n, k in zip(tokens, kept, strict=True)]
         report = self.reporter.report(requests, tokens, kept, placement.lengths, after, run)
         prompt = call.pruned = PrunedPrompt([segment], length, length, whole.following, report, self.number)
         if kwargs.get("past_key_values") is not None:
@@ -258,9 +257,9 @@ class Patch:
             self._end(call)
 
     def _finish(self, prompt: PrunedPrompt, inside: object, output) -> None:
-        if isinstance(inside, Prefill) and inside.done < len(self.schedule.steps):
+        if isinstance(inside, Prefill) and inside.done < len(self.allocation.steps):
             raise PatchError(
-                f"{inside.done} of {len(self.schedule.steps)} drops inside the language model took place: its "
+                f"{inside.done} of {len(self.allocation.steps)} drops inside the language model took place: its "
                 "layers did not run as modules"
             )
         cache = getattr(output, "past_key_values", None)

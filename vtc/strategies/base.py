@@ -19,7 +19,8 @@ class Stage(ABC):
     A subclass never sees a model: it declares signals for an encoder and gets tensors. site: where the stage acts.
     grid: it needs the tokens as one raster. needs_cls: it ranks by a [CLS] query (see ClsAttention for encoders
     without one). adaptive: how many it keeps depends on the picture, `context.count` is the most. fixed_count: knobs
-    with which exactly `context.count` are kept, where others may keep fewer. strategy: for a method that is no part of
+    with which exactly `context.count` are kept, where others may keep fewer. tile_scope: the scope (see `Budget`) where
+    an image is several tiles and the strategy names none. strategy: for a method that is no part of
     vtc, what its name stands for: a mapping or a YAML file, its `stages` this method alone where it names none.
     """
 
@@ -28,6 +29,7 @@ class Stage(ABC):
     needs_cls: ClassVar[bool] = False
     adaptive: ClassVar[bool] = False
     fixed_count: ClassVar[Mapping[str, object]] = {}
+    tile_scope: ClassVar[str] = "per_image"
     strategy: ClassVar[Mapping[str, object] | Traversable | Path | None] = None
 
     @property
@@ -58,7 +60,7 @@ class DecoderStage(ABC):
     """A method that drops visual tokens between decoder layers, in one or several steps; units are whole images.
 
     The shares of its steps are the published schedule. A budget (`keep`) raises all of them to one power, so that the
-    mean over layers meets it; see `vtc.config.schedule`. strategy: as of a Stage.
+    mean over layers meets it; see `vtc.config.allocation`. strategy: as of a Stage.
     """
 
     site: ClassVar[str] = "decoder"
@@ -85,7 +87,7 @@ class DecoderStage(ABC):
         """Chooses `context.count` of the `context.tokens` that are left in each of the B images."""
 
 
-def schedule(layers: tuple[int | float, ...], shares: tuple[float, ...], decoder: Decoder) -> tuple[Step, ...]:
+def steps_at(layers: tuple[int | float, ...], shares: tuple[float, ...], decoder: Decoder) -> tuple[Step, ...]:
     """Steps from two lists of equal length. Where layers fall together on a shallow model, the last (smallest) share
     counts. Layers must not fall, shares must lie in (0, 1] and not rise; raises ConfigError."""
     if not layers or len(layers) != len(shares):

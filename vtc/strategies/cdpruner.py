@@ -59,6 +59,8 @@ class CDPruner(Stage):
     relevance: Literal["clip", "embeddings", "none"] = "embeddings"
     sign: Literal["released", "paper"] = "released"
 
+    tile_scope = "per_tile"
+
     @property
     def needs_text(self) -> bool:
         """Only "clip" reads the question as text; for "embeddings" the prompt's ids are enough."""

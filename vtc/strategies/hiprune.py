@@ -75,6 +75,7 @@ class HiPrune(Stage):
     exclude: Literal["exact", "official"] = "exact"
 
     grid = True
+    tile_scope = "per_tile"
     fixed_count = {"exclude": "exact"}
 
     def __post_init__(self):

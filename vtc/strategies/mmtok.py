@@ -86,6 +86,8 @@ class MMTok(Stage):
     keywords: bool = True
     prefix: str = ""
 
+    tile_scope = "per_tile"
+
     def __post_init__(self):
         if not 0 <= self.alpha < float("inf"):
             raise ConfigError(f"alpha={self.alpha} is out of range; possible: a number from 0")

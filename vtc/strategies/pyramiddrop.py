@@ -6,7 +6,7 @@ from vtc.core.selection import Selection
 from vtc.core.signals import Context, Decoder, DecoderAttention
 from vtc.kernels.topk import topk_sorted
 from vtc.strategies import METHODS
-from vtc.strategies.base import DecoderStage, Step, schedule
+from vtc.strategies.base import DecoderStage, Step, steps_at
 
 
 @METHODS.register("pyramiddrop")
@@ -34,7 +34,7 @@ class PyramidDrop(DecoderStage):
 
     def steps(self, decoder: Decoder) -> tuple[Step, ...]:
         """One step per listed layer."""
-        return schedule(self.layer_list, self.image_token_ratio_list, decoder)
+        return steps_at(self.layer_list, self.image_token_ratio_list, decoder)
 
     def needs(self, decoder: Decoder, step: int) -> tuple[DecoderAttention]:
         """The last prompt token's row in the layer that comes next."""

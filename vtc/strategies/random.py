@@ -22,6 +22,8 @@ class Random(Stage):
 
     seed: int = 0
 
+    tile_scope = "per_tile"
+
     def select(self, context: Context, encoder: Encoder) -> Selection:
         """One seeded permutation per unit, cut to `count` and sorted."""
         rows = []

@@ -34,7 +34,7 @@ class ToDRE(DecoderStage):
     what comes after it sees no visual token. tau: the share of attention.
 
     Paper: ToDRE, arXiv 2505.18757 (v2: 28 of 32 layers, tau 0.1). No official code. In the shipped strategy
-    `todre_encoder` comes first.
+    `todre_projector` comes first.
     Where the paper leaves room: its figure removes the tokens at the chosen layer and its text after it; layers are
     counted from 1 here and the tokens leave after the chosen one. Its second condition, on the attention that visual
     tokens pay to the text after them, always holds in a causal language model and is not computed. Of several images

@@ -11,8 +11,7 @@ from vtc.core.selection import Selection
 from vtc.core.signals import Context, Decoder, DecoderAttention, Signal, Transition
 from vtc.kernels.topk import topk_sorted
 from vtc.strategies import METHODS
-from vtc.strategies.base import DecoderStage, Step
-from vtc.strategies.base import schedule as steps_of
+from vtc.strategies.base import DecoderStage, Step, steps_at
 
 RATIOS = {"high": (0.875, 0.625, 0.125), "low": (0.5, 0.25, 0.0667), "combined": (0.5, 0.25, 0.125)}
 EPS = 1e-8
@@ -71,7 +70,7 @@ class TransPrune(DecoderStage):
 
     def steps(self, decoder: Decoder) -> tuple[Step, ...]:
         """One step per listed layer; raises ConfigError for one before which no layer is accumulated."""
-        steps = steps_of(self.layers, RATIOS[self.schedule] if self.ratios is None else self.ratios, decoder)
+        steps = steps_at(self.layers, RATIOS[self.schedule] if self.ratios is None else self.ratios, decoder)
         for step in steps if self.alpha > 0 else ():
             if not self._accumulated(decoder, steps, step.layer):
                 given = "" if self.accumulate is None else f"accumulate={list(self.accumulate)}: "

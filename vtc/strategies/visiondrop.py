@@ -8,7 +8,7 @@ from vtc.core.signals import Context, Decoder, DecoderAttention, DecoderKeys
 from vtc.kernels.merge import contextual_merge, merged_slots
 from vtc.kernels.topk import topk_sorted
 from vtc.strategies import METHODS
-from vtc.strategies.base import DecoderStage, Step, schedule
+from vtc.strategies.base import DecoderStage, Step, steps_at
 
 
 @METHODS.register("visiondrop")
@@ -29,7 +29,7 @@ class VisionDrop(DecoderStage):
 
     Paper: VisionDrop, arXiv 2506.22283. Official code: Ruixxxx/VisionDrop @ f7a9444 (Apache-2.0), LLaVA-1.5 with 32
     tokens on average over the layers: 48, 35, 26 and 19 in the four quarters of the language model. In the shipped
-    strategy `visiondrop_encoder` comes first, and `keep` sets what it keeps: keep / the mean of the shares over layers,
+    strategy `visiondrop_projector` comes first, and `keep` sets what it keeps: keep / the mean of the shares over layers,
     1.5 times the target, which is the paper's rule. For targets other than 32 these lists are inferred: the authors
     released none.
     Departures: the score stays causal as in the code, which favours the first tokens of an image; several images each
@@ -53,7 +53,7 @@ class VisionDrop(DecoderStage):
 
     def steps(self, decoder: Decoder) -> tuple[Step, ...]:
         """One step per listed layer."""
-        return schedule(self.layers, self.ratios, decoder)
+        return steps_at(self.layers, self.ratios, decoder)
 
     def count(self, entered: int, share: float) -> int:
         """Rounded to nearest, halves to even; at least 1."""

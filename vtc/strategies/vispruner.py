@@ -53,6 +53,7 @@ class VisPruner(Stage):
     layer: int | float = -2
 
     needs_cls = True
+    tile_scope = "per_tile"
 
     def __post_init__(self):
         if not 0 <= self.important_ratio <= 1:

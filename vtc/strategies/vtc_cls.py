@@ -33,6 +33,7 @@ class VtcCls(Stage):
     end_layer: int | float = -2
 
     needs_cls = True
+    tile_scope = "per_tile"
 
     def needs(self, encoder: Encoder) -> tuple[ClsAttention, ...]:
         """One [CLS] row per counted layer."""

@@ -28,9 +28,9 @@ def selection_order(
     return maxsum_greedy(features, pivot, count)
 
 
-@METHODS.register("todre_encoder")
+@METHODS.register("todre_projector")
 @dataclass(frozen=True)
-class ToDREEncoder(Stage):
+class ToDREProjector(Stage):
     """Keeps a diverse set of projected features, grown from the token that [CLS] attends to most.
 
     Where several tiles compete, the first token is one of the thumbnail's (the base crop, which shows the whole

@@ -13,9 +13,9 @@ from vtc.strategies import METHODS
 from vtc.strategies.base import Stage
 
 
-@METHODS.register("visiondrop_encoder")
+@METHODS.register("visiondrop_projector")
 @dataclass(frozen=True)
-class VisionDropEncoder(Stage):
+class VisionDropProjector(Stage):
     """Keeps dominant tokens and merges the others into contextual ones, in what the projector receives.
 
     Of `count` tokens c = round(count * contextual) are contextual. Dominant are [CLS] and the top count - c - 1 patches
@@ -38,6 +38,7 @@ class VisionDropEncoder(Stage):
     layer: int | float = -2
 
     grid = True
+    tile_scope = "per_tile"
     needs_cls = True
 
     def __post_init__(self):
