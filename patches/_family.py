@@ -24,10 +24,10 @@ class Family(ABC):
     """One loaded model of a family. Constructing it only looks: a missing site raises UnsupportedError.
 
     model: the ...ForConditionalGeneration. inner: the model with vision and language parts. language_model: the
-    decoder, whose inputs are the boundary where tokens are dropped. mrope: positions have 3 axes. tiled: an image may be several crops. towers: model types
-    of the vision towers that are understood, None where the family has only one. sizes: the argument of
-    `get_image_features` whose values, the images' sizes, decide the layout; None where shapes do. marks: names in the
-    config of the token ids before and after an image's placeholders, if there are any.
+    decoder, whose inputs are the boundary where tokens are dropped. mrope: positions have 3 axes. tiled: an image may
+    be several crops. towers: model types of the vision towers that are understood, None where the family has only one.
+    sizes: the argument of `get_image_features` whose values, the images' sizes, decide the layout; None where shapes
+    do. marks: names in the config of the token ids before and after an image's placeholders, if there are any.
 
     Of this family alone, not of those that build on it: follows: the family whose section of a strategy file holds
     for this one too, where the file has none for it. served: its class for vLLM as "module:Vtc" and the name of the

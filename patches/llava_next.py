@@ -55,7 +55,9 @@ class LlavaNext(Llava):
     def describe_encoder(self) -> Encoder:
         """As LLaVA's, of several crops."""
         vision = self.tower.config
-        return replace(super().describe_encoder(), tiled=self.tiled, thumbnail=(vision.image_size // vision.patch_size) ** 2)
+        return replace(
+            super().describe_encoder(), tiled=self.tiled, thumbnail=(vision.image_size // vision.patch_size) ** 2
+        )
 
     def tokens_per_image(self, vision) -> None:
         """Depends on the picture's size."""

@@ -143,7 +143,7 @@ def test_the_shipped_files_are_the_defaults(family):
     assert [(s.stage, s.positions, dart.keep) for s in dart.stages] == [(Dart(), "keep", None)]
     (first,) = resolve("cdpruner", family).stages
     assert (first.stage, first.positions) == (CDPruner(), "keep" if qwen else "compact")
-    assert first.budget.scope == ("per_tile" if family == "llava_next" else "per_image")
+    assert first.scope == ("per_tile" if family == "llava_next" else "per_image")
     assert resolve("todre", family).decoder[0].stage == ToDRE()
     assert [s.positions for s in resolve("todre", family).stages] == ["keep" if qwen else "compact", "keep"]
 

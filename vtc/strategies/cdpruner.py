@@ -40,12 +40,14 @@ class CDPruner(Stage):
     Its kernel is q_i L_ij q_j: L the cosine of the projected tokens i and j, q how relevant a token is for the
     question, see `quality`.
 
-    Knobs: relevance: "embeddings": cosine of the projected token with the mean of the question's input embeddings, the
-    paper's rule for encoders without a text tower; "clip": cosine of token and question in CLIP's common space, mean
-    over the segments of the question, which needs the CLIP model of the vision tower; "none": q = 1, the question is
-    not read. sign: of "clip": "released" takes minus the cosine as the code does, since the cosines of CLIP's patches
-    are known to be inverted; "paper" takes the cosine. "embeddings" always takes the cosine: no code is released for
-    it, the paper's formula has no minus, and nothing is known to invert it.
+    Knobs:
+    - relevance: how the question weighs a token. "embeddings": cosine of the projected token with the mean of the
+      question's input embeddings, the paper's rule for encoders without a text tower; "clip": cosine of token and
+      question in CLIP's common space, mean over the segments of the question, which needs the CLIP model of the vision
+      tower; "none": q = 1, the question is not read.
+    - sign: of the cosine of "clip". "released" takes minus the cosine as the code does, since the cosines of CLIP's
+      patches are known to be inverted; "paper" takes the cosine. "embeddings" always takes the cosine: no code is
+      released for it, the paper's formula has no minus, and nothing is known to invert it.
 
     Paper: CDPruner, NeurIPS 2025, arXiv 2506.10967. Official code: Theia-4869/CDPruner @ 9541616c (LLaVA, "clip").
     Departures: "embeddings" is the default everywhere, so that no second model is needed; relevance="clip" on LLaVA is

@@ -66,8 +66,12 @@ class MMTok(Stage):
     their input embeddings and the projected tokens, tokens by what the projector receives. A set is worth the sum, over
     all of these, of the largest weight in it; tokens join it greedily by what they add (see `vtc.kernels.coverage`).
 
-    Knobs: alpha: how much the visual tokens count, against 1 for the words. tau_v, tau_t: temperatures of tokens and of
-    words. keywords: leave out stop words and the benchmarks' instructions. prefix: text before the question.
+    Knobs:
+    - alpha: how much the visual tokens count, against 1 for the words.
+    - tau_v: temperature of the softmax of each visual token.
+    - tau_t: temperature of the softmax of each word.
+    - keywords: leave out stop words and the benchmarks' instructions.
+    - prefix: text before the question.
 
     Paper: MMTok, arXiv 2508.18264. Official code: Apache-2.0.
     Departures: each image is chosen by the last question of its own prompt (the code has one question per call). A

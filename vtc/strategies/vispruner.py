@@ -36,8 +36,10 @@ class VisPruner(Stage):
     The others, in descending order of that attention, are thinned in rounds of 8 by the cosine similarity of what the
     projector receives, until the rest of the budget is left.
 
-    Knobs: important_ratio: share of the budget for important tokens. layer: the encoder layer whose attention is read
-    (index, or relative depth as a float); best the one whose output the projector receives.
+    Knobs:
+    - important_ratio: share of the budget for important tokens.
+    - layer: the encoder layer whose attention is read (index, or relative depth as a float); best the one whose output
+      the projector receives.
 
     Paper: VisPruner, arXiv 2412.01818 (first version: FasterVLM). Official code: Theia-4869/VisPruner @ aefa01a.
     Departures: without [CLS] (SigLIP, Qwen) the score is the mean attention received from all patches, as other
