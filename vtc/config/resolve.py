@@ -23,8 +23,8 @@ def resolve(strategy: object, family: str | None = None, **overrides) -> Strateg
     prune_ratio, scope, rounding, positions, or any knob; METHOD.KEY (also METHOD.keep) where several stages know the
     key. Positions that nothing states are the family's own (`Family.positions`; "compact" without a family), and a
     scope that nothing states is the method's where images are tiled (`Stage.tile_scope`). A family is asked by its
-    class, which loads no transformers. Raises ConfigError in one line for unknown keys (with near names), wrong types and
-    values out of range.
+    class, which loads no transformers. Raises ConfigError in one line for unknown keys (with near names), wrong types
+    and values out of range.
     """
     return resolve_written(read_strategy(strategy), family, **overrides)
 
