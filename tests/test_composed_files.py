@@ -100,7 +100,7 @@ def test_what_cannot_be_referred_to(tmp_path):
     refused(lambda: resolve(referring("hiprun")), "unknown strategy 'hiprun'", "did you mean 'hiprune'")
     refused(lambda: resolve(referring("none.yaml")), "strategy file 'none.yaml' does not exist")
     for stage in ({"strategy": 5}, {"strategy": "hiprune", "method": "fastv"}, {"strategy": ["hiprune"]}):
-        refused(lambda stage=stage: resolve({"stages": [stage]}), "stage {'strategy'", "either 'method', or 'strategy'")
+        refused(lambda stage=stage: resolve({"stages": [stage]}), "stage {", "either 'method', or 'strategy'")
     refused(lambda: resolve(referring({"strategy": "hiprune", "alfa": 1})), "the overrides of 'hiprune'", "'alpha'")
     refused(
         lambda: resolve(referring({"strategy": "hiprune", "keep": 0.5}, keep=0.3)), "keep of its own", "one of them"

@@ -9,8 +9,8 @@ the image's visual tokens (float) or as a number (int). For a stage at the proje
 keeps. With stages inside the language model:
 
 - no keep: every stage does what its own budget or its published schedule says;
-- with a stage at the projector: the published schedules inside stay as they are, and the projector keeps what is
-  needed for the mean: keep / (mean share of the schedules). If that is more than everything, it keeps everything and
+- with a stage at the projector: the published schedules inside stay as they are, and the projector keeps as much as
+  the mean needs: keep / (mean share of the schedules). If that is more than everything, it keeps everything and
   the schedules are relaxed as in the next case;
 - without one: the shares of all schedules are raised to one power. Power 1 is the published schedule, 0 keeps all.
 
@@ -109,7 +109,7 @@ class Allocation:
         return tuple(1.0 if k is None else self._power(i, k, entered) for i, k in enumerate(own))
 
     def relaxed(self, before: int) -> bool:
-        """Whether an image keeps more on average than the schedules behind a projector stage let through."""
+        """Whether an image is to keep more on average than the published schedules behind a projector stage allow."""
         if not self.stages or self.projector is None or self.config.keep is None:
             return False
         if self.projector.scope == "per_request" and isinstance(self.config.keep, int):

@@ -21,7 +21,7 @@ def known_keys(data: Mapping, possible: Iterable[str], where: str) -> None:
 
 
 def knobs_of(method: type) -> list[str]:
-    """Names of a method's knobs; raises ConfigError for a class whose own fields are no knobs yet."""
+    """Names of a method's knobs; raises ConfigError for a class that declares fields but is no dataclass."""
     if "__dataclass_params__" not in vars(method) and {"__init__", "__annotations__"} & set(vars(method)):
         raise ConfigError(f"method {method.__name__} is no dataclass; possible: @dataclass(frozen=True) above it")
     return [f.name for f in dataclasses.fields(method)]

@@ -49,8 +49,8 @@ def _joined_descriptions(tops: Iterator[Mapping]) -> str:
 
 
 def _check_sections(strategy: Written) -> None:
-    """Raises ConfigError for whatever is wrong in the sections for families, and in those of the strategies that it
-    refers to: a file is right or wrong as a whole, whichever family it is read for."""
+    """Raises ConfigError for any error in the sections for families, also of the strategies that it refers to: a file
+    is right or wrong as a whole, whichever family it is read for."""
     name = strategy.name
     known_keys(strategy.data, TOP, f"strategy {name!r}")
     families = _sections(strategy)
@@ -135,8 +135,8 @@ def _pushed_down(name: str, top: dict, stages: list[dict]) -> list[dict]:
     rows = []
     for stage in stages:
         own = {key: value for key, value in stage.items() if not budget or key not in ("keep", "prune_ratio")}
-        meant = alone or METHODS[stage["method"]].site != "decoder"
-        shared = {key: top[key] for key in _SHARED if key in top and (key == "positions" or meant)}
+        applies = alone or METHODS[stage["method"]].site != "decoder"
+        shared = {key: top[key] for key in _SHARED if key in top and (key == "positions" or applies)}
         rows.append({**shared, **budget, **own})
     return rows
 

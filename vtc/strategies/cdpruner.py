@@ -26,7 +26,7 @@ def quality(relevance: Tensor, joint: bool = False) -> Tensor:
     return (relevance - low + EPS) / (high - low).clamp_min(EPS)
 
 
-def agreement(features: Tensor, words: Tensor) -> Tensor:
+def cosine_with_words(features: Tensor, words: Tensor) -> Tensor:
     """Cosine [B, N] of the tokens [B, N, D] with the mean of the words [B, m, D]; 0 without words."""
     words = words.to(features.device, torch.promote_types(words.dtype, torch.float32))
     return cosines(features, words.sum(1, keepdim=True))[:, 0]
@@ -79,7 +79,7 @@ class CDPruner(Stage):
         if self.relevance == "clip":
             relevance = text[0].to(features.device) * (-1 if self.sign == "released" else 1)
         elif self.relevance == "embeddings":
-            relevance = agreement(features, text[0])
+            relevance = cosine_with_words(features, text[0])
         else:
             relevance = torch.zeros(features.shape[:2], device=features.device)
         return Selection(dpp_greedy(features, quality(relevance), context.count).sort(dim=1).values)

@@ -118,9 +118,10 @@ class MMTok(Stage):
         kept = []
         for i in range(0, units, size):
             # Weights one by one, so that no sum depends on the batch; picks of small images together.
-            found = [
+            weights_of_units = [
                 weights(*(x[b : b + 1] for x in seen), self.alpha, self.tau_v, self.tau_t)
                 for b in range(i, min(i + size, units))
             ]
-            kept.append(select_tokens(found[0] if len(found) == 1 else torch.cat(found), context.count).keep)
+            together = weights_of_units[0] if len(weights_of_units) == 1 else torch.cat(weights_of_units)
+            kept.append(select_tokens(together, context.count).keep)
         return Selection(torch.cat(kept))

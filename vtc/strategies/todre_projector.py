@@ -33,9 +33,9 @@ def selection_order(
 class ToDREProjector(Stage):
     """Keeps a diverse set of projected features, grown from the token that [CLS] attends to most.
 
-    It acts on projected features, hence its name; `todre` is the stage inside the language model. Where several tiles
-    compete, the first token is one of the thumbnail's (the base crop, which shows the whole
-    picture); the others may lie anywhere.
+    It acts at the projector, on projected features, which is what its name says; `todre` is the stage inside the
+    language model. Where several tiles compete, the first token is one of the thumbnail's (the base crop, which shows
+    the whole picture); the others may lie anywhere.
 
     Knobs:
     - layer: the encoder layer whose attention is read (index, or relative depth as a float); the paper's is the last.

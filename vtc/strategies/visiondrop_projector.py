@@ -22,8 +22,8 @@ class VisionDropProjector(Stage):
     by its attention. The others join evenly spaced targets by the cosine of their attention keys, a target getting
     itself plus their mean (see `vtc.kernels.merge`). In the sequence [CLS] comes first, then the dominant patches,
     then the contextual tokens. [CLS] has no place among the tokens: for positions it takes the lowest that is free.
-    The encoder runs on all tokens and the stage decides what the projector receives, hence its name; `visiondrop` is
-    the stage inside the language model.
+    The encoder runs on all tokens and this stage decides what the projector receives, which is what its name says;
+    `visiondrop` is the stage inside the language model.
 
     Knobs:
     - contextual: share of the budget for contextual tokens; 6 of 48 are published.
