@@ -2,5 +2,6 @@
 
 The rooms, each above those that it reads: `data` and `metrics`, then `tasks`; `results` (logs, figures, comparisons);
 `running` (from a sample to its row); `showing`, `report`, `inspect`, `papers`; and on top `runner` (`vtc eval`),
-`score` (`vtc eval score`), `sweep`, and the bridge to lmms-eval, `lmms`. `models` and `processors` load what is evaluated.
+`score` (`vtc eval score`), `sweep`, and the bridge to lmms-eval, `lmms`. `models` and `processors` load what is
+evaluated.
 """
