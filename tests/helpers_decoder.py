@@ -212,7 +212,7 @@ def _merged(hidden: Tensor, view: View, drop: Drop, runs: list[Tensor], keys: Te
 
 
 # VisionDrop's published budget leaves five tokens of a tiny image, too few to merge anything.
-OPTIONS = {"visiondrop": {"visiondrop_encoder.keep": 0.5}, **dict.fromkeys(("hiprune", "pool"), {"keep": 0.3})}
+OPTIONS = {"visiondrop": {"visiondrop_projector.keep": 0.5}, **dict.fromkeys(("hiprune", "pool"), {"keep": 0.3})}
 
 
 def options_of(strategy, **more) -> dict:

@@ -8,7 +8,7 @@ from torch import Tensor
 from vtc.strategies.sparsevlm import split
 
 # Methods that merge at the projector; the oracles do not redo that.
-MERGED_BEFORE = ("visiondrop_encoder", "visionzip", "apet_encoder", "recoverable", "vflowopt_encoder")
+MERGED_BEFORE = ("visiondrop_projector", "visionzip", "apet_projector", "recoverable", "vflowopt_projector")
 ORDERED = ("visiondrop", "sparsevlm")  # strategies that put merged tokens last
 
 

@@ -73,7 +73,7 @@ def test_counts_are_the_schedules(strategy, case):
     for image, layout in zip(report.images, all_layouts, strict=True):
         expected, left = [], layout.tokens
         if config.projector is not None:
-            ((*counts,),) = config.projector.budget.quotas([[tile.tokens for tile in layout.tiles]])
+            ((*counts,),) = config.allocate(decoder).projector.quotas([[tile.tokens for tile in layout.tiles]])
             left = image.steps[0].after if config.projector.stage.adaptive else sum(counts)
             expected = [(config.projector.method, None, layout.tokens, left)]
         for stage in config.decoder:

@@ -15,7 +15,7 @@ from vtc.core.signals import Context, Decoder, Encoder, Extent, ImportantAttenti
 from vtc.kernels.entropy import grey_entropy
 from vtc.kernels.important import important
 from vtc.strategies.vflowopt import VFlowOpt
-from vtc.strategies.vflowopt_encoder import VFlowOptEncoder, cells_of, recycle
+from vtc.strategies.vflowopt_projector import VFlowOptProjector, cells_of, recycle
 
 CLIP = Encoder("llava", 24, True, tuple(range(24)))
 
@@ -89,9 +89,10 @@ def test_published_counts():
     steps = stage.steps(decoder)
     assert [(s.layer, stage.count(590, s.share)) for s in steps] == [(9, 580), (18, 509)]
     assert stage.count(590, 0.5) == 295
-    assert [s.layer for s in resolve("vflowopt", "llava").decoder[0].stage.steps(Decoder("llava", 32))] == [10, 20]
-    assert VFlowOptEncoder().needs(CLIP) == (ImportantAttention(22, VFlowOptEncoder().t),)
-    assert VFlowOptEncoder(alpha=0.1).needs(CLIP)[1:] == (PatchEntropy(),)
+    ours = resolve("vflowopt", "llava").decoder[0].stage
+    assert [s.layer for s in ours.steps(Decoder("llava", 32))] == [10, 20]
+    assert VFlowOptProjector().needs(CLIP) == (ImportantAttention(22, VFlowOptProjector().t),)
+    assert VFlowOptProjector(alpha=0.1).needs(CLIP)[1:] == (PatchEntropy(),)
 
 
 def test_entropy_counts_when_asked():
@@ -107,7 +108,7 @@ def test_entropy_counts_when_asked():
 
 
 def test_all_that_may_stay_stays():
-    stage = VFlowOptEncoder(a=2.0)
+    stage = VFlowOptProjector(a=2.0)
     seen = Context(16, 16, (4, 4), (0,), torch.device("cpu"), {stage.needs(CLIP)[0]: torch.rand(1, 16)})
     found = stage.select(seen, CLIP)
     assert found.keep.tolist() == [list(range(16))]
@@ -120,10 +121,12 @@ def test_refusals():
     model = model_of("llava")
     for strategy in (VFlowOpt(), "hiprune"):
         parts = [strategy] if strategy != "hiprune" else ["hiprune", VFlowOpt()]
-        refused(lambda parts=parts: vtc.patch(model, parts), "vflowopt", "possible: vflowopt_encoder", kind=ConfigError)
+        refused(
+            lambda parts=parts: vtc.patch(model, parts), "vflowopt", "possible: vflowopt_projector", kind=ConfigError
+        )
     for make, message in (
-        (lambda: VFlowOptEncoder(t=-1.0), "t=-1.0 is out of range; possible"),
-        (lambda: VFlowOptEncoder(a=0.5), "a=0.5 is out of range; possible"),
+        (lambda: VFlowOptProjector(t=-1.0), "t=-1.0 is out of range; possible"),
+        (lambda: VFlowOptProjector(a=0.5), "a=0.5 is out of range; possible"),
         (lambda: VFlowOpt(ratios=(0.0, 1.0)), r"ratios=\[0.0, 1.0\] is out of range; possible"),
     ):
         with pytest.raises(ConfigError, match=message):

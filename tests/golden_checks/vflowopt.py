@@ -8,7 +8,7 @@ from vtc.core.signals import Context, Decoder, Extent, Importance
 from vtc.kernels.entropy import grey_entropy
 from vtc.kernels.important import important
 from vtc.strategies.vflowopt import VFlowOpt
-from vtc.strategies.vflowopt_encoder import VFlowOptEncoder, cells_of, recycle
+from vtc.strategies.vflowopt_projector import VFlowOptProjector, cells_of, recycle
 
 
 def check(tensors: dict[str, Tensor], params: dict) -> None:
@@ -28,7 +28,7 @@ def check_importance(tensors: dict[str, Tensor], params: dict) -> None:
     assert_scores(entropy, tensors["entropy"])
     rows = torch.stack([a[c].mean(0) for a, c in zip(attention, chosen, strict=True)])
     assert_scores(received, tensors["received_attention"])
-    stage = VFlowOptEncoder(t=params["t"], alpha=params["alpha"])
+    stage = VFlowOptProjector(t=params["t"], alpha=params["alpha"])
     assert_scores(rows + stage.alpha * entropy.softmax(1), tensors["importance"])
 
 

@@ -25,7 +25,7 @@ from vtc.kernels.gram.reference import product, unit_vectors
 from vtc.kernels.outliers import local_outliers
 from vtc.strategies import METHODS
 from vtc.strategies.base import Stage
-from vtc.strategies.cdpruner import agreement
+from vtc.strategies.cdpruner import cosine_with_words
 
 WIDTH = 768  # of CLIP's common space, by whose root the text's cosines are divided
 
@@ -62,13 +62,19 @@ class Recoverable(Stage):
     sequence the tokens of steps 1 and 2 come first, in their order, then the centres by attention, then that token.
     Outliers are by the local outlier factor (see `vtc.kernels.outliers`). The count is the most that is kept.
 
-    Knobs: text: the similarity: "embeddings": cosine of the projected token and the mean of the question's input
-    embeddings; "clip": cosine in CLIP's common space, which needs the CLIP model of the tower; "none": step 2 is left
-    out. Both are divided by sqrt(768) as in the code. mode: "released" has the code's two slips: the number of centres
-    is the features' width times the share of outliers, and the keys compared are those of the first tokens of the image
-    instead of the remaining ones; "fixed": the number of remaining tokens, and their keys. lof_k_vision, lof_k_text,
-    lof_k_center: neighbours in the three steps. cluster_size, text_gain: see above. layer: the encoder layer of
-    attention and keys (index, or relative depth as a float).
+    Knobs:
+    - text: the similarity: "embeddings": cosine of the projected token and the mean of the question's input embeddings;
+      "clip": cosine in CLIP's common space, which needs the CLIP model of the tower; "none": step 2 is left out. Both
+      are divided by sqrt(768) as in the code.
+    - mode: "released" has the code's two slips: the number of centres is the features' width times the share of
+      outliers, and the keys compared are those of the first tokens of the image instead of the remaining ones; "fixed":
+      the number of remaining tokens, and their keys.
+    - lof_k_vision: neighbours of the local outlier factor in step 1.
+    - lof_k_text: neighbours in step 2.
+    - lof_k_center: neighbours in step 3.
+    - cluster_size: tokens that a centre takes in.
+    - text_gain: weight of the similarity to the question in step 3.
+    - layer: the encoder layer of attention and keys (index, or relative depth as a float); the last is published.
 
     Paper: Recoverable Compression, AAAI 2025, arXiv 2409.01179, of which only the abstract and the repository's text
     were at hand. Official code: banjiuyufen/Recoverable-Compression (licence not recorded by us), LLaVA-1.5, batch 1.
@@ -90,6 +96,7 @@ class Recoverable(Stage):
     layer: int | float = -1
 
     needs_cls = True
+    tile_scope = "per_tile"
     adaptive = True
 
     def __post_init__(self):
@@ -175,7 +182,8 @@ class Recoverable(Stage):
             return Selection(every.expand(len(attention), -1).contiguous())
         similarity = None
         if text:
-            similarity = context[text[0]] if self.text == "clip" else agreement(*(context[signal] for signal in text))
+            seen = [context[signal] for signal in text]
+            similarity = seen[0] if self.text == "clip" else cosine_with_words(*seen)
             similarity = similarity.to(attention.device, attention.dtype) / WIDTH**0.5
         found = self.choose(attention, context[keys], similarity, context[features].shape[2], context.count)
         merge, lead = found.merge, int(encoder.has_cls)

@@ -42,10 +42,15 @@ class TokenCorrelation(Stage):
     the whole picture, stays whole, as in the paper. The count is the most that is kept: what is over it goes by falling
     attention, the second branch first.
 
-    Knobs, all constants ours: iqr: how many distances of the quartiles above the third an outlier lies. similarity:
-    cosine from which keys are alike; limit: how many others may be. deep_layer, low_layer: index, or relative depth as
-    a float. sampling: "top": the tokens of most attention; "random": drawn without replacement with the attention as
-    weights, by `seed` and the image's place in its prompt.
+    Knobs:
+    - iqr: how many distances of the quartiles above the third an outlier lies (this and all constants here are ours).
+    - similarity: cosine from which keys are alike.
+    - limit: how many others may be alike before a token is redundant.
+    - deep_layer: encoder layer of the first branch (index, or relative depth as a float).
+    - low_layer: encoder layer of the second branch (index, or relative depth as a float).
+    - sampling: "top": the tokens of most attention; "random": drawn without replacement with the attention as weights,
+      by `seed` and the image's place in its prompt.
+    - seed: of random sampling.
 
     Paper: Token-level Correlation-guided Compression, arXiv 2407.14439 (DocOwl-1.5), known to us from its figure,
     abstract and reviews. No code is published.

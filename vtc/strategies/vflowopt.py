@@ -7,22 +7,24 @@ from vtc.core.selection import Selection
 from vtc.core.signals import Context, Decoder, Importance
 from vtc.kernels.topk import topk_sorted
 from vtc.strategies import METHODS
-from vtc.strategies.base import DecoderStage, Step, schedule
+from vtc.strategies.base import DecoderStage, Step, steps_at
 
 
 @METHODS.register("vflowopt")
 @dataclass(frozen=True)
 class VFlowOpt(DecoderStage):
-    """Drops, before each listed layer, the tokens that `vflowopt_encoder` found least important; a merged token has the
-    importance of its most important part. Neither text nor the language model is looked at.
+    """Drops, before each listed layer, the tokens that `vflowopt_projector` found least important.
 
-    Knobs: layers: layers before which tokens are dropped (0-based number, or relative depth as a float): 9 and 18 of
-    28, on LLaVA 10 and 20 of 32. ratios: what each leaves of the tokens that it finds, of n the n - round(n * (1 -
-    ratio)); the defaults are those of the released 25 %.
+    A merged token has the importance of its most important part. Neither text nor the language model is looked at.
+
+    Knobs:
+    - layers: layers before which tokens are dropped (0-based number, or relative depth as a float): 9 and 18 of 28, on
+      LLaVA 10 and 20 of 32.
+    - ratios: what each leaves of the tokens that it finds, of n the n - round(n * (1 - ratio)); the released 25 %.
 
     Paper: VFlowOpt, ICCV 2025, arXiv 2508.05211. Official code: CC BY-NC 4.0, LLaVA-OneVision only. Released ratios for
-    other budgets stand with `vflowopt_encoder`, which has to come first. The average over layers that a budget sets is
-    the paper's, but for the number of merged tokens.
+    other budgets stand with `vflowopt_projector`, which has to come first. The average over layers that a budget sets
+    is the paper's, but for the number of merged tokens.
     Departures: each image of a prompt by itself; at least one token stays. Kept positions are those after the first
     stage, as in the code.
     """
@@ -44,7 +46,7 @@ class VFlowOpt(DecoderStage):
 
     def steps(self, decoder: Decoder) -> tuple[Step, ...]:
         """One step per listed layer."""
-        return schedule(self.layers, self.shares(), decoder)
+        return steps_at(self.layers, self.shares(), decoder)
 
     def count(self, entered: int, share: float) -> int:
         """For a share of the released schedule, what its steps leave one after the other; for any other (a budget set
