@@ -7,13 +7,16 @@ from torch import Tensor
 
 from vtc.strategies.sparsevlm import split
 
-BEFORE_PROJECTOR = (  # methods
-    "visiondrop_encoder",
+# Methods that merge at the projector; the oracles do not redo that.
+MERGED_BEFORE = (
+    "visiondrop_projector",
     "visionzip",
-    "apet_encoder",
+    "apet_projector",
+    "recoverable",
+    "vflowopt_projector",
     "prunesid",
     "visiontrim",
-    "vscan_encoder",
+    "vscan_projector",
 )
 ORDERED = ("visiondrop", "sparsevlm", "autoprune")  # strategies that put merged tokens last
 
@@ -43,8 +46,8 @@ def members_of(flows) -> dict[int, list[int]]:
 
 
 def clusters_of(step, members) -> int:
-    """How many of a step's tokens are merged ones of AutoPrune, by its rules for their number and for that of the tokens
-    that flow into them. The last one may have nothing but itself in it; then it does not matter."""
+    """How many of a step's tokens are merged ones of AutoPrune, by its rules for their number and for that of the
+    tokens that flow into them. The last one may have nothing but itself in it; then it does not matter."""
     kept, found = step.kept.tolist(), set()
     for plain in range(step.after + 1):
         gone = step.before - plain

@@ -7,8 +7,8 @@ import torch
 
 import vtc
 from tests.helpers import forward, inputs_of, kept_of, model_of, patched, split
+from vtc.config.allocation import Allocation
 from vtc.config.resolve import resolve
-from vtc.config.schedule import Schedule
 from vtc.core.errors import ConfigError
 from vtc.core.selection import Merge, Selection
 from vtc.core.signals import Aim, Context, Decoder, DecoderAttention, EncoderAttention, Hidden, TextInformation
@@ -48,7 +48,7 @@ def test_the_mean_over_layers_is_the_target(bits, target):
 def test_a_budget_counts_what_layers_see():
     """`keep` is the mean over what each layer sees, the first with all of its tokens."""
     for keep in (0.2, 0.5):
-        schedule = Schedule(resolve("autoprune", "llava", keep=keep), L32)
+        schedule = Allocation(resolve("autoprune", "llava", keep=keep), L32)
         entered, total = schedule.aim(576, 576)
         assert entered == 576
         assert abs(total / 32 - keep * 576) < 1
@@ -56,7 +56,7 @@ def test_a_budget_counts_what_layers_see():
             seen = [576, *schedule.stages[0].stage.plan(576, total, bits, 32).counts]
             assert len(seen) == 32
             assert abs(sum(seen) / 32 - keep * 576) < 1
-    assert Schedule(resolve("autoprune", "llava"), L32).aim(576, 576) == (576, -1)
+    assert Allocation(resolve("autoprune", "llava"), L32).aim(576, 576) == (576, -1)
 
 
 def test_merged_tokens_are_counted():

@@ -75,8 +75,9 @@ def test_counts_are_the_schedules(strategy, case):
     for image, layout in zip(report.images, all_layouts, strict=True):
         expected, left = [], layout.tokens
         if config.projector is not None:
-            ((*counts,),) = config.projector.budget.quotas([[tile.tokens for tile in layout.tiles]])
-            expected, left = [(config.projector.method, None, layout.tokens, sum(counts))], sum(counts)
+            ((*counts,),) = config.allocate(decoder).projector.quotas([[tile.tokens for tile in layout.tiles]])
+            left = image.steps[0].after if config.projector.stage.adaptive else sum(counts)
+            expected = [(config.projector.method, None, layout.tokens, left)]
         for stage in config.decoder:
             entered = left
             for step in stage.stage.steps(decoder):

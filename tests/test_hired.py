@@ -87,6 +87,6 @@ def test_one_tile_and_all_tokens():
     assert HiRED().needs(clip) == (DEEP,)
     assert HiRED().needs(NEXT) == (DEEP, EARLY)
     assert HiRED().select(context(SQUARE, 80), NEXT).keep.shape == (2, 80)
-    assert resolve("hired", "llava").projector.budget.count(576) == 115
+    assert resolve("hired", "llava").allocate().projector.count(576) == 115
     with pytest.raises(ConfigError, match="alpha=2 is out of range; possible"):
         HiRED(alpha=2)

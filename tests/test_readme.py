@@ -12,7 +12,7 @@ import pytest
 import vtc
 from vtc.config.catalog import support_table
 from vtc.core import signals
-from vtc.core.selection import Merge, Selection
+from vtc.core.selection import Extra, Merge, Selection
 from vtc.eval.tasks import Task
 from vtc.patches._family import Family
 from vtc.strategies import METHODS
@@ -34,6 +34,7 @@ many of them are to stay. This page is written by `python -m tests.test_readme`.
 """
 SPECIAL, ESCAPED = re.compile(r"`[^`]*`|[*<]"), {"*": r"\*", "<": "&lt;"}  # code stays as it is
 HEADS = re.compile(r"^(Knobs|Paper|Departures|Where the paper leaves room):", re.MULTILINE)
+KNOB = re.compile(r"^- (\w+):", re.MULTILINE)
 
 REFERENCE_TOP = """# API reference
 
@@ -42,8 +43,8 @@ Everything public. `make docs` fills this page in from the docstrings; the list 
 """
 CONTRACTS = {
     "Methods": (Stage, DecoderStage, Step),
-    "Selections": (Selection, Merge),
-    "What a method is told": (signals.Context, signals.Encoder, signals.Decoder),
+    "Selections": (Selection, Merge, Extra),
+    "What a method is told": (signals.Context, signals.Extent, signals.Encoder, signals.Decoder),
     "Signals": typing.get_args(signals.Signal),
     "Families and benchmarks": (Family, Task),
 }
@@ -63,6 +64,7 @@ def methods_page() -> str:
     for name, method in shipped.items():
         knobs = ", ".join(f"`{knob.name}={knob.default!r}`" for knob in dataclasses.fields(method))
         text = SPECIAL.sub(lambda one: ESCAPED.get(one[0], one[0]), inspect.getdoc(method))
+        text = KNOB.sub(r"- `\1`:", text.replace("Knobs:\n", "Knobs:\n\n"))
         text = re.sub(r"\n{2,}", "\n\n", HEADS.sub(r"\n**\1:**", text))
         parts.append(f"## {name}\n\nSite: {method.site}. {f'Defaults: {knobs}' if knobs else 'No knobs'}.\n\n{text}\n")
     return "\n".join(parts)

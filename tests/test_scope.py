@@ -77,6 +77,6 @@ def test_what_it_reads():
     for family in ("qwen2_vl", "qwen2_5_vl"):
         stage = resolve("scope", family).projector.stage
         assert stage.needs(QWEN) == (AttentionColumns(31, "sum"), Features())
-    assert resolve("scope", "llava_next", keep=162).projector.budget.quotas([[576] * 5]) == [[32] * 5]
+    assert resolve("scope", "llava_next", keep=162).allocate().projector.quotas([[576] * 5]) == [[32] * 5]
     with pytest.raises(ConfigError, match=r"alpha=-1\.0 is out of range; possible: an exponent of 0 or more"):
         resolve("scope", "llava", alpha=-1.0)

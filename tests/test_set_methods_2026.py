@@ -21,7 +21,7 @@ from vtc.core.signals import (
 )
 from vtc.strategies import mmr, otprune
 from vtc.strategies.apet import ApET
-from vtc.strategies.apet_encoder import ApETEncoder, first_of, select_tokens
+from vtc.strategies.apet_projector import ApETProjector, first_of, select_tokens
 from vtc.strategies.mmr import MMR
 from vtc.strategies.otprune import OTPrune
 
@@ -115,10 +115,10 @@ def test_what_they_look_at_and_keep_as_published():
     assert OTPrune().needs(CLIP) == (Features(),)
     assert MMR().needs(CLIP) == (ClsAttention(22), Features())
     assert MMR(importance="received").needs(QWEN) == (AttentionColumns(30, "mean"), Features())
-    assert ApETEncoder().needs(CLIP) == (EncoderFeatures(), Unprojected())
+    assert ApETProjector().needs(CLIP) == (EncoderFeatures(), Unprojected())
     assert resolve("apet", "qwen2_5_vl").projector.stage.needs(QWEN) == (Features(),)
-    assert resolve("otprune", "llava").projector.budget.count(576) == 56
-    assert resolve("apet", "llava").projector.budget.count(576) == 96
+    assert resolve("otprune", "llava").allocate().projector.count(576) == 56
+    assert resolve("apet", "llava").allocate(Decoder("llava", 32)).projector.count(576) == 96
     step, decoder = ApET().steps(Decoder("llava", 32))[0], Decoder("llava", 32)
     assert (step.layer, ApET().count(96, step.share), ApET().count(192, step.share)) == (16, 32, 64)
     assert ApET().needs(decoder, 0) == (Hidden(),)
@@ -127,7 +127,7 @@ def test_what_they_look_at_and_keep_as_published():
 def test_apet_merges_before_the_projector_beside_cls():
     """[CLS] flows nowhere, and everything else flows as without it."""
     features = tokens_of(30, 4, 16)
-    stage, signals = ApETEncoder(basis=3), {EncoderFeatures(): features}
+    stage, signals = ApETProjector(basis=3), {EncoderFeatures(): features}
     found = stage.select(Context(30, 9, (5, 6), (0, 1), torch.device("cpu"), signals), CLIP)
     plain = select_tokens(features, 9, 3, torch.zeros(2, dtype=torch.long))
     cls = torch.full_like(features[:, :1], torch.nan)
@@ -142,8 +142,8 @@ def test_apet_merges_before_the_projector_beside_cls():
         (lambda: OTPrune(gamma=0.0), "gamma=0.0 is out of range; possible"),
         (lambda: MMR(lam=1.5), "lam=1.5 is out of range; possible"),
         (lambda: MMR(picks_per_step=0), "picks_per_step=0 takes nothing; possible"),
-        (lambda: ApETEncoder(basis=0), "basis=0 is out of range; possible"),
-        (lambda: ApETEncoder(own_share=1.0), "own_share=1.0 is out of range; possible"),
+        (lambda: ApETProjector(basis=0), "basis=0 is out of range; possible"),
+        (lambda: ApETProjector(own_share=1.0), "own_share=1.0 is out of range; possible"),
         (lambda: ApET(first=-1), "first=-1 is no token; possible"),
         (lambda: ApET(ratio=0.0), "ratio=0.0 is out of range; possible"),
     ],

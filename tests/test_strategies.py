@@ -22,6 +22,7 @@ from vtc.core.signals import (
     Features,
     FinalHidden,
     Hidden,
+    Importance,
     KeyNorms,
     PatchAttention,
     TextEmbeddings,
@@ -37,7 +38,7 @@ ENCODER = Encoder("test", depth=8, has_cls=True, global_layers=tuple(range(8)))
 NO_CLS = Encoder("test", depth=8, has_cls=False, global_layers=tuple(range(8)))
 DECODER = Decoder("test", 32)
 ROWS = AttentionColumns | ClsAttention | PatchAttention | Transition | DecoderAttention | KeyNorms
-ROWS |= TextRelevance  # [B, N]
+ROWS |= TextRelevance | Importance  # [B, N]
 WIDE = Features | ClipPatches | EncoderFeatures | EncoderKeys | DecoderKeys | FinalHidden | Hidden  # [B, N, D]
 TEXT = TextEmbeddings | ClipWords | TextPivots  # [B, m, D]
 methods = pytest.mark.parametrize("method", [name for name in METHODS if not METHODS[name].adaptive])
@@ -152,7 +153,7 @@ def test_every_row_matters(method):
     stage = METHODS[method]()
     for step in range(steps_of(stage)):
         # A set that is half of everything no longer depends on where it began.
-        count = 12 if method == "todre_encoder" else 100
+        count = 12 if method == "todre_projector" else 100
         seen, new = (context(stage, 16, 16, count, seed=seed, step=step) for seed in (0, 1))
         before = stage.select(seen, site_of(stage))
         for signal in seen.signals:

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import vtc
-from tests.helpers import READERS, STRATEGIES, inputs_of, model_of
+from tests.helpers import ADAPTIVE, READERS, STRATEGIES, inputs_of, model_of
 from vtc.core.errors import PatchError, UnsupportedError
 from vtc.core.hooks import Patchwork
 from vtc.core.signals import EncoderFeatures, Unprojected
@@ -14,7 +14,7 @@ from vtc.patching import find_family
 from vtc.vllm.capability import table
 from vtc.vllm.positions import attach, detach
 from vtc.vllm.selecting import Selector, kept_features, portions
-from vtc.vllm.settings import Settings, overrides, packed
+from vtc.vllm.settings import ServedStrategy, overrides, packed
 from vtc.vllm.skeleton import served
 
 pytestmark = pytest.mark.product
@@ -23,11 +23,11 @@ SERVED = [line.split("`")[1] for line in table().splitlines()[2:] if "no: " not 
 ALONE = (1, 1, 1, 1)  # the draw of `random` depends on an image's place in its prompt when it is patched
 
 
-def settings_of(case: str, strategy: str, keep, **knobs) -> Settings:
+def settings_of(case: str, strategy: str, keep, **knobs) -> ServedStrategy:
     """The settings as a served model would read them from its overridden config."""
     config = type(model_of(case).config).from_dict(model_of(case).config.to_dict())
     config.update(overrides(config, strategy, keep, **knobs))
-    return Settings.of(config)
+    return ServedStrategy.of(config)
 
 
 def encoder_arguments(case: str, inputs: dict) -> dict:
@@ -54,7 +54,7 @@ def run(case: str, selector: Selector, inputs: dict, keeps: list, heads=slice(No
     return selector.rows(seen, embeds, [packed(keep) for keep in keeps]), embeds
 
 
-def selector_of(case: str, settings: Settings, reduce_ranks=lambda x: x) -> Selector:
+def selector_of(case: str, settings: ServedStrategy, reduce_ranks=lambda x: x) -> Selector:
     """A selector with the tiny model's own projector."""
     return Selector(settings, reduce_ranks, find_family(model_of(case)).project)
 
@@ -84,8 +84,9 @@ def test_the_same_tokens_as_patch(case, strategy, keep):
 
 
 def test_served_are_all_that_fit():
-    """The table's list is every shipped strategy that acts at the projector and does not read the question."""
-    assert set(SERVED) == set(STRATEGIES) - set(READERS)
+    """The table's list is every shipped strategy that acts at the projector, whose count is known beforehand, and that
+    does not read the question."""
+    assert set(SERVED) == set(STRATEGIES) - {*READERS, *ADAPTIVE}
 
 
 @pytest.mark.parametrize("case", served())

@@ -5,12 +5,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from vtc.config.allocation import Allocation
 from vtc.config.resolve import resolve
-from vtc.config.schedule import Schedule
 from vtc.core.errors import ConfigError
 from vtc.core.selection import Selection
 from vtc.core.signals import AttentionColumns, ClsAttention, Decoder, Encoder, Features
-from vtc.strategies.vscan_encoder import VScanEncoder, averaged, local_picks, windows
+from vtc.strategies.vscan_projector import VScanProjector, averaged, local_picks, windows
 
 CLIP = Encoder("llava", 24, True, tuple(range(24)), tokens=576)
 QWEN = Encoder("qwen2_5_vl", 32, False, (7, 15, 23, 31))
@@ -55,21 +55,21 @@ def test_averages():
     torch.testing.assert_close(out[0], expected, atol=1e-6, rtol=0)
 
 
-@pytest.mark.parametrize(("strategy", "count"), [({}, 96), ({"vscan_encoder.keep": 288}, 288), ({"keep": 64}, 96)])
+@pytest.mark.parametrize(("strategy", "count"), [({}, 96), ({"vscan_projector.keep": 288}, 288), ({"keep": 64}, 96)])
 def test_published_counts(strategy, count):
     """96 tokens enter and 32 are left after layer 16, 64 on average."""
-    schedule = Schedule(resolve("vscan", "llava", **strategy), Decoder("llava", 32))
+    schedule = Allocation(resolve("vscan", "llava", **strategy), Decoder("llava", 32))
     assert schedule.projector.count(576) == count
     assert [(step.layer, n) for step, n in zip(schedule.steps, schedule.counts(576, count), strict=True)] == [
         (16, count // 3)
     ]
-    qwen = Schedule(resolve("vscan", "qwen2_5_vl"), Decoder("qwen2_5_vl", 28))
+    qwen = Allocation(resolve("vscan", "qwen2_5_vl"), Decoder("qwen2_5_vl", 28))
     assert (qwen.projector.count(1000), qwen.steps[0].layer) == (166, 14)
 
 
 def test_what_it_reads():
     stage = resolve("vscan", "llava").projector.stage
-    assert stage == VScanEncoder()
+    assert stage == VScanProjector()
     assert stage.needs(CLIP) == (ClsAttention(5), ClsAttention(22), Features())
     stage = resolve("vscan", "qwen2_vl").projector.stage
     assert stage.needs(QWEN) == (AttentionColumns(6, "mean"), AttentionColumns(31, "mean"), Features())

@@ -31,7 +31,7 @@ class Answerer:
     def __init__(self, loaded: Loaded, run: Run, task: Task, max_new_tokens: int, **encoding):
         self.loaded, self.run, self.task, self.max_new_tokens = loaded, run, task, max_new_tokens
         self.encoding = encoding
-        self.downsample = Downsample(loaded, run.config.stages[0].budget) if run.kind == "downsample" else None
+        self.downsample = Downsample(loaded, run.config.allocate().projector) if run.kind == "downsample" else None
         self.notes: list[str] = []
         self.most: int | None = None  # samples at a time that memory has room for, once that is known
 
@@ -150,15 +150,11 @@ class Answerer:
     def _check_drop(self, row: dict) -> None:
         lossless = self.run.kind == "none" or (self.downsample is not None and self.downsample.mode == "blur")
         before, average, images = row["visual_before"], row["visual_average"], row["images"]
-        if lossless or not before or self.run.config.keeps_all or average < before:
+        if lossless or not before or self.run.config.keeps_all:
             return
-        # Each image keeps at least one token, and its count may be rounded up.
-        keep, most, asked = self.run.keep, images, "fewer"
-        if isinstance(keep, int):
-            most, asked = keep * images, keep
-        elif keep is not None:
-            most, asked = keep * before + images, math.ceil(keep * before)
-        if most < before:
+        keep = self.run.keep
+        if counts.dropped_nothing(keep, images, before, average):
+            asked = "fewer" if keep is None else keep if isinstance(keep, int) else math.ceil(keep * before)
             raise PatchError(
                 f"{self.run.name}: sample {row['id']} kept all {before} visual tokens where the budget asks for {asked}"
             )

@@ -5,7 +5,7 @@ from torch import Tensor
 
 from vtc.config.resolve import resolve
 from vtc.core.signals import Context, Encoder
-from vtc.strategies.apet_encoder import farthest_points, reconstruction_errors, select_tokens
+from vtc.strategies.apet_projector import farthest_points, reconstruction_errors, select_tokens
 
 ENCODER = Encoder("llava", 24, True, tuple(range(24)))
 
@@ -27,7 +27,7 @@ def check(tensors: dict[str, Tensor], params: dict) -> None:
     assert selection.merge.extra.source[0].tolist() == tensors["basis"].tolist()
     torch.testing.assert_close(selection.apply_features(features)[0], tensors["tokens"], rtol=0, atol=1e-5)
 
-    knobs = {"apet_encoder.basis": many, "apet_encoder.first": params["first_basis"], "apet_encoder.keep": count}
+    knobs = {"apet_projector.basis": many, "apet_projector.first": params["first_basis"], "apet_projector.keep": count}
     config = resolve("apet", "llava", **knobs).projector
     signals = {config.stage.needs(ENCODER)[0]: features}
     context = Context(params["n"], count, None, (0,), torch.device("cpu"), signals)

@@ -18,8 +18,9 @@ def check(tensors: dict[str, Tensor], params: dict) -> None:
     seen = {ClsAttention(22): tensors["attention"][None], Features(): tensors["features"][None]}
     context = Context(tokens, count, None, (0,), torch.device("cpu"), seen)
     knobs = {"crops": params["crops"], "alpha": params["alpha"]}
-    config = resolve("holov", "llava", keep=count, surplus="released", **knobs).projector
-    assert config.budget.count(tokens) == count
+    config = resolve("holov", "llava", keep=count, surplus="released", **knobs)
+    assert config.allocate().projector.count(tokens) == count
+    config = config.projector
     assert set(config.stage.needs(ENCODER)) == set(seen)
 
     scores, sizes = config.stage.scores(tensors["features"], tensors["attention"], count)

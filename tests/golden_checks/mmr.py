@@ -14,10 +14,10 @@ def check(tensors: dict[str, Tensor], params: dict) -> None:
     """features [n, d], importance_raw [n]; selected_order [k], kept_sorted [k]."""
     features, score, count = tensors["features"][None], tensors["importance_raw"][None], params["k"]
     keep = round(1 - params["drop_ratio"], 12)
-    config = resolve("mmr", "llava", keep=keep, lam=params["lambda"], picks_per_step=params["picks_per_step"]).projector
-    assert config.budget.count(params["n"]) == count
+    config = resolve("mmr", "llava", keep=keep, lam=params["lambda"], picks_per_step=params["picks_per_step"])
+    assert config.allocate().projector.count(params["n"]) == count
     order = picks(score, features, count, params["lambda"], params["picks_per_step"])
     assert order[0].tolist() == tensors["selected_order"].tolist()
     signals = {ClsAttention(22): score, Features(): features}
     context = Context(params["n"], count, None, (0,), torch.device("cpu"), signals)
-    assert config.stage.select(context, ENCODER).keep[0].tolist() == tensors["kept_sorted"].tolist()
+    assert config.projector.stage.select(context, ENCODER).keep[0].tolist() == tensors["kept_sorted"].tolist()

@@ -13,8 +13,8 @@ ENCODER = Encoder("llava", 24, True, tuple(range(24)))
 def check(tensors: dict[str, Tensor], params: dict) -> None:
     """features [n, d]; selected_order [k], kept_sorted [k]."""
     features, count = tensors["features"][None], params["k"]
-    config = resolve("otprune", "llava", keep=params["ratio"], gamma=params["gamma"]).projector
-    assert config.budget.count(params["n"]) == count
+    config = resolve("otprune", "llava", keep=params["ratio"], gamma=params["gamma"])
+    assert config.allocate().projector.count(params["n"]) == count
     assert picks(features, count, params["gamma"])[0].tolist() == tensors["selected_order"].tolist()
     context = Context(params["n"], count, None, (0,), torch.device("cpu"), {Features(): features})
-    assert config.stage.select(context, ENCODER).keep[0].tolist() == tensors["kept_sorted"].tolist()
+    assert config.projector.stage.select(context, ENCODER).keep[0].tolist() == tensors["kept_sorted"].tolist()

@@ -40,8 +40,9 @@ def check(tensors: dict[str, Tensor], params: dict) -> None:
     needs = (EncoderFeatures(), ClsAttention(22)) if cls else (Features(),)
     signals = dict(zip(needs, (x[None] for x in (features, saliency) if x is not None), strict=True))
     for factorisation, expected in (("exact", "selected_order_exact"), ("randomised", "selected_order")):
-        config = resolve("prunesid", family, keep=count, factorisation=factorisation, seed=seed).projector
-        assert config.budget.count(tokens) == count
+        config = resolve("prunesid", family, keep=count, factorisation=factorisation, seed=seed)
+        assert config.allocate().projector.count(tokens) == count
+        config = config.projector
         context = Context(tokens, count, (1, tokens), (0,), torch.device("cpu"), signals)
         selection = config.stage.select(context, encoder)
         kept = selection.keep[0]

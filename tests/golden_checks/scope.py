@@ -15,8 +15,9 @@ def check(tensors: dict[str, Tensor], params: dict) -> None:
     features, saliency = tensors["features"][None], tensors["saliency"][None]
     tokens, count, knobs = params["n"], params["k"], {"alpha": params["alpha"], "combine": params["combine"]}
     assert selection_order(features, saliency, count, **knobs)[0].tolist() == tensors["selected_order"].tolist()
-    config = resolve("scope", "llava", keep=count, **knobs).projector
-    assert config.budget.count(tokens) == count
+    config = resolve("scope", "llava", keep=count, **knobs)
+    assert config.allocate().projector.count(tokens) == count
+    config = config.projector
     needs = ClsAttention(22), EncoderFeatures()
     assert config.stage.needs(ENCODER) == needs
     signals = dict(zip(needs, (saliency, features), strict=True))

@@ -48,8 +48,9 @@ def check(tensors: dict[str, Tensor], params: dict) -> None:
     seen = dict(zip(needs, (x[None] for x in (patches, tensors["text_features"], attention)), strict=True))
     for metric, other, value in (("released", PatchAttention(22), received), ("paper", EncoderFeatures(), features)):
         knobs = {"tgvc": anchors / count, "iterations": params["iterations"], "metric": metric, "relevance": "clip"}
-        config = resolve("visiontrim", "llava", keep=count, **knobs).projector
-        assert config.budget.count(tokens) == count
+        config = resolve("visiontrim", "llava", keep=count, **knobs)
+        assert config.allocate().projector.count(tokens) == count
+        config = config.projector
         assert config.stage.needs(ENCODER) == (*needs, other, Unprojected())
         context = Context(tokens, count, grid, (0,), torch.device("cpu"), {**seen, other: value[None]})
         selection = config.stage.select(context, ENCODER)

@@ -4,8 +4,8 @@ import torch
 from torch import Tensor
 
 from vtc.config.resolve import resolve
-from vtc.core.signals import ClsAttention, Context, Encoder, Features
-from vtc.strategies.vscan_encoder import local_picks, windows
+from vtc.core.signals import ClsAttention, Context, Decoder, Encoder, Features
+from vtc.strategies.vscan_projector import local_picks, windows
 
 ENCODER = Encoder("llava", 24, True, tuple(range(24)))
 
@@ -19,10 +19,11 @@ def check(tensors: dict[str, Tensor], params: dict) -> None:
     seen = dict(zip(needs, (tensors[name][None] for name in names), strict=True))
     picked = local_picks(seen[ClsAttention(5)], windows(grid, params["window"]), budget // 2, "each")[0]
     assert picked.nonzero().flatten().tolist() == tensors["local"].tolist()
-    knobs = {"vscan_encoder.keep": budget, "window": params["window"]}
+    knobs = {"vscan_projector.keep": budget, "window": params["window"]}
     for remainder, count in (("released", params["k"]), ("global", budget)):
-        stage = resolve("vscan", "llava", remainder=remainder, **knobs).projector
-        assert stage.budget.count(tokens) == budget
+        stage = resolve("vscan", "llava", remainder=remainder, **knobs)
+        assert stage.allocate(Decoder("llava", 32)).projector.count(tokens) == budget
+        stage = stage.projector
         assert stage.stage.needs(ENCODER) == needs
         context = Context(tokens, budget, grid, (0,), torch.device("cpu"), seen)
         selection = stage.stage.select(context, ENCODER)

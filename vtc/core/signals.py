@@ -1,4 +1,4 @@
-"""What a stage may ask to see (signals), what it is told about the encoder, and the Context it computes from."""
+"""Signals that a stage can request, what it knows of encoder and decoder, and the Context that it computes from."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -7,6 +7,20 @@ from typing import NamedTuple
 from torch import Tensor
 
 from vtc.core.errors import ConfigError, shown
+from vtc.core.signals_inside import (
+    Aim,
+    DecoderAttention,
+    DecoderKeys,
+    EncoderAttention,
+    FinalHidden,
+    Hidden,
+    Importance,
+    KeyNorms,
+    TextInformation,
+    TextPivots,
+    TextToVisual,
+    Transition,
+)
 
 
 @dataclass(frozen=True)
@@ -22,9 +36,28 @@ class AttentionColumns:
 class ClsAttention:
     """Softmax attention of the [CLS] query to each visual token in encoder layer `layer`, head mean, not renormalised
     after the [CLS] key is dropped. On an encoder without [CLS] the query is the mean of all queries of the image
-    (per head, after RoPE). -> [B, N] float32."""
+    (per head, after RoPE). joined: as if the layer had one head, as wide as all of them. -> [B, N] float32."""
 
     layer: int
+    joined: bool = False
+
+
+@dataclass(frozen=True)
+class ImportantAttention:
+    """The attention that each visual token receives in encoder layer `layer` from important queries, averaged over them
+    and over heads. Important is who itself receives more than `t` times the mean; where nobody does, who receives most.
+    -> [B, N] float32."""
+
+    layer: int
+    t: float
+
+
+@dataclass(frozen=True)
+class PatchEntropy:
+    """The entropy of the grey values that the encoder was given of each visual token, as a softmax over all tokens of
+    its crop. released: how they become 8 bits, see `vtc.kernels.entropy`. -> [B, N] float32."""
+
+    released: bool = True
 
 
 @dataclass(frozen=True)
@@ -42,10 +75,11 @@ class Features:
 
 @dataclass(frozen=True)
 class EncoderKeys:
-    """The attention keys of encoder layer `layer` (bias and any RoPE included, unscaled), averaged over heads, [CLS]
-    left out. -> [B, N, e]."""
+    """The attention keys of encoder layer `layer` (bias and any RoPE included, unscaled), averaged over heads, or all
+    heads side by side (joined), [CLS] left out. -> [B, N, e]."""
 
     layer: int
+    joined: bool = False
 
 
 @dataclass(frozen=True)
@@ -59,8 +93,8 @@ class TextEmbeddings:
     """Rows of the language model's input embeddings for the words of the prompt's question. -> [B, m, D].
 
     keywords: stop words and the benchmarks' answer instructions are left out, see `vtc.core.text`; needs a tokenizer.
-    prefix: text put before the question. Without a tokenizer (`keywords` False, prefix empty) the ids of the prompt's
-    text after the image serve.
+    prefix: text put before the question. With `keywords` False and no prefix no tokenizer is needed: the ids of the
+    prompt's text after the image are used.
     """
 
     keywords: bool = False
@@ -69,8 +103,9 @@ class TextEmbeddings:
 
 @dataclass(frozen=True)
 class TextRelevance:
-    """How well each visual token agrees with the question in CLIP's common space: the mean over text segments of the
-    cosine of the token (post-norm, visual projection) and the text tower's embedding. Needs a CLIP model. -> [B, N]."""
+    """How similar each visual token is to the question in CLIP's common space: the cosine of the token (after post-norm
+    and visual projection) and the text tower's embedding, averaged over text segments. Needs a CLIP model.
+    -> [B, N]."""
 
 
 @dataclass(frozen=True)
@@ -87,108 +122,16 @@ class ClipWords:
 
 @dataclass(frozen=True)
 class Unprojected:
-    """What the projector receives for each visual token, for merging before it: see `Merge.unprojected`. A stage asks
-    for it so that it is recorded; it is not in the Context."""
-
-
-@dataclass(frozen=True)
-class Transition:
-    """Token transition variation of decoder layer `layer` (0-based): how far its attention and its MLP change the
-    length and the direction of a token, over all tokens of the prompt. See `vtc.kernels.transition`. -> [B, N]
-    float32. Measured when the layer runs, carried through every later drop."""
-
-    layer: int
-
-
-@dataclass(frozen=True)
-class DecoderAttention:
-    """Causal softmax attention that each visual token receives in decoder layer `layer`, averaged over heads and over
-    the chosen queries, not renormalised. -> [B, N] float32.
-
-    queries: "last" (the last prompt token), "after" (all text after the image; the last prompt token if there is
-    none), "raters" (of these the text tokens that agree with the image more than the mean of them, in what enters the
-    language model; see `vtc.kernels.raters`), "image" (the image's own tokens that are left). ahead: computed before
-    the layer runs, from its own norm, projections and rotary positions, on the tokens that are about to enter it; else
-    observed while it runs.
-    """
-
-    layer: int
-    queries: str
-    ahead: bool = True
-
-
-@dataclass(frozen=True)
-class KeyNorms:
-    """L1 length of the keys (after RoPE, all heads) that decoder layer `layer` computed for each visual token, observed
-    while it runs. -> [B, N] float32."""
-
-    layer: int
-
-
-@dataclass(frozen=True)
-class TextInformation:
-    """How much the attention of the text after the image (of the last prompt token, if there is none) in decoder layer
-    `layer` tells about the image's tokens that are left: mutual information in bits, summed over heads (see
-    `vtc.kernels.information`), and the number of these text tokens; observed while the layer runs, and kept from then
-    on. -> [B, 2] float64."""
-
-    layer: int
-
-
-@dataclass(frozen=True)
-class EncoderAttention:
-    """For a stage inside the language model: `ClsAttention` of the encoder (`AttentionColumns` without [CLS]) in
-    `encoder_layer` (index, or relative depth as a float); 0 for structural tokens. -> [B, N] float32."""
-
-    encoder_layer: int | float
-
-
-@dataclass(frozen=True)
-class Aim:
-    """The tokens of the image that entered the language model, and how many its layers together are to see by the
-    strategy's budget, -1 where the published schedule holds. -> [B, 2] float64."""
-
-
-@dataclass(frozen=True)
-class Hidden:
-    """The hidden states of the visual tokens that are about to enter a layer. -> [B, N, D]."""
-
-
-@dataclass(frozen=True)
-class FinalHidden:
-    """The hidden states of the visual tokens that are about to enter a layer, through the model's final norm.
-    -> [B, N, D]."""
-
-
-@dataclass(frozen=True)
-class TextPivots:
-    """`FinalHidden` of the `count` text tokens after the image with the longest keys (`KeyNorms`) in decoder layer
-    `layer`, longest first; fewer where there is less text. -> [B, p, D]."""
-
-    layer: int
-    count: int
-
-
-@dataclass(frozen=True)
-class TextToVisual:
-    """Of the attention that the text after the image pays in decoder layer `layer` (head mean, summed over that text),
-    the share that goes to all visual tokens of the prompt that are left; observed while the layer runs. -> [B]."""
-
-    layer: int
-
-
-@dataclass(frozen=True)
-class DecoderKeys:
-    """The keys (after RoPE) of decoder layer `layer`, averaged over key heads, computed before the layer runs.
-    -> [B, N, e]."""
-
-    layer: int
+    """What the projector receives for each visual token, for merging before the projector: see `Merge.unprojected`. A
+    stage that requests it has it recorded; it is not in the Context."""
 
 
 Signal = (
     AttentionColumns
     | ClsAttention
     | PatchAttention
+    | ImportantAttention
+    | PatchEntropy
     | Features
     | EncoderKeys
     | EncoderFeatures
@@ -204,6 +147,7 @@ Signal = (
     | EncoderAttention
     | Aim
     | Hidden
+    | Importance
     | FinalHidden
     | TextPivots
     | TextToVisual
@@ -213,7 +157,7 @@ Signal = (
 
 @dataclass(frozen=True)
 class Encoder:
-    """What a strategy may know of the vision encoder before it runs.
+    """The facts about the vision encoder that a strategy can use before the encoder runs.
 
     depth: attention layers. has_cls: a [CLS] token exists. global_layers: layers whose attention spans the whole
     image (all of them, but for encoders with windowed layers). tokens: visual tokens of an image where the family
@@ -246,15 +190,15 @@ class Encoder:
 
 @dataclass(frozen=True)
 class Decoder:
-    """What a strategy may know of the language model before it runs. depth: its layers."""
+    """The facts about the language model that a strategy can use before it runs. depth: its layers."""
 
     family: str
     depth: int
 
     def layer(self, value: int | float, knob: str) -> int:
-        """A layer knob as the number of layers that run before (0-based index of the next one): int = itself, float
-        in (0, 1) = relative depth, rounded. At least 1, since something has to be seen. Raises ConfigError beyond the
-        depth."""
+        """A layer knob as the number of layers that run before the drop (the 0-based index of the next layer): int =
+        itself, float in (0, 1) = relative depth, rounded. At least 1, since one layer has to see the tokens. Raises
+        ConfigError beyond the depth."""
         if self.depth < 2:
             raise ConfigError(f"this {self.family} language model has {self.depth} layer; possible: 2 or more")
         if isinstance(value, float):
@@ -286,12 +230,12 @@ class Extent(NamedTuple):
 
 @dataclass(frozen=True)
 class Context:
-    """What a stage sees of B units (images or tiles) with the same N tokens, the same grid and the same budget.
+    """The input of a stage: B units (images or tiles) with the same N tokens, the same grid and the same budget.
 
     count: tokens to keep in each. grid: (rows, columns) when the tokens are a full raster, else None. step: which of
-    its steps a decoder stage is at (0-based). ordinals: B indices of each unit within its own prompt (for seeding that
-    does not depend on the batch). signals: what the stage asked for, by signal. tiles: where several tiles compete, the
-    place of each, in the order of their tokens.
+    its steps a decoder stage is at (0-based). ordinals [B]: the index of each unit within its own prompt (for seeding
+    that does not depend on the batch). signals: the tensors that the stage requested, by signal. tiles: where several
+    tiles compete, the place of each, in the order of their tokens.
     """
 
     tokens: int

@@ -41,12 +41,13 @@ class Unit:
 class Kept:
     """What stays of one image. offsets [k]: places in the image's run, in the order of the sequence; features [k, D]
     where merged; ordered: the offsets may not ascend; flows: of the units that merged, in the step that just took
-    place."""
+    place; score [k]: see Selection."""
 
     offsets: Tensor
     features: Tensor | None = None
     ordered: bool = False
     flows: tuple[Flow, ...] = ()
+    score: Tensor | None = None
 
 
 def units_of(budget: Budget, requests: list[list[int]], layouts: list[ImageLayout]) -> list[Unit]:
@@ -124,19 +125,26 @@ def _kept(selection: Selection, b: int, length: int, unit: Unit, merged: Callabl
     if selection.merge is not None:
         features = merged(unit, Selection(selection.keep[b : b + 1], None, selection.merge.unit(b)))
         features, flows = features[:length], (Flow(unit.offsets, selection.keep[b], selection.merge.target[b]),)
+    score = None if selection.score is None else selection.score[b, :length].to(device)
     if selection.order is None:
-        return Kept(kept, features, False, flows)
+        return Kept(kept, features, False, flows, score)
     order = selection.order[b, :length].to(device)
-    return Kept(kept[order], None if features is None else features[order.to(features.device)], True, flows)
+    features, score = (None if x is None else x[order.to(x.device)] for x in (features, score))
+    return Kept(kept[order], features, True, flows, score)
 
 
 def _join(parts: list[Kept]) -> Kept:
     if len(parts) == 1 and parts[0].ordered:
         return parts[0]
     offsets = torch.cat([p.offsets for p in parts])
-    features = None if parts[0].features is None else torch.cat([p.features for p in parts])
+    features, score = (_cat([getattr(p, name) for p in parts]) for name in ("features", "score"))
     flows = tuple(flow for p in parts for flow in p.flows)
     if any(p.ordered for p in parts):
-        return Kept(offsets, features, True, flows)
+        return Kept(offsets, features, True, flows, score)
     order = offsets.argsort()
-    return Kept(offsets[order], None if features is None else features[order], False, flows)
+    features, score = (None if x is None else x[order] for x in (features, score))
+    return Kept(offsets[order], features, False, flows, score)
+
+
+def _cat(parts: list[Tensor | None]) -> Tensor | None:
+    return None if parts[0] is None else torch.cat(parts)

@@ -22,6 +22,7 @@ from vtc.core.signals import (
     EncoderAttention,
     EncoderFeatures,
     Features,
+    PatchEntropy,
     Signal,
     TextEmbeddings,
     TextRelevance,
@@ -30,6 +31,7 @@ from vtc.core.signals import (
 from vtc.engine import clock
 from vtc.engine.select import Kept, Unit, choose, units_of
 from vtc.engine.state import ThreadState
+from vtc.kernels.entropy import grey_entropy
 from vtc.kernels.transfer import upload
 
 RUN = "_vtc_run"
@@ -42,6 +44,7 @@ class Vision:
     def __init__(self, family, signals: tuple[Signal, ...], thread: ThreadState):
         self.family, self.thread = family, thread
         self.observed = tuple(s for s in signals if hasattr(s, "layer"))
+        self.pixels = tuple(s for s in signals if isinstance(s, PatchEntropy))
         self.unprojected = any(isinstance(s, ENCODED) for s in signals)
 
     def put_on(self, work: Patchwork) -> None:
@@ -94,6 +97,8 @@ class Vision:
             if isinstance(output, tuple):
                 return output
             sort_signals(family, run, arguments)
+            for signal in self.pixels:
+                run.signals[signal] = family.pixel_scores(arguments, images, functools.partial(_entropy, signal))
             expected, found = [i.tokens for i in run.images], [len(f) for f in output.pooler_output]
             if expected != found:
                 raise PatchError(f"the {family.name} encoder gave {found} tokens per image, {expected} were expected")
@@ -158,6 +163,10 @@ def encoder_signal(signal: EncoderAttention, encoder: Encoder) -> ClsAttention |
     return ClsAttention(layer) if encoder.has_cls else AttentionColumns(layer)
 
 
+def _entropy(signal: PatchEntropy, pixels: Tensor) -> Tensor:
+    return grey_entropy(pixels, signal.released).softmax(0)
+
+
 def sort_signals(family, run: VisionRun, arguments: dict) -> None:
     """Sorts what was captured of a run to its images and tiles. arguments: of the model's `get_image_features`."""
     for signal, captured in run.captured.items():
@@ -178,7 +187,7 @@ def select_images(
     device: torch.device,
     project: Callable[[Tensor], Tensor] | None = None,
 ) -> list[Kept]:
-    """What a stage leaves of each image of the prompts. budget: of the stage, see `vtc.config.schedule`.
+    """What a stage leaves of each image of the prompts. budget: of the stage, see `vtc.config.allocation`.
 
     requests: per prompt, indices of its images in prompt order (0..M-1 over all). source [M]: the image of `run`
     that each is (beams repeat images). features: gives an image's embeddings [tokens, D]; asked only by stages

@@ -10,6 +10,7 @@ from vtc.core.signals import (
     DecoderKeys,
     FinalHidden,
     Hidden,
+    Importance,
     KeyNorms,
     Signal,
     TextInformation,
@@ -29,7 +30,8 @@ class Needs:
     """Which layers the drops of a plan want to be watched, from the signals of each.
 
     modules: layers whose modules are measured. attention: layers whose attention reveals its queries and keys.
-    running: signals that are taken from it while it runs. raters: some are of the attention of raters.
+    running: signals that are taken from it while it runs. raters: some are of the attention of raters. scores: some are
+    those that the stage at the projector gave.
     """
 
     def __init__(self, needs: list[tuple[Signal, ...]]):
@@ -40,6 +42,7 @@ class Needs:
         revealing = (DecoderAttention, DecoderKeys, KeyNorms, TextInformation, TextToVisual)
         self.attention = sorted({s.layer for s in signals if isinstance(s, revealing)})
         self.raters = any(isinstance(s, DecoderAttention) and s.queries == "raters" for s in signals)
+        self.scores = Importance() in signals
         self.running = [
             s
             for s in signals
@@ -59,6 +62,12 @@ class Watch:
 
     def enter(self, embeds: Tensor, rows: Rows, columns: list[list[Tensor]]) -> None:
         """Looks at what enters the language model [B, S, D]. columns: of each prompt's images."""
+        if self.needs.scores:
+            scores = embeds.new_zeros(embeds.shape[:2], dtype=torch.promote_types(embeds.dtype, torch.float32))
+            for b, images in enumerate(columns):
+                for mine, kept in zip(images, rows.kept[b], strict=True):
+                    scores[b, mine] = kept.score.to(scores)
+            self.seen[Importance()] = scores
         if not self.needs.raters:
             return
         for ordinal in range(self.images):
@@ -120,7 +129,7 @@ class Watch:
             return key.mean(0, dtype=torch.promote_types(key.dtype, torch.float32))[columns]
         if isinstance(signal, TextPivots):
             return self.final[b, self._pivots(signal, b, ordinal, rows)]
-        key = signal if isinstance(signal, (Transition, KeyNorms)) else (signal, ordinal)
+        key = signal if isinstance(signal, (Transition, KeyNorms, Importance)) else (signal, ordinal)
         if isinstance(signal, DecoderAttention) and signal.ahead and key not in self.seen:
             chosen = self.seen.get((RATERS, ordinal))
             self.seen[key] = received(*self.probed, rows, signal.queries, ordinal, chosen)

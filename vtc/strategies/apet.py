@@ -7,7 +7,7 @@ from vtc.core.errors import ConfigError, shown
 from vtc.core.selection import Selection
 from vtc.core.signals import Context, Decoder, Hidden
 from vtc.strategies import METHODS
-from vtc.strategies.apet_encoder import check_knobs, first_of, select_tokens
+from vtc.strategies.apet_projector import check_knobs, first_of, select_tokens
 from vtc.strategies.base import DecoderStage, Step
 
 
@@ -16,15 +16,19 @@ from vtc.strategies.base import DecoderStage, Step
 class ApET(DecoderStage):
     """Keeps, before one layer, the tokens whose hidden states a small basis reconstructs worst, and merges the others.
 
-    The rule is that of `apet_encoder`, on hidden states; the basis takes the weakest places by falling error.
+    The rule is that of `apet_projector`, on hidden states; the basis takes the weakest places by falling error.
 
-    Knobs: layer: layers that run before (a number, or relative depth as a float): 16 of 32. ratio: share of the tokens
-    that entered the language model, rounded to nearest: the scripts' 32 of 96 and 64 of 192. basis, first, seed: as of
-    `apet_encoder`.
+    Knobs:
+    - layer: layers that run before (a number, or relative depth as a float); 16 of 32 are published.
+    - ratio: share of the tokens that entered the language model, rounded to nearest: the scripts' 32 of 96 and 64 of
+      192.
+    - basis: as of `apet_projector`.
+    - first: as of `apet_projector`.
+    - seed: as of `apet_projector`.
 
-    Paper: ApET, CVPR 2026. Official code: Maqkccx/ApET @ 70cc01b (MIT). In the shipped strategy `apet_encoder` comes
+    Paper: ApET, CVPR 2026. Official code: Maqkccx/ApET @ 70cc01b (MIT). In the shipped strategy `apet_projector` comes
     first; with 96 and 32 tokens 64 are left on average over the layers.
-    Departures: those of `apet_encoder`; several images, batches and padding. Positions are renumbered as in the code,
+    Departures: those of `apet_projector`; several images, batches and padding. Positions are renumbered as in the code,
     but kept on Qwen.
     """
 
@@ -52,7 +56,7 @@ class ApET(DecoderStage):
         return (Hidden(),)
 
     def select(self, context: Context, decoder: Decoder) -> Selection:
-        """See `select_tokens` of `apet_encoder`; exactly `count`."""
+        """See `select_tokens` of `apet_projector`; exactly `count`."""
         hidden = context[Hidden()]
         first = first_of(hidden, self.first, self.seed, context.ordinals)
         return select_tokens(hidden, context.count, self.basis, first, by_error=True)

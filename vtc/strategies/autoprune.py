@@ -47,10 +47,11 @@ class AutoPrune(DecoderStage):
     Departures: the number of tokens in a layer depends on prompt and picture, their mean does not. The published target
     counts what stays after each layer, the last one too, and not the first layer's full pass; a budget set by `keep`
     counts what each layer sees, as everywhere in vtc, and is met by the same search. No noise in the densities, and
-    merged tokens are means (the code adds up to 1e-6 to densities, and 1e-6 to the number that it divides by). Several images, batches and padding are ours; each image has its own curve, by the text after
-    it, or the last prompt token where there is none. Row-end tokens have no attention of [CLS] and count as 0. Without
-    [CLS] the mean attention received in the encoder takes its place, and Qwen, whose 2-D positions are kept, is an
-    extension of ours. Information in float64 (the code: the model's precision). Float32, ties to the lower index.
+    merged tokens are means (the code adds up to 1e-6 to densities, and 1e-6 to the number that it divides by). Several
+    images, batches and padding are ours; each image has its own curve, by the text after it, or the last prompt token
+    where there is none. Row-end tokens have no attention of [CLS] and count as 0. Without [CLS] the mean attention
+    received in the encoder takes its place, and Qwen, whose 2-D positions are kept, is an extension of ours.
+    Information in float64 (the code: the model's precision). Float32, ties to the lower index.
     """
 
     target: float = 0.1111

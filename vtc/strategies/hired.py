@@ -58,12 +58,16 @@ class HiRED(Stage):
     proportion to what an early layer's [CLS] attention finds in their parts of the first tile; each rounds down. An
     image of one tile keeps its top `count`.
 
-    Knobs: alpha: share of the budget for the whole picture. l_init, l_final: the early and the deep layer (index, or
-    relative depth as a float). score: what counts in a tile's part: "count", its tokens among the int(N * (1 - alpha))
-    of the first tile with most attention (code), or "attention", the sum over all of its tokens (paper). region: a
-    tile's part of the first tile: "strips", the i-th run of N / tiles tokens of the raster, which for 2 x 2 tiles are
-    four horizontal strips (code), or "spatial", where the tile lies (paper). remainder: what rounding loses: "lost"
-    (paper and code), or "best", the best tokens not kept yet, so that exactly `count` stay.
+    Knobs:
+    - alpha: share of the budget for the tile that shows the whole picture.
+    - l_init: the early encoder layer (index, or relative depth as a float).
+    - l_final: the deep encoder layer (index, or relative depth as a float); the penultimate one is published.
+    - score: what counts in a tile's part: "count", its tokens among the int(N * (1 - alpha)) of the first tile with
+      most attention (code), or "attention", the sum over all of its tokens (paper).
+    - region: a tile's part of the first tile: "strips", the i-th run of N / tiles tokens of the raster, which for 2 x 2
+      tiles are four horizontal strips (code), or "spatial", where the tile lies (paper).
+    - remainder: what rounding loses: "lost" (paper and code), or "best", the best tokens not kept yet, so that exactly
+      `count` stay.
 
     Paper: HiRED, AAAI 2025, arXiv 2408.10945. Official code: hasanar1f/HiRED @ 502d6dd (MIT), LLaVA-1.5 and LLaVA-NeXT.
     Followed is the code; the paper's Algorithm 1 is score="attention" with region="spatial".

@@ -57,10 +57,13 @@ class MMR(Stage):
     The first is the most important. Each further one has the largest lam * importance - (1 - lam) * nearest: its
     importance, scaled to 0..1 over the image, and its largest cosine to a chosen one, between projected tokens.
 
-    Knobs: lam: weight of importance, the paper's lambda: 1 keeps the most important tokens; with 0 importance picks the
-    first and distance the others. picks_per_step: tokens that are taken at once. importance: "cls": attention of [CLS]
-    (without one, of the mean of all queries of the image); "received": mean attention received. layer: the encoder
-    layer that it is read from (index, or relative depth as a float).
+    Knobs:
+    - lam: weight of importance, the paper's lambda: 1 keeps the most important tokens; with 0 importance picks the
+      first and distance the others.
+    - picks_per_step: tokens that are taken at once.
+    - importance: "cls": attention of [CLS] (without one, of the mean of all queries of the image); "received": mean
+      attention received.
+    - layer: the encoder layer that importance is read from (index, or relative depth as a float).
 
     Paper: IDPruner, arXiv 2602.13315, of which this is the training-free part: its importance comes from a trained
     selector, which vtc does not have, so its numbers are not those of this method. Code read: idpruner.py of Tencent's

@@ -45,7 +45,8 @@ class OTPrune(Stage):
     length over the tokens of the image, so that a few large channels do not decide. Each pick raises the determinant of
     the picked part most. No attention and no text is looked at.
 
-    Knobs: gamma: weight of the products against the identity.
+    Knobs:
+    - gamma: weight of the products against the identity.
 
     Paper: OTPrune, CVPR 2026, whose optimal-transport distance this objective bounds; its text was not at hand, so the
     description is of the code. Official code: xiwenc1/OTPrune @ 3414730 (Apache-2.0), LLaVA, in DivPrune's place. A

@@ -13,7 +13,7 @@ from vtc.kernels.density_peaks import density_peaks
 from vtc.kernels.merge import Groups, merged_slots
 from vtc.kernels.topk import topk_sorted
 from vtc.strategies import METHODS
-from vtc.strategies.base import DecoderStage, Step, schedule
+from vtc.strategies.base import DecoderStage, Step, steps_at
 
 ENTERED = 576  # the tokens that the released lists are meant for
 LISTS = {192: (300, 200, 110), 128: (303, 110, 36), 96: (238, 48, 26), 64: (66, 30, 17)}
@@ -79,10 +79,13 @@ class SparseVLM(DecoderStage):
     states (see `vtc.kernels.density_peaks`) give a token each, the mean of its members. In the sequence the merged
     tokens stand behind the others, from the first peak on.
 
-    Knobs: layers: layers that run before each drop (a number, or relative depth as a float): 3, 7 and 16 of 32; the
-    last of them gives the attention. retain_token: which of the released lists for 576 tokens, 192, 128, 96 or 64
-    (about the mean over layers; for 192: 300, 200 and 110 tokens and 9, 4 and 3 merged ones), as shares of the tokens
-    that entered. ratios: shares of one's own, merged tokens included. recycle: whether tokens merge.
+    Knobs:
+    - layers: layers that run before each drop (a number, or relative depth as a float); the last of them gives the
+      attention. 3, 7 and 16 of 32 are published.
+    - retain_token: which of the released lists for 576 tokens, 192, 128, 96 or 64 (about the mean over layers; for 192:
+      300, 200 and 110 tokens and 9, 4 and 3 merged ones), as shares of the tokens that entered.
+    - ratios: shares of one's own instead of a list, merged tokens included.
+    - recycle: whether tokens merge.
 
     Paper: SparseVLM, ICML 2025, arXiv 2410.04417. Official code: Gumpest/SparseVLMs @ 26a5f488, version 1.0 (licence
     not recorded by us). Followed is the code: fixed lists at three layers, where the paper takes lambda * (N - rank of
@@ -108,7 +111,7 @@ class SparseVLM(DecoderStage):
     def steps(self, decoder: Decoder) -> tuple[Step, ...]:
         """One step per listed layer."""
         shares = released_shares(self.retain_token, self.recycle) if self.ratios is None else self.ratios
-        return schedule(self.layers, shares, decoder)
+        return steps_at(self.layers, shares, decoder)
 
     def count(self, entered: int, share: float) -> int:
         """Rounded to nearest, halves to even; at least 1."""

@@ -22,7 +22,7 @@ class VScan(DecoderStage):
     of the tokens that entered, rounded to nearest: a third, 32 of 96.
 
     Paper: VScan, TMLR 2026, arXiv 2505.22654. Official code: Tencent/SelfEvolvingAgent @ a82450e, folder VScan (MIT).
-    In the shipped strategy `vscan_encoder` comes first, with 96 of 576 tokens, so that 64 are left on average over
+    In the shipped strategy `vscan_projector` comes first, with 96 of 576 tokens, so that 64 are left on average over
     layers; `keep` sets what it keeps.
     Departures: counts are shares, since the code's numbers fit one budget only; several images each keep their own;
     padding on either side. Float32, ties to the lower index.
