@@ -38,9 +38,12 @@ class AutoPrune(DecoderStage):
     the curve; of those that go the best merge into a few (as in `sparsevlm`), which stand behind the others and compete
     from then on.
 
-    Knobs: target: mean over the layers of what stays after them, as a share of the tokens that enter; 64 of 576. k0,
-    gamma, x0: of the curve; x0 is a number of layers, 14.9 of 32. layer: the encoder layer whose attention is read
-    (index, or relative depth as a float).
+    Knobs:
+    - target: mean over the layers of what stays after them, as a share of the tokens that enter; 64 of 576.
+    - k0: slope of the curve where the attention tells nothing.
+    - gamma: what a bit takes off the slope.
+    - x0: centre of the curve, a number of layers, 14.9 of 32.
+    - layer: the encoder layer whose attention is read (index, or relative depth as a float).
 
     Paper: AutoPrune ("Each Complexity Deserves a Pruning Policy"), NeurIPS 2025. Official code:
     AutoLab-SAI-SJTU/AutoPrune @ e4a9918 (Apache-2.0), LLaVA-1.5 and LLaVA-NeXT.

@@ -50,10 +50,12 @@ class HoloV(Stage):
     attention's mean; a crop gets tokens in proportion to its mean score, and gives those with the most attention. (As
     the two terms are brought to one mean, the variance hardly changes a crop's part; that is so in paper and code.)
 
-    Knobs: crops: how many; null: max(1, int(1024 / 576 * tokens / count)), 16 for 64 of 576. alpha: weight of the
-    variance. surplus: what a crop cannot give because it has fewer tokens: "redistribute" lets the best crops that have
-    more give it, one after the other; "released" keeps that many fewer. layer: the encoder layer whose attention is
-    read (index, or relative depth as a float).
+    Knobs:
+    - crops: how many; null: max(1, int(1024 / 576 * tokens / count)), 16 for 64 of 576.
+    - alpha: weight of the variance.
+    - surplus: what a crop cannot give because it has fewer tokens: "redistribute" lets the best crops that have more
+      give it, one after the other; "released" keeps that many fewer.
+    - layer: the encoder layer whose attention is read (index, or relative depth as a float).
 
     Paper: HoloV, NeurIPS 2025. Official code: obananas/HoloV @ 1d2e65e (Apache-2.0), LLaVA-1.5, LLaVA-NeXT (base crop
     and tiles in one sequence, as here) and Qwen2.5-VL.

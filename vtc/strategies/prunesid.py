@@ -83,11 +83,14 @@ class PruneSID(Stage):
     of the mean cosine. Quotas are shared out by how many are not suppressed; a group gives these first, then the
     others, by score. The question is not read.
 
-    Knobs: variant: which of the two released codes is followed. "llava": the score is the attention of [CLS], what the
-    projector receives is compared, and [CLS] itself is the first of the kept tokens (positions: the lowest free place).
-    "qwen": the score is the weight in the component, the projected tokens are compared, no attention is looked at; the
-    mean, and the multiple of it, are defined otherwise. layer: of "llava", the encoder layer whose attention is read
-    (index, or relative depth as a float). factorisation: "exact", or "randomised" as in both codes, from `seed`.
+    Knobs:
+    - variant: which of the two released codes is followed. "llava": the score is the attention of [CLS], what the
+      projector receives is compared, and [CLS] itself is the first of the kept tokens (positions: the lowest free
+      place). "qwen": the score is the weight in the component, the projected tokens are compared, no attention is
+      looked at; the mean, and the multiple of it, are defined otherwise.
+    - layer: of "llava", the encoder layer whose attention is read (index, or relative depth as a float).
+    - factorisation: "exact", or "randomised" as in both codes, from `seed`.
+    - seed: of the random factorisation; an image's place in its prompt is added.
 
     Paper: PruneSID ("Prune Redundancy, Preserve Essence"), ICLR 2026. Official code: ZhengyaoFang/PruneSID @ 4ef17d9
     (its README says Apache-2.0), LLaVA-1.5, LLaVA-NeXT and Qwen2-VL.
@@ -107,6 +110,7 @@ class PruneSID(Stage):
 
     grid = True
     needs_cls = True
+    tile_scope = "per_tile"
 
     def __post_init__(self):
         if not 0 <= self.seed < 2**32:

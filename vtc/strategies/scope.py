@@ -38,10 +38,13 @@ class Scope(Stage):
     token is how much better all tokens would be covered with it, and the token with the largest
     gain * saliency ** alpha joins. Saliency is the attention of [CLS]; the question is not read.
 
-    Knobs: alpha: exponent of the saliency; 0 is coverage alone. combine: "multi" multiplies gain and saliency, "add"
-    adds them (an ablation of the paper). features: what is compared: "encoder", the projector's input, or "projected",
-    what the language model would receive. layer: the encoder layer whose attention is read (index, or relative depth as
-    a float); best the one whose output the projector receives.
+    Knobs:
+    - alpha: exponent of the saliency; 0 is coverage alone.
+    - combine: "multi" multiplies gain and saliency, "add" adds them (an ablation of the paper).
+    - features: what is compared: "encoder", the projector's input, or "projected", what the language model would
+      receive.
+    - layer: the encoder layer whose attention is read (index, or relative depth as a float); best the one whose output
+      the projector receives.
 
     Paper: SCOPE, NeurIPS 2025, arXiv 2510.24214. Official code: kinredon/SCOPE @ 6bf7306 (no licence for the whole;
     the selector's file carries an Apache-2.0 header), LLaVA-1.5 and LLaVA-NeXT. A port by others, in Tencent's
@@ -59,6 +62,7 @@ class Scope(Stage):
     layer: int | float = -2
 
     needs_cls = True
+    tile_scope = "per_tile"
 
     def __post_init__(self):
         if self.alpha < 0:

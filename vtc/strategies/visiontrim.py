@@ -54,13 +54,16 @@ class VisionTrim(Stage):
     matters to the same words, and an anchor adds the mean of what came to it (see `vtc.kernels.complement`); nothing is
     divided at the end, so an anchor grows up to four times as long. The dominant tokens come first in the sequence.
 
-    Knobs: tgvc: share of the budget for anchors, round(count * tgvc), halves to even; 16 of 64. iterations: rounds.
-    metric: "released": half the attention of [CLS], half that of the other patches, each at length 1; "paper": [CLS]
-    and the likeness of a patch to its neighbours, mixed by their variances, which the released code computes and does
-    not use. relevance: "embeddings": words are the language model's input embeddings, compared and merged are the
-    projected tokens; "clip": as published, words and patches in CLIP's common space, merged before the projector; needs
-    the CLIP model of the vision tower. layer: the encoder layer whose attention is read (index, or relative depth as a
-    float).
+    Knobs:
+    - tgvc: share of the budget for anchors, round(count * tgvc), halves to even; 16 of 64.
+    - iterations: rounds of merging.
+    - metric: "released": half the attention of [CLS], half that of the other patches, each at length 1; "paper": [CLS]
+      and the likeness of a patch to its neighbours, mixed by their variances, which the released code computes and does
+      not use.
+    - relevance: "embeddings": words are the language model's input embeddings, compared and merged are the projected
+      tokens; "clip": as published, words and patches in CLIP's common space, merged before the projector; needs the
+      CLIP model of the vision tower.
+    - layer: the encoder layer whose attention is read (index, or relative depth as a float).
 
     Paper: VisionTrim, ICLR 2026, arXiv 2601.22674. Official code: hanxunyu/VisionTrim @ 22b686d (Apache-2.0), the last
     commit that has the model's code; LLaVA-1.5 with 48 + 16 tokens.
@@ -79,6 +82,7 @@ class VisionTrim(Stage):
 
     grid = True
     needs_cls = True
+    tile_scope = "per_tile"
 
     def __post_init__(self):
         if not 0 <= self.tgvc < 1:

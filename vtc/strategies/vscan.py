@@ -18,8 +18,9 @@ class VScan(DecoderStage):
     The score is the softmax attention of that one row over the whole prompt, averaged over heads, from the norm, the
     projections and the rotary positions of the layer that comes next.
 
-    Knobs: layer: layers that run before (a number, or relative depth as a float): 16 of 32, 14 of 28. ratio: what stays
-    of the tokens that entered, rounded to nearest: a third, 32 of 96.
+    Knobs:
+    - layer: layers that run before (a number, or relative depth as a float): 16 of 32, 14 of 28.
+    - ratio: share of the tokens that entered that stays, rounded to nearest: a third, 32 of 96.
 
     Paper: VScan, TMLR 2026, arXiv 2505.22654. Official code: Tencent/SelfEvolvingAgent @ a82450e, folder VScan (MIT).
     In the shipped strategy `vscan_projector` comes first, with 96 of 576 tokens, so that 64 are left on average over

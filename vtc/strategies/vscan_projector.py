@@ -63,10 +63,16 @@ class VScanProjector(Stage):
     best that are left by a deep layer. Each token that goes joins the kept one whose projected features are most like
     its own, and a kept token becomes the mean of all that it stands for.
 
-    Knobs: shallow_layer, deep_layer: encoder layers (index, or relative depth as a float): the 6th of 24 and the
-    penultimate one. window: tokens along a window. local: "each": every window gives equally many; "capped": the best
-    of all, of a window no more than its share rounded up. remainder: what "each" cannot divide evenly: "global" adds it
-    to the global tokens; "released" keeps that many fewer.
+    Knobs:
+    - shallow_layer: encoder layer of the local tokens (index, or relative depth as a float); the 6th of 24 is
+      published.
+    - deep_layer: encoder layer of the global tokens (index, or relative depth as a float); the penultimate one is
+      published.
+    - window: tokens along a window.
+    - local: "each": every window gives equally many; "capped": the best of all, of a window no more than its share
+      rounded up.
+    - remainder: what "each" cannot divide evenly: "global" adds it to the global tokens; "released" keeps that many
+      fewer.
 
     Paper: VScan, TMLR 2026, arXiv 2505.22654. Official code: Tencent/SelfEvolvingAgent @ a82450e, folder VScan (MIT),
     LLaVA-1.5, LLaVA-NeXT and Qwen2.5-VL ("capped", windows of 4 merged tokens). `vscan` comes after it.
@@ -85,6 +91,7 @@ class VScanProjector(Stage):
 
     grid = True
     needs_cls = True
+    tile_scope = "per_tile"
     fixed_count = {"remainder": "global"}
 
     def __post_init__(self):
