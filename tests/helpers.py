@@ -11,6 +11,9 @@ from torch import Tensor, nn
 from transformers import MistralConfig, Qwen2Config
 
 import vtc
+from vtc.config.strategy import StrategyConfig
+from vtc.core.budget import Budget
+from vtc.core.signals import Decoder
 from vtc.patches import FAMILIES
 from vtc.patches._tiny import BOS, EOS, IMAGE_TOKEN, PAD, TEXT
 
@@ -108,7 +111,7 @@ def proceed(model: nn.Module, cache, mask: Tensor, tokens: Tensor) -> tuple:
     tokens; returns the output and the mask [B, L + n]."""
     mask = torch.cat([mask, torch.ones_like(tokens)], 1)
     where = {}
-    if model.config.model_type.startswith("llava"):
+    if not any(FAMILIES[name].mrope for name in FAMILIES if model.config.model_type in FAMILIES[name].model_types):
         where["position_ids"] = (mask.cumsum(1) - 1)[:, -tokens.shape[1] :]
     return model(input_ids=tokens, attention_mask=mask, past_key_values=cache, **where), mask
 
@@ -251,3 +254,8 @@ def refusal(error: Exception, *words: str) -> str:
     for word in words:
         assert word in message
     return message
+
+
+def projector_budget(config: StrategyConfig) -> Budget:
+    """What a strategy keeps at the projector of a model of 32 layers."""
+    return config.allocate(Decoder("test", 32)).projector

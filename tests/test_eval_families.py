@@ -5,10 +5,14 @@ import json
 import pytest
 from PIL import Image
 
+import vtc
 from tests.helpers_checkpoints import save_tiny
 from tests.test_eval import log, times
+from vtc.core.budget import Budget
+from vtc.core.errors import UnsupportedError
 from vtc.eval import models
 from vtc.eval.runner import evaluate
+from vtc.eval.running.downsample import Downsample
 from vtc.eval.running.eval_settings import EvalSettings
 from vtc.eval.tasks.demo import Demo
 
@@ -80,7 +84,24 @@ def test_what_a_prompt_may_be(qwen):
         loaded.encode([["a", None]], [pictures])
 
 
-@pytest.mark.parametrize("kind", ["llava", "llava_next", "qwen2_vl", "qwen2_5_vl"])
+def test_downsample_is_refused_for_tiles(tmp_path):
+    """No smaller picture of LLaVA-NeXT's is a budget; what is possible is said before anything runs."""
+    options = dict(model=str(save_tiny("llava_next", tmp_path / "next")), strategies=("downsample",), limit=1)
+    with pytest.raises(UnsupportedError, match="how llava_next cuts pictures; possible: models with one fixed grid"):
+        evaluate(EvalSettings(output=tmp_path / "out", keeps=("0.5",), **options))
+
+
+def test_a_family_says_that_smaller_pictures_give_fewer_tokens(qwen, monkeypatch):
+    """`token_side`, in pixels, is all that downsampling asks of it."""
+    loaded = models.load(str(qwen), {}, "cpu")
+    budget = Budget(0.25)
+    assert (loaded.family.token_side(), Downsample(loaded, budget).mode) == (8, "grid")
+    monkeypatch.setattr(type(loaded.family), "token_side", lambda self: None)
+    with pytest.raises(UnsupportedError, match="of a family whose grid follows the picture"):
+        Downsample(loaded, budget)
+
+
+@pytest.mark.parametrize("kind", vtc.families())
 def test_batches_equal_one_by_one(kind, tmp_path, monkeypatch):
     """Every family, with and without pruning: rows of a padded batch are those of single prompts, to the byte."""
     folder = save_tiny(kind, tmp_path / kind)

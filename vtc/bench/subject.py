@@ -11,7 +11,6 @@ import torch
 from torch import nn
 
 from vtc.bench.presets import build, config_of
-from vtc.bench.prompts import special_ids
 from vtc.core.errors import ConfigError, loading, shown
 from vtc.patching import find_family
 
@@ -112,9 +111,7 @@ def choose(
         "random weights": preset is not None, "dtype": str(dtype).removeprefix("torch."), "attention": attention,
         "device": device.type,
     }  # fmt: skip
-    # A preset's tower may be given another crop size where an image always has one and the same number of tokens.
-    fixed = None if preset is None else find_family(model).encoder.tokens
-    native = None if fixed is None else config.vision_config.image_size // config.vision_config.patch_size
+    native = None if preset is None else find_family(model).native_side()
     return Chosen(copy.deepcopy(config), path, device, dtype, seed, identity, Subject(model, native))
 
 
@@ -195,6 +192,6 @@ def _prepare(model: nn.Module) -> None:
     from transformers import GenerationConfig
 
     model.generation_config = GenerationConfig(
-        do_sample=False, use_cache=True, eos_token_id=None, pad_token_id=0, suppress_tokens=special_ids(model.config),
-        return_dict_in_generate=True,
+        do_sample=False, use_cache=True, eos_token_id=None, pad_token_id=0, return_dict_in_generate=True,
+        suppress_tokens=find_family(model).special_ids(),
     )  # fmt: skip

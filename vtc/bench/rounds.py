@@ -6,7 +6,6 @@ which the clock waits for the device; they go before, and warm up what was just 
 """
 
 import gc
-import statistics
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -16,9 +15,10 @@ import torch
 from torch import Tensor, nn
 
 from vtc.bench.memory import peak_bytes
-from vtc.bench.models import Subject
 from vtc.bench.oracle import NoOracle, Oracle, Recording, difference, record
 from vtc.bench.prompts import inputs_of, pictures
+from vtc.bench.results import spread
+from vtc.bench.subject import Subject
 from vtc.config.resolve import resolve
 from vtc.core.errors import ConfigError
 from vtc.core.signals import TextRelevance
@@ -28,26 +28,11 @@ from vtc.patching import find_family, patched, report
 OWN = "own"  # as a keep: the strategy's own budget
 TIMES = ("vision", "observing", "selection", "prefill", "ttft", "decode", "total")
 RATIOS = (("ttft", "baseline"), ("ttft", "oracle"), ("decode", "baseline"), ("decode", "oracle"), ("total", "baseline"))
-DEFINITIONS = {
-    "vision": "seconds of the vision encoder, observing its attention left out",
-    "observing": "seconds of observing signals, part of selection (vtc.report)",
-    "selection": "seconds of observing signals, selecting and packing (vtc.report)",
-    "prefill": "seconds of the language model's first forward without selection and output head",
-    "ttft": "seconds from generate() to the end of the first full forward, output head included",
-    "decode": "seconds per step after that, of the whole batch",
-    "total": "seconds from generate() to the end of the last forward",
-    "rate": "new tokens per second of the whole batch over `total`",
-    "peak_bytes": "most bytes allocated at once on top of weights and inputs",
-    "kv_bytes": "bytes of the KV cache after the last step",
-    "scoring": "observing one encoder layer (of `observed`) as a share of one layer of the encoder (of `depth`)",
-    "ratios": "taken in each round, then the median; peak: one run each",
-    "oracle": "the unpatched model fed the tokens that the strategy chose; difference: of the first token's logits",
-}
 SAME = {torch.float32: 1e-4, torch.bfloat16: 2e-2, torch.float16: 5e-3}  # logits of strategy and oracle, rounding apart
 
 
 @dataclass(frozen=True)
-class Case:
+class SpeedCase:
     """What a row is of. keep: as text; prompt: tokens that are not visual; visual: visual tokens asked for."""
 
     strategy: str
@@ -68,8 +53,8 @@ class System:
 
 
 def measure(
-    subject: Subject, case: Case, new_tokens: int, rounds: int, warmup: int, kernels: str, overrides: dict, seed: int,
-    advance: Callable[[], None] = lambda: None,
+    subject: Subject, case: SpeedCase, new_tokens: int, rounds: int, warmup: int, kernels: str, overrides: dict,
+    seed: int, advance: Callable[[], None] = lambda: None,
 ) -> dict:  # fmt: skip
     """A row as plain data: seconds, bytes, ratios. `advance` is called after each round.
 
@@ -116,7 +101,7 @@ def measure(
     }  # fmt: skip
 
 
-def prepare(subject: Subject, case: Case, overrides: dict, seed: int) -> tuple[object, dict[str, Tensor]]:
+def prepare(subject: Subject, case: SpeedCase, overrides: dict, seed: int) -> tuple[object, dict[str, Tensor]]:
     """The family and the inputs of a case, the strategy tried on; raises ConfigError where it cannot work."""
     shown = pictures(find_family(subject.model), case.visual, subject.native, seed)
     family = find_family(subject.model)
@@ -126,7 +111,7 @@ def prepare(subject: Subject, case: Case, overrides: dict, seed: int) -> tuple[o
     return family, inputs_of(family, shown, case.prompt, case.batch, seed)
 
 
-def resolved(case: Case, family, overrides: dict) -> dict:
+def resolved(case: SpeedCase, family, overrides: dict) -> dict:
     """The strategy as it will run; raises ConfigError for one that reads the question (random prompts hold none) or
     keeps everything."""
     config = resolve(case.strategy, family.name, **_given(case, overrides))
@@ -144,11 +129,6 @@ def resolved(case: Case, family, overrides: dict) -> dict:
     return config.dump()
 
 
-def spread(values: list[float]) -> dict:
-    """Median, least and most."""
-    return {"median": statistics.median(values), "min": min(values), "max": max(values)}
-
-
 def ratios(seconds: dict, spaces: dict) -> dict:
     """Of the strategy to the others, part by part; those of times are taken within each round."""
     found = {}
@@ -162,7 +142,7 @@ def ratios(seconds: dict, spaces: dict) -> dict:
     return found
 
 
-def _scoring(family, case: Case, overrides: dict, seconds: dict) -> dict | None:
+def _scoring(family, case: SpeedCase, overrides: dict, seconds: dict) -> dict | None:
     """What observing one layer of the encoder costs beside the layer; None where no encoder layer is observed, or
     layers of the language model are, too."""
     config = resolve(case.strategy, family.name, **_given(case, overrides))
@@ -179,11 +159,11 @@ def _rate(parts: dict, tokens: int) -> dict:
     return {"rate": spread([tokens / seconds for seconds in parts["total"]])}
 
 
-def _putting(model: nn.Module, case: Case, overrides: dict) -> Callable[[], AbstractContextManager]:
+def _putting(model: nn.Module, case: SpeedCase, overrides: dict) -> Callable[[], AbstractContextManager]:
     return lambda: patched(model, case.strategy, **_given(case, overrides))
 
 
-def _given(case: Case, overrides: dict) -> dict:
+def _given(case: SpeedCase, overrides: dict) -> dict:
     return overrides if case.keep == OWN else {**overrides, "keep": case.keep}
 
 

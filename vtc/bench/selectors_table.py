@@ -2,12 +2,12 @@
 
 from pathlib import Path
 
-from vtc.bench.selection import Row
+from vtc.bench.selectors import SelectorRow
 from vtc.io.drawing import plain_text, save
 from vtc.io.files import write_json
 
 
-def write(rows: list[Row], folder: Path, record: dict) -> Path:
+def write(rows: list[SelectorRow], folder: Path, record: dict) -> Path:
     """results.json and selection.png in `folder`; rows so far, so that a stopped run leaves what it measured."""
     file = folder / "results.json"
     write_json(file, {**record, "rows": [row.to_dict() for row in rows]}, indent=1)
@@ -16,7 +16,7 @@ def write(rows: list[Row], folder: Path, record: dict) -> Path:
     return file
 
 
-def table(rows: list[Row]):
+def table(rows: list[SelectorRow]):
     """A rich table: seconds in ms, ratios of the plain loop to ours."""
     from rich.table import Table
 
@@ -44,7 +44,7 @@ def table(rows: list[Row]):
     return out
 
 
-def _plot(rows: list[Row], file: Path) -> None:
+def _plot(rows: list[SelectorRow], file: Path) -> None:
     import matplotlib
 
     matplotlib.use("Agg")

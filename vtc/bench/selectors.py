@@ -25,7 +25,7 @@ WIDTH, UNPROJECTED, WORDS = 4096, 1024, 15  # LLaVA-1.5-7B: projected, before th
 
 
 @dataclass(frozen=True)
-class Selector:
+class SetSelector:
     """One way of choosing. similarities: from the inputs, what the loops read; matrix: the same as the definition has
     it, one unit, rows by tokens. fast: vtc's loop on similarities and inputs. plain: the definition on the matrix."""
 
@@ -59,17 +59,19 @@ def _max_sum(cosines: Cosines, inputs: dict, k: int) -> Tensor:
 
 
 SELECTORS = {
-    "coverage": Selector(
+    "coverage": SetSelector(
         "mmtok", _weights, lambda w, i: w[0].contiguous(), lambda w, i, k: coverage_greedy(w, k)[0], naive.coverage
     ),
-    "max-min": Selector("divprune", _cosines, _square, lambda c, i, k: maxmin_greedy(c, k)[0], naive.max_min),
-    "max-sum": Selector("todre", _cosines, _square, _max_sum, naive.max_sum),
-    "dpp": Selector("cdpruner", _cosines, _kernel, lambda c, i, k: dpp_greedy(c, i["quality"][None], k)[0], naive.dpp),
+    "max-min": SetSelector("divprune", _cosines, _square, lambda c, i, k: maxmin_greedy(c, k)[0], naive.max_min),
+    "max-sum": SetSelector("todre", _cosines, _square, _max_sum, naive.max_sum),
+    "dpp": SetSelector(
+        "cdpruner", _cosines, _kernel, lambda c, i, k: dpp_greedy(c, i["quality"][None], k)[0], naive.dpp
+    ),
 }
 
 
 @dataclass(frozen=True)
-class Row:
+class SelectorRow:
     """One measurement; seconds are medians. plain_* and speed-ups are None where the plain loop would take too long.
     equal: the picks are the plain loop's, in order. memory: peak bytes of vtc's form beyond its inputs."""
 
@@ -110,7 +112,7 @@ def inputs_of(tokens: int, device: torch.device, seed: int = 0) -> dict[str, Ten
     }
 
 
-def measure(name: str, tokens: int, picks: int, device: str, repeats: int, limit: float, seed: int = 0) -> Row:
+def measure(name: str, tokens: int, picks: int, device: str, repeats: int, limit: float, seed: int = 0) -> SelectorRow:
     """One row. limit: seconds that the plain loop may take, judged by its first tenth of picks; longer ones are left
     out. Raises ConfigError for an unknown selector or more picks than tokens."""
     if name not in SELECTORS:
@@ -144,14 +146,14 @@ def measure(name: str, tokens: int, picks: int, device: str, repeats: int, limit
     total = median["similarities"] + median["loop"]
     plain_total = median["similarities"] + median["plain"] if plain else None
     memory = peak_bytes(lambda: selector.fast(selector.similarities(inputs), inputs, picks), where)
-    return Row(
+    return SelectorRow(
         name, selector.method, tokens, picks, median["similarities"], median["loop"], total, median["plain"],
         plain_total, median["plain"] / median["loop"] if plain else None, plain_total / total if plain else None,
         median["random"], memory, bool(torch.equal(chosen.cpu(), defined.cpu())) if plain else None,
     )  # fmt: skip
 
 
-def _fits(timed: Callable, selector: Selector, matrix: Tensor, picks: int, limit: float) -> bool:
+def _fits(timed: Callable, selector: SetSelector, matrix: Tensor, picks: int, limit: float) -> bool:
     """Whether the plain loop stays within the limit. Its steps grow with the picks, so a tenth is scaled up."""
     some = max(1, picks // 10)
     return timed(lambda: selector.plain(matrix, some))[0] * (picks / some) ** 1.5 <= limit

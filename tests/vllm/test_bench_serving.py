@@ -2,15 +2,14 @@
 
 import pytest
 
-from vtc.vllm import measure
-from vtc.vllm.measure import Wanted, run
-from vtc.vllm.measure_results import STOCK
+from vtc.bench.serving.ratios import STOCK
+from vtc.bench.serving.throughput import ServingOptions, run
 
 
 @pytest.fixture(scope="module")
 def measured(tmp_path_factory):
     """What was wanted, and the cells of the stock class and of hiprune, one and two requests at once."""
-    wanted = Wanted(
+    wanted = ServingOptions(
         tmp_path_factory.mktemp("serving"), ("hiprune",), concurrency=(1, 2), preset="tiny", requests=2, rounds=1,
         new_tokens=4,
     )  # fmt: skip
@@ -20,8 +19,8 @@ def measured(tmp_path_factory):
 def test_blocks_and_tokens(measured):
     """Exactly the KV blocks that the kept tokens need; every request was answered, none lost its blocks."""
     _, store = measured
-    found = {(c["system"], c["concurrency"]): c for c in store.cells}
-    assert len(found) == len(store.cells) == 4
+    found = {(c["system"], c["concurrency"]): c for c in store.rows}
+    assert len(found) == len(store.rows) == 4
     for (system, concurrency), row in found.items():
         visual = 576 if system == STOCK else 144
         assert row["prompt_tokens"] == 64 + visual
@@ -35,5 +34,5 @@ def test_blocks_and_tokens(measured):
 def test_nothing_is_measured_twice(measured, monkeypatch):
     """The same command finds its cells and starts no engine."""
     wanted, store = measured
-    monkeypatch.setattr(measure, "_engines", None)
-    assert run(wanted).cells == store.cells
+    monkeypatch.setattr("vtc.bench.serving.throughput._engines", None)
+    assert run(wanted).rows == store.rows

@@ -3,14 +3,14 @@
 import time
 from types import TracebackType
 
-from vtc.bench.measure import Case
+from vtc.bench.rounds import SpeedCase
 from vtc.io.terminal import Terminal, bar, say
 
 
 class Bar:
     """Counts the rounds of all rows that are to be measured."""
 
-    def __init__(self, cases: list[Case], rounds: int):
+    def __init__(self, cases: list[SpeedCase], rounds: int):
         self.cases, self.rounds, self.done = cases, rounds, 0
         console = Terminal(stderr=True)
         self.terminal = console.is_terminal
@@ -25,7 +25,7 @@ class Bar:
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.bar.stop()
 
-    def begin(self, case: Case) -> None:
+    def begin(self, case: SpeedCase) -> None:
         """A row starts."""
         self.done += 1
         text = f"{case.strategy} {case.keep}, B {case.batch}, {case.visual} visual tokens"

@@ -17,8 +17,8 @@ ENVIRONMENT = {"VLLM_LOGGING_LEVEL": "WARNING", "VLLM_NO_USAGE_STATS": "1", "HF_
 
 
 @dataclass(frozen=True)
-class Job:
-    """A cell: `count` prompts (see `vtc.vllm.measure_model.requests`), at most `concurrency` of them in the engine."""
+class Workload:
+    """A cell: `count` prompts (see `vtc.bench.serving.workload`), at most `concurrency` of them in the engine."""
 
     concurrency: int
     count: int
@@ -42,8 +42,8 @@ class Seen:
 
 
 def serve(connection: Connection, config: object, options: dict, log: Path) -> None:
-    """The process: starts the engine, sends ("ready", number of KV blocks), then for each Job ("row", dict) until it
-    gets None. Trouble is sent as ("error", text). What vLLM prints goes to `log`."""
+    """The process: starts the engine, sends ("ready", number of KV blocks), then for each Workload ("row", dict) until
+    it gets None. Trouble is sent as ("error", text). What vLLM prints goes to `log`."""
     with log.open("a") as stream:
         for number in (1, 2):
             os.dup2(stream.fileno(), number)
@@ -97,11 +97,11 @@ class _Engine:
 
         model.embed_multimodal = watched
 
-    def measure(self, config: object, job: Job) -> dict:
-        """Runs a job; see `vtc.vllm.measure_results.DEFINITIONS` for what comes back."""
+    def measure(self, config: object, job: Workload) -> dict:
+        """Runs a job; see `vtc.bench.serving.ratios.DEFINITIONS` for what comes back."""
         from vllm import SamplingParams
 
-        from vtc.vllm.measure_model import requests
+        from vtc.bench.serving.workload import requests
 
         wanted = SamplingParams(temperature=0, max_tokens=job.new_tokens, ignore_eos=True, detokenize=False)
         prompts = list(requests(config, job.count, job.text, job.seed))
@@ -124,7 +124,7 @@ class _Engine:
             "preempted": seen.preempted, "encoder": seen.encoder, "cpu": cpu, "load": load,
         }  # fmt: skip
 
-    def _ended(self, output: object, asked: float, job: Job) -> None:
+    def _ended(self, output: object, asked: float, job: Workload) -> None:
         written = len(output.outputs[0].token_ids)
         if written != job.new_tokens:
             raise RuntimeError(f"request {output.request_id} has {written} tokens instead of {job.new_tokens}")

@@ -9,10 +9,10 @@ from vllm.logger import init_logger
 
 from vtc.core.errors import UnsupportedError
 from vtc.core.signals import EncoderFeatures, Unprojected
-from vtc.vllm.options import refuse_engine
 from vtc.vllm.processing import COUNT
+from vtc.vllm.refusals import refuse_engine
 from vtc.vllm.selecting import Selector, kept_features, portions
-from vtc.vllm.settings import REQUEST_KEEP, Settings
+from vtc.vllm.settings import REQUEST_KEEP, ServedStrategy
 
 LOGGER = init_logger("vllm.vtc")
 NAMES = ("query", "key", "value", "cu_seqlens")
@@ -35,7 +35,7 @@ class PrunedModel:
     """
 
     def __init__(self, *, vllm_config, prefix: str = ""):
-        settings = Settings.of(vllm_config.model_config.hf_config)
+        settings = ServedStrategy.of(vllm_config.model_config.hf_config)
         needs = settings.stage.stage.needs(settings.family.encoder)
         refuse_engine(vllm_config, needs)
         super().__init__(vllm_config=vllm_config, prefix=prefix)

@@ -3,7 +3,8 @@
 from collections.abc import Callable
 from pathlib import Path
 
-from vtc.bench.results import break_evens, check_comparable
+from vtc.bench.results import check_comparable
+from vtc.bench.speed_rows import SPEED, break_evens
 from vtc.io.drawing import plain_text, save
 
 PARTS = ("vision", "selection", "prefill")
@@ -89,7 +90,7 @@ def compared(a: dict, b: dict):
     ConfigError when they differ in more than strategy and keep."""
     from rich.table import Table
 
-    check_comparable(a, b)
+    check_comparable(SPEED, a, b)
     out = Table(box=None, header_style="bold", padding=(0, 1))
     for head in ("B", "text", "visual", "result", "strategy", "keep", "base ms", "first token ms", "step ms"):
         out.add_column(head, justify="left" if head in ("result", "strategy") else "right")

@@ -1,35 +1,26 @@
 """Serving measured: KV blocks and requests per second of vLLM with and without pruning, at several concurrencies.
 
-    python -m vtc.vllm.measure --output results/serving --strategies hiprune,divprune --keep 0.25
-    python -m vtc.vllm.measure --output results/quick --preset tiny --concurrency 1,2 --requests 2 --rounds 1
-
-A LLaVA with random weights is written to a temporary folder and served by one engine for each system: the stock class,
+A model with random weights is written to a temporary folder and served by one engine for each system: the stock class,
 and the plugin with each strategy. All of them stay up and take turns, so that ratios are taken within a round.
 """
 
 import multiprocessing
 import os
-import shlex
-import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated
 from unittest.mock import patch
 
-import typer
-
-from vtc.bench.models import DTYPES
-from vtc.bench.speed import numbers, texts
-from vtc.core.errors import ConfigError, VtcError
-from vtc.io.terminal import Terminal, say
-from vtc.vllm.measure_engine import ENVIRONMENT, Job, serve
-from vtc.vllm.measure_model import kv_bytes, preset, save, visual_tokens
-from vtc.vllm.measure_plot import plot
-from vtc.vllm.measure_results import STOCK, Store, environment, lines, table
+from vtc.bench.results import Results
+from vtc.bench.serving.ratios import SERVING, STOCK, environment
+from vtc.bench.serving.vllm_engine import ENVIRONMENT, Workload, serve
+from vtc.bench.serving.workload import kv_bytes, preset, save, visual_tokens
+from vtc.bench.subject import DTYPES
+from vtc.core.errors import ConfigError
+from vtc.io.terminal import say
 
 WARM_UP = 10**6  # added to the number of rounds: a round that is not measured
 CORES = len(os.sched_getaffinity(0))
@@ -37,7 +28,7 @@ SPARE = 8  # KV blocks beyond what the most requests at once can need
 
 
 @dataclass(frozen=True)
-class Wanted:
+class ServingOptions:
     """The command line. requests: of a cell, at the least; text: tokens of a prompt that are not visual; batched:
     tokens of a step at most (vLLM's max_num_batched_tokens)."""
 
@@ -75,29 +66,29 @@ class Wanted:
         """Requests of a cell: each place in the engine is taken at least twice."""
         return max(self.requests, 2 * concurrency)
 
-    def job(self, concurrency: int, count: int, number: int) -> Job:
+    def job(self, concurrency: int, count: int, number: int) -> Workload:
         """A cell of round `number`; every system gets the same prompts, no two cells of a system share one."""
-        return Job(concurrency, count, self.text, self.new_tokens, (self.seed, number, concurrency))
+        return Workload(concurrency, count, self.text, self.new_tokens, (self.seed, number, concurrency))
 
 
-def run(wanted: Wanted, command: str = "", overwrite: bool = False) -> Store:
+def run(wanted: ServingOptions, command: str = "", overwrite: bool = False) -> Results:
     """Measures the cells that the output folder does not have yet. Raises ConfigError in one line before any engine is
     started, and RuntimeError when one breaks."""
     config = preset(wanted.preset)
     if find_spec("vllm") is None:
         raise ConfigError("vLLM is not installed; possible: pip install 'vtc-vlm[vllm]'")
-    store = Store(wanted.output, wanted.settings(), environment(), command, overwrite)
+    results = Results(SERVING, wanted.output, wanted.settings(), environment(), overwrite, command)
     systems = {STOCK: None, **{f"{name} {wanted.keep}": name for name in wanted.strategies}}
-    cells = [(s, c, r) for r in range(wanted.rounds) for c in wanted.concurrency for s in _turned(systems, r)]
-    todo = [cell for cell in cells if not store.has(*cell)]
-    if not todo:
-        return store
-    config.architectures = ["LlavaForConditionalGeneration"]
     overrides = {name: _overrides(config, strategy, wanted.keep) for name, strategy in systems.items()}
+    resolved = {name: found.get("vtc", {}).get("strategy") for name, found in overrides.items()}
+    cells = [(s, c, r) for r in range(wanted.rounds) for c in wanted.concurrency for s in _turned(systems, r)]
+    todo = [cell for cell in cells if not results.has(cell, resolved[cell[0]])]
+    if not todo:
+        return results
     wanted.output.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as folder:
         _tell(f"writing {wanted.preset} with random weights")
-        parameters = save(config, Path(folder), DTYPES[wanted.dtype], wanted.seed)
+        parameters = save(wanted.preset, config, Path(folder), DTYPES[wanted.dtype], wanted.seed)
         needed = {name: overrides[name] for name in dict.fromkeys(system for system, _, _ in todo)}
         with _engines(wanted, config, folder, needed) as up:
             for done, (system, concurrency, number) in enumerate(todo, 1):
@@ -105,8 +96,8 @@ def run(wanted: Wanted, command: str = "", overwrite: bool = False) -> Store:
                 job = wanted.job(concurrency, wanted.count(concurrency), number)
                 found = up[system].answer(job)
                 cell = {"system": system, "concurrency": concurrency, "round": number, "parameters": parameters}
-                store.add({**cell, **found})
-    return store
+                results.add({**cell, "resolved": resolved[system], **found})
+    return results
 
 
 def _turned(systems: dict, number: int) -> list[str]:
@@ -134,7 +125,7 @@ class _Client:
     connection: object
     log: Path
 
-    def answer(self, job: Job | None = None) -> object:
+    def answer(self, job: Workload | None = None) -> object:
         """Sends a job, if there is one, and waits; raises RuntimeError when the engine broke."""
         if job is not None:
             self.connection.send(job)
@@ -153,7 +144,9 @@ class _Client:
 
 
 @contextmanager
-def _engines(wanted: Wanted, config: object, folder: str, systems: dict[str, dict]) -> Iterator[dict[str, _Client]]:
+def _engines(
+    wanted: ServingOptions, config: object, folder: str, systems: dict[str, dict]
+) -> Iterator[dict[str, _Client]]:
     """A process with an engine for each system, started one after the other and warmed up."""
     context = multiprocessing.get_context("spawn")
     clients, processes = {}, []
@@ -183,7 +176,7 @@ def _engines(wanted: Wanted, config: object, folder: str, systems: dict[str, dic
             process.terminate()
 
 
-def engine_options(wanted: Wanted, config: object) -> dict:
+def engine_options(wanted: ServingOptions, config: object) -> dict:
     """Of vllm.LLM, the same for every system: as many KV blocks as the most requests need when nothing is pruned."""
     most = max(wanted.concurrency)
     length = visual_tokens(config) + wanted.text + wanted.new_tokens
@@ -197,59 +190,4 @@ def engine_options(wanted: Wanted, config: object) -> dict:
 
 
 def _tell(text: str) -> None:
-    say(f"vtc.vllm.measure: {text}", error=True)
-
-
-app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
-
-
-@app.command()
-def command(
-    output: Annotated[Path, typer.Option(metavar="DIR", help="For results.json and the engines' logs.")],
-    strategies: Annotated[str, typer.Option(metavar="S,S", help="Beside the stock class.")] = "hiprune,divprune",
-    keep: Annotated[str, typer.Option(metavar="K", help="A fraction or a number of tokens.")] = "0.25",
-    concurrency: Annotated[str, typer.Option(metavar="N,N", help="Requests at once.")] = "1,8,32",
-    preset: Annotated[str, typer.Option(metavar="NAME", help="tiny, llava-mini, llava-1.5-7b.")] = "llava-mini",
-    requests: Annotated[int, typer.Option(metavar="N", help="Of a cell, at least; and twice those at once.")] = 8,
-    rounds: Annotated[int, typer.Option(metavar="N", help="In which the systems take turns.")] = 3,
-    text: Annotated[int, typer.Option(metavar="N", help="Tokens of a prompt that are not visual.")] = 64,
-    new_tokens: Annotated[int, typer.Option(metavar="N", help="Written for each request.")] = 16,
-    dtype: Annotated[str, typer.Option(metavar="T", help="float32, bfloat16, float16.")] = "float32",
-    block_size: Annotated[int, typer.Option(metavar="N", help="Tokens of a KV block.")] = 32,
-    batched: Annotated[int, typer.Option(metavar="N", help="Tokens of a step at most.")] = 2048,
-    threads: Annotated[int, typer.Option(metavar="N", help="Of an engine; 1 on a machine with other work.")] = CORES,
-    compiled: Annotated[bool, typer.Option("--compiled", help="Let vLLM compile the model.")] = False,
-    seed: Annotated[int, typer.Option(metavar="N", help="Of weights, pictures and words.")] = 0,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Start anew.")] = False,
-) -> None:
-    """Measure KV blocks and requests per second of vLLM, unpruned and pruned, as ratios.
-
-    Cells are written as they come; the same command goes on where it stopped.
-
-    \b
-    Examples:
-      python -m vtc.vllm.measure --output results/serving --strategies hiprune,divprune --keep 0.25
-      python -m vtc.vllm.measure --output results/quick --preset tiny --concurrency 1,2 --requests 2 --rounds 1
-    """
-    wanted = Wanted(
-        output, texts("--strategies", strategies), keep, numbers("--concurrency", concurrency, "1,8,32"), preset,
-        requests, rounds, text, new_tokens, dtype, block_size, batched, threads, compiled, seed,
-    )  # fmt: skip
-    store = run(wanted, shlex.join(["python", "-m", "vtc.vllm.measure", *sys.argv[1:]]), overwrite)
-    Terminal(width=170).print(table(store.cells))
-    for line in lines(store.cells, store.where["cores"]):
-        say(line)
-    say(f"results  {output}, {plot(store.cells, output).name}")
-
-
-def main() -> None:
-    """Runs the command; what vtc raises on purpose becomes one line and exit code 2."""
-    try:
-        app()
-    except VtcError as error:
-        say(f"vtc.vllm.measure: error: {error}", error=True)
-        sys.exit(2)
-
-
-if __name__ == "__main__":
-    main()
+    say(f"vtc bench serving: {text}", error=True)

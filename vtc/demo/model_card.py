@@ -1,4 +1,4 @@
-"""Measure the shipped model: `python -m vtc.demo.measure --limit 2100` prints the tables of its card.
+"""Measure the shipped model: `python -m vtc.demo.model_card --limit 2100` prints the tables of its card.
 
 All tokens: stock `generate` on what the processor makes. Budgets: tokens dropped between projector and language model,
 the rest numbered anew, then stock `generate` on the embeddings. Float32, greedy. Two simple rankings only, random and

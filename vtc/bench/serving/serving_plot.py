@@ -1,9 +1,9 @@
-"""A picture of `vtc.vllm.measure`: what serving costs unpruned and pruned, over the requests at once."""
+"""A picture of `vtc bench serving`: what serving costs unpruned and pruned, over the requests at once."""
 
 from pathlib import Path
 
+from vtc.bench.serving.ratios import summary
 from vtc.io.drawing import plain_text, save
-from vtc.vllm.measure_results import summary
 
 PANELS = {
     "blocks": "KV blocks in use (peak)",
