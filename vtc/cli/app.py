@@ -12,6 +12,7 @@ import typer
 
 from vtc import ConfigError, VtcError, __version__
 from vtc.cli.bench import bench
+from vtc.cli.check import check
 from vtc.cli.eval import evaluation
 from vtc.cli.inspect import inspect
 from vtc.cli.options import FAMILY, IMPORT, SETTING, family_names, known_family, overrides
@@ -181,6 +182,7 @@ def validate(
 
 app.add_typer(evaluation, name="eval")
 app.add_typer(bench, name="bench")
+app.command()(check)
 app.command()(sweep)
 app.command()(report)
 app.command()(inspect)
