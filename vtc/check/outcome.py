@@ -115,4 +115,4 @@ def _tried(call: Callable[[], object]) -> object:
     except VtcError as error:
         return Cell("FAILED", reason(error))
     except Exception as error:
-        return Cell("FAILED", f"{type(error).__name__}: {reason(error)}")
+        return Cell("FAILED", one_line(f"{type(error).__name__}: {reason(error)}"))

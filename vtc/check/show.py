@@ -3,6 +3,7 @@
 from vtc.check.outcome import Outcome
 
 COLUMNS = 7  # of a table; more follow in another one
+SHOWN = 2  # names of properties in a line
 STYLES = {"ok": "green", "FAILED": "bold red", "-": "dim"}
 
 
@@ -24,14 +25,17 @@ def tables(outcome: Outcome) -> list:
 
 
 def notes(outcome: Outcome) -> list[str]:
-    """Why cells are not ok, failures first; the same reason of several columns, or of a whole column, is said once."""
-    found: dict[tuple[str, str, str], list[str]] = {}
-    for column in outcome.columns:
-        cells = {name: row[column] for name, row in outcome.rows.items()}
-        if len({(cell.state, cell.why) for cell in cells.values()}) == 1:
-            cells = {"everything": next(iter(cells.values()))}
-        for name, cell in cells.items():
+    """Why cells are not ok, failures first; what is the same for several columns and properties is said once."""
+    columns: dict[tuple[str, str, str], list[str]] = {}
+    for name, row in outcome.rows.items():
+        for column, cell in row.items():
             if cell.why:
-                found.setdefault((cell.state, name, cell.why), []).append(column)
-    lines = [f"{state}  {name}; {', '.join(columns)}: {why}" for (state, name, why), columns in found.items()]
+                columns.setdefault((cell.state, cell.why, name), []).append(column)
+    rows: dict[tuple[str, str, tuple[str, ...]], list[str]] = {}
+    for (state, why, name), where in columns.items():
+        rows.setdefault((state, why, tuple(where)), []).append(name)
+    lines = []
+    for (state, why, where), names in rows.items():
+        which = "; ".join(names) if len(names) <= SHOWN else f"{len(names)} of {len(outcome.rows)} properties"
+        lines.append(f"{state}  {which} ({', '.join(where)}): {why}")
     return sorted(lines, key=lambda line: not line.startswith("FAILED"))
