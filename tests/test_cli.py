@@ -247,8 +247,8 @@ def test_no_output(capsys):
 
 def test_demo_suite_is_valid():
     """The shipped suites resolve."""
-    from vtc.eval.plan import plan
-    from vtc.eval.settings import settings_from
+    from vtc.eval.running.eval_settings import settings_from
+    from vtc.eval.running.plan import plan
 
     settings = settings_from("demo", {"model": None, "strategy": None, "keep": "0.5", "tasks": None, "limit": None,
                                       "output": "anywhere"})  # fmt: skip
