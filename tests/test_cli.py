@@ -64,7 +64,7 @@ def test_module_and_version():
 
 def test_help_has_examples(capsys):
     """Each command's help shows how to call it."""
-    commands = ([], ["list"], ["show"], ["validate"], ["eval"], ["eval", "score"], ["eval", "tasks"], ["bench"])
+    commands = ([], ["list"], ["show"], ["validate"], ["check"], ["eval"], ["eval", "score"], ["eval", "tasks"], ["bench"])
     for command in commands:
         code, out, _ = run(capsys, *command, "--help")
         assert code == 0

@@ -10,6 +10,7 @@ from torch import nn
 
 from vtc.core.errors import ConfigError
 from vtc.core.registry import unknown
+from vtc.patches import FAMILIES
 
 
 @dataclass(frozen=True)
@@ -112,12 +113,18 @@ PRESETS = {
     "qwen2-vl-7b": Preset(partial(_qwen2, **_QWEN_7B), 8_291_375_616, "Qwen2-VL-7B"),
 }
 
+OF_FAMILY = "tiny-"
+
 
 def config_of(name: str) -> object:
-    """A new transformers config of a preset; raises ConfigError for an unknown name."""
-    if name not in PRESETS:
-        raise ConfigError(unknown("preset", name, list(PRESETS)))
-    return PRESETS[name].config()
+    """A new transformers config of a preset, or of "tiny-FAMILY", the miniature that any family brings for its tests;
+    raises ConfigError for an unknown name."""
+    if name in PRESETS:
+        return PRESETS[name].config()
+    family = name.removeprefix(OF_FAMILY)
+    if family == name or family not in FAMILIES.names():
+        raise ConfigError(unknown("preset", name, [*PRESETS, *(OF_FAMILY + family for family in FAMILIES)]))
+    return FAMILIES[family].tiny().config
 
 
 def build(config: object, device: torch.device, dtype: torch.dtype, attention: str, seed: int = 0) -> nn.Module:

@@ -50,8 +50,7 @@ def pictures(family, visual: int, native: int | None, seed: int = 0) -> Pictures
 def special_ids(config: object) -> list[int]:
     """Token ids that random text must not hold and random weights must not write."""
     text = config.get_text_config()
-    names = ("image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id", "vision_token_id")
-    found = [getattr(config, name, None) for name in names]
+    found = [value for name, value in config.to_dict().items() if name.endswith(("_token_id", "_token_index"))]
     for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
         value = getattr(text, name, None)
         found += value if isinstance(value, list) else [value]

@@ -25,17 +25,20 @@ def tables(outcome: Outcome) -> list:
 
 
 def notes(outcome: Outcome) -> list[str]:
-    """Why cells are not ok, failures first; what is the same for several columns and properties is said once."""
-    columns: dict[tuple[str, str, str], list[str]] = {}
+    """Why cells are not ok, failures first: a line for each property, with what was seen first where columns differ;
+    properties with the same line are joined."""
+    lines: dict[tuple[str, tuple[str, ...], str], list[str]] = {}
     for name, row in outcome.rows.items():
-        for column, cell in row.items():
-            if cell.why:
-                columns.setdefault((cell.state, cell.why, name), []).append(column)
-    rows: dict[tuple[str, str, tuple[str, ...]], list[str]] = {}
-    for (state, why, name), where in columns.items():
-        rows.setdefault((state, why, tuple(where)), []).append(name)
-    lines = []
-    for (state, why, where), names in rows.items():
+        for state in ("FAILED", "-"):
+            whys = {column: cell.why for column, cell in row.items() if cell.state == state}
+            if state == "FAILED" and len(set(whys.values())) > 1:
+                first = next(iter(whys))
+                whys = dict.fromkeys(whys, f"on {first}, {whys[first]}")
+            for why in dict.fromkeys(whys.values()):
+                columns = tuple(column for column in whys if whys[column] == why)
+                lines.setdefault((state, columns, why), []).append(name)
+    found = []
+    for (state, columns, why), names in lines.items():
         which = "; ".join(names) if len(names) <= SHOWN else f"{len(names)} of {len(outcome.rows)} properties"
-        lines.append(f"{state}  {which} ({', '.join(where)}): {why}")
-    return sorted(lines, key=lambda line: not line.startswith("FAILED"))
+        found.append(f"{state}  {which} ({', '.join(columns)}): {why}")
+    return sorted(found, key=lambda line: not line.startswith("FAILED"))

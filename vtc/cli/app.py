@@ -1,4 +1,4 @@
-"""The `vtc` command: list, show and validate strategies, evaluate them on benchmarks.
+"""The `vtc` command: list, show, validate and check strategies, evaluate them on benchmarks.
 
 Every error that vtc raises on purpose becomes one line on stderr and exit code 2.
 """
@@ -49,6 +49,7 @@ def root(
       vtc list
       vtc show hiprune --family qwen2_5_vl --keep 0.25
       vtc validate my_strategy.yaml
+      vtc check hiprune
       vtc eval --model demo --strategy none,hiprune --keep 0.5,0.25 --tasks demo --limit 100 --output results/first
     """
     if context.invoked_subcommand is None:

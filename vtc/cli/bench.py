@@ -21,7 +21,7 @@ def speed(
             metavar="NAME",
             help=(
                 "An architecture with random weights: tiny, llava-mini, llava-1.5-7b, llava-1.5-13b, llava-next-7b, "
-                "qwen2.5-vl-3b, qwen2.5-vl-7b, qwen2-vl-7b."
+                "qwen2.5-vl-3b, qwen2.5-vl-7b, qwen2-vl-7b; or tiny-FAMILY, the miniature of any family."
             ),
         ),
     ] = None,
