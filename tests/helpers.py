@@ -68,7 +68,7 @@ def proceed(model: nn.Module, cache, mask: Tensor, tokens: Tensor) -> tuple:
     tokens; returns the output and the mask [B, L + n]."""
     mask = torch.cat([mask, torch.ones_like(tokens)], 1)
     where = {}
-    if model.config.model_type.startswith("llava"):
+    if not any(FAMILIES[name].mrope for name in FAMILIES if model.config.model_type in FAMILIES[name].model_types):
         where["position_ids"] = (mask.cumsum(1) - 1)[:, -tokens.shape[1] :]
     return model(input_ids=tokens, attention_mask=mask, past_key_values=cache, **where), mask
 

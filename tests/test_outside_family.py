@@ -24,6 +24,7 @@ FAMILY = '''
 from transformers import AutoConfig, AutoModelForImageTextToText, LlavaConfig, LlavaForConditionalGeneration
 
 from vtc.core.signals import Encoder
+from vtc.patches._preset import Preset
 from vtc.patches._tiny import finish
 from vtc.patches.llava import Llava
 
@@ -47,6 +48,7 @@ class Other(Llava):
     model_types = ("outsiders_other",)
     served = "outsiders_package.serving:VtcOtherForConditionalGeneration"
     published = Encoder("outsiders_other", 24, True, tuple(range(24)), 576)
+    presets = {"other-small": Preset(lambda: Other.tiny().config, 200_000, "a miniature")}
 
     @classmethod
     def tiny(cls, **overrides):
@@ -112,16 +114,16 @@ def test_the_contract_is_checked(name, capsys):
 
 
 def test_it_is_measured(tmp_path, capsys):
-    """`vtc bench` builds the family's own miniature, and takes a folder of it."""
+    """`vtc bench` builds the family's own preset, and takes a folder of it."""
     few = ["--visual-tokens", "64", "--prompt-lengths", "12", "--new-tokens", "2", "--rounds", "1", "--warmup", "0"]
     given = ["--strategy", "tail", "--output", str(tmp_path / "bench")]
-    code, out, err = run(capsys, "bench", "--preset", "tiny-outsiders_other", *given, *few)
+    code, out, err = run(capsys, "bench", "--preset", "other-small", *given, *few)
     assert (code, "tail" in out) == (0, True), err
     folder = tmp_path / "model"
     FAMILIES["outsiders_other"].tiny().save_pretrained(folder)
     assert run(capsys, "bench", "--model", str(folder), *given[:2], "--output", str(tmp_path / "2"), *few)[0] == 0
-    code, _, err = run(capsys, "bench", "--preset", "tiny-nothing", *given)
-    assert (code, "tiny-outsiders_other" in err) == (2, True)
+    code, _, err = run(capsys, "bench", "--preset", "other", *given)
+    assert (code, "other-small" in err) == (2, True)
 
 
 def test_it_is_evaluated(tmp_path, capsys):

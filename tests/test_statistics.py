@@ -42,7 +42,7 @@ class Points(Plain):
     def figures(sums: Mapping) -> dict:
         """acc + acc+."""
         return {
-            "points": 100 * (aggregate.ratio(sums["right"], sums["n"]) + aggregate.ratio(sums["all"], sums["groups"]))
+            "points": sum(100 * aggregate.ratio(*map(sums.get, pair)) for pair in (("right", "n"), ("all", "groups")))
         }
 
 

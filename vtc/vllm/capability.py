@@ -81,8 +81,8 @@ def with_keep(config: StrategyConfig, keep: float | int) -> StrategyConfig:
 
 
 def table() -> str:
-    """Strategies x families as a Markdown table, those from outside too: "yes", with the knob that the plugin sets where
-    the published default may keep fewer tokens, or what stands in the way."""
+    """Strategies x families as a Markdown table, those from outside too: "yes", with the knob that the plugin sets
+    where the published default may keep fewer tokens, or what stands in the way."""
     families = served()
     lines = ["| strategy | " + " | ".join(families) + " |", "|---" * (len(families) + 1) + "|"]
     for name in known():
