@@ -128,7 +128,8 @@ def test_it_is_measured(tmp_path, capsys):
 
 def test_it_is_evaluated(tmp_path, capsys):
     """`vtc eval` loads a folder of a model type that transformers does not know by itself."""
-    folder = save_tiny("outsiders_other", tmp_path / "model")
+    folder = save_tiny("llava", tmp_path / "model")  # for its processor
+    FAMILIES["outsiders_other"].tiny().save_pretrained(folder)
     grid = ["--model", str(folder), "--strategy", "tail", "--keep", "0.5", "--tasks", "demo", "--limit", "3"]
     code, _, err = run(capsys, "eval", *grid, "--output", str(tmp_path / "results"))
     assert code == 0, err
