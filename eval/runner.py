@@ -193,7 +193,7 @@ def _check_methods(loaded: Loaded, runs: list[Run]) -> None:
             except ConfigError as error:
                 raise ConfigError(f"{run.name}: {error}") from None
         elif run.kind == "downsample":
-            Downsample(loaded, run.config.stages[0].budget)
+            Downsample(loaded, run.config.allocate().projector)
 
 
 def _identity(settings: EvalSettings, loaded: Loaded, run: Run, work: Work, batch: int) -> dict:

@@ -13,6 +13,9 @@ import vtc
 from vtc.check.batch import IMAGES, Words, Written, forward, generate, grow, positions_of, split
 from vtc.check.subject import Subject, Tiny
 from vtc.check.trace import shape_of, state
+from vtc.config.strategy import StrategyConfig
+from vtc.core.budget import Budget
+from vtc.core.signals import Decoder
 from vtc.patches import FAMILIES
 from vtc.patches._tiny import BOS, EOS, IMAGE_TOKEN, PAD, TEXT
 
@@ -156,3 +159,8 @@ def refusal(error: Exception, *words: str) -> str:
     for word in words:
         assert word in message
     return message
+
+
+def projector_budget(config: StrategyConfig) -> Budget:
+    """What a strategy keeps at the projector of a model of 32 layers."""
+    return config.allocate(Decoder("test", 32)).projector

@@ -205,7 +205,7 @@ def _merged(hidden: Tensor, view: View, drop: Drop, runs: list[Tensor], keys: Te
 
 
 # VisionDrop's published budget leaves five tokens of a tiny image, too few to merge anything.
-OPTIONS = {"visiondrop": {"visiondrop_encoder.keep": 0.5}, **dict.fromkeys(("hiprune", "pool"), {"keep": 0.3})}
+OPTIONS = {"visiondrop": {"visiondrop_projector.keep": 0.5}, **dict.fromkeys(("hiprune", "pool"), {"keep": 0.3})}
 
 
 def options_of(strategy, **more) -> dict:
@@ -237,7 +237,7 @@ def truths(model: nn.Module, singles: list[dict], report, config, entered=None, 
 def entered_of(model: nn.Module, inputs: dict, config) -> list[Tensor] | None:
     """What the language model of a patched model receives of each prompt [n, D], where a stage merges before the
     projector (the oracle does not redo the encoder); else None."""
-    if config.projector is None or config.projector.method not in ("visiondrop_encoder", "visionzip"):
+    if config.projector is None or config.projector.method not in ("visiondrop_projector", "visionzip"):
         return None
     with spy(model) as seen:
         forward(model, inputs)

@@ -8,6 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.helpers import projector_budget
 from tests.test_golden import read
 from vtc.config.resolve import resolve
 from vtc.core.errors import ConfigError
@@ -25,7 +26,7 @@ from vtc.core.signals import (
 from vtc.strategies.fastv import FastV
 from vtc.strategies.pyramiddrop import PyramidDrop
 from vtc.strategies.visiondrop import VisionDrop
-from vtc.strategies.visiondrop_encoder import VisionDropEncoder
+from vtc.strategies.visiondrop_projector import VisionDropProjector
 
 CLIP = Encoder("llava", 24, True, tuple(range(24)))
 SIGLIP = Encoder("llava", 27, False, tuple(range(27)))
@@ -107,9 +108,9 @@ def test_the_shipped_files_are_the_defaults(family):
         assert config.keep is None
         assert [(s.stage, s.positions) for s in config.decoder] == [(stage, positions)]
     first = config.projector
-    assert first.stage == VisionDropEncoder(layer=-1 if qwen else -2)
-    assert (first.positions, first.budget.count(576)) == ("keep" if qwen else "compact", 48)
-    assert first.budget.scope == ("per_tile" if family == "llava_next" else "per_image")
+    assert first.stage == VisionDropProjector(layer=-1 if qwen else -2)
+    assert (first.positions, projector_budget(config).count(576)) == ("keep" if qwen else "compact", 48)
+    assert first.scope == ("per_tile" if family == "llava_next" else "per_image")
 
 
 def test_needs_of_each_step():
@@ -122,8 +123,8 @@ def test_needs_of_each_step():
     assert [VisionDrop().needs(L32, s) for s in range(3)] == [
         (DecoderAttention(layer, "image", ahead=True), DecoderKeys(layer)) for layer in (8, 16, 24)
     ]
-    assert VisionDropEncoder().needs(CLIP) == (ClsAttention(22), EncoderKeys(22), Unprojected())
-    assert VisionDropEncoder().needs(SIGLIP) == (AttentionColumns(25, "mean"), EncoderKeys(25), Unprojected())
+    assert VisionDropProjector().needs(CLIP) == (ClsAttention(22), EncoderKeys(22), Unprojected())
+    assert VisionDropProjector().needs(SIGLIP) == (AttentionColumns(25, "mean"), EncoderKeys(25), Unprojected())
 
 
 def test_steps_that_fall_together():
@@ -168,10 +169,10 @@ def test_every_step_keeps_exactly_its_count(stage, tokens, units, seed, data):
     contextual=st.sampled_from([0.0, 0.125, 0.5, 0.99]),
     data=st.data(),
 )
-def test_visiondrop_encoder_keeps_exactly_its_count(encoder, tokens, units, seed, contextual, data):
+def test_visiondrop_projector_keeps_exactly_its_count(encoder, tokens, units, seed, contextual, data):
     """With and without [CLS], any share of contextual tokens; each unit as if it were alone."""
     count = data.draw(st.integers(1, tokens))
-    stage = VisionDropEncoder(contextual)
+    stage = VisionDropProjector(contextual)
     seen = context(stage.needs(encoder), tokens, count, units, seed)
     selection = stage.select(seen, encoder)
     assert selection.merge.unprojected
@@ -187,9 +188,9 @@ def test_visiondrop_encoder_keeps_exactly_its_count(encoder, tokens, units, seed
         assert torch.equal(merged[:, 0], features[:, 0])
 
 
-def test_visiondrop_encoder_by_hand():
+def test_visiondrop_projector_by_hand():
     """[CLS] on the lowest free place, dominant tokens by score, the rest into its most similar target."""
-    stage = VisionDropEncoder(contextual=0.25)
+    stage = VisionDropProjector(contextual=0.25)
     score, keys, _ = stage.needs(CLIP)
     scores = torch.tensor([[0.9, 0.1, 0.2, 0.3, 0.8, 0.4, 0.0]])
     metric = torch.tensor([[[1.0, 0], [1, 0], [0, 1], [1, 0.1], [0, 1], [0.1, 1], [1, 0]]])
@@ -202,9 +203,9 @@ def test_visiondrop_encoder_by_hand():
     assert selection.merge.weight.tolist() == [[1, 1, 1, 0.25, 0.25, 1, 0.25, 0.25]]
 
 
-def test_small_budgets_of_visiondrop_encoder():
+def test_small_budgets_of_visiondrop_projector():
     """One token: [CLS] alone, the rest dropped. Two: [CLS] and the best patch."""
-    stage = VisionDropEncoder()
+    stage = VisionDropProjector()
     for count, sequence in ((1, [0]), (2, [0, 1])):
         scores = torch.tensor([[0.1, 0.9, 0.5, 0.2]])
         score, keys, _ = stage.needs(CLIP)
@@ -216,7 +217,7 @@ def test_small_budgets_of_visiondrop_encoder():
 
 def test_the_published_split_of_visiondrop():
     """42 + 6 of 576 before the projector; 30 + 5, 22 + 4, 16 + 3 inside."""
-    stage = VisionDropEncoder()
+    stage = VisionDropProjector()
     selection = stage.select(context(stage.needs(CLIP), 576, 48), CLIP)
     assert int((selection.merge.weight < 1).any(1).sum()) == 1
     merged_into = selection.merge.target[selection.merge.weight < 1].unique()
@@ -252,8 +253,8 @@ def test_wrong_knobs_are_refused():
         (lambda: VisionDrop(contextual=(0.1, 0.1)), "3 layers and 2 contextual shares"),
         (lambda: VisionDrop(contextual=(0.1, 1.0, 0.1)), r"contextual=\[0\.1, 1\.0, 0\.1\] is out of range"),
         (lambda: VisionDrop(ratios=(0.5, 0.4)).steps(L32), "3 layers and 2 ratios"),
-        (lambda: VisionDropEncoder(contextual=1.0), r"contextual=1\.0 is out of range"),
-        (lambda: VisionDropEncoder(layer=24).needs(CLIP), "layer=24 is beyond the 24 layers"),
+        (lambda: VisionDropProjector(contextual=1.0), r"contextual=1\.0 is out of range"),
+        (lambda: VisionDropProjector(layer=24).needs(CLIP), "layer=24 is beyond the 24 layers"),
     ):
         with pytest.raises(ConfigError, match=message) as error:
             make()

@@ -163,7 +163,7 @@ def test_text_models_that_are_not_understood(name):
 def test_gradients_are_those_of_the_pruned_forward(strategy):
     """Autograd's directional derivative by the pixels against a finite difference, merges included."""
     model, inputs = one()
-    options = {"visiondrop_encoder.keep": 0.5} if strategy == "visiondrop" else {}
+    options = {"visiondrop_projector.keep": 0.5} if strategy == "visiondrop" else {}
     pixels = inputs["pixel_values"].clone().requires_grad_(True)
     direction, step = torch.randn(pixels.shape, generator=torch.Generator().manual_seed(0), dtype=pixels.dtype), 2e-3
 

@@ -22,8 +22,8 @@ from vtc.core.signals import (
 )
 from vtc.kernels.bipartite import bipartite_prune
 from vtc.strategies.divprune import DivPrune
-from vtc.strategies.todre_encoder import ToDREEncoder, selection_order
-from vtc.strategies.visiondrop_encoder import VisionDropEncoder
+from vtc.strategies.todre_projector import ToDREProjector, selection_order
+from vtc.strategies.visiondrop_projector import VisionDropProjector
 from vtc.strategies.visionzip import VisionZip
 from vtc.strategies.vispruner import VisPruner, select_tokens
 
@@ -170,7 +170,7 @@ def test_visionzip_is_visiondrops_first_stage():
     """With an equal share of contextual tokens the two select and merge alike; without [CLS] by attention received."""
     scores, keys = scores_of(2, 90, 1), features_of(2, 90, 1)
     for encoder in (CLIP, QWEN):
-        zipped, dropped = VisionZip(0.2, -1), VisionDropEncoder(0.2, -1)
+        zipped, dropped = VisionZip(0.2, -1), VisionDropProjector(0.2, -1)
         assert zipped.needs(encoder) == dropped.needs(encoder)
         one = zipped.select(context(zipped, encoder, 30, (scores, keys)), encoder)
         other = dropped.select(context(dropped, encoder, 30, (scores, keys)), encoder)
@@ -228,7 +228,7 @@ def test_divprune_never_keeps_a_token_twice():
 def test_divprune_rounds_to_nearest_with_halves_to_even(keep, tokens, kept):
     """Over all tiles of an image together, also on LLaVA-NeXT."""
     for family in ("llava", "llava_next", "qwen2_5_vl"):
-        budget = resolve("divprune", family, keep=keep).projector.budget
+        budget = resolve("divprune", family, keep=keep).allocate().projector
         assert budget.quotas([[tokens]]) == [[kept]]
         assert budget.quotas([[tokens - 40, 40]]) == [[kept]]
 
@@ -238,11 +238,11 @@ def test_divprune_rounds_to_nearest_with_halves_to_even(keep, tokens, kept):
 )
 def test_defaults_are_published_counts(strategy, published):
     """576 tokens of LLaVA-1.5; on LLaVA-NeXT each of five tiles, but DivPrune's tiles compete."""
-    config, tiles = resolve(strategy, "llava").projector, resolve(strategy, "llava_next").projector
-    assert config.budget.count(576) == published[0]
-    assert config.positions == "compact"
+    config, tiles = resolve(strategy, "llava"), resolve(strategy, "llava_next")
+    assert config.allocate().projector.count(576) == published[0]
+    assert config.projector.positions == "compact"
     each = [282] if strategy == "divprune" else [published[0]] * 5
-    assert tiles.budget.quotas([[576] * 5]) == [each]
+    assert tiles.allocate().projector.quotas([[576] * 5]) == [each]
     for family in ("qwen2_vl", "qwen2_5_vl"):
         assert resolve(strategy, family).projector.positions == "keep"
 
@@ -250,7 +250,7 @@ def test_defaults_are_published_counts(strategy, published):
 @pytest.mark.parametrize(("strategy", "kept"), [(s, n) for s in ("visionzip", "vispruner") for n in (192, 128, 64, 32)])
 def test_published_shares_give_published_counts(strategy, kept):
     share = {192: 0.3333, 128: 0.2222, 64: 0.1111, 32: 0.0556}[kept]
-    assert resolve(strategy, "llava", keep=share).projector.budget.count(576) == kept
+    assert resolve(strategy, "llava", keep=share).allocate().projector.count(576) == kept
 
 
 @examples
@@ -267,19 +267,19 @@ def test_todre_by_hand(tokens, objective, seed, data):
 
 
 def test_todre_takes_the_last_layer_and_restores_the_order():
-    stage = ToDREEncoder()
+    stage = ToDREProjector()
     assert stage.needs(CLIP) == (ClsAttention(23), Features())
     assert stage.needs(QWEN) == (ClsAttention(31), Features())
     scores, features = scores_of(2, 70, 3), features_of(2, 70, 3)
     for objective in ("sum", "max"):
-        stage = ToDREEncoder(objective=objective)
+        stage = ToDREProjector(objective=objective)
         keep = stage.select(context(stage, CLIP, 9, (scores, features), (7, 10)), CLIP).keep
         assert torch.equal(keep, selection_order(scores, features, 9, objective).sort(dim=1).values)
 
 
 def test_todre_begins_in_the_thumbnail_where_tiles_compete():
     """Without a grid the first token is one of the thumbnail's; a tile by itself begins anywhere."""
-    stage, features = ToDREEncoder(), torch.eye(12)[None]
+    stage, features = ToDREProjector(), torch.eye(12)[None]
     scores = torch.arange(12.0)[None]
     encoder = SimpleNamespace(layer=NEXT.layer, thumbnail=5)
     for grid, first in ((None, 4), ((3, 4), 11)):

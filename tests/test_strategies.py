@@ -146,7 +146,7 @@ def test_every_row_matters(method):
     stage = METHODS[method]()
     for step in range(steps_of(stage)):
         # A set that is half of everything no longer depends on where it began.
-        count = 12 if method == "todre_encoder" else 100
+        count = 12 if method == "todre_projector" else 100
         seen, new = (context(stage, 16, 16, count, seed=seed, step=step) for seed in (0, 1))
         before = stage.select(seen, site_of(stage))
         for signal in seen.signals:

@@ -117,8 +117,8 @@ def test_adaptive_counts_are_refused(monkeypatch):
 
 def test_a_stage_of_a_composition_alone():
     """todre's first stage can be served by itself, on a layer that vLLM loads."""
-    stages = {"keep": 0.25, "stages": [{"method": "todre_encoder", "layer": -2}]}
-    assert read_back(LlavaConfig(), overrides(LlavaConfig(), stages)).stage.method == "todre_encoder"
+    stages = {"keep": 0.25, "stages": [{"method": "todre_projector", "layer": -2}]}
+    assert read_back(LlavaConfig(), overrides(LlavaConfig(), stages)).stage.method == "todre_projector"
 
 
 def test_other_models_and_broken_settings():

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from torch import nn
 
-from vtc.config.resolve import resolve
-from vtc.config.source import parts, read
+from vtc.config.resolve import resolve_written
+from vtc.config.source import read_strategy
 from vtc.config.strategy import Strategy, StrategyConfig
 from vtc.core.errors import ConfigError, UnsupportedError
 from vtc.core.hooks import let_compiled_see_hooks
@@ -45,8 +45,8 @@ def find_family(model: nn.Module) -> "Family":
 def check_fits(config: StrategyConfig, encoder: Encoder) -> None:
     """Raises ConfigError or UnsupportedError when a strategy asks for what this encoder's images cannot give."""
     stage = config.projector
-    scope = "per_image" if stage is None else stage.budget.scope
-    for keep in (config.keep, None if stage is None else stage.budget.keep):
+    scope = "per_image" if stage is None else stage.scope
+    for keep in (config.keep, None if stage is None else stage.keep):
         if isinstance(keep, int) and encoder.tokens is not None and scope != "per_request" and keep > encoder.tokens:
             raise ConfigError(
                 f"keep={keep} is more than the {encoder.tokens} visual tokens of an image of this model; "
@@ -76,7 +76,7 @@ def patch(
     model: a stock ...ForConditionalGeneration of a supported family. strategy: a name, a YAML file, a mapping, a method
     (its class, an instance, or MODULE:CLASS), or several of these to compose, as a list or as "hiprune+transprune".
     keep: float in (0, 1] = fraction of the visual tokens kept, int >= 1 = tokens kept, both as a mean over the language
-    model's layers (`vtc.config.schedule` says how several stages share it); prune_ratio: fraction removed instead.
+    model's layers (`vtc.config.allocation` says how several stages share it); prune_ratio: fraction removed instead.
     scope, positions, knobs: override the YAML (see `vtc show`); in a composition also as METHOD.KNOB. processor: the
     model's processor, for strategies that read the question (mmtok). clip: (CLIPModel, its tokenizer), for cdpruner
     with relevance="clip".
@@ -84,10 +84,9 @@ def patch(
     """
     given = {"keep": keep, "prune_ratio": prune_ratio, "scope": scope, "positions": positions}
     overrides = {**{k: v for k, v in given.items() if v is not None}, **knobs}
-    for part in parts(strategy):
-        read(part)
+    written = read_strategy(strategy)
     family = find_family(model)
-    config = resolve(strategy, family.name, **overrides)
+    config = resolve_written(written, family.name, **overrides)
     check_fits(config, family.encoder)
     new, before = Patch(family, config, processor, clip), current(model)
     unpatch(model)

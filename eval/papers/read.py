@@ -10,7 +10,7 @@ from pathlib import Path
 
 import vtc
 from vtc.core.errors import ConfigError, shown
-from vtc.core.registry import listed, unknown
+from vtc.core.registry import names_in, unknown
 from vtc.eval.papers.card import FULL, Model, PaperCard, PublishedRow, Score, Setting
 from vtc.eval.tasks import DIALECTS, TASKS
 from vtc.io.plain_yaml import load
@@ -156,7 +156,7 @@ ROW = {
 }  # fmt: skip
 SETTING = {"pad_square": flag, "system": _text, "model_args": _by_name(_knob)}
 MODEL = {
-    "checkpoint": _text, "family": _one_of("family", lambda: listed("vtc.patches")), "dialect": _dialect,
+    "checkpoint": _text, "family": _one_of("family", lambda: names_in("vtc.patches")), "dialect": _dialect,
     "rows": _list(_row), "used": _text, "dialects": _by_name(_dialect, tasks=True), "tokens": _whole,
     "settings": lambda value, where: _built(Setting, value, where, SETTING), "splits": _by_name(_text, tasks=True),
     "note": _text, "average_is": _text, "average_over": _list(_text),

@@ -31,7 +31,7 @@ class Answerer:
     def __init__(self, loaded: Loaded, run: Run, task: Task, max_new_tokens: int, **encoding):
         self.loaded, self.run, self.task, self.max_new_tokens = loaded, run, task, max_new_tokens
         self.encoding = encoding
-        self.downsample = Downsample(loaded, run.config.stages[0].budget) if run.kind == "downsample" else None
+        self.downsample = Downsample(loaded, run.config.allocate().projector) if run.kind == "downsample" else None
         self.notes: list[str] = []
         self.most: int | None = None  # samples at a time that memory has room for, once that is known
 

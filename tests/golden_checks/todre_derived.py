@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from vtc.strategies.todre import drops
-from vtc.strategies.todre_encoder import ToDREEncoder, selection_order
+from vtc.strategies.todre_projector import ToDREProjector, selection_order
 
 
 def check(tensors: dict[str, Tensor], params: dict) -> None:
@@ -12,7 +12,7 @@ def check(tensors: dict[str, Tensor], params: dict) -> None:
     first `thumbnail_tokens`. Stage 2, another prompt: attention [H, L, L], alpha [2]: of the attention of the text
     after the image what goes to the image, and the reverse."""
     attention, features, count = tensors["cls_attention"][None], tensors["features"][None], params["budget"]
-    order = selection_order(attention, features, count, ToDREEncoder().objective, params["thumbnail_tokens"])
+    order = selection_order(attention, features, count, ToDREProjector().objective, params["thumbnail_tokens"])
     assert order[0].tolist() == tensors["selection_order"].tolist()
     assert order[0].sort().values.tolist() == tensors["kept"].tolist()
 

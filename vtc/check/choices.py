@@ -39,12 +39,12 @@ def _number(subject: Subject, run: Run) -> None:
                 raise Violation(f"{choice.stage.method} keeps {len(kept)} of {asked} (unit {b})")
     images = iter(run.report.images)
     for layouts in subject.tiny.layouts(subject.inputs):
-        budget = run.patch.schedule.projector
+        budget = run.patch.allocation.projector
         projected = budget is not None and not budget.keeps_all
         quotas = budget.quotas([[tile.tokens for tile in layout.tiles] for layout in layouts]) if projected else None
         for j, (layout, image) in enumerate(zip(layouts, images)):
             entered = sum(quotas[j]) if projected else layout.tokens
-            expected = [entered] * projected + run.patch.schedule.counts(layout.tokens, entered)
+            expected = [entered] * projected + run.patch.allocation.counts(layout.tokens, entered)
             _counts(image, layout.tokens, expected, run)
 
 

@@ -85,13 +85,13 @@ def _strategies() -> list[dict]:
     The budget is "schedule" where it is left to the stages: how many tokens which layer sees (`vtc show --layers`), and
     "none" for a method from outside that has to be told.
     """
-    from vtc.config.source import read
-    from vtc.strategies import METHODS, known
+    from vtc.config.source import read_strategy
+    from vtc.strategies import METHODS, available
 
     found = []
-    for name in known():
+    for name in available():
         try:
-            _, raw = read(name)
+            raw = read_strategy(name)[0].data
             stages = raw["stages"]
             rows = (raw, *stages[:1]) if len(stages) == 1 else (raw,)
             budgets = [f"{key}={row[key]}" for row in rows for key in ("keep", "prune_ratio") if key in row]
@@ -115,8 +115,9 @@ def show(
 ) -> None:
     """Print a strategy as YAML with every default filled in; the output is a strategy file again.
 
-    Without --family the general defaults are shown, which a family's section of the file may override. With --layers
-    and --tokens, comments above say how many of an image's tokens each layer of such a language model sees.
+    Comments say what each knob means, and what is published where a family departs. Without --family the general
+    defaults are shown, which a family's section of the file may override. With --layers and --tokens, comments above
+    say how many of an image's tokens each layer of such a language model sees.
 
     \b
     Examples:
@@ -125,17 +126,18 @@ def show(
       vtc show hiprune --set alpha=0.2 --set object_layer=9 > mine.yaml
       vtc show hiprune+transprune --keep 0.2 --layers 32 --tokens 576
     """
-    import yaml
-
-    from vtc.config.resolve import resolve
+    from vtc.config.annotated import annotated
+    from vtc.config.resolve import resolve_written
+    from vtc.config.source import read_strategy
 
     if (layers is None) != (tokens is None):
         raise ConfigError(f"--{'layers' if layers is None else 'tokens'} is missing; possible: both of them, or none")
     given = overrides(settings) | ({} if keep is None else {"keep": keep})
-    config = resolve(strategy, family and known_family(family), **given)
+    written = read_strategy(strategy)
+    config = resolve_written(written, family and known_family(family), **given)
     for line in [] if layers is None else table(config, family, layers, tokens):
         say(f"# {line}")
-    say(yaml.safe_dump(config.dump(), sort_keys=False, allow_unicode=True).rstrip("\n"))
+    say(annotated(config, written))
 
 
 @app.command()
@@ -157,12 +159,13 @@ def validate(
       vtc validate my_strategy.yaml --family llava
       vtc validate hiprune+my_strategy.yaml
     """
-    from vtc.config.resolve import resolve
-    from vtc.config.source import parts, read
+    from vtc.config.resolve import resolve_written
+    from vtc.config.source import parts_of, read_strategy
 
-    for part in parts(file):
+    written = []
+    for part in parts_of(file):
         try:
-            read(part)
+            written += read_strategy(part)
         except VtcError as error:
             if not Path(part).is_file():
                 raise
@@ -171,7 +174,7 @@ def validate(
     failed = False
     for name in family_names() if family is None else [known_family(family)]:
         try:
-            check_depths(resolve(file, name))
+            check_depths(resolve_written(written, name))
         except VtcError as error:
             failed = True
             say(f"{name}: error: {error}")

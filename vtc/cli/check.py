@@ -37,17 +37,16 @@ def check(
     from vtc.check.contract import CONTRACT
     from vtc.check.outcome import USUAL, family_at, of_family, of_method
     from vtc.check.show import notes, tables
-    from vtc.config.source import parts, read
-    from vtc.strategies import known
+    from vtc.config.source import read_strategy
+    from vtc.strategies import available
 
-    family = name if name in family_names() and name not in known() else None
+    family = name if name in family_names() and name not in available() else None
     if ":" in name and "+" not in name:
         family = family_at(name)
     given = overrides(settings) | ({} if keep is None else {"keep": keep})
-    methods, columns = list(known()) if everything else list(USUAL), family_names()
+    methods, columns = list(available()) if everything else list(USUAL), family_names()
     if family is None:
-        for part in parts(name):
-            read(part)
+        read_strategy(name)
     console = Terminal(stderr=True)
     with bar(console, hidden=not console.is_terminal) as progress:
         total = len(methods if family else columns) * (len(CONTRACT) + 1)

@@ -31,9 +31,9 @@ def overrides(settings: list[str] | None) -> dict:
 
 def family_names() -> list[str]:
     """The families, those of vtc by their files, which are named after them: importing them would load transformers."""
-    from vtc.core.registry import listed
+    from vtc.core.registry import names_in
 
-    return listed("vtc.patches")
+    return names_in("vtc.patches")
 
 
 def known_family(name: str) -> str:

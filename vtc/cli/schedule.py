@@ -16,9 +16,9 @@ def table(config: object, family: str | None, layers: int, tokens: int) -> list[
     """
     from vtc.core.flops import LanguageShape, paper_flops
 
-    schedule = _schedule(config, family, layers, tokens)
-    entered = tokens if schedule.projector is None else sum(schedule.projector.quotas([[tokens]])[0])
-    seen = schedule.tokens_per_layer(tokens, entered)
+    allocation = _allocation(config, family, layers, tokens)
+    entered = tokens if allocation.projector is None else sum(allocation.projector.quotas([[tokens]])[0])
+    seen = allocation.tokens_per_layer(tokens, entered)
     first = [i for i in range(layers) if i == 0 or seen[i] != seen[i - 1]]
     lines = [f"{layers} decoder layers, counted from 0, and an image of {tokens} visual tokens:"]
     for start, end in zip(first, [*first[1:], layers], strict=True):
@@ -47,15 +47,14 @@ def check_depths(config: object) -> None:
     errors = []
     for depth in DEPTHS:
         try:
-            _schedule(config, None, depth)
+            _allocation(config, None, depth)
             return
         except ConfigError as error:
             errors.append(error)
     raise errors[0]
 
 
-def _schedule(config: object, family: str | None, layers: int, tokens: int | None = None):
-    from vtc.config.schedule import Schedule
+def _allocation(config: object, family: str | None, layers: int, tokens: int | None = None):
     from vtc.core.signals import Decoder
 
-    return Schedule(config, Decoder(family or "", layers), tokens)
+    return config.allocate(Decoder(family or "", layers), tokens)

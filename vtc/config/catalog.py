@@ -5,7 +5,7 @@ from typing import Any
 from vtc.config.resolve import resolve
 from vtc.config.strategy import Strategy, StrategyConfig
 from vtc.core.errors import ConfigError
-from vtc.strategies import known
+from vtc.strategies import available
 
 
 def families() -> list[str]:
@@ -41,7 +41,7 @@ def support_table() -> str:
 
     names = FAMILIES.names()
     lines = ["| strategy | " + " | ".join(names) + " |", "|---" * (len(names) + 1) + "|"]
-    for strategy in known():
+    for strategy in available():
         cells = []
         for name in names:
             budget = budget_for_tables(strategy, name)

@@ -1,7 +1,9 @@
 """Knobs of methods: values from YAML, Python or the command line checked against a dataclass's type hints."""
 
 import dataclasses
+import inspect
 import math
+import re
 import types
 import typing
 from collections.abc import Iterable, Mapping
@@ -19,21 +21,29 @@ def known_keys(data: Mapping, possible: Iterable[str], where: str) -> None:
 
 
 def knobs_of(method: type) -> list[str]:
-    """Names of a method's knobs; raises ConfigError for a class whose own fields are no knobs yet."""
+    """Names of a method's knobs; raises ConfigError for a class that declares fields but is no dataclass."""
     if "__dataclass_params__" not in vars(method) and {"__init__", "__annotations__"} & set(vars(method)):
         raise ConfigError(f"method {method.__name__} is no dataclass; possible: @dataclass(frozen=True) above it")
     return [f.name for f in dataclasses.fields(method)]
 
 
-def build(method: type, knobs: Mapping) -> object:
+def meanings(method: type) -> dict[str, str]:
+    """What each knob of a method means: the list below "Knobs:" in its docstring, each entry `- name: meaning`."""
+    doc = inspect.getdoc(method) or ""
+    section = re.search(r"^Knobs:\n+((?:[- ] .*(?:\n|$))+)", doc, re.MULTILINE)
+    entries = re.findall(r"^- (\w+): (.*(?:\n .*)*)", section[1] if section else "", re.MULTILINE)
+    return {name: " ".join(text.split()) for name, text in entries if name in knobs_of(method)}
+
+
+def build_method(method: type, knobs: Mapping) -> object:
     """The method with its knobs checked; raises ConfigError for unknown ones, wrong types and wrong values."""
     hints = typing.get_type_hints(method)
     known_keys(knobs, knobs_of(method), f"method {method.__name__}")
-    made = method(**{key: typed(key, value, hints[key]) for key, value in knobs.items()})
+    method_with_knobs = method(**{key: typed(key, value, hints[key]) for key, value in knobs.items()})
     for key in knobs:  # after the method's own ranges, which say more
-        if not _finite(getattr(made, key)):
+        if not _finite(getattr(method_with_knobs, key)):
             raise ConfigError(f"{key}={shown(knobs[key])} is out of range; possible: finite numbers")
-    return made
+    return method_with_knobs
 
 
 def _finite(value: object) -> bool:
@@ -41,19 +51,19 @@ def _finite(value: object) -> bool:
     return all(math.isfinite(v) for v in values if isinstance(v, float))
 
 
-def plain(value: object) -> object:
+def as_lists(value: object) -> object:
     """Tuples as lists, all the way down, as YAML has them."""
-    return [plain(v) for v in value] if isinstance(value, (tuple, list)) else value
+    return [as_lists(v) for v in value] if isinstance(value, (tuple, list)) else value
 
 
 def typed(key: str, value: object, hint: object) -> object:
     """`value` if it has the type of the knob (an int passes for a float, a list for a tuple), else ConfigError."""
-    found = _fit(value, hint)
-    if found is not _UNFIT:
-        return found
+    fitted = _fit(value, hint)
+    if fitted is not _UNFIT:
+        return fitted
     if typing.get_origin(hint) is typing.Literal:
-        raise ConfigError(f"{key}={shown(value)} is unknown; possible: {_describe(hint)}")
-    raise ConfigError(f"{key}={shown(value)} has type {type(value).__name__}; possible: {_describe(hint)}")
+        raise ConfigError(f"{key}={shown(value)} is unknown; possible: {_type_words(hint)}")
+    raise ConfigError(f"{key}={shown(value)} has type {type(value).__name__}; possible: {_type_words(hint)}")
 
 
 _UNFIT = object()
@@ -83,16 +93,16 @@ def _fit(value: object, hint: object) -> object:
         return _UNFIT
 
 
-def _describe(hint: object) -> str:
+def _type_words(hint: object) -> str:
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if origin in (types.UnionType, typing.Union):
-        return " or ".join(_describe(a) for a in arguments)
+        return " or ".join(_type_words(a) for a in arguments)
     if origin is typing.Literal:
         return ", ".join(map(str, arguments))
     if origin is tuple:
         if arguments[-1] is Ellipsis:
-            return f"a list of {_describe(arguments[0])}"
-        return f"[{', '.join(map(_describe, arguments))}]"
+            return f"a list of {_type_words(arguments[0])}"
+        return f"[{', '.join(map(_type_words, arguments))}]"
     return "null" if hint is types.NoneType else hint.__name__
 
 

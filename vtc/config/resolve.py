@@ -1,15 +1,13 @@
 """Strategies as data: YAML or keyword arguments to a checked, frozen StrategyConfig."""
 
-import dataclasses
-from collections.abc import Mapping
-from pathlib import Path
+from collections.abc import Iterator, Mapping, Sequence
 
-from vtc.config.knobs import build, knobs_of, known_keys
-from vtc.config.source import TOP, parts, read
+from vtc.config.knobs import build_method, knobs_of, known_keys
+from vtc.config.source import TOP, Written, read_strategy
 from vtc.config.strategy import POSITIONS, StageConfig, StrategyConfig
-from vtc.core.budget import ROUNDINGS, SCOPES, Budget, keep_from_prune_ratio, parse_keep
+from vtc.core.budget import ROUNDINGS, SCOPES, keep_from_prune_ratio, parse_keep
 from vtc.core.errors import ConfigError, shown
-from vtc.core.registry import listed
+from vtc.core.registry import names_in
 from vtc.patches import FAMILIES
 from vtc.strategies import METHODS
 
@@ -23,58 +21,98 @@ def resolve(strategy: object, family: str | None = None, **overrides) -> Strateg
     strategy: a name, a YAML file, a mapping, a method (its class, an instance, or MODULE:CLASS), or several of these to
     compose, as a list or as "a+b": the stages of all in order, each with its own budget and positions. overrides: keep,
     prune_ratio, scope, rounding, positions, or any knob; METHOD.KEY (also METHOD.keep) where several stages know the
-    key. Positions that nothing states are the family's own (`Family.positions`; "compact" without a family), which is
-    asked by its class and loads no transformers for it. Raises ConfigError in one line for unknown keys
-    (with near names), wrong types and values out of range.
+    key. Positions that nothing states are the family's own (`Family.positions`; "compact" without a family), and a
+    scope that nothing states is the method's where images are tiled (`Stage.tile_scope`). A family is asked by its
+    class, which loads no transformers. Raises ConfigError in one line for unknown keys (with near names), wrong types
+    and values out of range.
     """
-    read_parts = [_part(part, family) for part in parts(strategy)]
-    if len(read_parts) == 1:
-        name, top, stages = read_parts[0]
+    return resolve_written(read_strategy(strategy), family, **overrides)
+
+
+def resolve_written(strategy: Sequence[Written], family: str | None = None, **overrides) -> StrategyConfig:
+    """As `resolve`, of strategies that were read before."""
+    for part in strategy:
+        _check_sections(part)
+    parts = [(part.name, *_for_family(part, family)) for part in strategy]
+    if len(parts) == 1:
+        name, top, stages = parts[0]
     else:
-        name = "+".join(part[0] for part in read_parts)
-        top = {"description": " Then: ".join(str(t.get("description", "")).strip() for _, t, _ in read_parts)}
-        stages = [stage for part in read_parts for stage in _pushed_down(*part)]
+        name = "+".join(name for name, _, _ in parts)
+        top = {"description": _joined_descriptions(top for _, top, _ in parts)}
+        stages = [stage for part in parts for stage in _pushed_down(*part)]
     _overlay(top, stages, overrides, name)
-    if family is not None:
-        top.setdefault("positions", FAMILIES[family].positions())
-    return _checked(name, top, stages)
+    return _checked(name, top, stages, family)
 
 
-def _part(strategy: str | Path | Mapping, family: str | None) -> tuple[str, dict, list[dict]]:
-    """Name, top level and stages of one strategy, its section for `family` (or for the one that it follows) applied."""
-    name, raw = read(strategy)
-    known_keys(raw, TOP, f"strategy {name!r}")
-    families = {} if raw.get("families") is None else raw["families"]
+def _joined_descriptions(tops: Iterator[Mapping]) -> str:
+    return " Then: ".join(str(top.get("description", "")).strip() for top in tops)
+
+
+def _check_sections(strategy: Written) -> None:
+    """Raises ConfigError for any error in the sections for families, also of the strategies that it refers to: a file
+    is right or wrong as a whole, whichever family it is read for."""
+    name = strategy.name
+    known_keys(strategy.data, TOP, f"strategy {name!r}")
+    families = _sections(strategy)
     if not isinstance(families, dict):
         raise ConfigError(f"strategy {name!r}: families={shown(families)}; possible: a mapping of family to overrides")
-    known_keys(families, listed("vtc.patches"), f"the families of {name!r}")
-    for section in families.values():
-        # A file is right or wrong as a whole, whichever family it is read for.
-        _checked(name, *_with_section(name, raw, section))
-    if family is not None and family not in families:
+    known_keys(families, names_in("vtc.patches"), f"the families of {name!r}")
+    for part in {id(part): part for part in strategy.parts.values()}.values():
+        _check_sections(part)
+    for family in families:
+        _checked(name, *_for_family(strategy, family), None)
+
+
+def _sections(strategy: Written) -> dict:
+    families = strategy.data.get("families")
+    return {} if families is None else families
+
+
+def _for_family(strategy: Written, family: str | None) -> tuple[dict, list[dict]]:
+    """Top level and stages of a strategy, its section for `family` (or for the one that it follows) applied."""
+    name, sections = strategy.name, _sections(strategy)
+    top = {key: value for key, value in strategy.data.items() if key not in ("families", "stages")}
+    stages = _stages(strategy, family, bool(_budgets(top)))
+    if strategy.parts and "description" not in top:
+        top["description"] = _joined_descriptions(part.data for part in strategy.parts.values())
+    if family is not None and family not in sections:
         family = FAMILIES[family].follows
-    return name, *_with_section(name, raw, families.get(family))
-
-
-def _with_section(name: str, raw: dict, section: object) -> tuple[dict, list[dict]]:
-    top = {key: value for key, value in raw.items() if key not in ("families", "stages")}
-    stages = _stages(name, raw.get("stages"))
-    if _budgets(top) and any(map(_budgets, stages)):
-        raise ConfigError(f"strategy {name!r} has a keep of its own and one in its stages; possible: one of them")
+    section = sections.get(family)
     _overlay(top, stages, {} if section is None else section, name)
     return top, stages
 
 
-def _stages(name: str, stages: object) -> list[dict]:
-    if not isinstance(stages, list) or not stages or any(not isinstance(s, dict) or "method" not in s for s in stages):
+def _stages(strategy: Written, family: str | None, one_keep: bool) -> list[dict]:
+    """The stages of a strategy, those of the strategies that it refers to in their place. one_keep: it has a keep of
+    its own."""
+    name, stages = strategy.name, strategy.data.get("stages")
+    if (
+        not isinstance(stages, list)
+        or not stages
+        or any(
+            not isinstance(stage, dict) or "method" not in stage and place not in strategy.parts
+            for place, stage in enumerate(stages)
+        )
+    ):
         raise ConfigError(
             f"strategy {name!r}: stages={shown(stages)}; possible: a list of mappings with 'method' "
-            f"(one of {', '.join(METHODS)}) and its knobs"
+            f"(one of {', '.join(METHODS)}) and its knobs, or with 'strategy' (a name or a YAML file) and overrides"
         )
-    for stage in stages:
+    if one_keep and any(map(_budgets, stages)):
+        raise ConfigError(f"strategy {name!r} has a keep of its own and one in its stages; possible: one of them")
+    rows = []
+    for place, stage in enumerate(stages):
+        if place in strategy.parts:
+            part = strategy.parts[place]
+            part_top, part_stages = _for_family(part, family)
+            overrides = {key: value for key, value in stage.items() if key != "strategy"}
+            _overlay(part_top, part_stages, overrides, part.name)
+            rows += _pushed_down(part.name, part_top, part_stages)
+            continue
         known_keys(stage, ["method", *_STAGE, *knobs_of(METHODS[stage["method"]])], f"stage {stage['method']!r}")
         _one_budget(stage, f"stage {stage['method']!r}")
-    return [dict(stage) for stage in stages]
+        rows.append(dict(stage))
+    return rows
 
 
 def _budgets(data: Mapping) -> list[str]:
@@ -97,8 +135,8 @@ def _pushed_down(name: str, top: dict, stages: list[dict]) -> list[dict]:
     rows = []
     for stage in stages:
         own = {key: value for key, value in stage.items() if not budget or key not in ("keep", "prune_ratio")}
-        meant = alone or METHODS[stage["method"]].site != "decoder"
-        shared = {key: top[key] for key in _SHARED if key in top and (key == "positions" or meant)}
+        applies = alone or METHODS[stage["method"]].site != "decoder"
+        shared = {key: top[key] for key in _SHARED if key in top and (key == "positions" or applies)}
         rows.append({**shared, **budget, **own})
     return rows
 
@@ -154,26 +192,30 @@ def _only_inside(stages: list[dict]) -> bool:
     return all(METHODS[stage["method"]].site == "decoder" for stage in stages)
 
 
-def _checked(name: str, top: dict, stages: list[dict]) -> StrategyConfig:
+def _checked(name: str, top: dict, stages: list[dict], family: str | None) -> StrategyConfig:
     _one_budget(top, f"strategy {name!r}")
+    if family is not None:
+        top.setdefault("positions", FAMILIES[family].positions())
     keep = _keep(top)
     if keep is None and len(stages) == 1:
         keep = _keep(stages[0])
-    alone = _only_inside(stages)
-    built = tuple(_stage(top, stage, alone, keep is None) for stage in stages)
-    sites = [s.stage.site for s in built]
+    alone, tiled = _only_inside(stages), family is not None and _is_tiled(family)
+    configs = tuple(_stage(top, stage, alone, keep is None, tiled) for stage in stages)
+    sites = [config.stage.site for config in configs]
     if sites != sorted(sites, reverse=True) or sites.count("projector") > 1:
         raise ConfigError(
             f"strategy {name!r} has stages at {', '.join(sites)}; possible: at most one at the projector, first, then "
             "any number in the decoder"
         )
-    if keep is None:
-        for s in built:
-            if s.stage.site == "projector" and s.budget.keep is None:
-                raise ConfigError(f"strategy {name!r} names no budget; possible: keep or prune_ratio")
-    elif len(built) == 1:
-        built = (dataclasses.replace(built[0], budget=dataclasses.replace(built[0].budget, keep=keep)),)
-    return StrategyConfig(name, str(top.get("description", "")).strip(), keep, built)
+    if keep is None and any(config.stage.site == "projector" and config.keep is None for config in configs):
+        raise ConfigError(f"strategy {name!r} names no budget; possible: keep or prune_ratio")
+    return StrategyConfig(name, str(top.get("description", "")).strip(), keep, configs)
+
+
+def _is_tiled(family: str) -> bool:
+    """Whether its images are several tiles, or those of the family that it follows."""
+    follows = FAMILIES[family].follows
+    return FAMILIES[family].tiled or follows is not None and FAMILIES[follows].tiled
 
 
 def _keep(data: Mapping) -> float | int | None:
@@ -182,11 +224,14 @@ def _keep(data: Mapping) -> float | int | None:
     return parse_keep(data["keep"]) if "keep" in data else None
 
 
-def _stage(top: dict, data: dict, alone: bool, own_budget: bool) -> StageConfig:
-    """alone: there is no projector stage that options at the top could be meant for."""
+def _stage(top: dict, data: dict, alone: bool, own_budget: bool, tiled: bool) -> StageConfig:
+    """alone: there is no projector stage that options at the top could be meant for. own_budget: the strategy has no
+    keep of its own. tiled: images are several tiles."""
     method, shared = METHODS[data["method"]], {}
     inside = method.site == "decoder"
     for key, (default, possible) in _SHARED.items():
+        if key == "scope" and tiled and not inside:
+            default = method.tile_scope
         given = {**(top if alone or not inside or key == "positions" else {}), **data}
         value = shared[key] = given.get(key, default)
         if value not in possible:
@@ -198,5 +243,4 @@ def _stage(top: dict, data: dict, alone: bool, own_budget: bool) -> StageConfig:
             )
     own = _keep(data)
     knobs = {key: value for key, value in data.items() if key not in ("method", *_STAGE)}
-    budget = Budget(own if own_budget else None, shared["scope"], shared["rounding"])
-    return StageConfig(data["method"], build(method, knobs), budget, shared["positions"])
+    return StageConfig(data["method"], build_method(method, knobs), own if own_budget else None, **shared)

@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vtc.config.knobs import plain
-from vtc.core.budget import Budget
+from vtc.config.allocation import Allocation
+from vtc.config.knobs import as_lists
+from vtc.core.signals import Decoder
 from vtc.strategies.base import DecoderStage, Stage
 
 POSITIONS = ("keep", "compact")
@@ -19,13 +20,18 @@ Strategy = str | Path | Mapping[str, Any] | Method | Sequence[Any]
 
 @dataclass(frozen=True)
 class StageConfig:
-    """One stage of a strategy. method: its name, or MODULE:CLASS. budget: of this stage alone (keep None: a decoder
-    method's published schedule, or to be worked out from the strategy's keep). positions: "keep" (survivors retain the
-    rotary positions that they have) or "compact" (renumbered without gaps)."""
+    """One stage of a strategy, as it is asked for.
+
+    method: its name, or MODULE:CLASS. keep: of this stage alone; None where `StrategyConfig.keep` is for the whole, and
+    for a decoder method's published schedule. scope, rounding: see `vtc.core.budget.Budget`. positions: "keep"
+    (survivors retain the rotary positions that they have) or "compact" (renumbered without gaps).
+    """
 
     method: str
     stage: Stage | DecoderStage
-    budget: Budget
+    keep: float | int | None
+    scope: str
+    rounding: str
     positions: str
 
     def options(self) -> dict:
@@ -33,15 +39,15 @@ class StageConfig:
         positions = {"positions": self.positions}
         if self.stage.site == "decoder":
             return positions
-        return {"scope": self.budget.scope, "rounding": self.budget.rounding, **positions}
+        return {"scope": self.scope, "rounding": self.rounding, **positions}
 
 
 @dataclass(frozen=True)
 class StrategyConfig:
     """A strategy resolved for one model family: nothing in it is left to defaults.
 
-    keep: the budget of the whole, a mean over the language model's layers (see `vtc.config.schedule`); None when every
-    stage has its own. stages: at most one at the projector, first, then those inside the language model.
+    keep: the budget of the whole, a mean over the language model's layers (see `vtc.config.allocation`); None when
+    every stage has its own. stages: at most one at the projector, first, then those inside the language model.
     """
 
     name: str
@@ -64,6 +70,10 @@ class StrategyConfig:
         """The stages inside the language model."""
         return tuple(s for s in self.stages if s.stage.site == "decoder")
 
+    def allocate(self, decoder: Decoder | None = None, tokens: int | None = None) -> Allocation:
+        """What each stage keeps on a language model; see `vtc.config.allocation`, whose errors are raised."""
+        return Allocation(self, decoder, tokens)
+
     def dump(self) -> dict:
         """The resolved strategy as plain data; `vtc.patch` takes it back as YAML and does the same again.
 
@@ -73,9 +83,9 @@ class StrategyConfig:
         common = {key: rows[0][key] for key in rows[0] if all(row.get(key) == rows[0][key] for row in rows)}
         stages = []
         for s, row in zip(self.stages, rows, strict=True):
-            own = {} if s.budget.keep is None or self.keep is not None else {"keep": s.budget.keep}
+            own = {} if s.keep is None else {"keep": s.keep}
             own |= {key: value for key, value in row.items() if key not in common}
-            knobs = {key: plain(value) for key, value in dataclasses.asdict(s.stage).items()}
+            knobs = {key: as_lists(value) for key, value in dataclasses.asdict(s.stage).items()}
             stages.append({"method": s.method, **own, **knobs})
         overall = {} if self.keep is None else {"keep": self.keep}
         return {"description": self.description, **overall, **common, "stages": stages}

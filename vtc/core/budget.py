@@ -50,26 +50,24 @@ def keep_from_prune_ratio(ratio: object) -> float:
 
 @dataclass(frozen=True)
 class Budget:
-    """The budget of one stage.
+    """How much one stage at the projector keeps, and of what.
 
-    keep: float in (0, 1] = fraction of the visual tokens kept; int >= 1 = tokens kept; None = given elsewhere (a
-    published schedule, or the strategy's keep, see `vtc.config.schedule`).
+    keep: float in (0, 1] = fraction of the visual tokens kept; int >= 1 = number of tokens kept.
     scope: what a number of tokens is counted over.
         per_image: each image keeps `keep`, its tiles compete with each other.
         per_request: all images of one prompt share `keep`, each in proportion to its tokens.
         per_tile: each image keeps `keep`, divided evenly over its tiles, which do not compete; a tile with fewer
-            tokens than its part keeps all and passes the rest on.
-    rounding: of fraction x tokens, "ceil" unless the strategy's paper rounds otherwise; with "floor" the remainder of
-        an even division over tiles is lost as well, else the first tiles have it.
+            tokens than its part keeps them all, and the rest goes to the other tiles.
+    rounding: of fraction x tokens, "ceil" unless the strategy's paper rounds otherwise. When a number is divided over
+        tiles, "floor" also loses the remainder; otherwise the first tiles get it.
     """
 
-    keep: float | int | None
+    keep: float | int
     scope: str = "per_image"
     rounding: str = "ceil"
 
     def __post_init__(self):
-        if self.keep is not None:
-            parse_keep(self.keep)
+        parse_keep(self.keep)
         for name, value, possible in (("scope", self.scope, SCOPES), ("rounding", self.rounding, ROUNDINGS)):
             if value not in possible:
                 raise ConfigError(f"{name}={shown(value)} is unknown; possible: {', '.join(possible)}")
@@ -99,26 +97,27 @@ class Budget:
         """
         totals = [sum(tiles) for tiles in request]
         if self.scope == "per_tile":
-            return [self._tiles(tiles) for tiles in request]
+            return [self._count_tiles(tiles) for tiles in request]
         if self.scope == "per_request" and isinstance(self.keep, int):
-            return [[n] for n in _share(min(self.keep, sum(totals)), totals)]
+            return [[n] for n in _split(min(self.keep, sum(totals)), totals)]
         return [[self.count(n)] for n in totals]
 
-    def _tiles(self, tiles: Sequence[int]) -> list[int]:
+    def _count_tiles(self, tiles: Sequence[int]) -> list[int]:
+        """Tokens kept of each tile; tiles smaller than an even part stay whole, and the larger ones divide the rest."""
         if not isinstance(self.keep, int):
             return [self.count(n) for n in tiles]
-        parts, left, open_ = list(tiles), min(self.keep, sum(tiles)), list(range(len(tiles)))
-        while open_ and any(tiles[i] <= left // len(open_) for i in open_):
-            full = [i for i in open_ if tiles[i] <= left // len(open_)]
-            left -= sum(tiles[i] for i in full)
-            open_ = [i for i in open_ if i not in full]
-        for rank, i in enumerate(open_):
-            part, rest = divmod(left, len(open_))
-            parts[i] = part + (rank < rest and (self.rounding != "floor" or part == 0))
-        return parts
+        counts, budget, larger = list(tiles), min(self.keep, sum(tiles)), list(range(len(tiles)))
+        while larger and any(tiles[i] <= budget // len(larger) for i in larger):
+            whole = [i for i in larger if tiles[i] <= budget // len(larger)]
+            budget -= sum(tiles[i] for i in whole)
+            larger = [i for i in larger if i not in whole]
+        for rank, i in enumerate(larger):
+            each, remainder = divmod(budget, len(larger))
+            counts[i] = each + (rank < remainder and (self.rounding != "floor" or each == 0))
+        return counts
 
 
-def _share(total: int, sizes: Sequence[int]) -> list[int]:
+def _split(total: int, sizes: Sequence[int]) -> list[int]:
     """Split of `total` in proportion to `sizes` by largest remainders; each part is at least 1, at most its size."""
     exact = [Fraction(total * size, sum(sizes)) for size in sizes]
     parts = [max(1, math.floor(x)) for x in exact]

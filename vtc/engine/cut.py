@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from vtc.config.schedule import Schedule
+from vtc.config.allocation import Allocation
 from vtc.core.errors import UnsupportedError
 from vtc.engine import clock, prefill
 from vtc.engine.inside import Images, Plan, Prefill
@@ -23,10 +23,10 @@ class PromptCut:
     """
 
     def __init__(
-        self, family, schedule: Schedule, plan: Plan | None, vision: Vision, question: QuestionReader,
+        self, family, allocation: Allocation, plan: Plan | None, vision: Vision, question: QuestionReader,
         reporter: Reporter, thread: ThreadState, number: int,
     ):  # fmt: skip
-        self.family, self.schedule, self.plan, self.vision, self.question = family, schedule, plan, vision, question
+        self.family, self.allocation, self.plan, self.vision, self.question = family, allocation, plan, vision, question
         self.reporter, self.stage, self.thread, self.number = reporter, reporter.stage, thread, number
 
     def __call__(self, call: Call, module: nn.Module, kwargs: dict) -> None:
@@ -79,7 +79,7 @@ class PromptCut:
         if self.stage is None:
             kept = [Kept(torch.arange(n, device=device)) for n in tokens]
         else:
-            budget = self.schedule.projector
+            budget = self.allocation.projector
             kept = self.vision.select(self.stage, budget, requests, placement.source, run, features, text, device)
         grouped = [[kept[i] for i in images] for images in requests]
         whole = prefill.whole(kwargs, batch.padded, family.mrope)
@@ -95,7 +95,7 @@ class PromptCut:
                 shift = whole.following - where.following
             segment = Segment(0, packing.index, packing.valid, shift)
         # Counts first: a budget that an image cannot give is refused before anything is reported.
-        counts = [self.schedule.counts(n, len(k.offsets)) for n, k in zip(tokens, kept, strict=True)]
+        counts = [self.allocation.counts(n, len(k.offsets)) for n, k in zip(tokens, kept, strict=True)]
         report = self.reporter.report(requests, tokens, kept, placement.lengths, after, run)
         prompt = call.pruned = PrunedPrompt([segment], length, length, whole.following, report, self.number)
         if kwargs.get("past_key_values") is not None:

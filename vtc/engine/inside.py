@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from vtc.config.schedule import Schedule
+from vtc.config.allocation import Allocation
 from vtc.core.report import Report, StepReport
 from vtc.core.selection import Selection
 from vtc.core.signals import Decoder, Signal
@@ -26,12 +26,12 @@ class Plan:
     watched: what these ask of the layers.
     """
 
-    def __init__(self, site, schedule: Schedule, decoder: Decoder):
-        self.site, self.schedule, self.decoder = site, schedule, decoder
-        stages = schedule.stages
-        self.needs = [stages[step.index].stage.needs(decoder, step.number) for step in schedule.steps]
+    def __init__(self, site, allocation: Allocation, decoder: Decoder):
+        self.site, self.allocation, self.decoder = site, allocation, decoder
+        stages = allocation.stages
+        self.needs = [stages[step.index].stage.needs(decoder, step.number) for step in allocation.steps]
         self.steps: dict[int, list[int]] = {}
-        for number, step in enumerate(schedule.steps):
+        for number, step in enumerate(allocation.steps):
             self.steps.setdefault(step.layer, []).append(number)
         self.watched = Needs(self.needs)
 
@@ -97,8 +97,8 @@ class Prefill:
 
     def _drop(self, number: int, layer: int, hidden: Tensor) -> Tensor:
         plan, images, prompt = self.plan, self.images, self.prompt
-        step = plan.schedule.steps[number]
-        stage = plan.schedule.stages[step.index]
+        step = plan.allocation.steps[number]
+        stage = plan.allocation.stages[step.index]
         device = hidden.device
         column = _columns(prompt.segments[-1], prompt.length).to(device)
         places = [[column[b, w.to(device)] for w in row] for b, row in enumerate(images.placement.places)]

@@ -6,7 +6,6 @@ import itertools
 import torch
 from torch import Tensor, nn
 
-from vtc.config.schedule import Schedule
 from vtc.config.strategy import StrategyConfig
 from vtc.core.errors import PatchError, UnsupportedError
 from vtc.core.hooks import Patchwork
@@ -35,16 +34,16 @@ class Patch:
         self.family, self.strategy = family, strategy
         self.shape = family.language_shape()
         self.decoder = Decoder(family.name, self.shape.layers)
-        self.schedule = Schedule(strategy, self.decoder, family.encoder.tokens)
-        self.plan = Plan(family.decoder_site(), self.schedule, self.decoder) if self.schedule.steps else None
-        reporter = Reporter(family, strategy, self.schedule, self.shape)
+        self.allocation = strategy.allocate(self.decoder, family.encoder.tokens)
+        self.plan = Plan(family.decoder_site(), self.allocation, self.decoder) if self.allocation.steps else None
+        reporter = Reporter(family, strategy, self.allocation, self.shape)
         self.stage = reporter.stage
         needs = () if self.stage is None else self.stage.stage.needs(family.encoder)
         self.patchwork, self.thread, self.number = Patchwork(), ThreadState(), next(_NUMBERS)
         self.vision = Vision(family, tuple(dict.fromkeys(needs)), self.thread)
         question = QuestionReader(family, strategy, processor, clip)
         self.cut = PromptCut(
-            family, self.schedule, self.plan, self.vision, question, reporter, self.thread, self.number
+            family, self.allocation, self.plan, self.vision, question, reporter, self.thread, self.number
         )
         self.outcome: Report | str = KEEPS_ALL if strategy.keeps_all else NO_CALL
 
@@ -184,9 +183,9 @@ class Patch:
             self._end(call)
 
     def _finish(self, prompt: PrunedPrompt, inside: object, output) -> None:
-        if isinstance(inside, Prefill) and inside.done < len(self.schedule.steps):
+        if isinstance(inside, Prefill) and inside.done < len(self.allocation.steps):
             raise PatchError(
-                f"{inside.done} of {len(self.schedule.steps)} drops inside the language model took place: its "
+                f"{inside.done} of {len(self.allocation.steps)} drops inside the language model took place: its "
                 "layers did not run as modules"
             )
         cache = getattr(output, "past_key_values", None)

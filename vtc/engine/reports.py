@@ -2,7 +2,7 @@
 
 import torch
 
-from vtc.config.schedule import Schedule
+from vtc.config.allocation import Allocation
 from vtc.config.strategy import StrategyConfig
 from vtc.core.budget import Budget
 from vtc.core.errors import PatchError
@@ -19,11 +19,11 @@ KEEPS_ALL = "keep=1.0 leaves the model alone"
 class Reporter:
     """Reports of one patch. notes: what holds for all of them."""
 
-    def __init__(self, family, strategy: StrategyConfig, schedule: Schedule, shape: LanguageShape):
-        self.name, self.strategy, self.schedule, self.shape = family.name, strategy, schedule, shape
+    def __init__(self, family, strategy: StrategyConfig, allocation: Allocation, shape: LanguageShape):
+        self.name, self.strategy, self.allocation, self.shape = family.name, strategy, allocation, shape
         self.dump, self.notes = strategy.dump(), []
         self.stage = strategy.projector
-        if self.stage is not None and schedule.projector.keeps_all:
+        if self.stage is not None and allocation.projector.keeps_all:
             self.stage = None
         if self.stage is not None and self.stage.stage.needs_cls and not family.encoder.has_cls:
             self.notes.append("this encoder has no [CLS]: the mean of all queries of an image stands in for it")
@@ -43,15 +43,15 @@ class Reporter:
                     image.steps.append(StepReport(self.stage.method, None, tokens[i], image.entered, *steps))
                 images.append(image)
         notes = list(self.notes)
-        if any(map(self.schedule.relaxed, tokens)):
+        if any(map(self.allocation.relaxed, tokens)):
             first = self.strategy.projector.method
             notes.append(
                 f"keep={self.strategy.keep} is more than the schedule inside lets through: {first} keeps everything "
                 "and the schedule is relaxed"
             )
         if self.stage is not None:
-            _check_dropped(images, self.schedule.projector)
-            notes += _missed(images, self.schedule.projector, len(requests))
+            _check_dropped(images, self.allocation.projector)
+            notes += _missed(images, self.allocation.projector, len(requests))
         return Report(
             self.name, self.dump, self.strategy.keep, notes, images, before, after, self.shape, [], run.observe_seconds
         )

@@ -149,7 +149,7 @@ def select_images(
     device: torch.device,
     project: Callable[[Tensor], Tensor] | None = None,
 ) -> list[Kept]:
-    """What a stage leaves of each image of the prompts. budget: of the stage, see `vtc.config.schedule`.
+    """What a stage leaves of each image of the prompts. budget: of the stage, see `vtc.config.allocation`.
 
     requests: per prompt, indices of its images in prompt order (0..M-1 over all). source [M]: the image of `run`
     that each is (beams repeat images). features: gives an image's embeddings [tokens, D]; asked only by stages

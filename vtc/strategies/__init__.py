@@ -25,11 +25,11 @@ METHODS: Registry = Registry("method", "vtc.strategies", "vtc.strategies", _base
 
 def shipped() -> dict[str, Traversable]:
     """The strategies that come with vtc: name -> YAML file, by name."""
-    found = (files("vtc.configs") / "strategies").iterdir()
-    return {f.name.removesuffix(".yaml"): f for f in sorted(found, key=lambda f: f.name) if f.name.endswith(".yaml")}
+    folder = (files("vtc.configs") / "strategies").iterdir()
+    return {f.name.removesuffix(".yaml"): f for f in sorted(folder, key=lambda f: f.name) if f.name.endswith(".yaml")}
 
 
-def known() -> dict[str, Traversable | Path | Mapping | None]:
+def available() -> dict[str, Traversable | Path | Mapping | None]:
     """`shipped`, and the `strategy` of each method that was registered from outside."""
     return shipped() | {name: METHODS[name].strategy for name in METHODS.outside()}
 
@@ -39,7 +39,7 @@ class CallablePackage(types.ModuleType):
 
     def __call__(self) -> list[str]:
         """Names of the strategies that come with vtc, then of the methods that were registered from outside."""
-        return list(known())
+        return list(available())
 
 
 sys.modules[__name__].__class__ = CallablePackage

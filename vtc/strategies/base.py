@@ -16,11 +16,14 @@ from vtc.core.signals import Context, Decoder, Encoder, Signal
 class Stage(ABC):
     """One selection method with its knobs as typed dataclass fields.
 
-    A subclass never sees a model: it declares signals for an encoder and gets tensors. site: where the stage acts.
-    grid: it needs the tokens as one raster. needs_cls: it ranks by a [CLS] query (see ClsAttention for encoders
-    without one). adaptive: how many it keeps depends on the picture, `context.count` is the most. fixed_count: knobs
-    with which exactly `context.count` are kept, where others may keep fewer. strategy: for a method that is no part of
-    vtc, what its name stands for: a mapping or a YAML file, its `stages` this method alone where it names none.
+    A subclass never sees a model: it declares the signals that it needs of an encoder, and receives tensors.
+
+    site: where the stage acts. grid: it needs the tokens as one raster. needs_cls: it ranks by a [CLS] query (see
+    ClsAttention for encoders without one). adaptive: the number kept depends on the picture and is at most
+    `context.count`. fixed_count: values of knobs with which exactly `context.count` are kept, where other values may
+    keep fewer. tile_scope: the scope (see `Budget`) on images of several tiles, unless the strategy states one.
+    strategy: of a method from outside of vtc, the strategy that its name stands for, as a mapping or a YAML file;
+    without `stages` in it, this method alone.
     """
 
     site: ClassVar[str] = "projector"
@@ -28,6 +31,7 @@ class Stage(ABC):
     needs_cls: ClassVar[bool] = False
     adaptive: ClassVar[bool] = False
     fixed_count: ClassVar[Mapping[str, object]] = {}
+    tile_scope: ClassVar[str] = "per_image"
     strategy: ClassVar[Mapping[str, object] | Traversable | Path | None] = None
 
     @property
@@ -46,8 +50,8 @@ class Stage(ABC):
 
 @dataclass(frozen=True)
 class Step:
-    """One drop inside the language model. layer: 0-based decoder layer, the first to see fewer tokens. share: of the
-    visual tokens that entered the language model, what it sees, in (0, 1]."""
+    """One drop inside the language model. layer: 0-based decoder layer, the first to see fewer tokens. share: the
+    fraction of the visual tokens that entered the language model which this layer sees, in (0, 1]."""
 
     layer: int
     share: float
@@ -58,7 +62,7 @@ class DecoderStage(ABC):
     """A method that drops visual tokens between decoder layers, in one or several steps; units are whole images.
 
     The shares of its steps are the published schedule. A budget (`keep`) raises all of them to one power, so that the
-    mean over layers meets it; see `vtc.config.schedule`. strategy: as of a Stage.
+    mean over layers meets it; see `vtc.config.allocation`. strategy: as of a Stage.
     """
 
     site: ClassVar[str] = "decoder"
@@ -85,7 +89,7 @@ class DecoderStage(ABC):
         """Chooses `context.count` of the `context.tokens` that are left in each of the B images."""
 
 
-def schedule(layers: tuple[int | float, ...], shares: tuple[float, ...], decoder: Decoder) -> tuple[Step, ...]:
+def steps_at(layers: tuple[int | float, ...], shares: tuple[float, ...], decoder: Decoder) -> tuple[Step, ...]:
     """Steps from two lists of equal length. Where layers fall together on a shallow model, the last (smallest) share
     counts. Layers must not fall, shares must lie in (0, 1] and not rise; raises ConfigError."""
     if not layers or len(layers) != len(shares):

@@ -21,6 +21,8 @@ class Pool(Stage):
     has the position of that point. A baseline of ours; no paper, no knobs.
     """
 
+    tile_scope = "per_tile"
+
     def select(self, context: Context, encoder: Encoder) -> Selection:
         """The strided grid, with a merge whose weights sum to 1 in every slot."""
         rows, columns = context.grid or (1, context.tokens)

@@ -17,6 +17,8 @@ from vtc.strategies.base import Stage
 class Uniform(Stage):
     """Keeps a strided grid of exactly `count` tokens. A baseline of ours; no paper, no knobs."""
 
+    tile_scope = "per_tile"
+
     def select(self, context: Context, encoder: Encoder) -> Selection:
         """The same indices for every unit of this grid."""
         rows, columns = context.grid or (1, context.tokens)

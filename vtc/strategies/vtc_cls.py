@@ -17,7 +17,10 @@ from vtc.strategies.base import Stage
 class VtcCls(Stage):
     """Keeps the top tokens by [CLS] attention, averaged over heads and summed over layers start_layer..end_layer.
 
-    Knobs: start_layer, end_layer: first and last layer counted, both included (index, or relative depth as a float).
+    Knobs:
+    - start_layer: first encoder layer counted (index, or relative depth as a float).
+    - end_layer: last encoder layer counted (index, or relative depth as a float).
+
     On encoders with windowed layers (Qwen2.5-VL) the same number of layers is counted backwards from end_layer
     among those with global attention, because attention inside different windows does not compare.
 
@@ -33,6 +36,7 @@ class VtcCls(Stage):
     end_layer: int | float = -2
 
     needs_cls = True
+    tile_scope = "per_tile"
 
     def needs(self, encoder: Encoder) -> tuple[ClsAttention, ...]:
         """One [CLS] row per counted layer."""

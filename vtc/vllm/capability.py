@@ -8,26 +8,28 @@ tokens follows from sizes and budget, and it does not read the question.
 from dataclasses import replace
 
 from vtc.config.catalog import budget_for_tables
-from vtc.config.knobs import plain
-from vtc.config.resolve import resolve
+from vtc.config.knobs import as_lists
+from vtc.config.resolve import resolve, resolve_written
+from vtc.config.source import read_strategy
 from vtc.config.strategy import StageConfig, StrategyConfig
 from vtc.core.errors import ConfigError, UnsupportedError
 from vtc.core.signals import Encoder, TextEmbeddings, TextRelevance
 from vtc.patches import FAMILIES
-from vtc.strategies import known, shipped
+from vtc.strategies import available, shipped
 from vtc.vllm.skeleton import served
 
 
 def resolved(strategy: object, family: str, **overrides) -> StrategyConfig:
     """A strategy for a family, with the knobs that make its count exact unless they are given; see `resolve`."""
-    config = resolve(strategy, family, **overrides)
+    written = read_strategy(strategy)
+    config = resolve_written(written, family, **overrides)
     exact = {}
     for stage in config.stages:
         for knob, value in getattr(stage.stage, "fixed_count", {}).items():
             given = {knob, f"{stage.method}.{knob}"} & set(overrides)
             if not given and getattr(stage.stage, knob) != value:
                 exact[f"{stage.method}.{knob}" if len(config.stages) > 1 else knob] = value
-    return resolve(strategy, family, **exact, **overrides) if exact else config
+    return resolve_written(written, family, **exact, **overrides) if exact else config
 
 
 def check(config: StrategyConfig, encoder: Encoder) -> StageConfig:
@@ -40,10 +42,10 @@ def check(config: StrategyConfig, encoder: Encoder) -> StageConfig:
     for knob, value in stage.stage.fixed_count.items():
         if getattr(stage.stage, knob) != value:
             raise ConfigError(
-                f"{knob}={plain(getattr(stage.stage, knob))!r} may keep fewer tokens than the budget, and vLLM must "
+                f"{knob}={as_lists(getattr(stage.stage, knob))!r} may keep fewer tokens than the budget, and vLLM must "
                 f"know the number before the picture is encoded; possible: {knob}={value}"
             )
-    if stage.budget.scope == "per_request" and isinstance(config.keep, int):
+    if stage.scope == "per_request" and isinstance(config.keep, int):
         raise ConfigError(
             f"scope='per_request' with keep={config.keep} makes what is kept of an image depend on the other images "
             "of its prompt, but vLLM stores images one by one; possible: a fraction, or scope=per_image"
@@ -76,8 +78,7 @@ def _misfit(config: StrategyConfig, encoder: Encoder) -> tuple[str, str] | None:
 
 def with_keep(config: StrategyConfig, keep: float | int) -> StrategyConfig:
     """The strategy with another budget."""
-    stages = tuple(replace(s, budget=replace(s.budget, keep=keep)) for s in config.stages)
-    return replace(config, keep=keep, stages=stages)
+    return replace(config, keep=keep, stages=tuple(replace(stage, keep=None) for stage in config.stages))
 
 
 def table() -> str:
@@ -85,7 +86,7 @@ def table() -> str:
     where the published default may keep fewer tokens, or what stands in the way."""
     families = served()
     lines = ["| strategy | " + " | ".join(families) + " |", "|---" * (len(families) + 1) + "|"]
-    for name in known():
+    for name in available():
         cells = []
         for family in families:
             budget = budget_for_tables(name, family)

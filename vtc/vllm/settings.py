@@ -126,8 +126,7 @@ class ServedStrategy:
 
     def budget(self, keep: float | int) -> Budget:
         """The stage's budget with this keep."""
-        own = self.stage.budget
-        return Budget(keep, own.scope, own.rounding)
+        return with_keep(self.strategy, keep).allocate().projector
 
     def count(self, layout: ImageLayout, keep: float | int) -> int:
         """Tokens that an image gives to the prompt: what `vtc.patch` leaves of it with the same keep.

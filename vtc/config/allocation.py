@@ -1,12 +1,16 @@
-"""Budgets over a whole strategy: which layer of the language model sees how many visual tokens of an image.
+"""What every stage of a strategy leaves: the budget at the projector, and the share that each layer sees behind it.
+
+A strategy says in one place what is asked: `StrategyConfig.keep` for the whole, or `StageConfig.keep` for a stage. The
+`Allocation` works out from that, once per model, what each stage keeps; engine, reports, the vLLM plugin and
+`vtc show --layers` all read it.
 
 `keep` of a strategy is the mean over the language model's layers of the visual tokens that they see, as a fraction of
 the image's visual tokens (float) or as a number (int). For a stage at the projector alone that is the fraction it
 keeps. With stages inside the language model:
 
 - no keep: every stage does what its own budget or its published schedule says;
-- with a stage at the projector: the published schedules inside stay as they are, and the projector keeps what is
-  needed for the mean: keep / (mean share of the schedules). If that is more than everything, it keeps everything and
+- with a stage at the projector: the published schedules inside stay as they are, and the projector keeps as much as
+  the mean needs: keep / (mean share of the schedules). If that is more than everything, it keeps everything and
   the schedules are relaxed as in the next case;
 - without one: the shares of all schedules are raised to one power. Power 1 is the published schedule, 0 keeps all.
 
@@ -15,20 +19,23 @@ A stage's own keep inside the language model means the same, relative to the tok
 
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import TYPE_CHECKING
 
-from vtc.config.strategy import StageConfig, StrategyConfig
 from vtc.core.budget import Budget
 from vtc.core.errors import ConfigError
 from vtc.core.signals import Decoder
+
+if TYPE_CHECKING:
+    from vtc.config.strategy import StageConfig, StrategyConfig
 
 LARGEST_POWER = 64.0
 EPS = 1e-9
 
 
 @dataclass(frozen=True)
-class Planned:
+class Drop:
     """One drop before decoder layer `layer`: step `number` (0-based) of stage `index` among the strategy's decoder
-    stages."""
+    stages. share: of the visual tokens that entered the stage, what is left in its published schedule."""
 
     layer: int
     index: int
@@ -36,23 +43,24 @@ class Planned:
     share: float
 
 
-class Schedule:
-    """A strategy on a language model of a given depth.
+class Allocation:
+    """What each stage of a strategy keeps on a language model of a given depth.
 
-    steps: all drops inside the language model in the order in which they happen. projector: the budget of the stage
-    at the projector, None without one. tokens: of an image, where the model fixes it, so that numbers of tokens can be
-    checked too. Raises ConfigError for a keep that the layers cannot give.
+    projector: the budget of the stage at the projector, from which the count of every unit follows; None without one.
+    steps: all drops inside the language model in the order in which they happen, see `counts`. stages: the strategy's
+    decoder stages. decoder: may be left out where there are none. tokens: of an image, where the model fixes it, so
+    that numbers of tokens can be checked too. Raises ConfigError for a keep that the layers cannot give.
     """
 
-    def __init__(self, config: StrategyConfig, decoder: Decoder, tokens: int | None = None):
-        self.config, self.depth = config, decoder.depth
+    def __init__(self, config: "StrategyConfig", decoder: Decoder | None = None, tokens: int | None = None):
+        self.config, self.depth = config, 0 if decoder is None else decoder.depth
         self.stages: tuple[StageConfig, ...] = config.decoder
-        planned = [
-            Planned(step.layer, index, number, step.share)
+        drops = [
+            Drop(step.layer, index, number, step.share)
             for index, stage in enumerate(self.stages)
             for number, step in enumerate(stage.stage.steps(decoder))
         ]
-        self.steps = tuple(sorted(planned, key=lambda p: (p.layer, p.index, p.number)))
+        self.steps = tuple(sorted(drops, key=lambda drop: (drop.layer, drop.index, drop.number)))
         self.projector = self._projector_budget()
         if self.stages and not self.config.keeps_all:
             self._check(tokens)
@@ -61,35 +69,35 @@ class Schedule:
         """Mean over layers of the share of the entered tokens that they see, roundings aside. powers: one per decoder
         stage, 1 for all if None."""
         powers = powers or (1.0,) * len(self.stages)
-        total, left, base = 0.0, 1.0, {}
+        total, share, entered = 0.0, 1.0, {}
         for layer in range(self.depth):
             for step in (s for s in self.steps if s.layer == layer):
-                left = min(left, base.setdefault(step.index, left) * step.share ** powers[step.index])
-            total += left
+                share = min(share, entered.setdefault(step.index, share) * step.share ** powers[step.index])
+            total += share
         return total / self.depth
 
     def counts(self, before: int, entered: int) -> list[int]:
         """Tokens left of one image after each of `steps`. before: visual tokens of the image; entered: those that
         reach the language model."""
         powers = self.powers(before, entered)
-        left, base, found = entered, {}, []
+        count, entered_stage, counts = entered, {}, []
         for step in self.steps:
             power, stage = powers[step.index], self.stages[step.index].stage
             # A power is found up to rounding errors, which must not cost a token where a count is truncated.
             share = step.share if power == 1.0 else min(1.0, step.share**power + EPS)
-            left = min(left, max(1, stage.count(base.setdefault(step.index, left), share)))
-            found.append(left)
-        return found
+            count = min(count, max(1, stage.count(entered_stage.setdefault(step.index, count), share)))
+            counts.append(count)
+        return counts
 
     def tokens_per_layer(self, before: int, entered: int) -> list[int]:
         """Visual tokens of one image that each layer sees."""
         counts = self.counts(before, entered)
-        found, left = [], entered
+        per_layer, seen = [], entered
         for layer in range(self.depth):
             for step, count in zip(self.steps, counts, strict=True):
-                left = count if step.layer == layer else left
-            found.append(left)
-        return found
+                seen = count if step.layer == layer else seen
+            per_layer.append(seen)
+        return per_layer
 
     def powers(self, before: int, entered: int) -> tuple[float, ...]:
         """The power of each decoder stage for one image."""
@@ -97,11 +105,11 @@ class Schedule:
             fits = self.projector is not None and not self.relaxed(before)
             power = 1.0 if fits else self._power(None, self.config.keep, before)
             return (power,) * len(self.stages)
-        own = [stage.budget.keep for stage in self.stages]
+        own = [stage.keep for stage in self.stages]
         return tuple(1.0 if k is None else self._power(i, k, entered) for i, k in enumerate(own))
 
     def relaxed(self, before: int) -> bool:
-        """Whether an image keeps more on average than the schedules behind a projector stage let through."""
+        """Whether an image is to keep more on average than the published schedules behind a projector stage allow."""
         if not self.stages or self.projector is None or self.config.keep is None:
             return False
         if self.projector.scope == "per_request" and isinstance(self.config.keep, int):
@@ -110,10 +118,10 @@ class Schedule:
 
     def _power(self, only: int | None, keep: float | int, tokens: int) -> float:
         """The power that gives the mean `keep`: of all stages, or of one with the others keeping all."""
-        return self._found_power(only, keep, None if isinstance(keep, float) else tokens)
+        return self._solved_power(only, keep, None if isinstance(keep, float) else tokens)
 
-    @lru_cache(maxsize=1024)  # noqa: B019 - there is one schedule per patch
-    def _found_power(self, only: int | None, keep: float | int, tokens: int | None) -> float:
+    @lru_cache(maxsize=1024)  # noqa: B019 - there is one allocation per patch
+    def _solved_power(self, only: int | None, keep: float | int, tokens: int | None) -> float:
         fraction = _fraction(keep, tokens)
         if fraction >= 1.0:
             return 0.0
@@ -142,16 +150,16 @@ class Schedule:
         return 1.0 if abs(high - 1.0) < EPS else high
 
     def _projector_budget(self) -> Budget | None:
-        config = self.config.projector
-        if config is None:
+        stage, keep = self.config.projector, self.config.keep
+        if stage is None:
             return None
-        budget, keep = config.budget, self.config.keep
-        if keep is None or not self.stages:
-            return budget
-        if isinstance(keep, int):
-            return Budget(max(1, round(keep / self.mean())), budget.scope, budget.rounding)
-        share = 1.0 if self.config.keeps_all else min(1.0, round(keep / self.mean(), 12))
-        return Budget(share, budget.scope, budget.rounding)
+        if keep is None:
+            keep = stage.keep
+        elif self.stages and isinstance(keep, int):
+            keep = max(1, round(keep / self.mean()))
+        elif self.stages and not self.config.keeps_all:
+            keep = min(1.0, round(keep / self.mean(), 12))
+        return Budget(keep, stage.scope, stage.rounding)
 
     def _check(self, tokens: int | None) -> None:
         """Raises ConfigError before any prompt is seen, where fractions, or the tokens of an image, can tell."""
@@ -164,7 +172,7 @@ class Schedule:
             shared = self.projector.scope == "per_request" and isinstance(self.projector.keep, int)
             entered = None if tokens is None or shared else self.projector.count(tokens)
         for index, stage in enumerate(self.stages):
-            own = stage.budget.keep
+            own = stage.keep
             if isinstance(own, float) or own is not None and entered is not None:
                 self._power(index, own, entered or 1)
 
