@@ -7,8 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vtc.core.errors import ConfigError
-from vtc.eval.results import saved
-from vtc.eval.results import statistics
+from vtc.eval.results import saved, statistics
 from vtc.eval.results.scoring import read_scored, scored
 from vtc.io.files import parsed
 

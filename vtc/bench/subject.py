@@ -12,6 +12,7 @@ from torch import nn
 
 from vtc.bench.presets import build, config_of
 from vtc.core.errors import ConfigError, loading, shown
+from vtc.patches import FAMILIES
 from vtc.patching import find_family
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -157,6 +158,7 @@ def _folder(name: str) -> Path:
 def _config(path: Path) -> object:
     from transformers import AutoConfig
 
+    FAMILIES.outside()  # a package that brings one may tell transformers of its classes when it is imported
     with loading(f"--model {shown(str(path))} has no config that can be read"):
         return AutoConfig.from_pretrained(path, local_files_only=True, trust_remote_code=False)
 
