@@ -79,8 +79,8 @@ class VFlowOptProjector(Stage):
     - a: side of a cell in tokens.
     - released: how pixels become grey values, see `vtc.kernels.entropy`.
     - layer: the encoder layer (index, or relative depth as a float); best the one whose output the projector receives.
-    - surplus: how many tokens are recycled beside those that have to go: "released", int(N / a^2); "cells", one for each
-      cell that there is, so that never more than the count stay; nothing merges where there are as many cells.
+    - surplus: how many tokens are recycled beside those that have to go: "released", int(N / a^2); "cells", one for
+      each cell that there is, so that never more than the count stay; nothing merges where there are as many cells.
 
     t, alpha and a were found together with the budgets by a search, for 27 x 27 tokens; the defaults are those of 25 %.
     For 50 %: t 28.68, a 11.76, keep 0.72332 and the later ratios 0.74875 and 0.487; for 10 %: t 39.26, a 17.39, keep
