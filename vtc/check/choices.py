@@ -70,9 +70,10 @@ def order(subject: Subject) -> None:
         for b, kept in enumerate(rows(choice.selection)):
             if (why := misordered(kept, choice.context.tokens)) is not None:
                 raise Violation(f"{choice.stage.method} keeps {shown_row(kept)} (unit {b}), which {why}")
-        merge = choice.selection.merge
-        if merge is not None and not -1 <= int(merge.target.min()) <= int(merge.target.max()) < len(kept):
-            raise Violation(f"{choice.stage.method} merges into slots that are not there")
+            merge = choice.selection.merge
+            slots = None if merge is None else [int(x) for x in merge.target[b].aminmax()]
+            if slots is not None and not -1 <= slots[0] <= slots[1] < len(kept):
+                raise Violation(f"{choice.stage.method} merges into slots that are not there")
     for image in run.report.images:
         left = set(range(image.before))
         for step in image.steps:
