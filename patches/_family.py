@@ -14,8 +14,9 @@ from vtc.core.errors import UnsupportedError
 from vtc.core.flops import LanguageShape
 from vtc.core.hooks import Patchwork
 from vtc.core.layout import ImageLayout, View
-from vtc.core.signals import AttentionColumns, Encoder, EncoderKeys, Signal
+from vtc.core.signals import AttentionColumns, Encoder, EncoderKeys, ImportantAttention, Signal
 from vtc.kernels.attention_reduce import attention_columns, attention_rows
+from vtc.kernels.important import important_columns
 from vtc.patches._decoder import DecoderSite
 from vtc.patches._preset import Preset
 
@@ -163,6 +164,10 @@ class Family(ABC):
         """Sorts what `reduce` gave for one signal, in call order, to images and tiles: a tensor [n] for each tile."""
 
     @abstractmethod
+    def pixel_scores(self, arguments: dict, images: list[ImageLayout], score: Callable) -> list[list[Tensor]]:
+        """score(pixels [N, 3, p] of each token of a crop) -> [N], for every crop, sorted to images and tiles."""
+
+    @abstractmethod
     def observe_unprojected(self, patchwork: Patchwork, record: Callable) -> None:
         """Has `record` called with what the projector's input is made of, once per run of the encoder."""
 
@@ -200,8 +205,12 @@ class Family(ABC):
 
         With `cu_seqlens` (flash attention over packed images; a list, or a tensor) each segment attends within itself.
         """
+        if getattr(signal, "joined", False):
+            query, key, scale = (*(x.transpose(1, 2).flatten(2).unsqueeze(1) for x in (query, key)), None)
         if isinstance(signal, EncoderKeys):
             scores = key.mean(1, dtype=torch.promote_types(key.dtype, torch.float32))
+        elif isinstance(signal, ImportantAttention):
+            scores = important_columns(query, key, scale, signal.t, cu_seqlens)
         elif isinstance(signal, AttentionColumns):
             scores = attention_columns(
                 query, key, scale=scale, reduce_queries=signal.reduce_queries, cu_seqlens=cu_seqlens

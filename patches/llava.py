@@ -163,6 +163,15 @@ class Llava(Family):
 
         return [[own(tile) for tile in image.tiles] for image in images]
 
+    def pixel_scores(self, arguments: dict, images: list[ImageLayout], score: Callable) -> list[list[Tensor]]:
+        """pixel_values [crops, 3, H, W], or [images, crops, 3, H, W] with filler behind an image's crops."""
+        pixels, patch = arguments["pixel_values"], self.tower.config.patch_size
+        if pixels.ndim == 5:
+            pixels = torch.cat([x[: len(image.tiles)] for x, image in zip(pixels, images, strict=True)])
+        patches = pixels.unfold(2, patch, patch).unfold(3, patch, patch).permute(0, 2, 3, 1, 4, 5)
+        crops = patches.reshape(len(pixels), -1, 3, patch**2)
+        return self.tile_scores([torch.stack([score(crop) for crop in crops])], images, arguments)
+
     def observe_unprojected(self, patchwork: Patchwork, record: Callable) -> None:
         """Records the tower's hidden states."""
         patchwork.post_hook(self.tower, lambda module, args, kwargs, output: record(output.hidden_states))

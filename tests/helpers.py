@@ -30,7 +30,8 @@ VARIANTS = {
 CASES = [*vtc.families(), *VARIANTS]
 INSIDE = [name for name in vtc.strategies() if vtc.load_strategy(name).decoder]
 # Those whose choice depends on the prompt's text: without a cache they choose anew when the text has grown.
-READERS = ("cdpruner", "mmtok")
+READERS = ("cdpruner", "mmtok", "recoverable")
+ADAPTIVE = [name for name in vtc.strategies() if any(s.stage.adaptive for s in vtc.load_strategy(name).stages)]
 STRATEGIES = [name for name in vtc.strategies() if name not in INSIDE]  # at the projector only
 
 

@@ -19,6 +19,8 @@ from vtc.core.signals import (
     EncoderKeys,
     Features,
     FinalHidden,
+    Hidden,
+    Importance,
     KeyNorms,
     TextEmbeddings,
     TextPivots,
@@ -32,8 +34,8 @@ from vtc.strategies import METHODS
 ENCODER = Encoder("test", depth=8, has_cls=True, global_layers=tuple(range(8)))
 NO_CLS = Encoder("test", depth=8, has_cls=False, global_layers=tuple(range(8)))
 DECODER = Decoder("test", 32)
-ROWS = AttentionColumns | ClsAttention | Transition | DecoderAttention | KeyNorms | TextRelevance  # [B, N]
-WIDE = Features | EncoderFeatures | EncoderKeys | DecoderKeys | FinalHidden  # [B, N, D]
+ROWS = AttentionColumns | ClsAttention | Transition | DecoderAttention | KeyNorms | TextRelevance | Importance  # [B, N]
+WIDE = Features | EncoderFeatures | EncoderKeys | DecoderKeys | FinalHidden | Hidden  # [B, N, D]
 TEXT = TextEmbeddings | TextPivots  # [B, m, D]
 methods = pytest.mark.parametrize("method", [name for name in METHODS if not METHODS[name].adaptive])
 encoders = pytest.mark.parametrize("encoder", [ENCODER, NO_CLS], ids=["cls", "no-cls"])
@@ -89,8 +91,9 @@ def check_merge(selection, tokens, encoder):
     flows = merge.target >= 0
     assert bool((merge.weight[flows] > 0).all())
     assert bool((merge.weight <= 1).all())
-    for target in merge.target:
-        assert set(range(count)) <= set(target.tolist())
+    more = merge.target[:, :0] if merge.extra is None else merge.extra.target
+    for target, others in zip(merge.target, more, strict=True):
+        assert set(range(count)) <= {*target.tolist(), *others.tolist()}
 
 
 @methods

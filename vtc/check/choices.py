@@ -44,6 +44,8 @@ def _number(trial: Trial, run: CheckedCall) -> None:
         quotas = budget.quotas([[tile.tokens for tile in layout.tiles] for layout in layouts]) if projected else None
         for j, (layout, image) in enumerate(zip(layouts, images)):
             entered = sum(quotas[j]) if projected else layout.tokens
+            if projected and run.patch.stage.stage.adaptive and image.steps:
+                entered = min(entered, image.steps[0].after)
             expected = [entered] * projected + run.patch.allocation.counts(layout.tokens, entered)
             _counts(image, layout.tokens, expected, run)
 
@@ -68,9 +70,10 @@ def order(trial: Trial) -> None:
         for b, kept in enumerate(rows(choice.selection)):
             if (why := misordered(kept, choice.context.tokens)) is not None:
                 raise Violation(f"{choice.stage.method} keeps {shown_row(kept)} (unit {b}), which {why}")
-        merge = choice.selection.merge
-        if merge is not None and not -1 <= int(merge.target.min()) <= int(merge.target.max()) < len(kept):
-            raise Violation(f"{choice.stage.method} merges into slots that are not there")
+            merge = choice.selection.merge
+            slots = None if merge is None else [int(x) for x in merge.target[b].aminmax()]
+            if slots is not None and not -1 <= slots[0] <= slots[1] < len(kept):
+                raise Violation(f"{choice.stage.method} merges into slots that are not there")
     for image in run.report.images:
         left = set(range(image.before))
         for step in image.steps:

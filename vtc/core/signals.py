@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from torch import Tensor
 
@@ -21,9 +22,28 @@ class AttentionColumns:
 class ClsAttention:
     """Softmax attention of the [CLS] query to each visual token in encoder layer `layer`, head mean, not renormalised
     after the [CLS] key is dropped. On an encoder without [CLS] the query is the mean of all queries of the image
-    (per head, after RoPE). -> [B, N] float32."""
+    (per head, after RoPE). joined: as if the layer had one head, as wide as all of them. -> [B, N] float32."""
 
     layer: int
+    joined: bool = False
+
+
+@dataclass(frozen=True)
+class ImportantAttention:
+    """The attention that each visual token receives in encoder layer `layer` from important queries, averaged over them
+    and over heads. Important is who itself receives more than `t` times the mean; where nobody does, who receives most.
+    -> [B, N] float32."""
+
+    layer: int
+    t: float
+
+
+@dataclass(frozen=True)
+class PatchEntropy:
+    """The entropy of the grey values that the encoder was given of each visual token, as a softmax over all tokens of
+    its crop. released: how they become 8 bits, see `vtc.kernels.entropy`. -> [B, N] float32."""
+
+    released: bool = True
 
 
 @dataclass(frozen=True)
@@ -33,10 +53,11 @@ class Features:
 
 @dataclass(frozen=True)
 class EncoderKeys:
-    """The attention keys of encoder layer `layer` (bias and any RoPE included, unscaled), averaged over heads, [CLS]
-    left out. -> [B, N, e]."""
+    """The attention keys of encoder layer `layer` (bias and any RoPE included, unscaled), averaged over heads, or all
+    heads side by side (joined), [CLS] left out. -> [B, N, e]."""
 
     layer: int
+    joined: bool = False
 
 
 @dataclass(frozen=True)
@@ -86,8 +107,10 @@ class DecoderAttention:
     the chosen queries, not renormalised. -> [B, N] float32.
 
     queries: "last" (the last prompt token), "after" (all text after the image; the last prompt token if there is
-    none), "image" (the image's own tokens that are left). ahead: computed before the layer runs, from its own norm,
-    projections and rotary positions, on the tokens that are about to enter it; else observed while it runs.
+    none), "raters" (of these the text tokens that agree with the image more than the mean of them, in what enters the
+    language model; see `vtc.kernels.raters`), "image" (the image's own tokens that are left). ahead: computed before
+    the layer runs, from its own norm, projections and rotary positions, on the tokens that are about to enter it; else
+    observed while it runs.
     """
 
     layer: int
@@ -101,6 +124,17 @@ class KeyNorms:
     while it runs. -> [B, N] float32."""
 
     layer: int
+
+
+@dataclass(frozen=True)
+class Hidden:
+    """The hidden states of the visual tokens that are about to enter a layer. -> [B, N, D]."""
+
+
+@dataclass(frozen=True)
+class Importance:
+    """The scores that the stage at the projector gave the visual tokens, see `Selection.score`, carried through every
+    later drop. -> [B, N]."""
 
 
 @dataclass(frozen=True)
@@ -137,6 +171,8 @@ class DecoderKeys:
 Signal = (
     AttentionColumns
     | ClsAttention
+    | ImportantAttention
+    | PatchEntropy
     | Features
     | EncoderKeys
     | EncoderFeatures
@@ -146,6 +182,8 @@ Signal = (
     | Transition
     | DecoderAttention
     | KeyNorms
+    | Hidden
+    | Importance
     | FinalHidden
     | TextPivots
     | TextToVisual
@@ -211,13 +249,29 @@ class Decoder:
         return value
 
 
+class Extent(NamedTuple):
+    """Where one of several tiles lies: rows x columns tokens in a row-major run, the first of them at (top, left) of
+    the picture that all tiles but the first show together. The first shows the whole picture by itself, at (0, 0)."""
+
+    rows: int
+    columns: int
+    top: int
+    left: int
+
+    @property
+    def tokens(self) -> int:
+        """Number of tokens."""
+        return self.rows * self.columns
+
+
 @dataclass(frozen=True)
 class Context:
     """The input of a stage: B units (images or tiles) with the same N tokens, the same grid and the same budget.
 
     count: tokens to keep in each. grid: (rows, columns) when the tokens are a full raster, else None. step: which of
     its steps a decoder stage is at (0-based). ordinals [B]: the index of each unit within its own prompt (for seeding
-    that does not depend on the batch). signals: the tensors that the stage requested, by signal.
+    that does not depend on the batch). signals: the tensors that the stage requested, by signal. tiles: where several
+    tiles compete, the place of each, in the order of their tokens.
     """
 
     tokens: int
@@ -227,6 +281,7 @@ class Context:
     device: object
     signals: Mapping[Signal, Tensor] = field(default_factory=dict)
     step: int = 0
+    tiles: tuple[Extent, ...] = ()
 
     def __getitem__(self, signal: Signal) -> Tensor:
         return self.signals[signal]
