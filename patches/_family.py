@@ -163,9 +163,10 @@ class Family(ABC):
     def tile_scores(self, captured: list[Tensor], images: list[ImageLayout], arguments: dict) -> list[list[Tensor]]:
         """Sorts what `reduce` gave for one signal, in call order, to images and tiles: a tensor [n] for each tile."""
 
-    @abstractmethod
     def pixel_scores(self, arguments: dict, images: list[ImageLayout], score: Callable) -> list[list[Tensor]]:
-        """score(pixels [N, 3, p] of each token of a crop) -> [N], for every crop, sorted to images and tiles."""
+        """score(pixels [N, 3, p] of each token of a crop) -> [N], for every crop, sorted to images and tiles. Raises
+        UnsupportedError in a family that does not say which pixels a token shows."""
+        raise UnsupportedError(f"{self.name} does not say which pixels a token shows; possible: another method")
 
     @abstractmethod
     def observe_unprojected(self, patchwork: Patchwork, record: Callable) -> None:

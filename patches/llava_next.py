@@ -47,9 +47,9 @@ def anyres_tiles(size: tuple[int, int], tiles: tuple[int, int], side: int, unpad
     tile, patch = y // side * columns + x // side, y % side * side + x % side
     for t in range(rows * columns):
         inside = tile == t
-        down, across = inside.any(1), inside.any(0)
-        shape, corner = (int(down.sum()), int(across.sum())), (int(down.int().argmax()), int(across.int().argmax()))
-        all_tiles.append(Tile(1 + t, places[inside], patch[inside], shape, corner))
+        down, across = inside.any(1).nonzero().flatten().tolist(), inside.any(0).nonzero().flatten().tolist()
+        corner = (down[0], across[0]) if down and across else (0, 0)
+        all_tiles.append(Tile(1 + t, places[inside], patch[inside], (len(down), len(across)), corner))
     return side * side + height * (width + newline), tuple(all_tiles)
 
 

@@ -21,7 +21,7 @@ from tests.helpers import (
     state,
     subject_of,
 )
-from vtc.check import calls, choices
+from vtc.check import behaviour, choices
 from vtc.patching import find_family
 
 pytestmark = pytest.mark.product
@@ -72,7 +72,7 @@ def test_kept_is_ascending_unique_and_deterministic(strategy, case):
     """Kept places ascend strictly, lie inside the image, and are the same in a second run."""
     subject = subject_of(strategy, case, keep=0.3)
     choices.order(subject)
-    calls.deterministic(subject)
+    behaviour.deterministic(subject)
     for image in subject.run().report.images:
         assert len(image.kept) == image.after
         assert bool((image.kept[1:] > image.kept[:-1]).all())
@@ -83,7 +83,7 @@ def test_kept_is_ascending_unique_and_deterministic(strategy, case):
 @cases
 def test_batched_equals_one_by_one(strategy, case):
     """Each prompt alone, without padding, keeps the same tokens and gives the same last logits as in the batch."""
-    calls.batch(subject_of(strategy, case, keep=0.3), near=1e-9)
+    behaviour.batch(subject_of(strategy, case, keep=0.3), near=1e-9)
 
 
 @both
@@ -139,7 +139,7 @@ def test_last_patch_alone_counts(strategy, case):
 @cases
 def test_cached_decode_equals_recomputation(strategy, case):
     """Greedy steps on the pruned cache give the logits of full forwards over prompt plus text so far."""
-    calls.decoding(subject_of(strategy, case, keep=0.3), near=1e-9)
+    behaviour.decoding(subject_of(strategy, case, keep=0.3), near=1e-9)
 
 
 @pytest.mark.parametrize("strategy", [name for name in STRATEGIES if name not in READERS])

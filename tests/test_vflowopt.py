@@ -116,6 +116,17 @@ def test_all_that_may_stay_stays():
     assert found.merge is None
 
 
+@pytest.mark.parametrize("a", [1.0, 2.0, 3.5, 9.0])
+@pytest.mark.parametrize("count", [1, 5, 20, 63])
+def test_a_surplus_of_cells_never_exceeds_the_count(a, count):
+    stage = VFlowOptProjector(a=a, surplus="cells")
+    scores = torch.rand(3, 64, generator=torch.Generator().manual_seed(0))
+    found = stage.select(
+        Context(64, count, (8, 8), (0, 1, 2), torch.device("cpu"), {stage.needs(CLIP)[0]: scores}), CLIP
+    )
+    assert all(1 <= len(found.row(b)) <= count for b in range(3))
+
+
 def test_refusals():
     """Scores have to come from somewhere; knobs out of range."""
     model = model_of("llava")

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -78,6 +79,8 @@ class VFlowOptProjector(Stage):
     - a: side of a cell in tokens.
     - released: how pixels become grey values, see `vtc.kernels.entropy`.
     - layer: the encoder layer (index, or relative depth as a float); best the one whose output the projector receives.
+    - surplus: how many tokens are recycled beside those that have to go: "released", int(N / a^2); "cells", one for
+      each cell that there is, so that never more than the count stay; nothing merges where there are as many cells.
 
     t, alpha and a were found together with the budgets by a search, for 27 x 27 tokens; the defaults are those of 25 %.
     For 50 %: t 28.68, a 11.76, keep 0.72332 and the later ratios 0.74875 and 0.487; for 10 %: t 39.26, a 17.39, keep
@@ -96,8 +99,10 @@ class VFlowOptProjector(Stage):
     a: float = 15.580797034937687
     released: bool = True
     layer: int | float = -2
+    surplus: Literal["released", "cells"] = "released"
 
     adaptive = True
+    fixed_count = {"surplus": "cells"}  # never above it
     gives_score = True
 
     def __post_init__(self):
@@ -122,5 +127,9 @@ class VFlowOptProjector(Stage):
             every = torch.arange(tokens, device=importance.device).expand(len(importance), -1).contiguous()
             return Selection(every, score=importance)
         tiles = context.tiles if context.grid is None else (Extent(*context.grid, 0, 0),)
-        number = min(tokens, tokens - count + int(tokens / self.a**2))
-        return recycle(importance, cells_of(tiles, self.a), number)
+        cells = cells_of(tiles, self.a)
+        surplus = int(tokens / self.a**2) if self.surplus == "released" else int(cells.max()) + 1
+        if self.surplus == "cells" and surplus >= count:
+            keep = topk_sorted(importance, count)
+            return Selection(keep, score=importance.gather(1, keep))
+        return recycle(importance, cells, min(tokens, tokens - count + surplus))
