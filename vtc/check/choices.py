@@ -10,16 +10,18 @@ from torch.utils._pytree import tree_leaves
 from vtc.check.trial import TOKENS, CheckedCall, Choice, Trial
 from vtc.check.verdicts import DoesNotApply, Violation
 from vtc.core.selection import Selection
-from vtc.core.signals import TextEmbeddings, TextPivots, TextToVisual
+from vtc.core.signals import Aim, ClipWords, TextEmbeddings, TextInformation, TextPivots, TextToVisual
 
 HALF = (torch.float16, torch.bfloat16)
-OF_WORDS = (TextEmbeddings, TextPivots, TextToVisual)
+NOT_OF_TOKENS = (Aim, ClipWords, TextEmbeddings, TextInformation, TextPivots, TextToVisual)
 """Signals whose second axis is not the visual tokens."""
 
 
 def number(trial: Trial) -> None:
     """As many as the budget function says; fewer at most for methods whose count depends on the picture."""
     config = trial.config
+    if any(getattr(stage.stage, "own_counts", False) for stage in config.stages):
+        raise DoesNotApply("the counts of its steps follow the prompt, and their mean over layers is the budget's")
     exact = {
         knob if len(config.stages) == 1 else f"{stage.method}.{knob}": value
         for stage in config.stages
@@ -96,7 +98,7 @@ def ties(trial: Trial) -> None:
     """Of tokens that are alike in every signal, those with the lower index stay."""
     reasons, applied = [], False
     for choice in _first_of_each(trial.run().choices):
-        mine = [signal for signal in choice.context.signals if not isinstance(signal, OF_WORDS)]
+        mine = [signal for signal in choice.context.signals if not isinstance(signal, NOT_OF_TOKENS)]
         if not mine:
             reasons.append("it reads no signal of the tokens")
         elif not _goes_by_signals(choice, mine):

@@ -65,6 +65,7 @@ class AutoPrune(DecoderStage):
 
     needs_cls = True
     adaptive = True
+    own_counts = True
 
     def __post_init__(self):
         if not 0 < self.target <= 1:

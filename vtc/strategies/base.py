@@ -64,7 +64,8 @@ class DecoderStage(ABC):
     """A method that drops visual tokens between decoder layers, in one or several steps; units are whole images.
 
     The shares of its steps are the published schedule. A budget (`keep`) raises all of them to one power, so that the
-    mean over layers meets it; see `vtc.config.allocation`. strategy: as of a Stage.
+    mean over layers meets it; see `vtc.config.allocation`. own_counts: how many stay in a step follows the prompt and
+    may be more than `context.count`; their mean over layers is the budget's. strategy: as of a Stage.
     """
 
     site: ClassVar[str] = "decoder"
@@ -72,6 +73,7 @@ class DecoderStage(ABC):
     needs_cls: ClassVar[bool] = False
     needs_text: ClassVar[bool] = False
     adaptive: ClassVar[bool] = False
+    own_counts: ClassVar[bool] = False
     strategy: ClassVar[Mapping[str, object] | Traversable | Path | None] = None
 
     @abstractmethod
