@@ -11,6 +11,7 @@ from vtc.core.layout import ImageLayout, Tile, View, boxes, on_picture, raster
 from vtc.core.signals import Encoder
 from vtc.kernels.transfer import upload
 from vtc.patches import FAMILIES
+from vtc.patches._encoder import EncoderSite, Units
 from vtc.patches._family import Family
 from vtc.patches._tiny import BOS, EOS, IMAGE_TOKEN, PAD, TEXT, finish, prompts
 
@@ -27,7 +28,7 @@ class Llava(Family):
     towers = tuple(CLS_TOWERS)
     tower_path = "model.vision_tower"
     served = "vtc.vllm.llava:VtcLlavaForConditionalGeneration"
-    published = Encoder("llava", 24, True, tuple(range(24)), 576)
+    published = Encoder("llava", 24, True, tuple(range(24)), 576, output=22)
     attention_path = r"(?:vision_model\.)?encoder\.layers\.(\d+)\.self_attn"
 
     def describe_encoder(self) -> Encoder:
@@ -39,8 +40,34 @@ class Llava(Family):
                 f"vision_feature_select_strategy={strategy!r} with a {vision.model_type} tower does not give a full "
                 f"grid of patches; possible: {'default' if has_cls else 'full'}"
             )
-        depth = len(self.attention)
-        return Encoder(self.name, depth, has_cls, tuple(range(depth)), self.tokens_per_image(vision))
+        depth, read = len(self.attention), self.model.config.vision_feature_layer
+        output = None if not isinstance(read, int) else depth + read if read < 0 else read - 1
+        return Encoder(
+            self.name, depth, has_cls, tuple(range(depth)), self.tokens_per_image(vision), output=output
+        )
+
+    def encoder_site(self) -> EncoderSite:
+        """The layers of the tower up to the one that the projector reads."""
+        read = self.model.config.vision_feature_layer
+        if not isinstance(read, int) or not 0 <= self.encoder.last < self.encoder.depth:
+            raise UnsupportedError(
+                f"vision_feature_layer={read!r}: tokens cannot be dropped inside an encoder of which several layers, or "
+                "none, are read; possible: one layer, or a stage at the projector"
+            )
+        return EncoderSite(self, self.blocks, self.inner.multi_modal_projector, ("layer_norm2", "mlp"), packed=False)
+
+    def units(self, images: list[ImageLayout]) -> Units:
+        """The crops, each of as many patches as the first of its image, which is never cut."""
+        crops = [(image.tiles[0].tokens, i) for i, image in enumerate(images) for _ in image.tiles]
+        return Units([tokens for tokens, _ in crops], [i for _, i in crops])
+
+    def sources(self, images: list[ImageLayout], arguments: dict) -> list[list[tuple[int, Tensor | None]]]:
+        """The patches of each tile in its crop."""
+        whole = [image.tiles[0].tokens for image in images]
+        return [
+            [(tile.crop, None if tile.tokens == n else tile.patches) for tile in image.tiles]
+            for image, n in zip(images, whole, strict=True)
+        ]
 
     def tokens_per_image(self, vision) -> int | None:
         """Visual tokens of an image where the family fixes them."""

@@ -49,7 +49,7 @@ class LlavaNext(Llava):
     model_types = ("llava_next",)
     sizes = "image_sizes"
     served = "vtc.vllm.llava_next:VtcLlavaNextForConditionalGeneration"
-    published = Encoder("llava_next", 24, True, tuple(range(24)), tiled=True, thumbnail=576)
+    published = Encoder("llava_next", 24, True, tuple(range(24)), tiled=True, thumbnail=576, output=22)
     tiled = True
 
     def describe_encoder(self) -> Encoder:

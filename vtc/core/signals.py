@@ -40,6 +40,47 @@ class EncoderKeys:
 
 
 @dataclass(frozen=True)
+class ClsValueAttention:
+    """Softmax over all values of encoder layer `layer` of their unscaled products with the value of [CLS], head mean,
+    not renormalised after [CLS] itself is dropped. On an encoder without [CLS] the mean of all values of the image
+    stands in for it. -> [B, N] float32."""
+
+    layer: int
+
+
+@dataclass(frozen=True)
+class ValueNorms:
+    """L1 length of each visual token's attention value in encoder layer `layer`, averaged over heads before the length
+    is taken. -> [B, N] float32."""
+
+    layer: int
+
+
+@dataclass(frozen=True)
+class Hidden:
+    """Inside the encoder: the hidden states of the tokens as they stand where the step takes place, [CLS] left out.
+    -> [B, N, D] (a merger cell: the mean of its patches)."""
+
+
+@dataclass(frozen=True)
+class ClsHidden:
+    """Inside the encoder: the hidden state of [CLS] where the step takes place; asked for on encoders that have one.
+    -> [B, D]."""
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Inside the encoder: how many of the original tokens each token holds after the merges so far. -> [B, N]
+    float32."""
+
+
+@dataclass(frozen=True)
+class Carried:
+    """Inside the encoder: what this stage gave as `Selection.carry` at its last step, for the tokens that are left;
+    zero at the first. -> [B, N] float32."""
+
+
+@dataclass(frozen=True)
 class EncoderFeatures:
     """What the projector receives for each visual token, [CLS] left out; where it joins several patches into a token
     (Qwen), their mean. -> [B, N, D]."""
@@ -138,6 +179,12 @@ Signal = (
     | ClsAttention
     | Features
     | EncoderKeys
+    | ClsValueAttention
+    | ValueNorms
+    | Hidden
+    | ClsHidden
+    | Sizes
+    | Carried
     | EncoderFeatures
     | TextEmbeddings
     | TextRelevance
@@ -156,7 +203,8 @@ Signal = (
 class Encoder:
     """What a strategy may know of the vision encoder before it runs.
 
-    depth: attention layers. has_cls: a [CLS] token exists. global_layers: layers whose attention spans the whole
+    depth: attention layers. output, last: the one whose output the projector receives. cell: patches (next to each other in the
+    encoder's sequence) that the projector joins into a visual token. has_cls: a [CLS] token exists. global_layers: layers whose attention spans the whole
     image (all of them, but for encoders with windowed layers). tokens: visual tokens of an image where the family
     fixes it, else None. tiled: an image may be several crops. thumbnail: tokens of the first of these, which shows the
     whole picture.
@@ -169,6 +217,13 @@ class Encoder:
     tokens: int | None = None
     tiled: bool = False
     thumbnail: int | None = None
+    output: int | None = None
+    cell: int = 1
+
+    @property
+    def last(self) -> int:
+        """The layer whose output the projector receives."""
+        return self.depth - 1 if self.output is None else self.output
 
     def layer(self, value: int | float, knob: str) -> int:
         """A layer knob as a 0-based index: int = index (negative counts from the end), float in (0, 1] = relative
@@ -215,8 +270,9 @@ class Context:
     """What a stage sees of B units (images or tiles) with the same N tokens, the same grid and the same budget.
 
     count: tokens to keep in each. grid: (rows, columns) when the tokens are a full raster, else None. step: which of
-    its steps a decoder stage is at (0-based). ordinals: B indices of each unit within its own prompt (for seeding that
-    does not depend on the batch). signals: what the stage asked for, by signal.
+    its steps a stage inside a model is at (0-based). ordinals: B indices of each unit within its own prompt (for seeding that
+    does not depend on the batch). signals: what the stage asked for, by signal. images: which units are of one image
+    (equal numbers), inside the encoder.
     """
 
     tokens: int
@@ -226,6 +282,7 @@ class Context:
     device: object
     signals: Mapping[Signal, Tensor] = field(default_factory=dict)
     step: int = 0
+    images: tuple[int, ...] = ()
 
     def __getitem__(self, signal: Signal) -> Tensor:
         return self.signals[signal]

@@ -13,6 +13,7 @@ from vtc.core.report import Report
 from vtc.core.signals import Decoder
 from vtc.engine import clock, decode, prefill
 from vtc.engine.calls import Frame, named
+from vtc.engine.encoder import EncoderPlan
 from vtc.engine.inside import Images, Plan, Prefill
 from vtc.engine.labels import Labels
 from vtc.engine.masks import padding_mask
@@ -21,6 +22,7 @@ from vtc.engine.question import Question
 from vtc.engine.reports import KEEPS_ALL, NO_CALL, NO_IMAGE, Reporter, cache_lengths
 from vtc.engine.select import Kept
 from vtc.engine.state import Call, PrunedPrompt, Segment, ThreadState, recall, remember
+from vtc.engine.survivors import left_of
 from vtc.engine.vision import Vision
 
 _NUMBERS = itertools.count(1)
@@ -42,7 +44,10 @@ class Patch:
         self.stage = self.reporter.stage
         needs = () if self.stage is None else self.stage.stage.needs(family.encoder)
         self.patchwork, self.thread, self.number = Patchwork(), ThreadState(), next(_NUMBERS)
-        self.vision = Vision(family, tuple(dict.fromkeys(needs)), self.thread)
+        inside = self.reporter.inside
+        encoder = None if inside is None else EncoderPlan(family, inside, self.allocation.encoder)
+        self.front = inside if self.stage is None else self.stage
+        self.vision = Vision(family, tuple(dict.fromkeys(needs)), self.thread, encoder)
         self.question = Question(family, strategy, processor, clip)
         self.outcome: Report | str = KEEPS_ALL if strategy.keeps_all else NO_CALL
 
@@ -57,7 +62,7 @@ class Patch:
         work.pre_hook(family.language_model, self._boundary)
         work.post_hook(family.language_model, self._remember)
         Labels(self.thread).put_on(work, family.model)
-        if self.stage is not None and self.stage.positions == "keep" and not family.mrope:
+        if self.front is not None and self.front.positions == "keep" and not family.mrope:
             for layer in family.language_model.layers:
                 work.pre_hook(layer, self._hide_positions)
         if self.plan is not None:
@@ -80,10 +85,10 @@ class Patch:
     def __reduce_ex__(self, protocol: int):
         raise UnsupportedError("a patched model cannot be copied or pickled; possible: vtc.unpatch(model) first")
 
-    def _attention(self, layer: int, query: Tensor, key: Tensor, scale: float | None, cu_seqlens) -> None:
+    def _attention(self, layer: int, query: Tensor, key: Tensor, scale: float | None, cu_seqlens, value) -> None:
         call = self.thread.call
         if call is not None and isinstance(call.inside, Prefill):
-            call.inside.attention(layer, query, key, scale)
+            call.inside.attention(layer, query, key, scale, value)
 
     def _module(self, layer: int, x: Tensor, y: Tensor) -> None:
         call = self.thread.call
@@ -217,27 +222,28 @@ class Patch:
         def text(signal, b: int):
             return self.question.look(signal, b, batch.host)
 
+        left = None if run.left is None else left_of(run, placement.source, device)
         if self.stage is None:
-            kept = [Kept(torch.arange(n, device=device)) for n in tokens]
+            kept = left or [Kept(torch.arange(n, device=device)) for n in tokens]
         else:
             budget = self.allocation.projector
             kept = self.vision.select(self.stage, budget, requests, placement.source, run, features, text, device)
         grouped = [[kept[i] for i in images] for images in requests]
         whole = prefill.whole(kwargs, batch.padded, family.mrope)
-        if self.stage is None:
+        if self.front is None:
             where, after, ends = whole, placement.lengths, placement.ends
             index = torch.arange(length, device=device).expand(len(requests), -1)
             segment = Segment(0, index, whole.valid, None, whole=True)
         else:
             packing = prefill.pack(batch, placement, grouped)
-            where = prefill.apply(kwargs, packing, whole, self.stage.positions, places, grouped)
+            where = prefill.apply(kwargs, packing, whole, self.front.positions, places, grouped)
             after, ends, shift = packing.lengths, packing.ends, None
             if where.following is not whole.following:
                 shift = whole.following - where.following
             segment = Segment(0, packing.index, packing.valid, shift)
         # Counts first: a budget that an image cannot give is refused before anything is reported.
         counts = [self.allocation.counts(n, len(k.offsets)) for n, k in zip(tokens, kept, strict=True)]
-        report = self.reporter.report(requests, tokens, kept, placement.lengths, after, run)
+        report = self.reporter.report(requests, tokens, kept, placement.lengths, after, run, left)
         prompt = call.pruned = PrunedPrompt([segment], length, length, whole.following, report, self.number)
         if kwargs.get("past_key_values") is not None:
             remember(kwargs["past_key_values"], prompt)

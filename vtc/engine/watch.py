@@ -54,7 +54,9 @@ class Watch:
         found, signal = transition_variation(x, y, valid), Transition(layer)
         self.seen[signal] = found if signal not in self.seen else self.seen[signal] + found
 
-    def attention(self, layer: int, query: Tensor, key: Tensor, scale: float | None, rows: Rows) -> None:
+    def attention(
+        self, layer: int, query: Tensor, key: Tensor, scale: float | None, rows: Rows, value: Tensor | None = None
+    ) -> None:
         """Takes queries and keys of a layer that was asked for them ahead (and stops it), or reduces the attention of
         a running layer to the signals that read it."""
         if self.probing:
