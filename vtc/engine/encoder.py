@@ -90,7 +90,7 @@ class EncoderRun:
     def bias(self, key: Tensor, cu_seqlens) -> Tensor | None:
         """What is added to the logits of the keys [B, H, N, e] of one attention call, [B, N]: log sizes, and -inf for
         filler where crops keep different counts."""
-        row = self.sequence.bias(self.plan.stage.proportional, key.device)
+        row = self.sequence.bias(self.plan.stage.proportional, key)
         if row is None or not self.sequence.packed:
             return row
         start, stop = self.cursor, self.cursor + key.shape[2]  # segments come one by one, or all at once

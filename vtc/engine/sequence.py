@@ -204,7 +204,10 @@ class Sequence:
         """Writes the tokens of the new sequence over those that they are made of, in place."""
         wide = self.cell * hidden.shape[-1]
         rows = short.reshape(-1, wide)[self._with_lead(moved.new, self.width)]
-        hidden.view(-1, wide).index_copy_(0, self._with_lead(moved.old, moved.width), rows)
+        if self.packed:
+            hidden.unflatten(0, (-1, self.cell)).index_copy_(0, moved.old, rows.unflatten(1, (self.cell, -1)))
+        else:
+            hidden.index_put_((moved.old // moved.width, moved.old % moved.width + self.lead), rows)
 
     def longer(self, short: Tensor, moved: Moved) -> Tensor:
         """The new sequence on the rows of the old one, zero elsewhere."""
@@ -222,23 +225,25 @@ class Sequence:
         """Tokens of all units, filler included."""
         return sum(self.lengths) if self.packed else self.width * len(self.totals)
 
-    def bias(self, proportional: bool, device: torch.device) -> Tensor | None:
-        """What is added to the logits of the keys: [C, lead + n], or [1, S] of a packed encoder; None for nothing."""
+    def bias(self, proportional: bool, key: Tensor) -> Tensor | None:
+        """What is added to the logits of keys like `key`: [C, lead + n], or [1, S] of a packed encoder, float32 (float64
+        for float64); None for nothing."""
         sizes = proportional and any(group.size is not None for group in self.groups)
         if not sizes and (self.packed or self.same):
             return None
         if "bias" not in self._made:
-            row = torch.full((self._tokens(),), -torch.inf, device=device)
+            kind, device = torch.promote_types(key.dtype, torch.float32), self.groups[0].at.device
+            row = torch.full((self._tokens(),), -torch.inf, dtype=kind, device=device)
             for group in self.groups:
-                size = group.sizes() if sizes else torch.ones_like(group.sizes())
-                row.index_copy_(0, group.at.flatten().to(device), size.log().flatten().to(device))
+                size = group.sizes().to(kind) if sizes else torch.ones_like(group.place, dtype=kind)
+                row.index_copy_(0, group.at.flatten(), size.log().flatten())
             if self.packed:
                 row = row.repeat_interleave(self.cell).unsqueeze(0)
             else:
                 row = row.view(len(self.totals), -1)
                 row = torch.cat([row.new_zeros(len(row), self.lead), row], 1)
             self._made["bias"] = row
-        return self._made["bias"].to(device)
+        return self._made["bias"].to(key.device)
 
     def places(self) -> tuple[Tensor, Tensor]:
         """Of every token that is left, filler left out, where it is among those of all units now and before anything was
