@@ -1,6 +1,7 @@
 """Inside the vision encoder: tokens dropped and merged between its layers, and what the layers after are given."""
 
 from dataclasses import dataclass, field
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -43,6 +44,7 @@ class EncoderPlan:
         if self.encoder.tokens is not None:
             self.counts(self.encoder.tokens, budget.count(self.encoder.tokens))
 
+    @lru_cache(maxsize=1024)  # noqa: B019 - there is one plan per patch
     def counts(self, tokens: int, target: int) -> tuple[int, ...]:
         """What each step leaves of a unit; see `EncoderStage.counts`."""
         per = self.encoder.cell if self.singly else 1
