@@ -50,8 +50,9 @@ class ClsValueAttention:
 
 @dataclass(frozen=True)
 class ValueNorms:
-    """L1 length of each visual token's attention value in encoder layer `layer`, averaged over heads before the length
-    is taken. -> [B, N] float32."""
+    """L1 length of each visual token's attention value in layer `layer` (of the encoder, or for a stage in the language
+    model of the decoder), averaged over heads before the length is taken; observed while the layer runs. -> [B, N]
+    float32."""
 
     layer: int
 
@@ -136,6 +137,16 @@ class DecoderAttention:
 
 
 @dataclass(frozen=True)
+class ImageAttention:
+    """Softmax over the image's own tokens that are left of their products with the last prompt token in decoder layer
+    `layer`, divided by sqrt(head dim): of its query with their keys (after RoPE), or (values) of its value with their
+    values; head mean. Observed while the layer runs. -> [B, N] float32."""
+
+    layer: int
+    values: bool = False
+
+
+@dataclass(frozen=True)
 class KeyNorms:
     """L1 length of the keys (after RoPE, all heads) that decoder layer `layer` computed for each visual token, observed
     while it runs. -> [B, N] float32."""
@@ -191,6 +202,7 @@ Signal = (
     | Unprojected
     | Transition
     | DecoderAttention
+    | ImageAttention
     | KeyNorms
     | FinalHidden
     | TextPivots

@@ -9,13 +9,16 @@ from vtc.core.signals import (
     DecoderAttention,
     DecoderKeys,
     FinalHidden,
+    ImageAttention,
     KeyNorms,
     Signal,
     TextPivots,
     TextToVisual,
     Transition,
+    ValueNorms,
 )
 from vtc.engine.received import Rows, received
+from vtc.kernels.attention_reduce import attention_rows
 from vtc.kernels.topk import topk_sorted
 from vtc.kernels.transition import transition_variation
 
@@ -24,7 +27,8 @@ class Needs:
     """Which layers the drops of a plan want to be watched, from the signals of each.
 
     modules: layers whose modules are measured. attention: layers whose attention reveals its queries and keys.
-    running: signals that are taken from it while it runs.
+    running: signals that are taken from it while it runs. held: layers whose keys and values are held until the next
+    drop, since the signals are about what each image has left then.
     """
 
     def __init__(self, needs: list[tuple[Signal, ...]]):
@@ -32,7 +36,8 @@ class Needs:
         norms = [KeyNorms(s.layer) for s in signals if isinstance(s, TextPivots)]
         signals = list(dict.fromkeys([*signals, *norms]))
         self.modules = sorted({s.layer for s in signals if isinstance(s, Transition)})
-        revealing = (DecoderAttention, DecoderKeys, KeyNorms, TextToVisual)
+        revealing = (DecoderAttention, DecoderKeys, KeyNorms, TextToVisual, ImageAttention, ValueNorms)
+        self.held = {s.layer for s in signals if isinstance(s, (ImageAttention, ValueNorms))}
         self.attention = sorted({s.layer for s in signals if isinstance(s, revealing)})
         self.running = [
             s
@@ -47,6 +52,7 @@ class Watch:
     def __init__(self, needs: Needs, site, images: int):
         self.needs, self.site, self.images = needs, site, images
         self.seen: dict[object, Tensor] = {}
+        self.held: dict[int, tuple[Tensor, ...]] = {}
         self.probing, self.probed, self.final = False, None, None
 
     def measure(self, layer: int, x: Tensor, y: Tensor, valid: Tensor | None) -> None:
@@ -63,6 +69,10 @@ class Watch:
             self.probed = query, key, scale
             raise Stop
         key = key[:, :, : query.shape[2]]  # a static cache gives its whole buffer
+        if layer in self.needs.held:
+            value = value[:, :, : query.shape[2]]
+            every, last = torch.arange(len(query)), [end - 1 for end in rows.ends]
+            self.held[layer] = query[every, :, last], value[every, :, last], key, value
         for signal in self.needs.running:
             if signal.layer != layer:
                 continue
@@ -95,6 +105,8 @@ class Watch:
             return key.mean(0, dtype=torch.promote_types(key.dtype, torch.float32))[columns]
         if isinstance(signal, TextPivots):
             return self.final[b, self._pivots(signal, b, ordinal, rows)]
+        if isinstance(signal, (ImageAttention, ValueNorms)) and signal.layer in self.held:
+            return self._held(signal, b, columns)
         key = signal if isinstance(signal, (Transition, KeyNorms)) else (signal, ordinal)
         if isinstance(signal, DecoderAttention) and signal.ahead and key not in self.seen:
             self.seen[key] = received(*self.probed, rows, signal.queries, ordinal)
@@ -104,6 +116,16 @@ class Watch:
         if isinstance(signal, TextToVisual):
             return found.masked_fill(~rows.visual(b), 0).sum()
         return found[columns]
+
+    def _held(self, signal: ImageAttention | ValueNorms, b: int, columns: Tensor) -> Tensor:
+        """A signal [n] of the columns of one image of prompt b, from the keys and values of a layer."""
+        query, own, key, value = self.held[signal.layer]
+        columns = columns.to(value.device)
+        if isinstance(signal, ValueNorms):
+            mine = value[b][:, columns]
+            return mine.mean(0, dtype=torch.promote_types(mine.dtype, torch.float32)).abs().sum(-1)
+        rows, others = (own, value) if signal.values else (query, key)
+        return attention_rows(rows[b : b + 1, :, None], others[b : b + 1, :, columns])[0, 0]
 
     def _pivots(self, signal: TextPivots, b: int, ordinal: int, rows: Rows) -> Tensor:
         """Columns of the text tokens after an image with the longest keys, longest first."""
@@ -118,6 +140,10 @@ class Watch:
         kept = {key: x for key, x in self.seen.items() if not (isinstance(key, tuple) and _ahead(key[0]))}
         self.seen = {key: x.to(local.device).gather(1, local) for key, x in kept.items()}
         self.probed = self.final = None
+        for layer, (query, own, *rest) in self.held.items():
+            index = local[:, None, :, None]
+            rest = [x.gather(2, index.to(x.device).expand(-1, x.shape[1], -1, x.shape[3])) for x in rest]
+            self.held[layer] = query, own, *rest
 
 
 def _ahead(signal: Signal) -> bool:
