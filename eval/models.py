@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from vtc.core.errors import ConfigError, UnsupportedError, cut, loading, reason, shown
-from vtc.eval.digest import digest
-from vtc.eval.pictures import rgb
+from vtc.eval.data.digest import digest
+from vtc.eval.data.pictures import rgb
 from vtc.eval.processors import chat, load_processor, prepare, square
 from vtc.patching import find_family
 

@@ -11,19 +11,20 @@ import torch
 
 import vtc
 from vtc.core.errors import ConfigError, VtcError, shown
-from vtc.eval import results
-from vtc.eval.answers import Answerer
-from vtc.eval.data import Docs
-from vtc.eval.downsample import Downsample
-from vtc.eval.launch import Processes
+from vtc.eval.data.docs import Docs
 from vtc.eval.models import Loaded, load
 from vtc.eval.papers import against, load_card
-from vtc.eval.plan import Run, plan
-from vtc.eval.plot import draw
-from vtc.eval.progress import Monitor
-from vtc.eval.samples import SampleLog
-from vtc.eval.settings import Settings
-from vtc.eval.tables import print_summary
+from vtc.eval.results.runs import write_run, write_summary
+from vtc.eval.results.samples import SampleLog
+from vtc.eval.results.versions import version
+from vtc.eval.running.answers import Answerer
+from vtc.eval.running.downsample import Downsample
+from vtc.eval.running.eval_settings import Settings
+from vtc.eval.running.launch import Processes
+from vtc.eval.running.plan import Run, plan
+from vtc.eval.running.progress import Monitor
+from vtc.eval.showing.chart import draw
+from vtc.eval.showing.console import print_summary
 from vtc.eval.tasks import TASKS, Task
 from vtc.io.terminal import Terminal
 from vtc.kernels import backend
@@ -158,8 +159,8 @@ def _conclude(
                 f"{missing} samples of {job.log.name!r} are in no log of {str(output)!r}; possible: an --output that "
                 "all machines share"
             )
-        results.write_run(output, loaded.record, job, said)
-    summary = results.write_summary(output, loaded.record, jobs)
+        write_run(output, loaded.record, job, said)
+    summary = write_summary(output, loaded.record, jobs)
     if console is not None:
         print_summary(summary, output, draw(summary, output / "accuracy_vs_tokens.png"), console)
     for card in cards:
@@ -200,7 +201,7 @@ def _identity(settings: Settings, loaded: Loaded, run: Run, work: Work, batch: i
     task = work.task
     return {
         "vtc": vtc.__version__,
-        "versions": {name: results.version(name) for name in ("torch", "transformers")},
+        "versions": {name: version(name) for name in ("torch", "transformers")},
         "model": loaded.identity,
         "method": run.record(),
         "kernels": _kernels(),

@@ -10,16 +10,16 @@ from rich import box
 from rich.table import Table
 
 from vtc.core.errors import ConfigError, shown
-from vtc.eval import results
-from vtc.eval.compare import reason
-from vtc.eval.data import FOLDER, ROW, Docs, read_json
+from vtc.eval.data.docs import FOLDER, ROW, Docs, read_json
 from vtc.eval.papers import against, load_card
-from vtc.eval.plot import draw
-from vtc.eval.samples import ANEW, read_log, read_times, run_key
-from vtc.eval.saved import IDENTITY, RUN
-from vtc.eval.settings import Settings, check_places, parse_places, split_list
-from vtc.eval.statistics import bootstrap
-from vtc.eval.tables import print_summary, scaled, unit
+from vtc.eval.results.runs import unparsed, write_run, write_summary
+from vtc.eval.results.samples import ANEW, read_log, read_times, run_key
+from vtc.eval.results.saved import IDENTITY, RUN
+from vtc.eval.results.scoring import failure
+from vtc.eval.results.statistics import bootstrap
+from vtc.eval.running.eval_settings import Settings, check_places, parse_places, split_list
+from vtc.eval.showing.chart import draw
+from vtc.eval.showing.console import print_summary, scaled, unit
 from vtc.eval.tasks import TASKS, Task
 from vtc.io.files import checked, finite
 from vtc.io.files import read_json as read_file
@@ -93,8 +93,8 @@ def score_folder(folder: Path, tasks: str | None, dialect: str | None, cards: st
     for model in models.values():
         mine = [job for job in jobs if _model(folder, job) == model]
         for job in mine:
-            results.write_run(output, model, job, None)
-        summary = results.write_summary(output, model, mine)
+            write_run(output, model, job, None)
+        summary = write_summary(output, model, mine)
         picture = draw(summary, output / "accuracy_vs_tokens.png")
         print_summary(summary, output, picture, console)
         for card in loaded_cards:
@@ -151,7 +151,7 @@ def score_answers(place: Path, tasks: str | None, dialect: str | None, dataset_p
     if as_json:
         figures = finite(figures)
         record = {"task": task.name, "version": task.version, "dialect": task.dialect, "n": len(rows)}
-        record |= {"n_unparsed": results.unparsed(rows), "remarks": remarks}
+        record |= {"n_unparsed": unparsed(rows), "remarks": remarks}
         say(json.dumps({**record, "primary": task.primary, "figures": figures}, indent=2))
         return
     console, title = Terminal(), f"task {task.name}, dialect {task.dialect}, {len(rows)} answers"
@@ -224,4 +224,4 @@ def _row(task: Task, doc: Mapping, text: str, where: str) -> dict:
             f"{where} lacks column {error} of task {task.name!r}; possible: --dataset-path with the benchmark's data"
         ) from None
     except Exception as error:
-        raise ConfigError(f"{where}: {reason(error)}") from None
+        raise ConfigError(f"{where}: {failure(error)}") from None

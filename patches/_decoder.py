@@ -1,7 +1,7 @@
 """The decoder site: a text model's layers, their queries and keys before they run, and masks for fewer tokens.
 
-Nothing of a layer is written again here: its own attention computes its queries and keys (and is then stopped), and
-transformers' own functions build its masks.
+No part of a layer is reimplemented: its own attention computes queries and keys (and is then stopped), and
+transformers' own functions build the masks.
 """
 
 import functools
@@ -27,7 +27,7 @@ def _sliding(config: object, layers: int) -> list[bool]:
 
 
 class DecoderSite:
-    """The layers of a text model. Constructing it only looks: a missing part raises UnsupportedError.
+    """The layers of a text model. Constructing it changes nothing; a missing part raises UnsupportedError.
 
     language_model: has `layers` (each with self_attn, mlp, input_layernorm), `rotary_emb` and a config.
     """
@@ -41,15 +41,15 @@ class DecoderSite:
                     f"{type(self.layers[0]).__name__} has no {name!r}: tokens cannot be dropped inside this language "
                     "model; possible: a stage at the projector (`vtc list`)"
                 )
-        strange = self._strange()
-        if strange:
+        obstacle = self._obstacle()
+        if obstacle:
             raise UnsupportedError(
-                f"{type(language_model).__name__} has {strange}: tokens cannot be dropped inside it; possible: a stage "
-                "at the projector (`vtc list`)"
+                f"{type(language_model).__name__} has {obstacle}: tokens cannot be dropped inside it; possible: a "
+                "stage at the projector (`vtc list`)"
             )
 
-    def _strange(self) -> str | None:
-        """What keeps this text model from being understood."""
+    def _obstacle(self) -> str | None:
+        """What makes it impossible to drop tokens inside this text model; None if nothing does."""
         rotary = getattr(self.model, "rotary_emb", None)
         if rotary is None:
             return "no rotary embedding"
@@ -114,8 +114,8 @@ class DecoderSite:
         return self._sliding[layer]
 
     def _is_one_row(self, layer: int, hidden: Tensor, mask: Tensor | None, cache: object) -> bool:
-        """Whether a 2-D mask over a growing cache is already all of the mask of one new token, in the form that SDPA
-        takes. Making it by the model's own function would read whether it can be done without, for each segment."""
+        """Whether a 2-D mask over a growing cache is already the whole mask of one new token, in the form that SDPA
+        takes. The model's own function would read the mask to see whether it can be left out, once per segment."""
         alone = mask is not None and mask.ndim == 2 and hidden.shape[1] == 1 and hidden.device.type != "cpu"
         plain = not self.sliding(layer) and not getattr(cache, "is_compileable", False)
         return alone and plain and self.model.config._attn_implementation == "sdpa"
@@ -127,15 +127,15 @@ class DecoderSite:
         """The mask that the model would make for a layer, whose cache may have another length than the others'.
 
         hidden [B, S, D]: what enters the layer. mask: None, 2-D over the layer's cache and hidden, or a ready 4-D one.
-        padded: something is masked, so that newer versions of transformers need not read whether a mask can be done
-        without (the host would wait for the device).
+        padded: something is masked, so that newer versions of transformers need not read the mask to see whether it
+        can be left out (the host would wait for the device).
         """
         from transformers.masking_utils import create_causal_mask, create_sliding_window_causal_mask
 
         if self._is_one_row(layer, hidden, mask, cache):
             return mask[:, None, None].bool()
         make = create_sliding_window_causal_mask if self.sliding(layer) else create_causal_mask
-        given = {
+        arguments = {
             "config": self.model.config,
             "inputs_embeds": hidden,
             "input_embeds": hidden,
@@ -145,7 +145,7 @@ class DecoderSite:
             "position_ids": None,
             "allow_is_causal_skip": not padded,
         }
-        return make(**{key: value for key, value in given.items() if key in _parameters(make)})
+        return make(**{key: value for key, value in arguments.items() if key in _parameters(make)})
 
 
 class OneLayer:

@@ -22,19 +22,19 @@ COMPILED = "_orig_mod"  # where torch.compile keeps the module that it wraps
 
 
 class Family(ABC):
-    """One loaded model of a family. Constructing it only looks: a missing site raises UnsupportedError.
+    """One loaded model of a family. Constructing it changes nothing; a missing site raises UnsupportedError.
 
     model: the ...ForConditionalGeneration. inner: the model with vision and language parts. language_model: the
-    decoder, whose inputs are the boundary where tokens are dropped. mrope: positions have 3 axes. tiled: an image may be several crops. towers: model types
-    of the vision towers that are understood, None where the family has only one. sizes: the argument of
-    `get_image_features` whose values, the images' sizes, decide the layout; None where shapes do. marks: names in the
-    config of the token ids before and after an image's placeholders, if there are any.
+    decoder, whose inputs are the boundary where tokens are dropped. mrope: positions have 3 axes. tiled: an image may
+    be several crops. towers: model types of the vision towers that are understood, None where the family has only one.
+    sizes: the argument of `get_image_features` whose values, the images' sizes, decide the layout; None where shapes
+    do. marks: names in the config of the token ids before and after an image's placeholders, if there are any.
 
     Of this family alone, not of those that build on it: follows: the family whose section of a strategy file holds
     for this one too, where the file has none for it. served: its class for vLLM as "module:Vtc" and the name of the
     architecture, None if it cannot be served. published: the encoder of its published 7B model, for tables.
 
-    What the class itself says is read without transformers: a family's file imports it inside functions only.
+    The class itself is read without transformers: a family's file imports it only inside functions.
     """
 
     name: ClassVar[str]
@@ -69,8 +69,8 @@ class Family(ABC):
             )
         pattern = re.compile(self.attention_path)
         named = ((name.replace(f"{COMPILED}.", ""), module) for name, module in self.tower.named_modules())
-        found = {int(m[1]): module for name, module in named if (m := pattern.fullmatch(name))}
-        self.attention = [found[i] for i in sorted(found)]
+        layers = {int(m[1]): module for name, module in named if (m := pattern.fullmatch(name))}
+        self.attention = [layers[i] for i in sorted(layers)]
         parents = {id(child): module for module in self.tower.modules() for child in module.children()}
         self.blocks = [parents[id(module)] for module in self.attention]
         if not self.attention or any(not hasattr(module, "config") for module in self.attention):

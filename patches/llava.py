@@ -80,18 +80,18 @@ class Llava(Family):
         return [raster(i, rows, columns) for i in range(pixels.shape[0])]
 
     def views(self, images: object, size: tuple[int, int], layout: ImageLayout) -> tuple[View, ...]:
-        """One raster on the centre of the picture, whose ends are cut off where it is not square; see `shown`."""
+        """One raster on the centre of the picture, whose ends are cut off where it is not square; see `resizing_of`."""
         (tile,), patch = layout.tiles, self.tower.config.patch_size
         high, wide = (n * patch for n in tile.grid)
-        given, scale, shift = shown(images, size)
-        if (given[0] // patch, given[1] // patch) != tile.grid:
+        seen, scale, shift = resizing_of(images, size)
+        if (seen[0] // patch, seen[1] // patch) != tile.grid:
             raise UnsupportedError(
-                f"the image processor gives {given[0]} x {given[1]} pixels where the model saw {high} x {wide}; "
+                f"the image processor gives {seen[0]} x {seen[1]} pixels where the model saw {high} x {wide}; "
                 "possible: the processor that belongs to the model"
             )
         rows, columns = tile.patches // tile.grid[1], tile.patches % tile.grid[1]
-        found = boxes(rows, columns, (patch, patch)), torch.tensor([[0.0, 0.0, wide, high]], dtype=torch.float64)
-        return (View("picture", tile.offsets, *(on_picture(x, size, scale, shift) for x in found)),)
+        shown = boxes(rows, columns, (patch, patch)), torch.tensor([[0.0, 0.0, wide, high]], dtype=torch.float64)
+        return (View("picture", tile.offsets, *(on_picture(x, size, scale, shift) for x in shown)),)
 
     def random_pictures(self, visual: int, native: int | None, generator: torch.Generator) -> tuple[list[int], dict]:
         """Several images of one size; with `native`, of the size that comes nearest."""
@@ -113,8 +113,8 @@ class Llava(Family):
         scores = captured[0] if len(captured) == 1 else torch.cat(captured)
 
         def own(tile: Tile) -> Tensor:
-            found = scores[tile.crop]
-            return found if tile.tokens == len(found) else found[upload(tile.patches, found.device)]
+            crop = scores[tile.crop]
+            return crop if tile.tokens == len(crop) else crop[upload(tile.patches, crop.device)]
 
         return [[own(tile) for tile in image.tiles] for image in images]
 
@@ -130,10 +130,10 @@ class Llava(Family):
         first = torch.arange(int(self.encoder.has_cls))
 
         def rows(tile: Tile) -> Tensor:
-            found = hidden[tile.crop]
-            if tile.tokens + len(first) == len(found):
-                return found
-            return found[upload(torch.cat([first, tile.patches + len(first)]), found.device)]
+            crop = hidden[tile.crop]
+            if tile.tokens + len(first) == len(crop):
+                return crop
+            return crop[upload(torch.cat([first, tile.patches + len(first)]), crop.device)]
 
         return [[rows(tile) for tile in image.tiles] for image in images]
 
@@ -180,7 +180,9 @@ class Llava(Family):
         return {**inputs, "pixel_values": pixels} if sum(images) else inputs
 
 
-def shown(images: object, size: tuple[int, int]) -> tuple[tuple[int, int], tuple[float, float], tuple[float, float]]:
+def resizing_of(
+    images: object, size: tuple[int, int]
+) -> tuple[tuple[int, int], tuple[float, float], tuple[float, float]]:
     """What an image processor makes of a picture of `size` (height, width): the size of what the encoder is given, and
     where a pixel p of the picture lies on it, at p * scale + shift (each down, across).
 

@@ -25,7 +25,7 @@ def anyres_tiles(size: tuple[int, int], tiles: tuple[int, int], side: int, unpad
     from transformers.models.llava_next.modeling_llava_next import unpad_image
 
     every = torch.arange(side * side)
-    found = [Tile(0, every, every, (side, side))]
+    all_tiles = [Tile(0, every, every, (side, side))]
     rows, columns = tiles
     canvas = torch.arange(rows * side * columns * side).view(1, rows * side, columns * side)
     canvas = (unpad_image(canvas, size) if unpad else canvas)[0]
@@ -34,10 +34,10 @@ def anyres_tiles(size: tuple[int, int], tiles: tuple[int, int], side: int, unpad
     y, x = canvas // (columns * side), canvas % (columns * side)
     tile, patch = y // side * columns + x // side, y % side * side + x % side
     for t in range(rows * columns):
-        mine = tile == t
-        shape = int(mine.any(1).sum()), int(mine.any(0).sum())
-        found.append(Tile(1 + t, places[mine], patch[mine], shape))
-    return side * side + height * (width + newline), tuple(found)
+        inside = tile == t
+        shape = int(inside.any(1).sum()), int(inside.any(0).sum())
+        all_tiles.append(Tile(1 + t, places[inside], patch[inside], shape))
+    return side * side + height * (width + newline), tuple(all_tiles)
 
 
 @FAMILIES.register("llava_next")
@@ -55,7 +55,9 @@ class LlavaNext(Llava):
     def describe_encoder(self) -> Encoder:
         """As LLaVA's, of several crops."""
         vision = self.tower.config
-        return replace(super().describe_encoder(), tiled=self.tiled, thumbnail=(vision.image_size // vision.patch_size) ** 2)
+        return replace(
+            super().describe_encoder(), tiled=self.tiled, thumbnail=(vision.image_size // vision.patch_size) ** 2
+        )
 
     def tokens_per_image(self, vision) -> None:
         """Depends on the picture's size."""
@@ -100,14 +102,14 @@ class LlavaNext(Llava):
             shown = canvas[0], min(math.ceil(size[1] * down), canvas[1])
         scale = shown[0] / size[0], shown[1] / size[1]
         shift = (canvas[0] - shown[0]) // 2, (canvas[1] - shown[1]) // 2
-        found, per = [], side // patch
+        tile_boxes, per = [], side // patch
         for tile in tiles:
             row, column = divmod(tile.crop - base.crop - 1, columns)
-            found.append(boxes(row * per + tile.patches // per, column * per + tile.patches % per, (patch, patch)))
+            tile_boxes.append(boxes(row * per + tile.patches // per, column * per + tile.patches % per, (patch, patch)))
         # Unpadding leaves out whole rows of tokens, also where they show a strip of the picture.
-        crops = torch.stack([torch.cat([x[:, :2].amin(0), x[:, 2:].amax(0)]) for x in found if len(x)])
+        crops = torch.stack([torch.cat([x[:, :2].amin(0), x[:, 2:].amax(0)]) for x in tile_boxes if len(x)])
         offsets = torch.cat([tile.offsets for tile in tiles])
-        placed = [on_picture(x, size, scale, shift) for x in (torch.cat(found), crops)]
+        placed = [on_picture(x, size, scale, shift) for x in (torch.cat(tile_boxes), crops)]
         return first, View("tiles", offsets, *placed)
 
     def random_pictures(self, visual: int, native: int | None, generator: torch.Generator) -> tuple[list[int], dict]:

@@ -11,6 +11,9 @@ from torch import Tensor, nn
 from transformers import MistralConfig, Qwen2Config
 
 import vtc
+from vtc.config.strategy import StrategyConfig
+from vtc.core.budget import Budget
+from vtc.core.signals import Decoder
 from vtc.patches import FAMILIES
 from vtc.patches._tiny import BOS, EOS, IMAGE_TOKEN, PAD, TEXT
 
@@ -251,3 +254,8 @@ def refusal(error: Exception, *words: str) -> str:
     for word in words:
         assert word in message
     return message
+
+
+def projector_budget(config: StrategyConfig) -> Budget:
+    """What a strategy keeps at the projector of a model of 32 layers."""
+    return config.allocate(Decoder("test", 32)).projector

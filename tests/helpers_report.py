@@ -8,10 +8,10 @@ from pathlib import Path
 
 import vtc
 from tests.helpers_results import MODEL, job, save
-from vtc.eval.plan import Run
-from vtc.eval.results import write_run, write_summary
+from vtc.eval.results.runs import write_run, write_summary
 from vtc.eval.runner import evaluate
-from vtc.eval.settings import Settings
+from vtc.eval.running.eval_settings import Settings
+from vtc.eval.running.plan import Run
 from vtc.eval.tasks import TASKS
 
 EVIL = '<b>&"x"\'</b><script>alert(1)</script>'

@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import vtc
-from vtc.eval import figures
-from vtc.eval.plan import Run
+from vtc.eval.metrics import aggregate
+from vtc.eval.running.plan import Run
 from vtc.eval.tasks import Task
 
 MODEL = {"id": "toy", "type": "llava", "family": "llava", "digest": "00"}
@@ -46,9 +46,9 @@ class Points(Toy):
 
     def figures(self, sums: Mapping) -> dict:
         """acc + acc+, times 1000 to have as many digits as MME."""
-        both = figures.ratio(sums["both"], sums["pictures"])
-        points = 1000 * (figures.ratio(sums["right"], sums["n"]) + both)
-        return {"perception": points, f"{figures.PER_CATEGORY}count": points / 10}
+        both = aggregate.ratio(sums["both"], sums["pictures"])
+        points = 1000 * (aggregate.ratio(sums["right"], sums["n"]) + both)
+        return {"perception": points, f"{aggregate.PER_CATEGORY}count": points / 10}
 
 
 class Thousand(Toy):

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from vtc.eval.data import Docs
+from vtc.eval.data.docs import Docs
 from vtc.eval.tasks import TASKS, Task
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -25,7 +25,7 @@ from vtc.core.signals import (
 )
 from vtc.kernels.anchor import BLOCK, cosines, least_similar
 from vtc.kernels.dpp import dpp_greedy
-from vtc.strategies.cdpruner import CDPruner, agreement, quality
+from vtc.strategies.cdpruner import CDPruner, cosine_with_words, quality
 from vtc.strategies.dart import Dart, longest, select_tokens
 from vtc.strategies.todre import ToDRE, drops
 
@@ -143,7 +143,7 @@ def test_the_shipped_files_are_the_defaults(family):
     assert [(s.stage, s.positions, dart.keep) for s in dart.stages] == [(Dart(), "keep", None)]
     (first,) = resolve("cdpruner", family).stages
     assert (first.stage, first.positions) == (CDPruner(), "keep" if qwen else "compact")
-    assert first.budget.scope == ("per_tile" if family == "llava_next" else "per_image")
+    assert first.scope == ("per_tile" if family == "llava_next" else "per_image")
     assert resolve("todre", family).decoder[0].stage == ToDRE()
     assert [s.positions for s in resolve("todre", family).stages] == ["keep" if qwen else "compact", "keep"]
 
@@ -203,11 +203,11 @@ def test_quality():
     assert quality(relevance.bfloat16()).dtype == torch.float32
 
 
-def test_agreement():
+def test_cosine_with_words():
     features, words = draw(0, 2, 9, 6), draw(1, 2, 3, 6)
     exact = torch.cosine_similarity(features, words.mean(1, keepdim=True), dim=-1)
-    torch.testing.assert_close(agreement(features, words), exact)
-    assert torch.equal(agreement(features.bfloat16(), words[:, :0]), torch.zeros(2, 9))
+    torch.testing.assert_close(cosine_with_words(features, words), exact)
+    assert torch.equal(cosine_with_words(features.bfloat16(), words[:, :0]), torch.zeros(2, 9))
 
 
 def test_what_cdpruner_reads():
@@ -228,8 +228,8 @@ def test_cdpruner_is_the_process_of_its_kernel():
     for stage, text, relevance in (
         (CDPruner("clip"), {TextRelevance(): cosine}, -cosine),
         (CDPruner("clip", "paper"), {TextRelevance(): cosine}, cosine),
-        (CDPruner(), {TextEmbeddings(): words}, agreement(features, words)),
-        (CDPruner(sign="paper"), {TextEmbeddings(): words}, agreement(features, words)),
+        (CDPruner(), {TextEmbeddings(): words}, cosine_with_words(features, words)),
+        (CDPruner(sign="paper"), {TextEmbeddings(): words}, cosine_with_words(features, words)),
         (CDPruner("none"), {}, torch.ones(3, 40)),
     ):
         seen = {Features(): features, **text}

@@ -1,12 +1,14 @@
 """Strategies of several stages as data: composing, dumps, overrides by method, options and budgets of each stage."""
 
+from dataclasses import replace
+
 import pytest
 import yaml
 
 import vtc
 from tests.helpers import refused
 from vtc.config.resolve import resolve
-from vtc.config.source import parts
+from vtc.config.source import parts_of
 from vtc.config.strategy import StrategyConfig
 from vtc.strategies.fastv import FastV
 from vtc.strategies.hiprune import HiPrune
@@ -54,7 +56,7 @@ def comes_back(config: StrategyConfig, path, family) -> None:
     again = vtc.load_strategy(path, family)
     assert again.dump() == config.dump() == yaml.safe_load(text)
     assert (again.keep, again.stages) == (config.keep, config.stages)
-    assert [type(s.budget.keep) for s in again.stages] == [type(s.budget.keep) for s in config.stages]
+    assert [type(s.keep) for s in again.stages] == [type(s.keep) for s in config.stages]
     assert vtc.load_strategy(str(path)).stages == config.stages
     assert vtc.load_strategy(config.dump(), "qwen2_vl").stages == config.stages
 
@@ -109,8 +111,8 @@ def test_composing_by_list_and_by_plus(tmp_path, monkeypatch):
     assert resolve([path, "fastv"]).name == "a+b+fastv"
     assert resolve(["hiprune"]) == resolve("hiprune")
     monkeypatch.chdir(tmp_path)
-    assert parts("a+b.yaml") == ["a+b.yaml"]
-    assert parts("a+" * 5000 + "b") == [*["a"] * 5000, "b"]
+    assert parts_of("a+b.yaml") == ["a+b.yaml"]
+    assert parts_of("a+" * 5000 + "b") == [*["a"] * 5000, "b"]
 
 
 @families
@@ -118,25 +120,25 @@ def test_parts_keep_their_own_sections(family):
     """What a file says for a family holds for its stages alone."""
     config, alone = resolve("hiprune+transprune", family), [resolve(n, family) for n in ("hiprune", "transprune")]
     assert config.keep is None
-    assert config.projector == alone[0].projector
+    assert config.projector == replace(alone[0].projector, keep=alone[0].keep)
     assert config.decoder == alone[1].decoder
     if family == "llava_next":
-        assert config.projector.budget.scope == "per_tile"
+        assert config.projector.scope == "per_tile"
     if family == "qwen2_vl":
-        assert (config.projector.stage.object_layer, config.projector.budget.rounding) == (0.5, "round")
+        assert (config.projector.stage.object_layer, config.projector.rounding) == (0.5, "round")
         assert config.decoder[0].stage.layers == (0.25, 0.3214, 0.4286)
 
 
 def test_budgets_of_parts():
     """Each part brings its own; one for the whole replaces them; METHOD.keep is that of one stage."""
     parts_ = [{"keep": 0.5, "stages": [{"method": "uniform"}]}, {"keep": 0.6, "stages": [{"method": "fastv"}]}]
-    assert [s.budget.keep for s in resolve(parts_).stages] == [0.5, 0.6]
+    assert [s.keep for s in resolve(parts_).stages] == [0.5, 0.6]
     whole = resolve(parts_, keep=0.3)
-    assert (whole.keep, [s.budget.keep for s in whole.stages]) == (0.3, [None, None])
+    assert (whole.keep, [s.keep for s in whole.stages]) == (0.3, [None, None])
     assert resolve(parts_, prune_ratio=0.7) == whole
     changed = resolve(parts_, **{"uniform.keep": 100, "fastv.prune_ratio": 0.25})
-    assert (changed.keep, [s.budget.keep for s in changed.stages]) == (None, [100, 0.75])
-    assert [s.budget.keep for s in resolve("hiprune+transprune").stages] == [0.25, None]
+    assert (changed.keep, [s.keep for s in changed.stages]) == (None, [100, 0.75])
+    assert [s.keep for s in resolve("hiprune+transprune").stages] == [0.25, None]
     without = [{"stages": [{"method": "uniform"}]}, "fastv"]
     assert resolve(without, keep=0.3).keep == 0.3
     refused(lambda: resolve(without), "names no budget", "keep or prune_ratio")
@@ -150,9 +152,9 @@ def test_the_later_budget_counts():
     raw = {"keep": 0.3, "stages": [first, {"method": "fastv"}], "families": {"llava": {"uniform.keep": 0.5}}}
     assert resolve(raw).keep == 0.3
     section = resolve(raw, "llava")
-    assert (section.keep, [s.budget.keep for s in section.stages]) == (None, [0.5, None])
+    assert (section.keep, [s.keep for s in section.stages]) == (None, [0.5, None])
     assert resolve(raw, "llava", keep=0.2).keep == 0.2
-    assert resolve("visiondrop", keep=0.05).projector.budget.keep is None
+    assert resolve("visiondrop", keep=0.05).projector.keep is None
     refused(lambda: resolve({"keep": 0.3, "stages": [{**first, "keep": 0.5}]}), "a keep of its own", "one of them")
     refused(lambda: resolve("hiprune+fastv", keep=0.3, **{"hiprune.keep": 0.5}), "keep and hiprune.keep", "one of them")
     refused(
@@ -213,20 +215,20 @@ def test_positions_of_each_stage():
 def test_scope_at_the_top_is_meant_for_the_projector():
     """Stages inside the language model rank whole images, and say so where the option can only be meant for them."""
     config = resolve("hiprune+transprune", scope="per_tile", rounding="floor")
-    assert (config.projector.budget.scope, config.projector.budget.rounding) == ("per_tile", "floor")
-    assert (config.decoder[0].budget.scope, config.decoder[0].budget.rounding) == ("per_image", "ceil")
+    assert (config.projector.scope, config.projector.rounding) == ("per_tile", "floor")
+    assert (config.decoder[0].scope, config.decoder[0].rounding) == ("per_image", "ceil")
     assert set(config.decoder[0].options()) == {"positions"}
     next_ = resolve("visiondrop", "llava_next")
-    assert (next_.projector.budget.scope, next_.decoder[0].budget.scope) == ("per_tile", "per_image")
+    assert (next_.projector.scope, next_.decoder[0].scope) == ("per_tile", "per_image")
     whole = resolve("visiondrop", **{"visiondrop_projector.scope": "per_request"})
-    assert whole.projector.budget.scope == "per_request"
+    assert whole.projector.scope == "per_request"
     for strategy, key in (("fastv", "scope"), ("fastv+transprune", "scope"), ("hiprune+fastv", "fastv.scope")):
         words = "scope='per_tile'", "fastv ranks whole images", "possible: scope=per_image"
         refused(lambda s=strategy, k=key: resolve(s, **{k: "per_tile"}), *words)
     tiles = {"scope": "per_tile", "stages": [{"method": "fastv"}]}
     refused(lambda: resolve(tiles), "scope='per_tile'", "fastv ranks whole images")
     refused(lambda: resolve(["hiprune", tiles]), "scope='per_tile'", "fastv ranks whole images")
-    assert resolve({**tiles, "scope": "per_image"}).decoder[0].budget.scope == "per_image"
+    assert resolve({**tiles, "scope": "per_image"}).decoder[0].scope == "per_image"
 
 
 def test_order_of_stages():

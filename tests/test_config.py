@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 import vtc
 from tests.test_house import run_python
-from vtc.config.knobs import parse_set, plain
+from vtc.config.knobs import as_lists, parse_set
 from vtc.config.resolve import resolve
 from vtc.core.budget import Budget, keep_from_prune_ratio, parse_keep
 from vtc.patches import FAMILIES
@@ -26,12 +26,16 @@ fractions = st.integers(1, 1000).map(lambda n: n / 1000)
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
 def test_shipped_files_state_departures_only(strategy):
-    """A shipped YAML repeats no default of a method, and no positions that a family has anyway; the dump has all."""
+    """A shipped YAML repeats no default of a method or of a strategy that it refers to, and no positions that a family
+    has anyway; the dump has all."""
     raw = yaml.safe_load(shipped()[strategy].read_text(encoding="utf-8"))
     dumped = vtc.load_strategy(strategy).dump()["stages"]
     for stage, whole in zip(raw["stages"], dumped, strict=True):
-        defaults = {key: plain(value) for key, value in dataclasses.asdict(METHODS[stage["method"]]()).items()}
+        defaults = {key: as_lists(value) for key, value in dataclasses.asdict(METHODS[whole["method"]]()).items()}
         assert set(defaults) <= set(whole)
+        if "strategy" in stage:
+            part = vtc.load_strategy(stage["strategy"])
+            defaults |= {"keep": part.keep, **part.dump()["stages"][0]}
         assert not [key for key in stage if key in defaults and stage[key] == defaults[key]]
         assert {key: whole[key] for key in stage if key in whole} == {k: v for k, v in stage.items() if k in whole}
     assert raw.get("positions") != "compact"
@@ -75,7 +79,7 @@ def test_every_method_stands_in_the_notice():
     notice = (Path(__file__).resolve().parent.parent / "NOTICE").read_text(encoding="utf-8")
     rows = [line.split() for line in notice.splitlines() if line[:1].islower()]
     present = {row[0] for row in rows if row[1:2] == ["now"]}
-    assert present == {method.removesuffix("_encoder") for method in METHODS}
+    assert present == {method.removesuffix("_projector") for method in METHODS}
     assert not present & {row[0] for row in rows if row[1:2] == ["planned"]}
 
 
@@ -92,7 +96,7 @@ def test_a_family_takes_the_settings_of_the_one_that_it_follows(monkeypatch):
     monkeypatch.setitem(FAMILIES._items, "alone", Alone)
 
     def scope(strategy, family):
-        return resolve(strategy, family).stages[0].budget.scope
+        return resolve(strategy, family).stages[0].scope
 
     assert (scope("hiprune", "tiled"), scope("hiprune", "alone")) == ("per_tile", "per_image")
     raw = {**INLINE, "families": {"llava_next": {"scope": "per_tile"}, "qwen2_5_vl": {"scope": "per_request"}}}
@@ -117,7 +121,7 @@ def test_overrides_win_over_sections_and_these_over_the_file():
     assert (
         resolve(raw).stages[0].stage.alpha,
         resolve(raw).stages[0].positions,
-        resolve(raw).stages[0].budget.keep,
+        resolve(raw).keep,
     ) == (0.3, "compact", 0.5)
     section = resolve(raw, "llava")
     assert (section.stages[0].stage.alpha, section.stages[0].positions, section.keep) == (0.7, "keep", 9)
@@ -130,16 +134,16 @@ def test_overrides_win_over_sections_and_these_over_the_file():
 def test_prune_ratio_and_keep_replace_each_other():
     """Whichever is given later counts, wherever the other one stands."""
     raw = {"prune_ratio": 0.9, "stages": [{"method": "uniform"}], "families": {"llava": {"keep": 7}}}
-    assert resolve(raw).stages[0].budget.keep == 0.1
-    assert resolve(raw, "llava").stages[0].budget.keep == 7
-    assert resolve(raw, "llava", prune_ratio=0.5).stages[0].budget.keep == 0.5
-    assert resolve(raw, keep="3").stages[0].budget.keep == 3
+    assert resolve(raw).keep == 0.1
+    assert resolve(raw, "llava").keep == 7
+    assert resolve(raw, "llava", prune_ratio=0.5).keep == 0.5
+    assert resolve(raw, keep="3").keep == 3
 
 
 def test_defaults():
     """What a file leaves out."""
     (config,) = resolve({"keep": 0.5, "stages": [{"method": "uniform"}]}).stages
-    assert (config.budget.scope, config.budget.rounding, config.positions) == ("per_image", "ceil", "compact")
+    assert (config.scope, config.rounding, config.positions) == ("per_image", "ceil", "compact")
 
 
 def test_an_int_passes_for_a_float_knob():

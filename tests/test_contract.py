@@ -51,7 +51,7 @@ def test_count_is_the_budgets(strategy, case, keep):
     model, inputs = model_of(case), inputs_of(case)
     config = vtc.load_strategy(strategy, family_of(case), keep=keep)
     sizes = [[[t.tokens for t in layout.tiles] for layout in prompt] for prompt in grouped(layouts(case, inputs))]
-    expected = [sum(counts) for prompt in sizes for counts in config.stages[0].budget.quotas(prompt)]
+    expected = [sum(counts) for prompt in sizes for counts in config.allocate().projector.quotas(prompt)]
     with patched(model, strategy, keep=keep):
         forward(model, inputs)
         found = [image.after for image in vtc.report(model).images]

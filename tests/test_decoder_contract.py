@@ -72,7 +72,7 @@ def test_counts_are_the_schedules(strategy, case):
     for image, layout in zip(report.images, all_layouts, strict=True):
         expected, left = [], layout.tokens
         if config.projector is not None:
-            ((*counts,),) = config.projector.budget.quotas([[tile.tokens for tile in layout.tiles]])
+            ((*counts,),) = config.allocate(decoder).projector.quotas([[tile.tokens for tile in layout.tiles]])
             expected, left = [(config.projector.method, None, layout.tokens, sum(counts))], sum(counts)
         for stage in config.decoder:
             entered = left

@@ -8,6 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.helpers import projector_budget
 from tests.test_golden import read
 from vtc.config.resolve import resolve
 from vtc.core.errors import ConfigError
@@ -108,8 +109,8 @@ def test_the_shipped_files_are_the_defaults(family):
         assert [(s.stage, s.positions) for s in config.decoder] == [(stage, positions)]
     first = config.projector
     assert first.stage == VisionDropProjector(layer=-1 if qwen else -2)
-    assert (first.positions, first.budget.count(576)) == ("keep" if qwen else "compact", 48)
-    assert first.budget.scope == ("per_tile" if family == "llava_next" else "per_image")
+    assert (first.positions, projector_budget(config).count(576)) == ("keep" if qwen else "compact", 48)
+    assert first.scope == ("per_tile" if family == "llava_next" else "per_image")
 
 
 def test_needs_of_each_step():

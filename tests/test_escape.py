@@ -125,7 +125,7 @@ def test_the_system_errors_of_a_command_are_one_line(tmp_path, monkeypatch, caps
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("vtc.eval.listing.list_tasks", full)
+    monkeypatch.setattr("vtc.eval.showing.listing.list_tasks", full)
     with pytest.raises(SystemExit) as stopped:
         main(["eval", "tasks"])
     assert stopped.value.code == 2

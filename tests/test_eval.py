@@ -10,9 +10,9 @@ import vtc
 import vtc.demo
 from vtc.core.errors import ConfigError, UnsupportedError
 from vtc.eval import models
-from vtc.eval.plan import plan
 from vtc.eval.runner import evaluate
-from vtc.eval.settings import Settings, settings_from
+from vtc.eval.running.eval_settings import Settings, settings_from
+from vtc.eval.running.plan import plan
 from vtc.eval.tasks.demo import Demo
 
 ROOT = Path(vtc.__file__).resolve().parent.parent
@@ -174,7 +174,7 @@ def test_keep_everything(tmp_path):
 
 def test_model_is_left_alone():
     """After a run the model has no hook more than before."""
-    from vtc.eval.answers import Answerer
+    from vtc.eval.running.answers import Answerer
 
     loaded = models.load("demo", {}, "cpu")
     docs = Demo().open("test", 1)
@@ -206,7 +206,7 @@ def test_unsupported_family(tmp_path, monkeypatch):
 
 def test_a_run_that_drops_nothing_stops(tmp_path, monkeypatch):
     """If the model made all tokens although the budget is below 1, no figure comes out."""
-    monkeypatch.setattr("vtc.eval.answers.Answerer._report", lambda self: None)
+    monkeypatch.setattr("vtc.eval.running.answers.Answerer._report", lambda self: None)
     with pytest.raises(vtc.PatchError, match="kept all 196 visual tokens where the budget asks for 49"):
         evaluate(settings(tmp_path, strategies=("hiprune",), limit=2))
 

@@ -9,8 +9,8 @@ import pytest
 from PIL import Image
 
 from vtc.core.errors import ConfigError
-from vtc.eval.data import Docs, Source, open_source
-from vtc.eval.pictures import picture
+from vtc.eval.data.docs import Docs, Source, open_source
+from vtc.eval.data.pictures import picture
 
 SOURCE = Source(("new/Set", "old/Set"), "sub")
 SHA = "0123456789abcdef0123456789abcdef01234567"

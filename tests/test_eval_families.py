@@ -9,7 +9,7 @@ from tests.helpers_checkpoints import save_tiny
 from tests.test_eval import log, times
 from vtc.eval import models
 from vtc.eval.runner import evaluate
-from vtc.eval.settings import Settings
+from vtc.eval.running.eval_settings import Settings
 from vtc.eval.tasks.demo import Demo
 
 SIZES = ((64, 48), (40, 80), (120, 96))  # width, height: 6 x 8, 10 x 5 and 12 x 15 tokens of 8 x 8 pixels

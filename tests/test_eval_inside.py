@@ -10,10 +10,10 @@ import vtc.demo
 from tests.test_eval import answers, log, settings, times
 from vtc.core.errors import ConfigError
 from vtc.eval import models
-from vtc.eval.answers import Answerer
-from vtc.eval.plan import plan
 from vtc.eval.runner import evaluate
-from vtc.eval.tables import _selection
+from vtc.eval.running.answers import Answerer
+from vtc.eval.running.plan import plan
+from vtc.eval.showing.console import _selection
 from vtc.eval.tasks.demo import Demo
 from vtc.io.terminal import Terminal
 
@@ -176,7 +176,7 @@ def test_prompts_without_images(monkeypatch):
 @pytest.mark.parametrize("keep, asked", [(None, "fewer"), ("0.5", "98"), ("100", "100")])
 def test_a_run_that_drops_nothing_stops(tmp_path, monkeypatch, keep, asked):
     """Also with a schedule for a budget."""
-    monkeypatch.setattr("vtc.eval.answers.Answerer._report", lambda self: None)
+    monkeypatch.setattr("vtc.eval.running.answers.Answerer._report", lambda self: None)
     with pytest.raises(vtc.PatchError, match=f"kept all 196 visual tokens where the budget asks for {asked}"):
         evaluate(settings(tmp_path, strategies=("transprune",), keeps=(keep,), limit=2))
 

@@ -8,10 +8,10 @@ import torch
 from tests.test_eval import log, settings
 from vtc.cli import main
 from vtc.core.errors import ConfigError
-from vtc.eval.counts import nothing
 from vtc.eval.models import Loaded
+from vtc.eval.results.counts import nothing
+from vtc.eval.results.samples import SampleLog, read_log
 from vtc.eval.runner import evaluate
-from vtc.eval.samples import SampleLog, read_log
 from vtc.eval.tasks.demo import Demo
 
 

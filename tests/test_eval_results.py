@@ -8,10 +8,10 @@ import pytest
 from PIL import Image
 
 from tests.helpers_results import MODEL, Points, Thousand, Toy, job, save, strict
-from vtc.eval.compare import NO_DOWNSAMPLE
-from vtc.eval.plot import draw
-from vtc.eval.results import write_run, write_summary
-from vtc.eval.tables import print_summary
+from vtc.eval.results.compare import NO_DOWNSAMPLE
+from vtc.eval.results.runs import write_run, write_summary
+from vtc.eval.showing.chart import draw
+from vtc.eval.showing.console import print_summary
 from vtc.io.terminal import Terminal
 
 FULL = "yyyyyyyynn"  # what the full model answers; y is right

@@ -12,7 +12,7 @@ from tests.test_golden import roots
 from vtc.cli import main
 from vtc.eval import models
 from vtc.eval.runner import evaluate
-from vtc.eval.settings import Settings
+from vtc.eval.running.eval_settings import Settings
 from vtc.eval.tasks import TASKS
 
 FIXTURES = ROOT / "tests" / "fixtures" / "tasks"

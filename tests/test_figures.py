@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from vtc.eval.figures import accuracy, mean
+from vtc.eval.metrics.aggregate import accuracy, mean
 
 
 def test_mean_of_what_is_known():

@@ -12,8 +12,8 @@ import pytest
 
 from tests.helpers import refused
 from vtc.core.errors import ConfigError
-from vtc.eval.counts import nothing
-from vtc.eval.samples import Lines, read_log
+from vtc.eval.results.counts import nothing
+from vtc.eval.results.samples import Lines, read_log
 from vtc.io.files import read_json, replacing, write_json, write_text
 from vtc.io.shapes import anything, list_of, number, record, text, whole
 

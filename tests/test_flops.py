@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
 
 import vtc
+from vtc.config.allocation import Allocation
 from vtc.config.resolve import resolve
-from vtc.config.schedule import Schedule
 from vtc.core.flops import FORMULA, PAPER_FORMULA, LanguageShape, paper_flops
 from vtc.core.report import Report
 from vtc.core.signals import Decoder
@@ -100,9 +100,9 @@ def test_our_count_of_a_report_by_hand(model):
 
 def printed(strategy, tokens: int, **overrides) -> float:
     """The papers' FLOPs of one image of LLaVA-7B under a strategy."""
-    schedule = Schedule(resolve(strategy, **overrides), L32)
-    entered = tokens if schedule.projector is None else schedule.projector.count(tokens)
-    return tera(paper_flops(LLAVA_7B, schedule.tokens_per_layer(tokens, entered)))
+    allocation = Allocation(resolve(strategy, **overrides), L32)
+    entered = tokens if allocation.projector is None else allocation.projector.count(tokens)
+    return tera(paper_flops(LLAVA_7B, allocation.tokens_per_layer(tokens, entered)))
 
 
 def test_llava_next_at_2880_tokens():

@@ -65,7 +65,7 @@ PARTS = {
         r"eval/.*",
         may=(
             "=vtc", "vtc.eval", "vtc.demo", "vtc.engine.clock", "vtc.core.errors", "vtc.core.registry", "vtc.io",
-            "vtc.kernels.backend", "vtc.patching",
+            "vtc.kernels.backend", "vtc.patching", "vtc.config.strategy",
         ),
     ),
 }  # fmt: skip

@@ -12,11 +12,11 @@ PLACES = {
     r"os\.(replace|rename)|\.write_(text|bytes)|\bopen\([^)]*[\"'][wax]b?\+?[\"']": ("vtc/io/files.py", *(
         "vtc/bench/gpu.py", "vtc/vllm/measure_engine.py",  # what a program that they start prints
         "eval/sweep/cells.py", "eval/sweep/study.py",  # locks
-        "eval/samples.py",  # logs, a line at a time
+        "eval/results/samples.py",  # logs, a line at a time
     )),
     r"\.savefig\(": ("vtc/io/drawing.py", "eval/report/svg.py", "eval/inspect/draw.py"),  # into the page, into memory
     r"(?<![\w.])print\(|typer\.echo|sys\.std(out|err)\.write|\bConsole\b|rich\.(console|markup|progress)": (
-        "vtc/io/terminal.py", "eval/progress.py",
+        "vtc/io/terminal.py", "eval/running/progress.py",
     ),
     r"\bhtml\.escape\(|^\s*(from|import) html\b|\.saxutils|markupsafe": ("vtc/io/escape.py",),
 }  # fmt: skip

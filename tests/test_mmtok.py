@@ -177,19 +177,19 @@ def test_what_each_family_asks_for():
         assert config.stage.needs_text
         assert (config.stage.alpha, config.stage.tau_v, config.stage.tau_t) == (0.5, 0.2, 0.01 if qwen else 0.02)
         assert config.positions == ("keep" if qwen else "compact")
-        assert config.budget.scope == ("per_tile" if family == "llava_next" else "per_image")
+        assert config.scope == ("per_tile" if family == "llava_next" else "per_image")
     assert not MMTok(keywords=False).needs_text
     assert MMTok(keywords=False, prefix="Find: ").needs_text
 
 
 @pytest.mark.parametrize(("ratio", "kept"), [(0.2, 71), (0.1, 35), (0.05, 17)])
 def test_qwen_rounds_down_as_published(ratio, kept):
-    assert resolve("mmtok", "qwen2_5_vl", keep=ratio).projector.budget.count(357) == kept
+    assert resolve("mmtok", "qwen2_5_vl", keep=ratio).allocate().projector.count(357) == kept
 
 
 @pytest.mark.parametrize(("total", "each"), [(640, 128), (320, 64), (160, 32)])
 def test_llava_next_keeps_the_published_number_of_each_of_five_tiles(total, each):
-    assert resolve("mmtok", "llava_next", keep=total).projector.budget.quotas([[576] * 5]) == [[each] * 5]
+    assert resolve("mmtok", "llava_next", keep=total).allocate().projector.quotas([[576] * 5]) == [[each] * 5]
 
 
 @pytest.mark.parametrize("knob", [{"alpha": -0.1}, {"alpha": math.nan}, {"alpha": math.inf}, {"tau_v": 0.0},

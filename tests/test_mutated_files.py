@@ -26,7 +26,7 @@ from vtc.eval.models import load
 from vtc.eval.papers import load_card, show
 from vtc.eval.report import plots, report
 from vtc.eval.runner import evaluate
-from vtc.eval.settings import Settings
+from vtc.eval.running.eval_settings import Settings
 from vtc.eval.sweep import work
 from vtc.eval.sweep.engine import Asked
 from vtc.eval.sweep.engine import sweep as run_sweep

@@ -12,8 +12,8 @@ from vtc.config.knobs import parse_set
 from vtc.config.resolve import resolve
 from vtc.core.errors import ConfigError, UnsupportedError, VtcError
 from vtc.eval.papers import show as show_cards
-from vtc.eval.plan import plan
-from vtc.eval.settings import settings_from
+from vtc.eval.running.eval_settings import settings_from
+from vtc.eval.running.plan import plan
 from vtc.eval.sweep.engine import Asked, sweep
 from vtc.eval.tasks import TASKS
 from vtc.io.plain_yaml import load, parse

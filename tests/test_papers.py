@@ -10,7 +10,7 @@ import yaml
 import vtc
 from vtc.core.errors import ConfigError
 from vtc.eval.papers import cards, commands, load_card
-from vtc.eval.settings import parse_model_args
+from vtc.eval.running.eval_settings import parse_model_args
 from vtc.eval.tasks import DIALECTS, TASKS
 
 CARDS = {name: load_card(name) for name in cards()}

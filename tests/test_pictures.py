@@ -8,8 +8,8 @@ import pytest
 from PIL import Image
 
 from vtc.core.errors import ConfigError
+from vtc.eval.data.pictures import nothing, picture, rgb
 from vtc.eval.models import load
-from vtc.eval.pictures import nothing, picture, rgb
 
 RAMP = np.linspace(0, 255, 30 * 20).round().reshape(20, 30).astype(np.uint8)
 GREY = Image.fromarray(RAMP)

@@ -2,8 +2,8 @@
 
 import pytest
 
+from vtc.config.allocation import Allocation
 from vtc.config.resolve import resolve
-from vtc.config.schedule import Schedule
 from vtc.core.budget import Budget
 from vtc.core.signals import Decoder, Encoder
 
@@ -35,12 +35,12 @@ def test_vtc_cls_counts_global_layers_on_qwen2_5_vl():
 
 @pytest.mark.parametrize(("ratio", "tokens", "kept"), [(0.334, 280, 94), (0.112, 180, 20), (0.223, 280, 62)])
 def test_hiprune_rounds_on_qwen_as_published(ratio, tokens, kept):
-    assert resolve("hiprune", "qwen2_5_vl", keep=ratio).stages[0].budget.count(tokens) == kept
+    assert resolve("hiprune", "qwen2_5_vl", keep=ratio).allocate().projector.count(tokens) == kept
 
 
 @pytest.mark.parametrize(("total", "tiles", "each"), [(640, 5, 128), (320, 3, 106), (160, 4, 40)])
 def test_llava_next_splits_its_budget_over_tiles_rounding_down(total, tiles, each):
-    assert resolve("hiprune", "llava_next", keep=total).stages[0].budget.quotas([[576] * tiles]) == [[each] * tiles]
+    assert resolve("hiprune", "llava_next", keep=total).allocate().projector.quotas([[576] * tiles]) == [[each] * tiles]
 
 
 @pytest.mark.parametrize(("keep", "tokens", "kept"), [(0.07, 100, 7), (0.25, 577, 145), (1e-3, 64, 1), (192, 99, 99)])
@@ -68,10 +68,12 @@ INSIDE = [
 def test_drops_inside_the_language_model(strategy, family, depth, tokens, drops, positions):
     """(layer, tokens left); what a stage at the projector leaves stands at layer 0."""
     config = resolve(strategy, family)
-    schedule = Schedule(config, Decoder(family, depth))
-    entered = tokens if schedule.projector is None else schedule.projector.count(tokens)
-    found = [(step.layer, left) for step, left in zip(schedule.steps, schedule.counts(tokens, entered), strict=True)]
-    assert ([] if schedule.projector is None else [(0, entered)]) + found == drops
+    allocation = Allocation(config, Decoder(family, depth))
+    entered = tokens if allocation.projector is None else allocation.projector.count(tokens)
+    found = [
+        (step.layer, left) for step, left in zip(allocation.steps, allocation.counts(tokens, entered), strict=True)
+    ]
+    assert ([] if allocation.projector is None else [(0, entered)]) + found == drops
     assert {stage.positions for stage in config.stages} == {positions}
 
 
@@ -79,8 +81,8 @@ def test_drops_inside_the_language_model(strategy, family, depth, tokens, drops,
 def test_transprune_on_28_layers_sees_the_published_share(family):
     """45.09 % of the tokens on average over 28 layers; FastV 53.57 %."""
     decoder = Decoder(family, 28)
-    assert round(Schedule(resolve("transprune", family), decoder).mean(), 4) == 0.4509
-    assert round(Schedule(resolve("fastv", family), decoder).mean(), 4) == 0.5357
+    assert round(Allocation(resolve("transprune", family), decoder).mean(), 4) == 0.4509
+    assert round(Allocation(resolve("fastv", family), decoder).mean(), 4) == 0.5357
 
 
 def test_todre_drops_at_the_published_threshold():

@@ -34,6 +34,7 @@ many of them are to stay. This page is written by `python -m tests.test_readme`.
 """
 SPECIAL, ESCAPED = re.compile(r"`[^`]*`|[*<]"), {"*": r"\*", "<": "&lt;"}  # code stays as it is
 HEADS = re.compile(r"^(Knobs|Paper|Departures|Where the paper leaves room):", re.MULTILINE)
+KNOB = re.compile(r"^- (\w+):", re.MULTILINE)
 
 REFERENCE_TOP = """# API reference
 
@@ -63,6 +64,7 @@ def methods_page() -> str:
     for name, method in shipped.items():
         knobs = ", ".join(f"`{knob.name}={knob.default!r}`" for knob in dataclasses.fields(method))
         text = SPECIAL.sub(lambda one: ESCAPED.get(one[0], one[0]), inspect.getdoc(method))
+        text = KNOB.sub(r"- `\1`:", text.replace("Knobs:\n", "Knobs:\n\n"))
         text = re.sub(r"\n{2,}", "\n\n", HEADS.sub(r"\n**\1:**", text))
         parts.append(f"## {name}\n\nSite: {method.site}. {f'Defaults: {knobs}' if knobs else 'No knobs'}.\n\n{text}\n")
     return "\n".join(parts)

@@ -12,16 +12,16 @@ from tests.helpers_report import EVIL, Page, demo_job, made, over_tasks, ran, wi
 from tests.helpers_results import MODEL
 from vtc.cli import main
 from vtc.core.errors import ConfigError
-from vtc.eval import statistics
-from vtc.eval.compare import scored
 from vtc.eval.report import report
 from vtc.eval.report.measure import measure
 from vtc.eval.report.measured import FIRST
 from vtc.eval.report.read import read
 from vtc.eval.report.sections import split
 from vtc.eval.report.significance import MOST_REPLICATES, front, holm, replicates
-from vtc.eval.samples import read_log, read_times
-from vtc.eval.tables import scaled
+from vtc.eval.results import statistics
+from vtc.eval.results.samples import read_log, read_times
+from vtc.eval.results.scoring import scored
+from vtc.eval.showing.console import scaled
 from vtc.eval.tasks import TASKS
 
 FILES = ("report.html", "report.md", "report.csv")

@@ -9,9 +9,9 @@ from tests.helpers_stub import Stub
 from tests.helpers_tasks import FIXTURES, json_rows
 from vtc.core.errors import ConfigError
 from vtc.eval import runner
-from vtc.eval.data import FAULT, ROW, Docs, Source
+from vtc.eval.data.docs import FAULT, ROW, Docs, Source
 from vtc.eval.runner import evaluate
-from vtc.eval.settings import Settings
+from vtc.eval.running.eval_settings import Settings
 from vtc.eval.tasks import TASKS
 from vtc.eval.tasks._rows import letter_of, options_of, plain, yes_or_no
 

@@ -228,7 +228,7 @@ def test_divprune_never_keeps_a_token_twice():
 def test_divprune_rounds_to_nearest_with_halves_to_even(keep, tokens, kept):
     """Over all tiles of an image together, also on LLaVA-NeXT."""
     for family in ("llava", "llava_next", "qwen2_5_vl"):
-        budget = resolve("divprune", family, keep=keep).projector.budget
+        budget = resolve("divprune", family, keep=keep).allocate().projector
         assert budget.quotas([[tokens]]) == [[kept]]
         assert budget.quotas([[tokens - 40, 40]]) == [[kept]]
 
@@ -238,11 +238,11 @@ def test_divprune_rounds_to_nearest_with_halves_to_even(keep, tokens, kept):
 )
 def test_defaults_are_published_counts(strategy, published):
     """576 tokens of LLaVA-1.5; on LLaVA-NeXT each of five tiles, but DivPrune's tiles compete."""
-    config, tiles = resolve(strategy, "llava").projector, resolve(strategy, "llava_next").projector
-    assert config.budget.count(576) == published[0]
-    assert config.positions == "compact"
+    config, tiles = resolve(strategy, "llava"), resolve(strategy, "llava_next")
+    assert config.allocate().projector.count(576) == published[0]
+    assert config.projector.positions == "compact"
     each = [282] if strategy == "divprune" else [published[0]] * 5
-    assert tiles.budget.quotas([[576] * 5]) == [each]
+    assert tiles.allocate().projector.quotas([[576] * 5]) == [each]
     for family in ("qwen2_vl", "qwen2_5_vl"):
         assert resolve(strategy, family).projector.positions == "keep"
 
@@ -250,7 +250,7 @@ def test_defaults_are_published_counts(strategy, published):
 @pytest.mark.parametrize(("strategy", "kept"), [(s, n) for s in ("visionzip", "vispruner") for n in (192, 128, 64, 32)])
 def test_published_shares_give_published_counts(strategy, kept):
     share = {192: 0.3333, 128: 0.2222, 64: 0.1111, 32: 0.0556}[kept]
-    assert resolve(strategy, "llava", keep=share).projector.budget.count(576) == kept
+    assert resolve(strategy, "llava", keep=share).allocate().projector.count(576) == kept
 
 
 @examples

@@ -8,16 +8,17 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import pytest
 
-from vtc.eval import figures, statistics
-from vtc.eval.statistics import average, bootstrap, compare, loyalty, mcnemar, relative, sensitive
+from vtc.eval.metrics import aggregate
+from vtc.eval.results import statistics
+from vtc.eval.results.statistics import average, bootstrap, compare, loyalty, mcnemar, relative, sensitive
 
 
 class Plain:
     """What the statistics need of a task: accuracy over all rows."""
 
     primary = "accuracy"
-    tally = staticmethod(figures.tally)
-    figures = staticmethod(figures.accuracy)
+    tally = staticmethod(aggregate.tally)
+    figures = staticmethod(aggregate.accuracy)
 
 
 class Macro(Plain):
@@ -40,7 +41,9 @@ class Points(Plain):
     @staticmethod
     def figures(sums: Mapping) -> dict:
         """acc + acc+."""
-        return {"points": 100 * (figures.ratio(sums["right"], sums["n"]) + figures.ratio(sums["all"], sums["groups"]))}
+        return {
+            "points": 100 * (aggregate.ratio(sums["right"], sums["n"]) + aggregate.ratio(sums["all"], sums["groups"]))
+        }
 
 
 def row(ident: str, correct: float, group: str | None = None, category: str = "a", **more) -> dict:
@@ -160,7 +163,7 @@ def test_little_to_go_on():
     assert 0.2 < found["macro"]["stderr"] < 0.4
 
     class Nothing(Plain):
-        figures = staticmethod(lambda sums: {"accuracy": 0.0 * figures.ratio(sums["n/a"], 0.0)})
+        figures = staticmethod(lambda sums: {"accuracy": 0.0 * aggregate.ratio(sums["n/a"], 0.0)})
 
     found = compare(Nothing, rows, rows)
     assert bootstrap(Nothing, rows)["accuracy"] == {"value": None, "stderr": None, "ci95": None}

@@ -12,7 +12,7 @@ from tests.helpers_sweep import GRID, SEARCH, assert_exactly_once, lasting, summ
 from vtc.cli import main
 from vtc.core.errors import ConfigError
 from vtc.eval import models
-from vtc.eval.answers import Answerer
+from vtc.eval.running.answers import Answerer
 from vtc.eval.sweep import work
 from vtc.eval.sweep.cells import Place
 from vtc.eval.sweep.engine import Asked, sweep

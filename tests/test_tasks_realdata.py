@@ -8,7 +8,7 @@ import math
 import pytest
 
 from tests.helpers_tasks import docs_of, figures_of, golden_file, json_rows, scored, tallies
-from vtc.eval.data import ROW
+from vtc.eval.data.docs import ROW
 from vtc.eval.tasks import DIALECTS, TASKS
 from vtc.eval.tasks.mmbench_en import MMBenchEn
 

@@ -7,7 +7,7 @@ import datasets
 import pytest
 
 from vtc.core.errors import ConfigError
-from vtc.eval.data import ROW, Docs
+from vtc.eval.data.docs import ROW, Docs
 from vtc.eval.tasks import TASKS
 
 FIXTURES = Path(__file__).parent / "fixtures" / "tasks"

@@ -49,7 +49,7 @@ def test_qwen_drops_at_the_same_layers_and_keeps_positions(family):
     steps = config.stage.steps(QWEN)
     assert [step.layer for step in steps] == [7, 9, 12]
     assert config.positions == "keep"
-    assert config.budget.keep is None
+    assert config.keep is None
     seen = 7 + 2 * steps[0].share + 3 * steps[1].share + 16 * steps[2].share
     assert round(100 * seen / 28, 2) == 45.09  # the share of FLOPs that the paper prints
 

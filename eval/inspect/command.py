@@ -6,7 +6,7 @@ import vtc
 from vtc.core.errors import ConfigError
 from vtc.eval.inspect.look import configs_of, look, open_picture
 from vtc.eval.models import load
-from vtc.eval.settings import parse_model_args, split_list
+from vtc.eval.running.eval_settings import parse_model_args, split_list
 
 
 def run(

@@ -13,11 +13,11 @@ from torch import nn
 
 import vtc
 from vtc.core.errors import ConfigError
+from vtc.eval.data.pictures import rgb
 from vtc.eval.inspect.record import SCHEMA
 from vtc.eval.models import Loaded
-from vtc.eval.pictures import rgb
 from vtc.eval.processors import prepare
-from vtc.eval.results import PACKAGES, version
+from vtc.eval.results.versions import PACKAGES, version
 from vtc.patching import find_family
 
 LARGEST = 1024  # pixels of the longer side of the picture that is kept with a record

@@ -14,7 +14,7 @@ from vtc.eval.papers.card import Card
 from vtc.eval.papers.commands import commands
 from vtc.eval.papers.compare import MARKED, compare
 from vtc.eval.papers.read import cards, load_card
-from vtc.eval.saved import SUMMARY
+from vtc.eval.results.saved import SUMMARY
 from vtc.io.files import read_json, write_json
 from vtc.io.terminal import Terminal
 

@@ -3,14 +3,14 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from vtc.eval.plot import LONG
 from vtc.eval.report import plots
 from vtc.eval.report.blocks import Cell, Column, Figure, Table
 from vtc.eval.report.measure import Grid
 from vtc.eval.report.measured import Measured, kept, tokens
 from vtc.eval.report.plots import Axes, Point
 from vtc.eval.report.tables import UNKNOWN, milliseconds, named, with_error
-from vtc.eval.tables import unit
+from vtc.eval.showing.chart import LONG
+from vtc.eval.showing.console import unit
 
 NEAR = 0.1  # the loss up to which runs are shown up close
 

@@ -10,10 +10,10 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from statistics import median
 
-from vtc.eval import statistics
 from vtc.eval.report.measured import Measured, answers, first_token, kept, tokens
 from vtc.eval.report.sections import ROUNDED, Section
 from vtc.eval.report.significance import paired, replicates
+from vtc.eval.results import statistics
 from vtc.eval.tasks import TASKS
 
 MOST_BUDGETS = 9

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from vtc.core.errors import VtcError
-from vtc.eval.compare import scored
 from vtc.eval.report.read import Entry
-from vtc.eval.samples import read_log, read_times
+from vtc.eval.results.samples import read_log, read_times
+from vtc.eval.results.scoring import scored
 from vtc.eval.tasks import TASKS
 
 FIRST = ("vision", "selection", "prefill")  # what passes before the first token

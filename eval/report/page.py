@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from importlib.resources import files
 
-from vtc.eval.plot import COLORS
 from vtc.eval.report.blocks import (
     Cards,
     Code,
@@ -20,6 +19,7 @@ from vtc.eval.report.blocks import (
     Text,
 )  # fmt: skip
 from vtc.eval.report.tables import DEGREES
+from vtc.eval.showing.chart import COLORS
 from vtc.io.escape import html as escape
 
 # The same hues, light enough for a dark page; black becomes white.
@@ -114,7 +114,7 @@ def _card(card) -> str:
 
 def _sign(series: int) -> str:
     """The marker of a series as a small picture."""
-    from vtc.eval.plot import MARKERS
+    from vtc.eval.showing.chart import MARKERS
 
     shape = SHAPES[MARKERS[series % len(MARKERS)]]
     colour = f"var(--c{series % len(COLORS)})"

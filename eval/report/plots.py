@@ -4,9 +4,9 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from vtc.eval.plot import CLOSE, COLORS, MARKERS
 from vtc.eval.report import svg
 from vtc.eval.report.significance import front
+from vtc.eval.showing.chart import CLOSE, COLORS, MARKERS
 
 SIZE = (4.7, 3.7)  # inches: small, so that text is large enough on a phone
 WIDEST = 1.1  # the ratio of the outermost places of points at one x

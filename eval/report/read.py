@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from vtc.core.errors import ConfigError
-from vtc.eval.saved import SUMMARY, SWEEP
+from vtc.eval.results.saved import SUMMARY, SWEEP
 from vtc.io.files import read_json
 
 POSSIBLE = "possible: the --output of `vtc eval` or `vtc sweep`"

@@ -6,7 +6,7 @@ from vtc.eval.report import plots
 from vtc.eval.report.blocks import Cell, Code, Column, Figure, Figures, Fold, Heading, Table, Text
 from vtc.eval.report.read import Source
 from vtc.eval.report.significance import ALPHA
-from vtc.eval.tables import unit
+from vtc.eval.showing.console import unit
 from vtc.eval.tasks import TASKS
 
 UNKNOWN = "-"

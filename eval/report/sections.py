@@ -4,8 +4,8 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
-from vtc.eval.compare import SAME
 from vtc.eval.report.read import Entry
+from vtc.eval.results.compare import SAME
 
 MODEL = "model"
 ROUNDED = 0.05  # shares of tokens with a smaller ratio between them are one budget

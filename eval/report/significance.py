@@ -3,7 +3,7 @@
 import math
 from collections.abc import Mapping, Sequence
 
-from vtc.eval import statistics
+from vtc.eval.results import statistics
 
 ALPHA = 0.05
 LEAST_REPLICATES, MOST_REPLICATES = 10_000, 20_000

@@ -6,7 +6,7 @@ from vtc.eval.report.measured import Measured
 from vtc.eval.report.sections import method_of
 from vtc.eval.report.significance import ALPHA
 from vtc.eval.report.tables import UNKNOWN, milliseconds, named, p_text, signed, with_error
-from vtc.eval.tables import scaled, unit
+from vtc.eval.showing.console import scaled, unit
 
 MOST_CARDS = 9
 MOST_NAMES = 6

@@ -8,8 +8,8 @@ from vtc.eval.report.blocks import Cell, Column, Rule, Table
 from vtc.eval.report.measure import Grid
 from vtc.eval.report.measured import FIRST, Measured
 from vtc.eval.report.significance import ALPHA
-from vtc.eval.statistics import REPLICATES
-from vtc.eval.tables import scaled, unit
+from vtc.eval.results.statistics import REPLICATES
+from vtc.eval.showing.console import scaled, unit
 
 UNKNOWN = "-"
 BETTER, WORSE, BEST, LIKE = "▲", "▼", "★", "≈"

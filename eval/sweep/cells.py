@@ -18,9 +18,9 @@ from pathlib import Path
 
 import vtc
 from vtc.core.errors import ConfigError
-from vtc.eval import saved
-from vtc.eval.plan import NONE, plan
-from vtc.eval.settings import Settings
+from vtc.eval.results import saved
+from vtc.eval.running.eval_settings import Settings
+from vtc.eval.running.plan import NONE, plan
 from vtc.eval.sweep.space import MOST, draw, grid, is_excluded
 from vtc.eval.sweep.spec import Spec
 from vtc.eval.tasks import TASKS

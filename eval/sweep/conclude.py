@@ -9,12 +9,12 @@ from statistics import fmean
 import yaml
 
 import vtc
-from vtc.eval import statistics
-from vtc.eval.compare import scored
-from vtc.eval.plan import DOWNSAMPLE, NONE
-from vtc.eval.results import PACKAGES, version
-from vtc.eval.samples import read_log
-from vtc.eval.saved import SWEEP_SCHEMA
+from vtc.eval.results import statistics
+from vtc.eval.results.samples import read_log
+from vtc.eval.results.saved import SWEEP_SCHEMA
+from vtc.eval.results.scoring import scored
+from vtc.eval.results.versions import PACKAGES, version
+from vtc.eval.running.plan import DOWNSAMPLE, NONE
 from vtc.eval.sweep.cells import (
     DONE,
     EXCLUDED,
@@ -219,7 +219,7 @@ def _heldout(findings: Findings, best: list[dict], run: object) -> dict | None:
 
 
 def _difference(findings: Findings, objective: Objective, best: Mapping, other: Mapping, values: Mapping) -> dict:
-    """Best minus reference; for accuracy with its error by paired bootstrap, see `vtc.eval.statistics.compare`."""
+    """Best minus reference; for accuracy with its error by paired bootstrap (`statistics.compare`)."""
     plain = None if None in values.values() else values["best"] - values["reference"]
     found = {"value": plain, "stderr": None, "ci95": None, "p": None, "n": None}
     if objective.figure != "accuracy" or plain is None or None in (best["run"], other["run"]):

@@ -28,7 +28,7 @@ from pathlib import Path
 
 from vtc.core.errors import ConfigError, shown
 from vtc.core.registry import unknown
-from vtc.eval.settings import check_places, parse_places
+from vtc.eval.running.eval_settings import check_places, parse_places
 from vtc.eval.sweep.objectives import Objective, read_objectives
 from vtc.eval.sweep.space import MOST, Parameter, ordered, read_parameter
 from vtc.io.plain_yaml import parse, read_text

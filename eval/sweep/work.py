@@ -15,9 +15,9 @@ from dataclasses import dataclass
 import torch
 
 from vtc.core.errors import ConfigError, UnsupportedError, VtcError
-from vtc.eval.launch import Processes
 from vtc.eval.models import Loaded, load
 from vtc.eval.runner import evaluate
+from vtc.eval.running.launch import Processes
 from vtc.eval.sweep.cells import DONE, FAILED, Cell, Place, fixed_cells
 from vtc.eval.sweep.spec import Spec
 from vtc.eval.sweep.study import Search

@@ -13,9 +13,9 @@ from typing import ClassVar
 
 from vtc.core.errors import ConfigError, shown
 from vtc.core.registry import Registry, unknown
-from vtc.eval import figures
-from vtc.eval.data import FAULT, FOLDER, ROW, Docs, Source, open_source
-from vtc.eval.pictures import nothing, picture
+from vtc.eval.data.docs import FAULT, FOLDER, ROW, Docs, Source, open_source
+from vtc.eval.data.pictures import nothing, picture
+from vtc.eval.metrics import aggregate
 
 TASKS: Registry = Registry("task", "vtc.eval.tasks", "vtc.tasks", lambda: (Task,))
 DIALECTS = {
@@ -162,11 +162,11 @@ class Task(ABC):
 
     def tally(self, rows: Sequence[Mapping]) -> dict[str, float]:
         """What the answered rows (`category`, `score`) of one group add to the sums that `figures` reads."""
-        return figures.tally(rows)
+        return aggregate.tally(rows)
 
     def figures(self, sums: Mapping) -> dict:
         """Metrics by name from the sums over groups, which are numbers, or arrays of bootstrap replicates [R]."""
-        return figures.accuracy(sums)
+        return aggregate.accuracy(sums)
 
 
 def _text(call: Callable[[Mapping], object], doc: Mapping) -> str | None:

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 
-from vtc.eval import figures
+from vtc.eval.metrics import aggregate
 from vtc.eval.metrics.short import anls
 from vtc.eval.tasks._prompts import short_answer
 from vtc.eval.tasks._references import ReferencesTask, public
@@ -31,4 +31,4 @@ class DocumentTask(ReferencesTask):
 
     def figures(self, sums: Mapping) -> dict:
         """`anls`, the mean over questions."""
-        return {"anls": figures.accuracy(sums)["accuracy"]}
+        return {"anls": aggregate.accuracy(sums)["accuracy"]}

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
 from vtc.core.errors import ConfigError, shown
-from vtc.eval import figures
+from vtc.eval.metrics import aggregate
 from vtc.eval.metrics.choice import mmbench_letter, vlmevalkit_letter
 from vtc.eval.tasks import Task
 from vtc.eval.tasks._prompts import lettered, qwen_choice
@@ -81,4 +81,4 @@ class MMBench(Task):
 
     def figures(self, sums: Mapping) -> dict:
         """`accuracy` of questions (CircularEval), also per category and as their mean `macro`; `vanilla` of rows."""
-        return {**figures.accuracy(sums), "vanilla": figures.ratio(sums["right"], sums["rows"])}
+        return {**aggregate.accuracy(sums), "vanilla": aggregate.ratio(sums["right"], sums["rows"])}

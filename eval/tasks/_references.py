@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
 from vtc.core.errors import ConfigError
-from vtc.eval.data import Docs
+from vtc.eval.data.docs import Docs
 from vtc.eval.tasks import Task
 from vtc.eval.tasks._rows import list_or_mapping, plain
 

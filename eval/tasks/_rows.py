@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 
 from vtc.core.errors import ConfigError, shown
-from vtc.eval.data import ROW
+from vtc.eval.data.docs import ROW
 from vtc.eval.tasks._prompts import LETTERS
 
 

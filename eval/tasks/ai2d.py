@@ -18,7 +18,7 @@ Prompts: llava and lmms the question, the options with letters, and the order to
 
 from collections.abc import Mapping
 
-from vtc.eval.data import Source
+from vtc.eval.data.docs import Source
 from vtc.eval.metrics.choice import ai2d_answer, vlmevalkit_letter, without_punctuation
 from vtc.eval.tasks import TASKS, Task
 from vtc.eval.tasks._prompts import LETTER, lettered, qwen_choice

@@ -16,7 +16,7 @@ qwen has its own sentence.
 
 from collections.abc import Mapping
 
-from vtc.eval.data import Source
+from vtc.eval.data.docs import Source
 from vtc.eval.metrics.short import relaxed_accuracy
 from vtc.eval.tasks import TASKS, Task
 from vtc.eval.tasks._prompts import short_answer

@@ -14,7 +14,7 @@ from collections.abc import Mapping
 
 from vtc.core.errors import ConfigError
 from vtc.demo import benchmark
-from vtc.eval.data import Docs
+from vtc.eval.data.docs import Docs
 from vtc.eval.tasks import TASKS, Task
 
 ENOUGH = 700  # samples when no limit is given: 100 of each kind

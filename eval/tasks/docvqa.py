@@ -17,7 +17,7 @@ Prompts: the question and the order to use a single word or phrase (LLaVA has no
 lmms); qwen has its own sentence. Pages are large: what a model sees of them depends on its processor's resolution.
 """
 
-from vtc.eval.data import Source
+from vtc.eval.data.docs import Source
 from vtc.eval.tasks import TASKS
 from vtc.eval.tasks._anls import DocumentTask
 

@@ -18,7 +18,7 @@ Prompts: the question and the order to use a single word or phrase; qwen has its
 from collections.abc import Mapping, Sequence
 
 from vtc.core.errors import ConfigError, shown
-from vtc.eval.data import Docs, Source, local, open_source
+from vtc.eval.data.docs import Docs, Source, local, open_source
 from vtc.eval.metrics.short import gqa_llava, gqa_lmms
 from vtc.eval.tasks import TASKS, Task
 from vtc.eval.tasks._prompts import short_answer

@@ -20,8 +20,8 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 
 from vtc.core.errors import ConfigError, shown
-from vtc.eval import figures
-from vtc.eval.data import Source
+from vtc.eval.data.docs import Source
+from vtc.eval.metrics import aggregate
 from vtc.eval.metrics.yesno import hallusion
 from vtc.eval.tasks import TASKS, Task
 from vtc.eval.tasks._prompts import QWEN_YES_NO
@@ -79,7 +79,7 @@ class Hallusion(Task):
 
     def tally(self, rows: Sequence[Mapping]) -> dict[str, float]:
         """Of one set: answers, questions and figures; how many, and how many are right throughout."""
-        sums = figures.tally(rows)
+        sums = aggregate.tally(rows)
         for name in ("question", "figure"):
             right: dict[str, list[float]] = defaultdict(list)
             for row in rows:
@@ -90,10 +90,10 @@ class Hallusion(Task):
 
     def figures(self, sums: Mapping) -> dict:
         """`aAcc`, `qAcc`, `fAcc`, and the share of right answers per category."""
-        found = figures.accuracy(sums)
+        found = aggregate.accuracy(sums)
         return {
             "aAcc": found["accuracy"],
-            "qAcc": figures.ratio(sums["right_questions"], sums["all_questions"]),
-            "fAcc": figures.ratio(sums["right_figures"], sums["all_figures"]),
-            **{name: value for name, value in found.items() if name.startswith(figures.PER_CATEGORY)},
+            "qAcc": aggregate.ratio(sums["right_questions"], sums["all_questions"]),
+            "fAcc": aggregate.ratio(sums["right_figures"], sums["all_figures"]),
+            **{name: value for name, value in found.items() if name.startswith(aggregate.PER_CATEGORY)},
         }

@@ -16,7 +16,7 @@ as lmms); qwen has its own sentence. Pictures are several thousand pixels high: 
 its processor's resolution. The column `ocr` of the hub is not used.
 """
 
-from vtc.eval.data import Source
+from vtc.eval.data.docs import Source
 from vtc.eval.tasks import TASKS
 from vtc.eval.tasks._anls import DocumentTask
 

@@ -12,7 +12,7 @@ Paper: https://arxiv.org/abs/2307.06281. Site and server: https://mmbench.openco
 Scoring: see `mmbench_en`.
 """
 
-from vtc.eval.data import Source
+from vtc.eval.data.docs import Source
 from vtc.eval.tasks import TASKS
 from vtc.eval.tasks._mmbench import IDS, MMBench
 from vtc.eval.tasks._prompts import LETTER_CN

@@ -18,8 +18,8 @@ branch Evaluation, eval_tool; https://github.com/EvolvingLMMs-Lab/lmms-eval, tas
 
 from collections.abc import Mapping, Sequence
 
-from vtc.eval import figures
-from vtc.eval.data import ROW, Source
+from vtc.eval.data.docs import ROW, Source
+from vtc.eval.metrics import aggregate
 from vtc.eval.metrics.yesno import mme
 from vtc.eval.tasks import TASKS, Task
 from vtc.eval.tasks._prompts import QWEN_YES_NO, SHORT
@@ -73,7 +73,7 @@ class Mme(Task):
 
     def tally(self, rows: Sequence[Mapping]) -> dict[str, float]:
         """Questions and pictures of one picture's category: how many, how many right; one answer alone is not both."""
-        sums = figures.tally(rows)
+        sums = aggregate.tally(rows)
         right = [row["score"]["correct"] for row in rows]
         both = float(len(right) == 2 and sum(right) == 2)
         return sums | {f"pictures/{rows[0]['category']}": 1.0, f"both/{rows[0]['category']}": both}
@@ -81,20 +81,20 @@ class Mme(Task):
     def figures(self, sums: Mapping) -> dict:
         """`perception`, `cognition`, `total` and the categories, in points."""
         points = {
-            c: 100 * (figures.ratio(sums[f"correct/{c}"], sums[f"n/{c}"])
-                      + figures.ratio(sums[f"both/{c}"], sums[f"pictures/{c}"]))
-            for c in figures.names(sums)
+            c: 100 * (aggregate.ratio(sums[f"correct/{c}"], sums[f"n/{c}"])
+                      + aggregate.ratio(sums[f"both/{c}"], sums[f"pictures/{c}"]))
+            for c in aggregate.names(sums)
         }  # fmt: skip
-        nothing = figures.mean(list(points.values())) * float("nan")
+        nothing = aggregate.mean(list(points.values())) * float("nan")
 
         def added(names: Sequence[str]):
             """The sum of points; a bootstrap replicate that lacks a category has the mean of the others for it."""
             found = [points[c] for c in names if c in points]
-            return figures.mean(found) * len(found) if found else nothing
+            return aggregate.mean(found) * len(found) if found else nothing
 
         return {
             "perception": added(PERCEPTION),
             "cognition": added(COGNITION),
             "total": added((*PERCEPTION, *COGNITION)),
-            **{figures.PER_CATEGORY + c: value for c, value in points.items()},
+            **{aggregate.PER_CATEGORY + c: value for c, value in points.items()},
         }

@@ -24,10 +24,10 @@ import re
 from collections.abc import Mapping, Sequence
 
 from vtc.core.errors import ConfigError
-from vtc.eval import figures
-from vtc.eval.data import FOLDER, Source
+from vtc.eval.data.docs import FOLDER, Source
+from vtc.eval.data.pictures import nothing, picture
+from vtc.eval.metrics import aggregate
 from vtc.eval.metrics.mmmu import mmmu_choice, mmmu_open, mmmu_open_score
-from vtc.eval.pictures import nothing, picture
 from vtc.eval.tasks import PICTURE, TASKS, Task
 from vtc.eval.tasks._prompts import LETTER, QWEN_CHOICE, SHORT, lettered
 from vtc.eval.tasks._rows import letter_of, list_or_mapping, listed, options_of, plain, text_of
@@ -99,12 +99,12 @@ class MmmuVal(Task):
 
     def tally(self, rows: Sequence[Mapping]) -> dict[str, float]:
         """Rows and right ones per subject, and those in which nothing was found."""
-        return {**figures.tally(rows), "unparsed": float(sum(row["score"]["parsed"] is None for row in rows))}
+        return {**aggregate.tally(rows), "unparsed": float(sum(row["score"]["parsed"] is None for row in rows))}
 
     def figures(self, sums: Mapping) -> dict:
         """`accuracy` overall and per subject, `macro`, `unparsed`."""
-        n = sum(sums[f"n/{name}"] for name in figures.names(sums))
-        return {**figures.accuracy(sums), "unparsed": figures.ratio(sums["unparsed"], n)}
+        n = sum(sums[f"n/{name}"] for name in aggregate.names(sums))
+        return {**aggregate.accuracy(sums), "unparsed": aggregate.ratio(sums["unparsed"], n)}
 
 
 def _options(doc: Mapping) -> dict[str, str]:

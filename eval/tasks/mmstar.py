@@ -19,8 +19,8 @@ import re
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 
-from vtc.eval import figures
-from vtc.eval.data import Source
+from vtc.eval.data.docs import Source
+from vtc.eval.metrics import aggregate
 from vtc.eval.metrics.choice import find_letter, mmstar
 from vtc.eval.tasks import TASKS, Task
 from vtc.eval.tasks._prompts import LETTER, QWEN_CHOICE, QWEN_YES_NO, qwen_choice
@@ -72,13 +72,13 @@ class MMStar(Task):
 
     def tally(self, rows: Sequence[Mapping]) -> dict[str, float]:
         """Rows and right ones, per category and axis."""
-        return figures.tally([{**row, "category": f"{row['category']}/{row['score']['axis']}"} for row in rows])
+        return aggregate.tally([{**row, "category": f"{row['category']}/{row['score']['axis']}"} for row in rows])
 
     def figures(self, sums: Mapping) -> dict:
         """`average` over axes, `accuracy` over rows, and per category the mean over its axes."""
-        flat = figures.accuracy(sums)
+        flat = aggregate.accuracy(sums)
         axes: dict[str, list] = defaultdict(list)
-        for name in figures.names(sums):
-            axes[name.partition("/")[0]].append(flat[figures.PER_CATEGORY + name])
-        per = {figures.PER_CATEGORY + category: figures.mean(values) for category, values in axes.items()}
+        for name in aggregate.names(sums):
+            axes[name.partition("/")[0]].append(flat[aggregate.PER_CATEGORY + name])
+        per = {aggregate.PER_CATEGORY + category: aggregate.mean(values) for category, values in axes.items()}
         return {"average": flat["macro"], "accuracy": flat["accuracy"], **per}

@@ -19,7 +19,7 @@ Prompts: the bare question in llava and lmms; qwen adds its sentence for short a
 
 from collections.abc import Mapping, Sequence
 
-from vtc.eval.data import Source
+from vtc.eval.data.docs import Source
 from vtc.eval.metrics.short import ocrbench
 from vtc.eval.tasks import TASKS, Task
 from vtc.eval.tasks._prompts import short_answer

@@ -27,8 +27,8 @@ from dataclasses import replace
 
 import numpy as np
 
-from vtc.eval import figures
-from vtc.eval.data import Docs, Source, open_source
+from vtc.eval.data.docs import Docs, Source, open_source
+from vtc.eval.metrics import aggregate
 from vtc.eval.metrics.yesno import detection, pope_llava, pope_lmms, pope_vlmevalkit
 from vtc.eval.tasks import TASKS, Task
 from vtc.eval.tasks._prompts import QWEN_YES_NO, short_answer
@@ -92,15 +92,15 @@ class Pope(Task):
 
     def figures(self, sums: Mapping) -> dict:
         """`f1` as mean over categories, all five figures per category and over all questions, `yes_labels`."""
-        categories = figures.names(sums)
+        categories = aggregate.names(sums)
         zero = 0.0 * sums[f"n/{categories[0]}"]
         counts = {c: [sums.get(f"{name}/{c}", zero) for name in COUNTS] for c in categories}
         per = {c: _detection(*counts[c]) for c in categories}
         pooled = _detection(*(sum(column) for column in zip(*counts.values())))
-        found = {"f1": figures.mean([per[c]["f1"] for c in categories])}
+        found = {"f1": aggregate.mean([per[c]["f1"] for c in categories])}
         found |= {{"f1": "f1_pooled"}.get(name, name): value for name, value in pooled.items()}
         n, yes = (sum(sums.get(f"{name}/{c}", zero) for c in categories) for name in ("n", "yes"))
-        found["yes_labels"] = figures.ratio(yes, n)
+        found["yes_labels"] = aggregate.ratio(yes, n)
         return found | {f"{name}/{c}": value for c in categories for name, value in per[c].items()}
 
 

@@ -18,7 +18,7 @@ tasks/realworldqa/utils.py.
 import re
 from collections.abc import Mapping
 
-from vtc.eval.data import Source
+from vtc.eval.data.docs import Source
 from vtc.eval.metrics.choice import find_letter
 from vtc.eval.metrics.short import realworldqa
 from vtc.eval.tasks import TASKS, Task

@@ -21,10 +21,10 @@ https://github.com/EvolvingLMMs-Lab/lmms-eval, tasks/scienceqa/utils.py.
 from collections.abc import Mapping, Sequence
 
 from vtc.core.errors import ConfigError, shown
-from vtc.eval import figures
-from vtc.eval.data import Docs, Source, open_source
+from vtc.eval.data.docs import Docs, Source, open_source
+from vtc.eval.data.pictures import nothing
+from vtc.eval.metrics import aggregate
 from vtc.eval.metrics.choice import scienceqa_llava, scienceqa_lmms
-from vtc.eval.pictures import nothing
 from vtc.eval.tasks import TASKS, Task
 from vtc.eval.tasks._prompts import LETTER, LETTERS, lettered, qwen_choice
 from vtc.eval.tasks._references import public
@@ -101,12 +101,12 @@ class ScienceQaImg(Task):
 
     def figures(self, sums: Mapping) -> dict:
         """`img`, `all`, and the same per category."""
-        found = figures.accuracy(sums)
-        image = f"{figures.PER_CATEGORY}image"
+        found = aggregate.accuracy(sums)
+        image = f"{aggregate.PER_CATEGORY}image"
         return {
             "img": found.get(image, found["accuracy"] * float("nan")),
             "all": found["accuracy"],
-            **{name: value for name, value in found.items() if name.startswith(figures.PER_CATEGORY)},
+            **{name: value for name, value in found.items() if name.startswith(aggregate.PER_CATEGORY)},
         }
 
 

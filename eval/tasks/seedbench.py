@@ -16,7 +16,7 @@ scripts/convert_seed_for_submission.py; https://github.com/EvolvingLMMs-Lab/lmms
 
 from collections.abc import Mapping
 
-from vtc.eval.data import Source
+from vtc.eval.data.docs import Source
 from vtc.eval.metrics.choice import seed, seed_letter
 from vtc.eval.tasks import TASKS, Task
 from vtc.eval.tasks._prompts import LETTER, lettered, qwen_choice

@@ -23,7 +23,7 @@ not. qwen has its own last sentence; VLMEvalKit has no form with OCR tokens, so 
 from collections.abc import Mapping, Sequence
 
 from vtc.core.errors import ConfigError
-from vtc.eval.data import Source
+from vtc.eval.data.docs import Source
 from vtc.eval.metrics.vqa import textvqa_accuracy
 from vtc.eval.tasks import TASKS
 from vtc.eval.tasks._prompts import short_answer

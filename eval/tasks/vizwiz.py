@@ -21,7 +21,7 @@ large and all others small, which llava does not; qwen has only its own sentence
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
-from vtc.eval.data import Source
+from vtc.eval.data.docs import Source
 from vtc.eval.metrics.vqa import textvqa_accuracy
 from vtc.eval.tasks import TASKS
 from vtc.eval.tasks._prompts import SHORT, short_answer

@@ -20,8 +20,8 @@ Prompts: the question and the order to use a single word or phrase; qwen has its
 
 from collections.abc import Mapping, Sequence
 
-from vtc.eval import figures
-from vtc.eval.data import Source
+from vtc.eval.data.docs import Source
+from vtc.eval.metrics import aggregate
 from vtc.eval.metrics.vqa import vqa_accuracy, vqa_accuracy_server
 from vtc.eval.tasks import TASKS
 from vtc.eval.tasks._prompts import short_answer
@@ -60,9 +60,9 @@ class VQAv2(ReferencesTask):
 
     def tally(self, rows: Sequence[Mapping]) -> dict[str, float]:
         """The usual sums, and that of `server`."""
-        return {**figures.tally(rows), "server": sum(float(row["score"]["server"]) for row in rows)}
+        return {**aggregate.tally(rows), "server": sum(float(row["score"]["server"]) for row in rows)}
 
     def figures(self, sums: Mapping) -> dict:
         """`accuracy`, `server`, `macro` and one per answer type."""
-        asked = sum(sums[f"n/{name}"] for name in figures.names(sums))
-        return {**figures.accuracy(sums), "server": figures.ratio(sums["server"], asked)}
+        asked = sum(sums[f"n/{name}"] for name in aggregate.names(sums))
+        return {**aggregate.accuracy(sums), "server": aggregate.ratio(sums["server"], asked)}

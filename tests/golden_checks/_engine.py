@@ -19,12 +19,12 @@ def kept_offsets(
 
     scores: for each signal that the strategy asks for, a tensor [patches] per crop.
     """
-    (stage,) = strategy.stages
+    (stage,), budget = strategy.stages, strategy.allocate().projector
     assert set(stage.stage.needs(encoder)) == set(scores)
     signals = {signal: [[crops[t.crop][t.patches] for t in layout.tiles]] for signal, crops in scores.items()}
     run = VisionRun(images=[layout], signals=signals)
     vision = Vision(SimpleNamespace(encoder=encoder), (), ThreadState())
-    (kept,) = vision.select(stage, stage.budget, [[0]], [0], run, no_features, no_text, torch.device("cpu"))
+    (kept,) = vision.select(stage, budget, [[0]], [0], run, no_features, no_text, torch.device("cpu"))
     return kept.offsets
 
 

@@ -24,9 +24,9 @@ def check(tensors: dict[str, Tensor], params: dict) -> None:
     relevance = (image @ text.T).mean(-1)
     assert dpp_greedy(features, quality(-relevance, joint=True), count).sort().values.tolist() == kept
     if crops == 1:
-        config = resolve("cdpruner", "llava", relevance="clip", keep=count).projector
-        assert config.budget.count(tokens) == count
-        assert config.stage.needs(CLIP) == (Features(), TextRelevance())
+        config = resolve("cdpruner", "llava", relevance="clip", keep=count)
+        assert config.allocate().projector.count(tokens) == count
+        assert config.projector.stage.needs(CLIP) == (Features(), TextRelevance())
         seen = {Features(): features, TextRelevance(): relevance}
         context = Context(tokens, count, (1, tokens), (0,), torch.device("cpu"), seen)
-        assert config.stage.select(context, CLIP).keep.tolist() == kept
+        assert config.projector.stage.select(context, CLIP).keep.tolist() == kept

@@ -12,11 +12,11 @@ ENCODER = Encoder("llava", 24, True, tuple(range(24)))
 
 def check(tensors: dict[str, Tensor], params: dict) -> None:
     """Fields: features [n, d], selected_order [k], kept_sorted [k]."""
-    config = resolve("divprune", "llava", keep=params["ratio"]).projector
+    config = resolve("divprune", "llava", keep=params["ratio"])
     tokens, count = params["n"], params["k"]
-    assert config.budget.count(tokens) == count
+    assert config.allocate().projector.count(tokens) == count
     features = tensors["features"][None]
     assert maxmin_greedy(features, count)[0].tolist() == tensors["selected_order"].tolist()
-    assert config.stage.needs(ENCODER) == (Features(),)
+    assert config.projector.stage.needs(ENCODER) == (Features(),)
     context = Context(tokens, count, None, (0,), torch.device("cpu"), {Features(): features})
-    assert config.stage.select(context, ENCODER).row(0).tolist() == tensors["kept_sorted"].tolist()
+    assert config.projector.stage.select(context, ENCODER).row(0).tolist() == tensors["kept_sorted"].tolist()

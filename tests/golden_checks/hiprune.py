@@ -45,7 +45,7 @@ def check_crops(tensors: dict[str, Tensor], params: dict) -> None:
         tiles = tuple(Tile(b, every + b * patches, every, (rows, columns)) for b in range(crops))
     layout = ImageLayout(tokens, tiles)
     strategy = resolve("hiprune", "llava_next", keep=params["budget_total"], **knobs(params))
-    assert strategy.stages[0].budget.quotas([[patches] * crops]) == [[params["budget_total"] // crops] * crops]
+    assert strategy.allocate().projector.quotas([[patches] * crops]) == [[params["budget_total"] // crops] * crops]
     assert anchor_count(params["budget_total"] // crops, params["alpha"]) == params["anchors_per_crop"]
 
     scores = {}
@@ -82,7 +82,7 @@ def check_qwen(tensors: dict[str, Tensor], params: dict) -> None:
     encoder = Encoder("qwen2_5_vl", QWEN_DEPTH, False, (7, 15, 23, 31))
     for exclude, expected in (("official", "keep_idx"), ("exact", "keep_idx_corrected")):
         strategy = resolve("hiprune", "qwen2_5_vl", keep=params["retention"], exclude=exclude, **knobs(params))
-        count = strategy.stages[0].budget.count(rows * columns)
+        count = strategy.allocate().projector.count(rows * columns)
         assert count == params["visual_token_num"]
         assert anchor_count(count, params["alpha"]) == params["anchors"]
         kept = kept_offsets(strategy, encoder, raster(0, rows, columns), scores)

@@ -37,11 +37,11 @@ def check_tokens(tensors: dict[str, Tensor], params: dict) -> None:
     kept = select_tokens(rows, count, excluded)
     assert kept.row(0).tolist() == tensors["kept_sorted"].tolist()
 
-    config = resolve("mmtok", "llava", keep=count, **knobs).projector
-    assert config.budget.count(tokens) == count
+    config = resolve("mmtok", "llava", keep=count, **knobs)
+    assert config.allocate().projector.count(tokens) == count
     if not size:
-        signals = dict(zip(config.stage.needs(ENCODER), given, strict=True))
-        kept = config.stage.select(Context(tokens, count, None, (0,), torch.device("cpu"), signals), ENCODER)
+        signals = dict(zip(config.projector.stage.needs(ENCODER), given, strict=True))
+        kept = config.projector.stage.select(Context(tokens, count, None, (0,), torch.device("cpu"), signals), ENCODER)
         assert kept.keep[0].tolist() == tensors["kept_sorted"].tolist()
 
 

@@ -23,13 +23,13 @@ def check_vision(tensors: dict[str, Tensor], params: dict) -> None:
     count, contextual = params["n_out"], params["contextual"]
     tokens = tensors["cls_attn"].shape[1] - 1
     knobs = {"contextual": contextual / count, "keep": count, "layer": params["layer_0based"]}
-    config = resolve("visiondrop", "llava", **{f"visiondrop_projector.{key}": knobs[key] for key in knobs}).projector
-    score, keys, unprojected = config.stage.needs(ENCODER)
+    config = resolve("visiondrop", "llava", **{f"visiondrop_projector.{key}": knobs[key] for key in knobs})
+    score, keys, unprojected = config.projector.stage.needs(ENCODER)
     assert (score.layer, keys.layer, unprojected) == (params["layer_0based"], params["layer_0based"], Unprojected())
-    assert config.budget.count(tokens) == count
+    assert config.allocate(DECODER).projector.count(tokens) == count
     signals = {score: tensors["cls_attn"].float().mean(0)[None, 1:], keys: tensors["key_metric"][None, 1:]}
     context = Context(tokens, count, (24, 24), (0,), torch.device("cpu"), signals)
-    selection = config.stage.select(context, ENCODER)
+    selection = config.projector.stage.select(context, ENCODER)
     merged = assert_groups(selection, tensors, cls=True)
     torch.testing.assert_close(merged, tensors["tokens_out"], rtol=0, atol=2e-4)
 

@@ -14,14 +14,14 @@ def check(tensors: dict[str, Tensor], params: dict) -> None:
     D]; dominant_sorted_with_cls [B, d], context_anchor_index [B, c], context_assignment [B, 1 + n] (-1 for dominant
     tokens and anchors), output_tokens [B, d + c, D]."""
     tokens, count, contextual = params["n_patches"], params["total_tokens"], params["contextual"]
-    config = resolve("visionzip", "llava", keep=count, contextual=contextual / count).projector
-    assert config.budget.count(tokens) == count == params["dominant_arg"] + contextual
+    config = resolve("visionzip", "llava", keep=count, contextual=contextual / count)
+    assert config.allocate().projector.count(tokens) == count == params["dominant_arg"] + contextual
     needs = ClsAttention(22), EncoderKeys(22), Unprojected()
-    assert config.stage.needs(ENCODER) == needs
+    assert config.projector.stage.needs(ENCODER) == needs
     signals = {needs[0]: tensors["cls_attention"].mean(1)[:, 1:], needs[1]: tensors["key_metric"][:, 1:]}
     units = range(params["batch"])
     context = Context(tokens, count, None, tuple(units), torch.device("cpu"), signals)
-    selection = config.stage.select(context, ENCODER)
+    selection = config.projector.stage.select(context, ENCODER)
 
     merged = selection.apply_features(tensors["hidden_states"])
     for b in units:

@@ -14,10 +14,10 @@ def check(tensors: dict[str, Tensor], params: dict) -> None:
     each keep T."""
     units, tokens, _ = tensors["features"].shape
     count, ratio = params["visual_token_num"], params["important_ratio"]
-    config = resolve("vispruner", "llava_next", keep=units * count, important_ratio=ratio).projector
-    assert config.budget.quotas([[tokens] * units]) == [[count] * units]
+    config = resolve("vispruner", "llava_next", keep=units * count, important_ratio=ratio)
+    assert config.allocate().projector.quotas([[tokens] * units]) == [[count] * units]
     needs = ClsAttention(22), EncoderFeatures()
-    assert config.stage.needs(ENCODER) == needs
+    assert config.projector.stage.needs(ENCODER) == needs
     signals = dict(zip(needs, (tensors["cls_attention"].mean(1), tensors["features"]), strict=True))
     context = Context(tokens, count, None, tuple(range(units)), torch.device("cpu"), signals)
-    assert config.stage.select(context, ENCODER).keep.tolist() == tensors["kept"].tolist()
+    assert config.projector.stage.select(context, ENCODER).keep.tolist() == tensors["kept"].tolist()

@@ -214,7 +214,7 @@ def check_class() -> None:
     """The class used from Python, where its exceptions stay what they are."""
     from lmms_eval.api.instance import Instance
 
-    from vtc.eval.lmms_model import VtcModel, check_drop, cut
+    from vtc.eval.lmms.model import VtcModel, check_drop, cut
 
     model = VtcModel("demo", "hiprune+transprune", device="cpu", batch_size="2", **{"hiprune.keep": 0.5})
     doc = next(iter(benchmark.samples("test", 1)))

@@ -12,13 +12,15 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def test_entry_point_and_class_exist():
-    """pyproject.toml names a function of vtc.eval.lmms, and that names a class of vtc.eval.lmms_model."""
+    """pyproject.toml names a function of vtc.eval.lmms, and that names a class of vtc.eval.lmms.model."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     module, _, name = project["entry-points"]["lmms_eval.models"]["vtc"].partition(":")
     assert callable(getattr(importlib.import_module(module), name))
-    (path,) = re.findall(r'chat_class_path="([\w.]+)"', (ROOT / "eval" / "lmms.py").read_text(encoding="utf-8"))
+    (path,) = re.findall(
+        r'chat_class_path="([\w.]+)"', (ROOT / "eval" / "lmms" / "__init__.py").read_text(encoding="utf-8")
+    )
     where, _, kind = path.rpartition(".")
-    source = (ROOT / "eval" / f"{where.removeprefix('vtc.eval.')}.py").read_text(encoding="utf-8")
+    source = ROOT.joinpath(*where.removeprefix("vtc.").split(".")).with_suffix(".py").read_text(encoding="utf-8")
     assert kind in [node.name for node in ast.parse(source).body if isinstance(node, ast.ClassDef)]
 
 

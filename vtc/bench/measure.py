@@ -237,7 +237,7 @@ def _frozen() -> Iterator[None]:
 
 
 def _round(model: nn.Module, family, system: System, new_tokens: int) -> dict[str, float]:
-    from vtc.eval.timing import Stopwatch
+    from vtc.eval.running.timing import Stopwatch
 
     with system.context(), _no_collection():
         with Stopwatch(family) as watch:

@@ -113,8 +113,9 @@ def show(
 ) -> None:
     """Print a strategy as YAML with every default filled in; the output is a strategy file again.
 
-    Without --family the general defaults are shown, which a family's section of the file may override. With --layers
-    and --tokens, comments above say how many of an image's tokens each layer of such a language model sees.
+    Comments say what each knob means, and what is published where a family departs. Without --family the general
+    defaults are shown, which a family's section of the file may override. With --layers and --tokens, comments above
+    say how many of an image's tokens each layer of such a language model sees.
 
     \b
     Examples:
@@ -123,17 +124,18 @@ def show(
       vtc show hiprune --set alpha=0.2 --set object_layer=9 > mine.yaml
       vtc show hiprune+transprune --keep 0.2 --layers 32 --tokens 576
     """
-    import yaml
-
-    from vtc.config.resolve import resolve
+    from vtc.config.annotated import annotated
+    from vtc.config.resolve import resolve_written
+    from vtc.config.source import read_strategy
 
     if (layers is None) != (tokens is None):
         raise ConfigError(f"--{'layers' if layers is None else 'tokens'} is missing; possible: both of them, or none")
     given = overrides(settings) | ({} if keep is None else {"keep": keep})
-    config = resolve(strategy, family and known_family(family), **given)
+    written = read_strategy(strategy)
+    config = resolve_written(written, family and known_family(family), **given)
     for line in [] if layers is None else table(config, family, layers, tokens):
         say(f"# {line}")
-    say(yaml.safe_dump(config.dump(), sort_keys=False, allow_unicode=True).rstrip("\n"))
+    say(annotated(config, written))
 
 
 @app.command()

@@ -124,11 +124,11 @@ def eval_(
     if against is not None and not (model or strategy or suite):
         _without({**options, "against": None, "output": None}, "without --model and --strategy; possible: --output")
         from vtc.eval.papers import show
-        from vtc.eval.settings import split_list
+        from vtc.eval.running.eval_settings import split_list
 
         return show(split_list("against", against), output, Terminal())
     from vtc.eval.runner import evaluate
-    from vtc.eval.settings import settings_from
+    from vtc.eval.running.eval_settings import settings_from
 
     if evaluate(settings_from(suite, options)):
         raise typer.Exit(1)
@@ -190,6 +190,6 @@ def tasks_(
     Examples:
       vtc eval tasks
     """
-    from vtc.eval.listing import list_tasks
+    from vtc.eval.showing.listing import list_tasks
 
     list_tasks(as_json)

@@ -10,7 +10,7 @@ keeps; for a stage inside the encoder alone, the fraction that leaves the encode
 
 - no keep: every stage does what its own budget or its published schedule says;
 - with a stage in front of it (inside the encoder or at the projector): the published schedules inside stay as they are,
-  and that stage keeps what is needed for the mean: keep / (mean share of the schedules). If that is more than
+  and that stage keeps as much as the mean needs: keep / (mean share of the schedules). If that is more than
   everything, it keeps everything and the schedules are relaxed as in the next case;
 - without one: the shares of all schedules are raised to one power. Power 1 is the published schedule, 0 keeps all.
 
@@ -123,7 +123,7 @@ class Allocation:
         return tuple(1.0 if k is None else self._power(i, k, entered) for i, k in enumerate(own))
 
     def relaxed(self, before: int) -> bool:
-        """Whether an image keeps more on average than the schedules behind the first stage let through."""
+        """Whether an image is to keep more on average than the published schedules behind the first stage allow."""
         if not self.stages or self.front is None or self.config.keep is None:
             return False
         if self.front.scope == "per_request" and isinstance(self.config.keep, int):

@@ -1,7 +1,9 @@
 """Knobs of methods: values from YAML, Python or the command line checked against a dataclass's type hints."""
 
 import dataclasses
+import inspect
 import math
+import re
 import types
 import typing
 from collections.abc import Iterable, Mapping
@@ -19,10 +21,18 @@ def known_keys(data: Mapping, possible: Iterable[str], where: str) -> None:
 
 
 def knobs_of(method: type) -> list[str]:
-    """Names of a method's knobs; raises ConfigError for a class whose own fields are no knobs yet."""
+    """Names of a method's knobs; raises ConfigError for a class that declares fields but is no dataclass."""
     if "__dataclass_params__" not in vars(method) and {"__init__", "__annotations__"} & set(vars(method)):
         raise ConfigError(f"method {method.__name__} is no dataclass; possible: @dataclass(frozen=True) above it")
     return [f.name for f in dataclasses.fields(method)]
+
+
+def meanings(method: type) -> dict[str, str]:
+    """What each knob of a method means: the list below "Knobs:" in its docstring, each entry `- name: meaning`."""
+    doc = inspect.getdoc(method) or ""
+    section = re.search(r"^Knobs:\n+((?:[- ] .*(?:\n|$))+)", doc, re.MULTILINE)
+    entries = re.findall(r"^- (\w+): (.*(?:\n .*)*)", section[1] if section else "", re.MULTILINE)
+    return {name: " ".join(text.split()) for name, text in entries if name in knobs_of(method)}
 
 
 def build_method(method: type, knobs: Mapping) -> object:
@@ -92,7 +102,7 @@ def _type_words(hint: object) -> str:
     if origin is tuple:
         if arguments[-1] is Ellipsis:
             return f"a list of {_type_words(arguments[0])}"
-        return f"[{', '.join(map(_describe, arguments))}]"
+        return f"[{', '.join(map(_type_words, arguments))}]"
     return "null" if hint is types.NoneType else hint.__name__
 
 

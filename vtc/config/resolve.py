@@ -22,9 +22,10 @@ def resolve(strategy: object, family: str | None = None, **overrides) -> Strateg
     strategy: a name, a YAML file, a mapping, a method (its class, an instance, or MODULE:CLASS), or several of these to
     compose, as a list or as "a+b": the stages of all in order, each with its own budget and positions. overrides: keep,
     prune_ratio, scope, rounding, positions, or any knob; METHOD.KEY (also METHOD.keep) where several stages know the
-    key. What nothing states is decided once: positions by the family (`Family.positions`; "compact" without a family),
-    the scope on a tiled family by the method (`Stage.tile_scope`). A family is asked by its class, which loads no
-    transformers. Raises ConfigError in one line for unknown keys (with near names), wrong types and values out of range.
+    key. Positions that nothing states are the family's own (`Family.positions`; "compact" without a family), and a
+    scope that nothing states is the method's where images are tiled (`Stage.tile_scope`). A family is asked by its
+    class, which loads no transformers. Raises ConfigError in one line for unknown keys (with near names), wrong types
+    and values out of range.
     """
     return resolve_written(read_strategy(strategy), family, **overrides)
 
@@ -49,8 +50,8 @@ def _joined_descriptions(tops: Iterator[Mapping]) -> str:
 
 
 def _check_sections(strategy: Written) -> None:
-    """Raises ConfigError for whatever is wrong in the sections for families, and in those of the strategies that it
-    refers to: a file is right or wrong as a whole, whichever family it is read for."""
+    """Raises ConfigError for any error in the sections for families, also of the strategies that it refers to: a file
+    is right or wrong as a whole, whichever family it is read for."""
     name = strategy.name
     known_keys(strategy.data, TOP, f"strategy {name!r}")
     families = _sections(strategy)
@@ -86,9 +87,13 @@ def _stages(strategy: Written, family: str | None, one_keep: bool) -> list[dict]
     """The stages of a strategy, those of the strategies that it refers to in their place. one_keep: it has a keep of
     its own."""
     name, stages = strategy.name, strategy.data.get("stages")
-    if not isinstance(stages, list) or not stages or any(
-        not isinstance(stage, dict) or "method" not in stage and place not in strategy.parts
-        for place, stage in enumerate(stages)
+    if (
+        not isinstance(stages, list)
+        or not stages
+        or any(
+            not isinstance(stage, dict) or "method" not in stage and place not in strategy.parts
+            for place, stage in enumerate(stages)
+        )
     ):
         raise ConfigError(
             f"strategy {name!r}: stages={shown(stages)}; possible: a list of mappings with 'method' "
@@ -131,8 +136,8 @@ def _pushed_down(name: str, top: dict, stages: list[dict]) -> list[dict]:
     rows = []
     for stage in stages:
         own = {key: value for key, value in stage.items() if not budget or key not in ("keep", "prune_ratio")}
-        meant = alone or METHODS[stage["method"]].site != "decoder"
-        shared = {key: top[key] for key in _SHARED if key in top and (key == "positions" or meant)}
+        applies = alone or METHODS[stage["method"]].site != "decoder"
+        shared = {key: top[key] for key in _SHARED if key in top and (key == "positions" or applies)}
         rows.append({**shared, **budget, **own})
     return rows
 

@@ -71,7 +71,9 @@ class _Reader:
         key = os.path.realpath(path) if is_file else name
         if key in above:
             chain = " -> ".join(Path(k).name for k in (*above[above.index(key) :], key))
-            raise ConfigError(f"strategy {shown(name)} refers to itself ({chain}); possible: strategies without a circle")
+            raise ConfigError(
+                f"strategy {shown(name)} refers to itself ({chain}); possible: strategies without a circle"
+            )
         if len(above) >= DEEPEST:
             raise ConfigError(
                 f"strategy {shown(name)} is referred to through {len(above)} others; possible: {DEEPEST - 1} at most"
@@ -147,5 +149,7 @@ def _of_method(method: object) -> tuple[str, dict]:
     data = _own_strategy(name, kind.strategy)
     if method is not kind:
         knobs = {knob: getattr(method, knob) for knob in knobs_of(kind)}
-        data = {key: value for key, value in data.items() if key != "families"} | {"stages": [{"method": name, **knobs}]}
+        data = {key: value for key, value in data.items() if key != "families"} | {
+            "stages": [{"method": name, **knobs}]
+        }
     return name, data

@@ -52,14 +52,14 @@ def keep_from_prune_ratio(ratio: object) -> float:
 class Budget:
     """How much one stage at the projector keeps, and of what.
 
-    keep: float in (0, 1] = fraction of the visual tokens kept; int >= 1 = tokens kept.
+    keep: float in (0, 1] = fraction of the visual tokens kept; int >= 1 = number of tokens kept.
     scope: what a number of tokens is counted over.
         per_image: each image keeps `keep`, its tiles compete with each other.
         per_request: all images of one prompt share `keep`, each in proportion to its tokens.
         per_tile: each image keeps `keep`, divided evenly over its tiles, which do not compete; a tile with fewer
-            tokens than its part keeps all and passes the rest on.
-    rounding: of fraction x tokens, "ceil" unless the strategy's paper rounds otherwise; with "floor" the remainder of
-        an even division over tiles is lost as well, else the first tiles have it.
+            tokens than its part keeps them all, and the rest goes to the other tiles.
+    rounding: of fraction x tokens, "ceil" unless the strategy's paper rounds otherwise. When a number is divided over
+        tiles, "floor" also loses the remainder; otherwise the first tiles get it.
     """
 
     keep: float | int

@@ -48,18 +48,18 @@ def one_line(text: object) -> str:
 
 
 class VtcError(Exception):
-    """Base of every error that vtc raises on purpose; whatever values it quotes, the message stays one short line."""
+    """The base of every error that vtc raises deliberately. The message is one short line, whatever it quotes."""
 
     def __init__(self, message: object):
         super().__init__(one_line(message))
 
 
 class ConfigError(VtcError, ValueError):
-    """A strategy, budget, knob or file is not what it must be."""
+    """A strategy, budget, knob or file is wrong."""
 
 
 class UnsupportedError(VtcError, NotImplementedError):
-    """The model, or the way it is called, is something that vtc refuses rather than guesses at."""
+    """vtc does not support the model, or the way in which it is called."""
 
 
 class PatchError(VtcError, RuntimeError):
@@ -68,13 +68,13 @@ class PatchError(VtcError, RuntimeError):
 
 @contextmanager
 def loading(what: str, possible: str = "a folder made by save_pretrained") -> Iterator[None]:
-    """Turns whatever reading a model raises into one ConfigError that begins with `what`.
+    """Turns whatever is raised while a model is read into one ConfigError that begins with `what`.
 
-    Of a folder that is damaged, or holds another thing than a model, the libraries raise what their code stumbles over.
-    What they warn of is dropped; what they log follows at the end of the block, unless there is an error.
+    For a folder that is damaged, or holds something other than a model, the libraries raise errors of any kind. Their
+    warnings are dropped; what they log is passed on at the end of the block, unless there was an error.
     """
-    library, held = logging.getLogger("transformers"), MemoryHandler(10_000, flushLevel=1000)
-    handlers, library.handlers = library.handlers, [held]
+    library, kept_back = logging.getLogger("transformers"), MemoryHandler(10_000, flushLevel=1000)
+    handlers, library.handlers = library.handlers, [kept_back]
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -87,5 +87,5 @@ def loading(what: str, possible: str = "a folder made by save_pretrained") -> It
         raise ConfigError(f"{what}: {reason(error)}; possible: {possible}") from None
     finally:
         library.handlers = handlers
-    for record in held.buffer:
+    for record in kept_back.buffer:
         library.handle(record)

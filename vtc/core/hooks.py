@@ -10,9 +10,11 @@ _MISSING = object()
 
 
 def let_compiled_see_hooks() -> None:
-    """Makes torch.compile, which takes it that no hook comes or goes, look at all modules anew, and at their hooks from
-    now on: what was compiled before would go on without new hooks, and what is compiled for a module without hooks
-    would be used for one with hooks. Where nothing was compiled, it only changes the setting of torch._dynamo."""
+    """Makes torch.compile check a module's hooks before it runs compiled code, and discards what was compiled so far.
+
+    By default it assumes that hooks never change: code compiled before a hook was added would run without it, and code
+    compiled for a module without hooks would serve one with hooks. If nothing was compiled, only the setting of
+    torch._dynamo changes."""
     dynamo = sys.modules.get("torch._dynamo")
     if dynamo is None:
         return
@@ -26,9 +28,9 @@ class Stop(Exception):
 
 
 class Patchwork:
-    """Keeps what was changed on live objects so that `undo` restores exactly the objects that were there.
+    """Records every change to live objects, so that `undo` restores exactly what was there before.
 
-    Hooks run outside of what torch.compile traces, which goes around them: they decide by what they read.
+    Hooks are excluded from torch.compile's tracing, because their control flow depends on values.
     """
 
     def __init__(self):
@@ -46,7 +48,7 @@ class Patchwork:
         self._undo.append(handle.remove)
 
     def method(self, target: object, name: str, wrapper: Callable) -> None:
-        """Sets a method that wraps the one there: not traced itself, but what it calls may be."""
+        """Replaces a method by a wrapper, which is not traced itself, while what it calls may be."""
         self.attribute(target, name, torch.compiler.disable(wrapper, recursive=False))
 
     def attribute(self, target: object, name: str, value: object) -> None:

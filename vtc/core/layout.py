@@ -31,7 +31,7 @@ class Tile:
 
 @dataclass(frozen=True)
 class ImageLayout:
-    """One image in the prompt: `tokens` placeholders in a row, of which tiles explain all but the structural ones
+    """One image in the prompt: a run of `tokens` placeholders. All of them belong to a tile, except structural ones
     (row-end tokens)."""
 
     tokens: int
@@ -40,8 +40,8 @@ class ImageLayout:
 
 @dataclass(frozen=True)
 class View:
-    """One raster of an image's tokens as it lies on the picture. In pixels of the picture as it was given, left, top,
-    right, bottom, cut off at its edges:
+    """One raster of an image's tokens as it lies on the picture. Boxes are (left, top, right, bottom) in pixels of the
+    original picture, cut off at its edges.
 
     offsets [n]: places of the tokens in the image's run. boxes [n, 4] float64: what each token shows. crops [c, 4]:
     what the tokens of each crop of the encoder show; nothing outside of them is seen. name: "picture"; "base" or
@@ -61,21 +61,21 @@ def boxes(rows: Tensor, columns: Tensor, side: tuple[float, float]) -> Tensor:
     return torch.stack([columns * wide, rows * high, (columns + 1) * wide, (rows + 1) * high], 1)
 
 
-def on_picture(found: Tensor, size: tuple[int, int], scale: tuple[float, float], shift: tuple[float, float]) -> Tensor:
-    """Boxes [n, 4] of what an encoder is given, as boxes of the picture of `size` (height, width), cut at its edges.
+def on_picture(boxes: Tensor, size: tuple[int, int], scale: tuple[float, float], shift: tuple[float, float]) -> Tensor:
+    """Boxes [n, 4] of the encoder's input, as boxes of the picture of `size` (height, width), cut off at its edges.
 
     scale, shift: (down, across); a pixel p of the picture lies at p * scale + shift.
     """
     high, wide = size
-    scaled = (found - found.new_tensor([shift[1], shift[0]] * 2)) / found.new_tensor([scale[1], scale[0]] * 2)
-    return scaled.clamp(min=0).minimum(found.new_tensor([wide, high] * 2))
+    scaled = (boxes - boxes.new_tensor([shift[1], shift[0]] * 2)) / boxes.new_tensor([scale[1], scale[0]] * 2)
+    return scaled.clamp(min=0).minimum(boxes.new_tensor([wide, high] * 2))
 
 
 def even_view(name: str, offsets: Tensor, grid: tuple[int, int], size: tuple[int, int]) -> View:
     """A raster that divides a whole picture of `size` (height, width) evenly."""
     every, (rows, columns), (high, wide) = torch.arange(grid[0] * grid[1]), grid, size
-    found = boxes(every // columns, every % columns, (high / rows, wide / columns))
-    return View(name, offsets, found, torch.tensor([[0.0, 0.0, wide, high]], dtype=torch.float64))
+    cells = boxes(every // columns, every % columns, (high / rows, wide / columns))
+    return View(name, offsets, cells, torch.tensor([[0.0, 0.0, wide, high]], dtype=torch.float64))
 
 
 def raster(crop: int, rows: int, columns: int) -> ImageLayout:
@@ -95,7 +95,7 @@ class Left:
 
 @dataclass
 class VisionRun:
-    """One run of the vision encoder: what was asked for, what was seen, and the layout of its images.
+    """One run of the vision encoder: the recorded signals and the layout of its images.
 
     captured: per signal what was recorded, in call order. signals: per signal, per image, per tile a tensor [n] (keys:
     [n, e]; what the projector receives: [n, D], or [1 + n, D] with [CLS] first). bounds: of packed sequences, see

@@ -1,7 +1,8 @@
-"""Names to objects: a registry of what vtc brings, of what installed packages bring, and of what is registered by hand.
+"""Registries map names to classes: those of vtc, those of installed packages, and those that a user registers.
 
-A registry scans one folder of vtc lazily, refuses a name that is taken and proposes near names. Packages bring theirs
-by entry points (groups `vtc.strategies`, `vtc.families`, `vtc.tasks`), modules that are no package by `load_module`.
+A registry imports one folder of vtc on first use, refuses a name that is taken and suggests similar names. Packages
+add classes by entry points (groups `vtc.strategies`, `vtc.families`, `vtc.tasks`), a module outside of any package by
+`load_module`.
 """
 
 import difflib
@@ -109,9 +110,9 @@ class Registry(Generic[T]):
             self._scan()
             if name not in self._items and name in self._reserved():
                 raise ConfigError(f"{self.kind} {name!r} has a name that vtc uses; possible: another name")
-        held = self._items.get(name)
-        if held is not None and _place(held) != _place(item):
-            raise ConfigError(f"{self.kind} {name!r} is already registered by {held!r}; possible: another name")
+        present = self._items.get(name)
+        if present is not None and _place(present) != _place(item):
+            raise ConfigError(f"{self.kind} {name!r} is already registered by {present!r}; possible: another name")
         self._items[name] = item
 
     def _ships(self, item: object) -> bool:
@@ -135,8 +136,8 @@ class Registry(Generic[T]):
             importlib.import_module(f"{self.package}.{module}")
 
     def _look(self, asked: str | None = None) -> None:
-        """Loads what other packages bring, once. What cannot be loaded leaves the rest alone, and is logged in a line
-        unless it is `asked` for, which says it anyway."""
+        """Loads the classes of other packages, once. One that cannot be loaded does not affect the others; it is logged
+        in one line, except when it is the name `asked` for, whose error is raised anyway."""
         if self._looked:
             return
         self._looked = True
@@ -171,12 +172,12 @@ class Registry(Generic[T]):
             raise ConfigError(f"{what}: {error}") from None
 
     def outside(self) -> list[str]:
-        """The registered names that vtc does not bring itself, sorted; imports nothing of vtc if there is none."""
+        """The registered names from outside of vtc, sorted; imports nothing of vtc if there are none."""
         self._look()
         return sorted(name for name, item in self._items.items() if not self._ships(item))
 
     def broken(self, name: str) -> str | None:
-        """Why the thing of another package that has this name cannot be had, None if there is none or it can."""
+        """Why another package's class of this name could not be loaded; None if there is no such class, or it was."""
         self._look(name)
         return self._broken.get(name)
 
@@ -189,7 +190,7 @@ class Registry(Generic[T]):
     def name_of(self, item: type) -> str:
         """A name under which this class is found from now on: a registered one, or else its MODULE:CLASS."""
         self._check(item, self.kind)
-        name = next((name for name, held in self._items.items() if held is item), None)
+        name = next((name for name, present in self._items.items() if present is item), None)
         if name is None:
             name = _place(item)
             self._unnamed[name] = item

@@ -1,4 +1,4 @@
-"""The proof of a patch: what the last prefill did to every image, prompt, cache layer and to the cost."""
+"""The report of a patched call: what the last prefill did to each image, prompt and cache layer, and what it cost."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -59,21 +59,21 @@ class ImageReport:
         return self.steps[-1].kept.sort().values if self.steps else torch.arange(self.entered)
 
     def merged_into(self, step: int) -> Tensor | None:
-        """Where the tokens of the image's own run flow in `steps[step]`: a place [before] for each, its own for a
-        survivor, -1 for what is dropped there or was gone already. None where a method only drops.
+        """Where `steps[step]` merges each token of the image: LongTensor [before] of places in the image's run of
+        tokens. A survivor has its own place; -1 marks a token that is dropped there or was dropped before. None for a
+        method that only drops.
 
-        A survivor at whose place another place or -1 stands is the encoder's [CLS], which took the place of a token
-        that did not survive (visionzip, visiondrop_projector). Worked out when it is called, and only then is a device
-        waited for.
+        Where a survivor has another place, or -1, its place was taken by the encoder's [CLS] (visionzip,
+        visiondrop_projector). The tensor is computed on demand, which waits for the device.
         """
         flows = self.steps[step].flows
         if not flows:
             return None
-        found = torch.full((self.before,), -1)
+        target = torch.full((self.before,), -1)
         for flow in flows:
             places, into = flow.places()
-            found[places] = into
-        return found
+            target[places] = into
+        return target
 
     @property
     def stages(self) -> list[tuple[str, int, int]]:
@@ -88,23 +88,25 @@ class ImageReport:
     @property
     def per_layer(self) -> list[int]:
         """Visual tokens that each decoder layer sees."""
-        found, left = [], self.entered
+        counts, count = [], self.entered
         for layer in range(self.layers):
-            left = next((s.after for s in reversed(self.steps) if s.site == "decoder" and s.layer == layer), left)
-            found.append(left)
-        return found
+            dropped = (s.after for s in reversed(self.steps) if s.site == "decoder" and s.layer == layer)
+            count = next(dropped, count)
+            counts.append(count)
+        return counts
 
 
 @dataclass
 class Report:
     """What the last patched call with images did.
 
-    strategy: the resolved strategy. keep: what was asked of it, None when its stages have budgets of their own. notes:
-    departures that this model brings (such as the mean query for [CLS]). prompts_before, prompts_entered: real tokens
+    strategy: the resolved strategy. keep: its budget, None when its stages have budgets of their own. notes:
+    departures on this model (such as the mean query in place of [CLS]). prompts_before, prompts_entered: real tokens
     of each prompt as given and as they reach the first decoder layer. cache_lengths: see kv_lengths. observe_seconds,
     select_seconds: time of the reductions and of selection with packing (on a GPU: of launching, unless
     `vtc.engine.clock.exact` is on; what a stage inside the encoder selects is part of the encoder's own time); encoder:
-    what the encoder had to do, None without a stage inside it; observe_inside, select_inside: the part of it within the language model.
+    the encoder's work, None without a stage inside it; observe_inside, select_inside: the part of these seconds within
+    the language model.
     """
 
     family: str
@@ -150,12 +152,12 @@ class Report:
     @property
     def prompt_lengths(self) -> list[list[int]]:
         """Per prompt, the real tokens that each decoder layer sees."""
-        found = []
-        for b, entered in enumerate(self.prompts_entered):
-            mine = [image for image in self.images if image.prompt == b]
-            text = entered - sum(image.entered for image in mine)
-            found.append([text + sum(image.per_layer[i] for image in mine) for i in range(self.shape.layers)])
-        return found
+        lengths = []
+        for prompt, entered in enumerate(self.prompts_entered):
+            images = [image for image in self.images if image.prompt == prompt]
+            text = entered - sum(image.entered for image in images)
+            lengths.append([text + sum(image.per_layer[i] for image in images) for i in range(self.shape.layers)])
+        return lengths
 
     @property
     def prompts_after(self) -> list[int]:

@@ -1,4 +1,4 @@
-"""A Selection: which tokens stay and what flows into them; decided once, applied to any tensor with a token axis."""
+"""A Selection: which tokens stay and which are merged into them. It applies to any tensor with a token axis."""
 
 from dataclasses import dataclass
 
@@ -25,7 +25,7 @@ class Merge:
 
 @dataclass(frozen=True)
 class Flow:
-    """Where the tokens of one unit that merges flow: references to what was decided, worked out when `places` is read.
+    """Where the tokens of one merging unit flow. It holds references to what was decided; `places` computes on demand.
 
     offsets [n]: places of the unit's tokens in the image's run. keep [K]: indices into them. target [n], or [1 + n]
     with [CLS] first: see Merge.
@@ -37,7 +37,7 @@ class Flow:
 
     def places(self) -> tuple[Tensor, Tensor]:
         """The unit's places [n] in the image's run and the place [n] that each of them flows into, -1 where it is
-        dropped; on the host, so a device is waited for."""
+        dropped. Both are on the host, so the call waits for the device."""
         offsets, keep, target = self.offsets.cpu(), self.keep.cpu(), self.target.cpu()
         target = target[len(target) - len(offsets) :]
         return offsets, offsets[keep][target.clamp(min=0)].masked_fill(target < 0, -1)

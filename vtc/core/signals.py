@@ -1,4 +1,4 @@
-"""What a stage may ask to see (signals), what it is told about the encoder, and the Context it computes from."""
+"""Signals that a stage can request, what it knows of encoder and decoder, and the Context that it computes from."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -92,8 +92,8 @@ class TextEmbeddings:
     """Rows of the language model's input embeddings for the words of the prompt's question. -> [B, m, D].
 
     keywords: stop words and the benchmarks' answer instructions are left out, see `vtc.core.text`; needs a tokenizer.
-    prefix: text put before the question. Without a tokenizer (`keywords` False, prefix empty) the ids of the prompt's
-    text after the image serve.
+    prefix: text put before the question. With `keywords` False and no prefix no tokenizer is needed: the ids of the
+    prompt's text after the image are used.
     """
 
     keywords: bool = False
@@ -102,14 +102,15 @@ class TextEmbeddings:
 
 @dataclass(frozen=True)
 class TextRelevance:
-    """How well each visual token agrees with the question in CLIP's common space: the mean over text segments of the
-    cosine of the token (post-norm, visual projection) and the text tower's embedding. Needs a CLIP model. -> [B, N]."""
+    """How similar each visual token is to the question in CLIP's common space: the cosine of the token (after post-norm
+    and visual projection) and the text tower's embedding, averaged over text segments. Needs a CLIP model.
+    -> [B, N]."""
 
 
 @dataclass(frozen=True)
 class Unprojected:
-    """What the projector receives for each visual token, for merging before it: see `Merge.unprojected`. A stage asks
-    for it so that it is recorded; it is not in the Context."""
+    """What the projector receives for each visual token, for merging before the projector: see `Merge.unprojected`. A
+    stage that requests it has it recorded; it is not in the Context."""
 
 
 @dataclass(frozen=True)
@@ -213,13 +214,13 @@ Signal = (
 
 @dataclass(frozen=True)
 class Encoder:
-    """What a strategy may know of the vision encoder before it runs.
+    """The facts about the vision encoder that a strategy can use before the encoder runs.
 
-    depth: attention layers. output, last: the one whose output the projector receives. cell: patches (next to each other in the
-    encoder's sequence) that the projector joins into a visual token. has_cls: a [CLS] token exists. global_layers: layers whose attention spans the whole
-    image (all of them, but for encoders with windowed layers). tokens: visual tokens of an image where the family
-    fixes it, else None. tiled: an image may be several crops. thumbnail: tokens of the first of these, which shows the
-    whole picture.
+    depth: attention layers. output, last: the layer whose output the projector receives. cell: patches, next to each
+    other in the encoder's sequence, that the projector joins into a visual token. has_cls: a [CLS] token exists.
+    global_layers: layers whose attention spans the whole image (all of them, but for encoders with windowed layers).
+    tokens: visual tokens of an image where the family fixes it, else None. tiled: an image may be several crops.
+    thumbnail: tokens of the first of these, which shows the whole picture.
     """
 
     family: str
@@ -254,15 +255,15 @@ class Encoder:
 
 @dataclass(frozen=True)
 class Decoder:
-    """What a strategy may know of the language model before it runs. depth: its layers."""
+    """The facts about the language model that a strategy can use before it runs. depth: its layers."""
 
     family: str
     depth: int
 
     def layer(self, value: int | float, knob: str) -> int:
-        """A layer knob as the number of layers that run before (0-based index of the next one): int = itself, float
-        in (0, 1) = relative depth, rounded. At least 1, since something has to be seen. Raises ConfigError beyond the
-        depth."""
+        """A layer knob as the number of layers that run before the drop (the 0-based index of the next layer): int =
+        itself, float in (0, 1) = relative depth, rounded. At least 1, since one layer has to see the tokens. Raises
+        ConfigError beyond the depth."""
         if self.depth < 2:
             raise ConfigError(f"this {self.family} language model has {self.depth} layer; possible: 2 or more")
         if isinstance(value, float):
@@ -279,12 +280,12 @@ class Decoder:
 
 @dataclass(frozen=True)
 class Context:
-    """What a stage sees of B units (images or tiles) with the same N tokens, the same grid and the same budget.
+    """The input of a stage: B units (images or tiles) with the same N tokens, the same grid and the same budget.
 
     count: tokens to keep in each. grid: (rows, columns) when the tokens are a full raster, else None. step: which of
-    its steps a stage inside a model is at (0-based). ordinals: B indices of each unit within its own prompt (for seeding that
-    does not depend on the batch). signals: what the stage asked for, by signal. images: which units are of one image
-    (equal numbers), inside the encoder.
+    its steps a stage inside a model is at (0-based). ordinals [B]: the index of each unit within its own prompt (for
+    seeding that does not depend on the batch). signals: the tensors that the stage requested, by signal. images [B]:
+    inside the encoder, a number for the image of each unit.
     """
 
     tokens: int

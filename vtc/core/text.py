@@ -23,13 +23,13 @@ STOP_WORDS = (
 def question_of(prompt: str) -> str:
     """The last message of the user in a decoded prompt: no roles, special tokens or image placeholders.
 
-    Known are the templates of the supported families: Vicuna's "USER: .. ASSISTANT:", ChatML, Llama 2 and Mistral's
-    "[INST] .. [/INST]", Llama 3's headers. Which it is, the first mark of any in the prompt decides. A prompt
-    without any is a question as a whole. A message may lack its end, and may be empty.
+    The templates of the supported families are recognised: Vicuna's "USER: .. ASSISTANT:", ChatML, Llama 2 and
+    Mistral's "[INST] .. [/INST]", Llama 3's headers. The first mark in the prompt decides which one it is. A prompt
+    without a mark is a question as a whole. A message may lack its end, and may be empty.
     """
-    found = [(first.start(), *turn) for mark, *turn in TEMPLATES if (first := re.search(mark, prompt))]
-    if found:
-        _, start, end = min(found)
+    templates = [(first.start(), *turn) for mark, *turn in TEMPLATES if (first := re.search(mark, prompt))]
+    if templates:
+        _, start, end = min(templates)
         messages = re.findall(rf"{start}(.*?)(?:{end}|\Z)", prompt, re.DOTALL)
         prompt = messages[-1] if messages else ""
     return MARKERS.sub("", prompt).strip()
@@ -43,8 +43,9 @@ def without_instructions(question: str) -> str:
 def keywords_of(question: str) -> str:
     """The words of a question that may name something to look for, joined by spaces, as MMTok chooses them.
 
-    Words are runs of letters, digits and underscores; stop words are left out, whatever their case ("in", "on" and
-    "of" are none), and so are the benchmarks' instructions. If no word is left, all of the question but these.
+    Words are runs of letters, digits and underscores. Stop words are left out, whatever their case ("in", "on" and
+    "of" are not among them), and so are the benchmarks' instructions. If no word remains, the whole question without
+    the instructions is returned.
     """
     question = without_instructions(question)
     stop = frozenset(STOP_WORDS.split())
@@ -53,14 +54,15 @@ def keywords_of(question: str) -> str:
 
 
 def padding_patches(width: int, height: int, side: int = 336, patch: int = 14) -> list[int]:
-    """Patches (raster indices) that show nothing of a picture of width x height that was padded to a square and scaled
-    to `side` pixels: those fully inside the two bands, the first band's first; of upright pictures column by column.
+    """Patches (raster indices) that show only padding, of a picture that was padded to a square and scaled to `side`
+    pixels. They lie wholly inside one of the two bands of padding; the first band comes first, and upright pictures
+    are read column by column. width, height, side, patch: in pixels.
     """
     if width == height:
         return []
     across = width > height  # bands above and below, else left and right
-    shown = max(1, round(min(width, height) * side / max(width, height)))
-    before, count = (side - shown) // 2, side // patch
-    after = -(-(before + shown) // patch)
+    picture = max(1, round(min(width, height) * side / max(width, height)))
+    before, count = (side - picture) // 2, side // patch
+    after = -(-(before + picture) // patch)
     lines = [*range(before // patch), *range(after, count)]
     return [line * count + i if across else i * count + line for line in lines for i in range(count)]

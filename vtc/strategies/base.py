@@ -16,12 +16,14 @@ from vtc.core.signals import Context, Decoder, Encoder, Signal
 class Stage(ABC):
     """One selection method with its knobs as typed dataclass fields.
 
-    A subclass never sees a model: it declares signals for an encoder and gets tensors. site: where the stage acts.
-    grid: it needs the tokens as one raster. needs_cls: it ranks by a [CLS] query (see ClsAttention for encoders
-    without one). adaptive: how many it keeps depends on the picture, `context.count` is the most. fixed_count: knobs
-    with which exactly `context.count` are kept, where others may keep fewer. tile_scope: the scope (see `Budget`) where
-    an image is several tiles and the strategy names none. strategy: for a method that is no part of
-    vtc, what its name stands for: a mapping or a YAML file, its `stages` this method alone where it names none.
+    A subclass never sees a model: it declares the signals that it needs of an encoder, and receives tensors.
+
+    site: where the stage acts. grid: it needs the tokens as one raster. needs_cls: it ranks by a [CLS] query (see
+    ClsAttention for encoders without one). adaptive: the number kept depends on the picture and is at most
+    `context.count`. fixed_count: values of knobs with which exactly `context.count` are kept, where other values may
+    keep fewer. tile_scope: the scope (see `Budget`) on images of several tiles, unless the strategy states one.
+    strategy: of a method from outside of vtc, the strategy that its name stands for, as a mapping or a YAML file;
+    without `stages` in it, this method alone.
     """
 
     site: ClassVar[str] = "projector"
@@ -104,8 +106,8 @@ class EncoderStage(ABC):
 
 @dataclass(frozen=True)
 class Step:
-    """One drop inside the language model. layer: 0-based decoder layer, the first to see fewer tokens. share: of the
-    visual tokens that entered the language model, what it sees, in (0, 1]."""
+    """One drop inside the language model. layer: 0-based decoder layer, the first to see fewer tokens. share: the
+    fraction of the visual tokens that entered the language model which this layer sees, in (0, 1]."""
 
     layer: int
     share: float

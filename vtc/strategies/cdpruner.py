@@ -26,7 +26,7 @@ def quality(relevance: Tensor, joint: bool = False) -> Tensor:
     return (relevance - low + EPS) / (high - low).clamp_min(EPS)
 
 
-def agreement(features: Tensor, words: Tensor) -> Tensor:
+def cosine_with_words(features: Tensor, words: Tensor) -> Tensor:
     """Cosine [B, N] of the tokens [B, N, D] with the mean of the words [B, m, D]; 0 without words."""
     words = words.to(features.device, torch.promote_types(words.dtype, torch.float32))
     return cosines(features, words.sum(1, keepdim=True))[:, 0]
@@ -40,12 +40,14 @@ class CDPruner(Stage):
     Its kernel is q_i L_ij q_j: L the cosine of the projected tokens i and j, q how relevant a token is for the
     question, see `quality`.
 
-    Knobs: relevance: "embeddings": cosine of the projected token with the mean of the question's input embeddings, the
-    paper's rule for encoders without a text tower; "clip": cosine of token and question in CLIP's common space, mean
-    over the segments of the question, which needs the CLIP model of the vision tower; "none": q = 1, the question is
-    not read. sign: of "clip": "released" takes minus the cosine as the code does, since the cosines of CLIP's patches
-    are known to be inverted; "paper" takes the cosine. "embeddings" always takes the cosine: no code is released for
-    it, the paper's formula has no minus, and nothing is known to invert it.
+    Knobs:
+    - relevance: how the question weighs a token. "embeddings": cosine of the projected token with the mean of the
+      question's input embeddings, the paper's rule for encoders without a text tower; "clip": cosine of token and
+      question in CLIP's common space, mean over the segments of the question, which needs the CLIP model of the vision
+      tower; "none": q = 1, the question is not read.
+    - sign: of the cosine of "clip". "released" takes minus the cosine as the code does, since the cosines of CLIP's
+      patches are known to be inverted; "paper" takes the cosine. "embeddings" always takes the cosine: no code is
+      released for it, the paper's formula has no minus, and nothing is known to invert it.
 
     Paper: CDPruner, NeurIPS 2025, arXiv 2506.10967. Official code: Theia-4869/CDPruner @ 9541616c (LLaVA, "clip").
     Departures: "embeddings" is the default everywhere, so that no second model is needed; relevance="clip" on LLaVA is
@@ -77,7 +79,7 @@ class CDPruner(Stage):
         if self.relevance == "clip":
             relevance = text[0].to(features.device) * (-1 if self.sign == "released" else 1)
         elif self.relevance == "embeddings":
-            relevance = agreement(features, text[0])
+            relevance = cosine_with_words(features, text[0])
         else:
             relevance = torch.zeros(features.shape[:2], device=features.device)
         return Selection(dpp_greedy(features, quality(relevance), context.count).sort(dim=1).values)

@@ -48,9 +48,12 @@ class Dart(DecoderStage):
     the image with the lowest cosine to it among those that are left. The cosine is that of hidden states after K layers
     and the model's final norm. Pivots in the text cost nothing of the budget.
 
-    Knobs: K: layers that see every token (a number, or relative depth as a float; at least 1): 2 of 32.
-    reduction_ratio: share of the visual tokens that is removed, see `count`; 0.7777 leaves 128 of 576 and 4 pivots
-    (paper: 192, 128, 64 of 576, 320 of 2880). pivot_image_token, pivot_text_token: how many pivots of each kind.
+    Knobs:
+    - K: layers that see every token (a number, or relative depth as a float; at least 1); 2 of 32 are published.
+    - reduction_ratio: share of the visual tokens that is removed, see `count`; 0.7777 leaves 128 of 576 and 4 pivots
+      (paper: 192, 128, 64 of 576, 320 of 2880).
+    - pivot_image_token: pivots among the tokens of the image; at least 1.
+    - pivot_text_token: pivots in the text after the image; 0 for none.
 
     Paper: DART (Duplication-Aware Reduction of Tokens), EMNLP 2025, arXiv 2502.11494. Official code: ZichenWen1/DART,
     read in the public fork xqy1111111/DART. Followed is the code, a fixed number for each pivot; the paper has a bound

@@ -17,8 +17,9 @@ class FastV(DecoderStage):
 
     The score is the softmax attention of that one row, averaged over heads, as layer K itself computes it.
 
-    Knobs: K: layers that see every token (a number, or relative depth as a float; at least 1): 2 of 32. R: share of
-    the visual tokens that is removed (paper: 0.5, 0.75, 0.875); round(N * (1 - R)) stay, halves to even.
+    Knobs:
+    - K: layers that see every token (a number, or relative depth as a float; at least 1); 2 of 32 are published.
+    - R: share of the visual tokens that is removed (paper: 0.5, 0.75, 0.875); round(N * (1 - R)) stay, halves to even.
 
     Paper: FastV (An Image is Worth 1/2 Tokens After Layer 2), arXiv 2403.06764. Official code: pkunlp-icler/FastV (no
     licence for the whole), the variant that drops tokens in place at prefill and keeps their position ids.

@@ -55,11 +55,16 @@ class HiPrune(Stage):
     round(count*alpha/5) tokens of the object layer are anchors; their 4 neighbours on the flat index (rows wrap,
     out-of-range clamps to the first or last token) are buffers; registers fill the rest by the deep layer's score.
 
-    Knobs: alpha: share of the budget for anchors and buffers. object_layer, deep_layer: layer index, or relative
-    depth as a float: the 9th of 24 and the penultimate one. query_reduction: "mean" or "sum" over queries (rank-equal;
-    matters to exclude="official"). exclude: "exact" keeps chosen tokens out of the registers (the paper's eq. 7);
-    "official" subtracts 1 from their score as the released code does: the same with mean-reduced scores, but with
-    sum-reduced ones (Qwen) a token can be chosen twice and the budget stays under-filled.
+    Knobs:
+    - alpha: share of the budget for anchors and buffers.
+    - object_layer: encoder layer that ranks the anchors (index, or relative depth as a float); the 9th of 24 is
+      published.
+    - deep_layer: encoder layer that ranks the registers (index, or relative depth as a float); the penultimate one is
+      published.
+    - query_reduction: "mean" or "sum" of the attention over queries (rank-equal; matters to exclude="official").
+    - exclude: "exact" keeps chosen tokens out of the registers (the paper's eq. 7); "official" subtracts 1 from their
+      score as the released code does: the same with mean-reduced scores, but with sum-reduced ones (Qwen) a token can
+      be chosen twice and the budget stays under-filled.
 
     Paper: HiPrune, arXiv 2508.00553. Official code: Danielement321/HiPrune @ 6e83a12 (MIT).
     Departures: LLaVA-NeXT keeps the model's own unpadding, so padding never competes; every image has the full

@@ -66,8 +66,12 @@ class MMTok(Stage):
     their input embeddings and the projected tokens, tokens by what the projector receives. A set is worth the sum, over
     all of these, of the largest weight in it; tokens join it greedily by what they add (see `vtc.kernels.coverage`).
 
-    Knobs: alpha: how much the visual tokens count, against 1 for the words. tau_v, tau_t: temperatures of tokens and of
-    words. keywords: leave out stop words and the benchmarks' instructions. prefix: text before the question.
+    Knobs:
+    - alpha: how much the visual tokens count, against 1 for the words.
+    - tau_v: temperature of the softmax of each visual token.
+    - tau_t: temperature of the softmax of each word.
+    - keywords: leave out stop words and the benchmarks' instructions.
+    - prefix: text before the question.
 
     Paper: MMTok, arXiv 2508.18264. Official code: Apache-2.0.
     Departures: each image is chosen by the last question of its own prompt (the code has one question per call). A
@@ -114,9 +118,10 @@ class MMTok(Stage):
         kept = []
         for i in range(0, units, size):
             # Weights one by one, so that no sum depends on the batch; picks of small images together.
-            found = [
+            weights_of_units = [
                 weights(*(x[b : b + 1] for x in seen), self.alpha, self.tau_v, self.tau_t)
                 for b in range(i, min(i + size, units))
             ]
-            kept.append(select_tokens(found[0] if len(found) == 1 else torch.cat(found), context.count).keep)
+            together = weights_of_units[0] if len(weights_of_units) == 1 else torch.cat(weights_of_units)
+            kept.append(select_tokens(together, context.count).keep)
         return Selection(torch.cat(kept))

@@ -17,9 +17,11 @@ class PyramidDrop(DecoderStage):
     The score is the softmax attention of that one row over the whole prompt, averaged over heads, from the norm, the
     projections and the rotary positions of the layer that comes next.
 
-    Knobs: layer_list: layers before which tokens are dropped (0-based number, or relative depth as a float):
-    8, 16 and 24 of 32. image_token_ratio_list: what each of them and the following see, as shares of the visual tokens
-    that entered the language model; int(N * ratio) tokens.
+    Knobs:
+    - layer_list: layers before which tokens are dropped (0-based number, or relative depth as a float); 8, 16 and 24 of
+      32 are published.
+    - image_token_ratio_list: what each of these layers and the following see, as shares of the visual tokens that
+      entered the language model; int(N * ratio) tokens.
 
     Paper: PyramidDrop, arXiv 2410.17247. Official code: Cooperx521/PyramidDrop @ 6444f304 (layers 8, 16 and 24 of 32).
     Departures: on models with fewer key heads than query heads, each key head serves its group of query heads (the code

@@ -18,6 +18,9 @@ class Random(Stage):
 
     The draw depends on `seed`, the number of tokens and the image's (and tile's) place in its own prompt, never on
     the batch or the device, so batched equals one by one. A baseline of ours; no paper.
+
+    Knobs:
+    - seed: of the draw.
     """
 
     seed: int = 0

@@ -30,8 +30,10 @@ class ToDRE(DecoderStage):
     They go if, of the attention that the text after the image pays in the layer before (head mean, summed over that
     text), less than tau goes to visual tokens.
 
-    Knobs: layer: layers that run before (a number, or relative depth as a float); the last of them is looked at, and
-    what comes after it sees no visual token. tau: the share of attention.
+    Knobs:
+    - layer: layers that run before the drop (a number, or relative depth as a float); the attention of the last of them
+      decides, and the layers after it see no visual token.
+    - tau: share of the text's attention below which the visual tokens go.
 
     Paper: ToDRE, arXiv 2505.18757 (v2: 28 of 32 layers, tau 0.1). No official code. In the shipped strategy
     `todre_projector` comes first.

@@ -33,13 +33,15 @@ def selection_order(
 class ToDREProjector(Stage):
     """Keeps a diverse set of projected features, grown from the token that [CLS] attends to most.
 
-    Where several tiles compete, the first token is one of the thumbnail's (the base crop, which shows the whole
-    picture); the others may lie anywhere.
+    It acts at the projector, on projected features, which is what its name says; `todre` is the stage inside the
+    language model. Where several tiles compete, the first token is one of the thumbnail's (the base crop, which shows
+    the whole picture); the others may lie anywhere.
 
-    Knobs: layer: the encoder layer whose attention is read (index, or relative depth as a float); the paper's is the
-    last. objective: "sum" chooses next the token with the smallest sum of cosine similarities to those already chosen
-    (version 2 of the paper), "max" the one whose largest similarity to them is smallest (the k-center of version 1's
-    wording; DivPrune's rule from another first token).
+    Knobs:
+    - layer: the encoder layer whose attention is read (index, or relative depth as a float); the paper's is the last.
+    - objective: "sum" chooses next the token with the smallest sum of cosine similarities to those already chosen
+      (version 2 of the paper), "max" the one whose largest similarity to them is smallest (the k-center of version 1's
+      wording; DivPrune's rule from another first token).
 
     Paper: ToDRE, arXiv 2505.18757 v2. No official code was found; written and checked from the equations.
     Departures: attention is averaged over heads (the formula has one head over all channels). Without [CLS] (SigLIP,

@@ -39,12 +39,16 @@ class TransPrune(DecoderStage):
     TTV of a layer: that of its attention plus that of its MLP, each between the norm before it and the residual sum
     after it, see `vtc.kernels.transition`. It is summed over the accumulated layers and carried through each drop.
 
-    Knobs: layers: layers before which tokens are dropped (0-based, which is the number of layers run; or relative
-    depth): 7, 9 and 12 of 32. schedule: shares of the tokens that entered, int(N * share) of them: "high" is the
-    released one, 0.875, 0.625 and 0.125; "low" (inferred: it reproduces the paper's FLOPs); "combined" (inferred from
-    the paper's tables), behind a method at the projector. ratios: shares of one's own instead. alpha: weight of TTV
-    against IGA, 1 = TTV alone, 0 = IGA alone. accumulate: first and last layer that is summed, counted from 1 (or
-    relative depth); None = from the first to the last of `layers`.
+    Knobs:
+    - layers: layers before which tokens are dropped (0-based, which is the number of layers run; or relative depth as a
+      float); 7, 9 and 12 of 32 are published.
+    - schedule: shares of the tokens that entered, int(N * share) of them. "high" is the released one, 0.875, 0.625 and
+      0.125; "low" (inferred: it reproduces the paper's FLOPs); "combined" (inferred from the paper's tables), behind a
+      method at the projector.
+    - ratios: shares of one's own instead of a schedule.
+    - alpha: weight of TTV against IGA; 1 = TTV alone, 0 = IGA alone.
+    - accumulate: first and last layer that is summed, counted from 1 (or relative depth); null = from the first to the
+      last of `layers`.
 
     Paper: TransPrune, CVPR 2026, arXiv 2507.20630. Official code (MIT): the two terms are added without alpha, which
     is alpha=0.5 up to a factor of 2; 1 - c where the paper writes 1 - |c|. Followed here is the code.

@@ -20,18 +20,21 @@ class VisionDrop(DecoderStage):
     over heads and queries. The others join evenly spaced targets by the cosine of that layer's keys, a target getting
     itself plus their mean (see `vtc.kernels.merge`). The sequence has dominant tokens first, then contextual ones.
 
-    Knobs: layers: layers before which it happens (0-based number, or relative depth as a float): 8, 16 and 24 of 32.
-    ratios: tokens of each step as shares of those that entered the language model, rounded to nearest. contextual: of
-    each step's tokens, the share that is contextual, rounded to nearest. The defaults give the published 30 + 5,
-    22 + 4, 16 + 3 of 48. A list [dominant, contextual] for an image that enters with E tokens is the ratio
-    (dominant + contextual) / E and the share contextual / (dominant + contextual); absolute lists are no knob, since
-    they fit one E only.
+    Knobs:
+    - layers: layers before which it happens (0-based number, or relative depth as a float); 8, 16 and 24 of 32 are
+      published.
+    - ratios: tokens of each step as shares of those that entered the language model, rounded to nearest.
+    - contextual: of each step's tokens, the share that is contextual, rounded to nearest.
+
+    The defaults give the published 30 + 5, 22 + 4, 16 + 3 of 48. A list [dominant, contextual] for an image that enters
+    with E tokens is the ratio (dominant + contextual) / E and the share contextual / (dominant + contextual); absolute
+    lists are no knob, since they fit one E only.
 
     Paper: VisionDrop, arXiv 2506.22283. Official code: Ruixxxx/VisionDrop @ f7a9444 (Apache-2.0), LLaVA-1.5 with 32
     tokens on average over the layers: 48, 35, 26 and 19 in the four quarters of the language model. In the shipped
-    strategy `visiondrop_projector` comes first, and `keep` sets what it keeps: keep / the mean of the shares over layers,
-    1.5 times the target, which is the paper's rule. For targets other than 32 these lists are inferred: the authors
-    released none.
+    strategy `visiondrop_projector` comes first, and `keep` sets what it keeps: keep / the mean of the shares over
+    layers, 1.5 times the target, which is the paper's rule. For targets other than 32 these lists are inferred: the
+    authors released none.
     Departures: the score stays causal as in the code, which favours the first tokens of an image; several images each
     merge within themselves (the code looks at the first only); key heads that serve several query heads; padding on
     either side; a step that drops nothing merges nothing. Positions are renumbered as in the code, but kept on Qwen,

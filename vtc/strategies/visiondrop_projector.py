@@ -22,9 +22,13 @@ class VisionDropProjector(Stage):
     by its attention. The others join evenly spaced targets by the cosine of their attention keys, a target getting
     itself plus their mean (see `vtc.kernels.merge`). In the sequence [CLS] comes first, then the dominant patches,
     then the contextual tokens. [CLS] has no place among the tokens: for positions it takes the lowest that is free.
+    The encoder runs on all tokens and this stage decides what the projector receives, which is what its name says;
+    `visiondrop` is the stage inside the language model.
 
-    Knobs: contextual: share of the budget for contextual tokens (6 of 48). layer: the encoder layer whose attention and
-    keys are read (index, or relative depth as a float); best the one whose output the projector receives.
+    Knobs:
+    - contextual: share of the budget for contextual tokens; 6 of 48 are published.
+    - layer: the encoder layer whose attention and keys are read (index, or relative depth as a float); best the one
+      whose output the projector receives.
 
     Paper: VisionDrop, arXiv 2506.22283. Official code: Ruixxxx/VisionDrop @ f7a9444 (Apache-2.0), LLaVA-1.5 only, where
     the published setting is 42 dominant tokens ([CLS] among them) and 6 contextual ones.

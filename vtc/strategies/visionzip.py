@@ -11,14 +11,16 @@ from vtc.strategies.visiondrop_projector import VisionDropProjector
 class VisionZip(VisionDropProjector):
     """Keeps dominant tokens and merges the others into contextual ones; VisionDrop's first stage is this method.
 
-    The two released codes do the same before the projector, so the rule stands in `VisionDropProjector`: dominant tokens
-    with [CLS] among them, and contextual ones that are evenly spaced targets plus the mean of what joins them (a sum,
-    as in the code; the paper speaks of merging). Only the share of contextual tokens differs.
+    The two released codes do the same before the projector, so the rule stands in `VisionDropProjector`: dominant
+    tokens with [CLS] among them, and contextual ones that are evenly spaced targets plus the mean of what joins them
+    (a sum, as in the code; the paper speaks of merging). Only the share of contextual tokens differs.
 
-    Knobs: contextual: share of the budget for contextual tokens, of which there are round(count * contextual), halves
-    to even. The default 5/32 gives the reported settings 54 + 10 of 64, 108 + 20 of 128 and 162 + 30 of 192, and
-    27 + 5 of 32 per tile. layer: the encoder layer whose attention and keys are read (index, or relative depth as a
-    float); best the one whose output the projector receives.
+    Knobs:
+    - contextual: share of the budget for contextual tokens, of which there are round(count * contextual), halves to
+      even. 5/32 gives the reported settings 54 + 10 of 64, 108 + 20 of 128 and 162 + 30 of 192, and 27 + 5 of 32 per
+      tile.
+    - layer: the encoder layer whose attention and keys are read (index, or relative depth as a float); best the one
+      whose output the projector receives.
 
     Paper: VisionZip, arXiv 2412.04467. Official code: the authors' VisionZip (Apache-2.0), LLaVA-1.5 and LLaVA-NeXT;
     its example has 54 + 10. Departures: those of `VisionDropProjector`, with the mean attention received as the score

@@ -23,8 +23,10 @@ def select_tokens(attention: Tensor, features: Tensor, count: int, important_rat
     score = attention.to(torch.promote_types(attention.dtype, torch.float32))
     order = score.sort(dim=1, descending=True, stable=True).indices.to(features.device)
     first, rest = order[:, :important], order[:, important:]
-    left = bipartite_prune(features.gather(1, rest.unsqueeze(-1).expand(-1, -1, features.shape[2])), count - important)
-    return Selection(torch.cat([first, rest.gather(1, left)], 1).sort(dim=1).values)
+    diverse = bipartite_prune(
+        features.gather(1, rest.unsqueeze(-1).expand(-1, -1, features.shape[2])), count - important
+    )
+    return Selection(torch.cat([first, rest.gather(1, diverse)], 1).sort(dim=1).values)
 
 
 @METHODS.register("vispruner")
@@ -36,8 +38,10 @@ class VisPruner(Stage):
     The others, in descending order of that attention, are thinned in rounds of 8 by the cosine similarity of what the
     projector receives, until the rest of the budget is left.
 
-    Knobs: important_ratio: share of the budget for important tokens. layer: the encoder layer whose attention is read
-    (index, or relative depth as a float); best the one whose output the projector receives.
+    Knobs:
+    - important_ratio: share of the budget for important tokens.
+    - layer: the encoder layer whose attention is read (index, or relative depth as a float); best the one whose output
+      the projector receives.
 
     Paper: VisPruner, arXiv 2412.01818 (first version: FasterVLM). Official code: Theia-4869/VisPruner @ aefa01a.
     Departures: without [CLS] (SigLIP, Qwen) the score is the mean attention received from all patches, as other

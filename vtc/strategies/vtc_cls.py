@@ -17,7 +17,10 @@ from vtc.strategies.base import Stage
 class VtcCls(Stage):
     """Keeps the top tokens by [CLS] attention, averaged over heads and summed over layers start_layer..end_layer.
 
-    Knobs: start_layer, end_layer: first and last layer counted, both included (index, or relative depth as a float).
+    Knobs:
+    - start_layer: first encoder layer counted (index, or relative depth as a float).
+    - end_layer: last encoder layer counted (index, or relative depth as a float).
+
     On encoders with windowed layers (Qwen2.5-VL) the same number of layers is counted backwards from end_layer
     among those with global attention, because attention inside different windows does not compare.
 

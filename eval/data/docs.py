@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vtc.core.errors import ConfigError, shown
-from vtc.eval.digest import digest
+from vtc.eval.data.digest import digest
 
 # Added to each doc: its number in the source; where its relative paths begin; why it could not be read (None: it was).
 ROW, FOLDER, FAULT = "_row", "_folder", "_fault"

@@ -8,8 +8,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 import vtc
+from vtc.config.allocation import Allocation
 from vtc.config.resolve import resolve
-from vtc.config.schedule import Schedule
 from vtc.core.signals import Decoder
 from vtc.strategies import METHODS
 
@@ -20,10 +20,10 @@ examples = settings(max_examples=100)
 inside = pytest.mark.parametrize("method", INSIDE)
 
 
-def plan(strategy, keep=None, depth=32, **knobs) -> Schedule:
+def plan(strategy, keep=None, depth=32, **knobs) -> Allocation:
     """The schedule of a strategy on a language model of some depth."""
     overrides = knobs if keep is None else {"keep": keep, **knobs}
-    return Schedule(resolve(strategy, **overrides), Decoder("test", depth))
+    return Allocation(resolve(strategy, **overrides), Decoder("test", depth))
 
 
 def alone(method: str, **options) -> dict:
@@ -31,9 +31,9 @@ def alone(method: str, **options) -> dict:
     return {"stages": [{"method": method, **options}]}
 
 
-def mean(schedule: Schedule, before: int, entered: int | None = None) -> float:
+def mean(allocation: Allocation, before: int, entered: int | None = None) -> float:
     """Tokens that a layer sees on average."""
-    return sum(schedule.tokens_per_layer(before, before if entered is None else entered)) / schedule.depth
+    return sum(allocation.tokens_per_layer(before, before if entered is None else entered)) / allocation.depth
 
 
 def floor(method: str, depth: int) -> float:
@@ -50,8 +50,8 @@ def test_keep_is_the_mean_over_layers(method, depth, tokens, keep, number):
     fraction = min(1.0, asked / tokens) if number else keep
     if fraction <= floor(method, depth) + 1e-6:
         return
-    schedule = plan(alone(method), asked, depth)
-    layers = schedule.tokens_per_layer(tokens, tokens)
+    allocation = plan(alone(method), asked, depth)
+    layers = allocation.tokens_per_layer(tokens, tokens)
     assert len(layers) == depth
     assert layers == sorted(layers, reverse=True)
     assert 1 <= layers[-1] <= layers[0] == tokens
@@ -89,12 +89,12 @@ PUBLISHED = [
 @pytest.mark.parametrize("method, knobs, tokens, counts", PUBLISHED)
 def test_published_counts(method, knobs, tokens, counts):
     """Without a keep the schedule is the published one; its mean as keep gives the same counts."""
-    schedule = plan(alone(method), **knobs)
-    assert schedule.powers(tokens, tokens) == (1.0,)
-    assert schedule.counts(tokens, tokens) == counts
-    again = plan(alone(method), schedule.mean(), **knobs)
+    allocation = plan(alone(method), **knobs)
+    assert allocation.powers(tokens, tokens) == (1.0,)
+    assert allocation.counts(tokens, tokens) == counts
+    again = plan(alone(method), allocation.mean(), **knobs)
     assert again.counts(tokens, tokens) == counts
-    stage = plan(alone(method, keep=schedule.mean(), **knobs))
+    stage = plan(alone(method, keep=allocation.mean(), **knobs))
     assert stage.counts(9999, tokens) == counts
 
 
@@ -104,10 +104,10 @@ def test_published_counts(method, knobs, tokens, counts):
 @example(depth=32, tokens=577)
 def test_the_mean_of_the_schedule_is_the_schedule(method, depth, tokens):
     """For odd numbers of tokens too, where a share falls on a half."""
-    schedule = plan(alone(method), depth=depth)
-    again = plan(alone(method), schedule.mean(), depth)
+    allocation = plan(alone(method), depth=depth)
+    again = plan(alone(method), allocation.mean(), depth)
     assert again.powers(tokens, tokens) == (1.0,)
-    assert again.counts(tokens, tokens) == schedule.counts(tokens, tokens)
+    assert again.counts(tokens, tokens) == allocation.counts(tokens, tokens)
 
 
 @pytest.mark.parametrize("method", ["pyramiddrop", "transprune"])
@@ -132,10 +132,10 @@ def test_keep_all(method):
 @inside
 def test_a_number_is_of_each_image(method):
     """Images of different sizes get different powers from one keep."""
-    schedule = plan(alone(method), 300)
-    powers = [schedule.powers(n, n)[0] for n in (310, 576, 900)]
+    allocation = plan(alone(method), 300)
+    powers = [allocation.powers(n, n)[0] for n in (310, 576, 900)]
     assert powers == sorted(powers)
-    assert all(abs(mean(schedule, n) - 300) < 1 for n in (310, 576, 900))
+    assert all(abs(mean(allocation, n) - 300) < 1 for n in (310, 576, 900))
 
 
 @pytest.mark.product
@@ -147,11 +147,11 @@ def test_a_projector_and_the_published_schedule_inside(first, method, depth, tok
     """What enters is keep / (mean share of the schedules), rounded up, and the powers are 1; beyond, everything enters
     and the schedules are relaxed. Either way the mean is met, but for one rounding at the projector and one inside."""
     most = plan(alone(method), depth=depth).mean()
-    schedule = plan([first, alone(method)], keep, depth)
-    assert schedule.mean() == pytest.approx(most)
-    entered = schedule.projector.count(tokens)
+    allocation = plan([first, alone(method)], keep, depth)
+    assert allocation.mean() == pytest.approx(most)
+    entered = allocation.projector.count(tokens)
     assert entered == pytest.approx(min(1, keep / most) * tokens, abs=1 + 1e-6)
-    powers, found = schedule.powers(tokens, entered), schedule.counts(tokens, entered)
+    powers, found = allocation.powers(tokens, entered), allocation.counts(tokens, entered)
     if keep < most - 1e-6:
         assert powers == (1.0,)
         assert found == plan(alone(method), depth=depth).counts(entered, entered)
@@ -159,18 +159,18 @@ def test_a_projector_and_the_published_schedule_inside(first, method, depth, tok
         assert entered == tokens
         assert found == plan(alone(method), keep, depth).counts(tokens, tokens)
         assert 0 <= powers[0] < 1
-    assert abs(mean(schedule, tokens, entered) - keep * tokens) < (6 if method == "dart" else 2)
+    assert abs(mean(allocation, tokens, entered) - keep * tokens) < (6 if method == "dart" else 2)
 
 
 @pytest.mark.parametrize("target, entered", [(32, 48), (64, 96), (128, 192), (192, 288)])
 @pytest.mark.parametrize("as_share", [False, True])
 def test_visiondrop_enters_with_one_and_a_half_times_the_target(target, entered, as_share):
     """The paper's rule on 576 tokens; for 32 the published 48, 35, 26, 19."""
-    schedule = plan("visiondrop", target / 576 if as_share else target)
-    assert schedule.projector.count(576) == entered
-    assert abs(mean(schedule, 576, entered) - target) < 1
+    allocation = plan("visiondrop", target / 576 if as_share else target)
+    assert allocation.projector.count(576) == entered
+    assert abs(mean(allocation, 576, entered) - target) < 1
     if target == 32:
-        assert [entered, *schedule.counts(576, entered)] == [48, 35, 26, 19]
+        assert [entered, *allocation.counts(576, entered)] == [48, 35, 26, 19]
         assert plan("visiondrop").projector.count(576) == 48
 
 
@@ -189,11 +189,11 @@ def test_several_methods_share_one_power(methods, depth, tokens, keep):
     """All shares of all methods are raised to one power, so that the mean over layers meets the budget."""
     if keep <= min(floor(method, depth) for method in methods) + 1e-6:
         return
-    schedule = plan([alone(method) for method in methods], keep, depth)
-    powers = schedule.powers(tokens, tokens)
+    allocation = plan([alone(method) for method in methods], keep, depth)
+    powers = allocation.powers(tokens, tokens)
     assert len(powers) == len(methods)
     assert len(set(powers)) == 1
-    layers = schedule.tokens_per_layer(tokens, tokens)
+    layers = allocation.tokens_per_layer(tokens, tokens)
     assert layers == sorted(layers, reverse=True)
     assert layers[-1] >= 1
     # A count may be rounded once per method.
@@ -202,54 +202,54 @@ def test_several_methods_share_one_power(methods, depth, tokens, keep):
 
 def test_a_later_method_counts_from_what_is_left():
     """FastV halves 576 before layer 2; TransPrune's shares are of the 288 that it finds, before 7, 9 and 12."""
-    schedule = plan("fastv+transprune")
-    steps = [(step.layer, step.index, step.number) for step in schedule.steps]
+    allocation = plan("fastv+transprune")
+    steps = [(step.layer, step.index, step.number) for step in allocation.steps]
     assert steps == [(2, 0, 0), (7, 1, 0), (9, 1, 1), (12, 1, 2)]
-    assert schedule.counts(576, 576) == [288, 252, 180, 36]
-    layers = schedule.tokens_per_layer(576, 576)
+    assert allocation.counts(576, 576) == [288, 252, 180, 36]
+    layers = allocation.tokens_per_layer(576, 576)
     assert layers == [576] * 2 + [288] * 5 + [252] * 2 + [180] * 3 + [36] * 20
-    assert schedule.mean() * 576 == pytest.approx(sum(layers) / 32)
+    assert allocation.mean() * 576 == pytest.approx(sum(layers) / 32)
 
 
 def test_steps_before_the_same_layer():
     """Both happen, in the order of the stages, and each is a step of its own."""
     parts = [alone("fastv", K=8), alone("pyramiddrop")]
-    schedule, turned = plan(parts), plan(parts[::-1])
-    assert [(step.layer, step.index) for step in schedule.steps] == [(8, 0), (8, 1), (16, 1), (24, 1)]
+    allocation, turned = plan(parts), plan(parts[::-1])
+    assert [(step.layer, step.index) for step in allocation.steps] == [(8, 0), (8, 1), (16, 1), (24, 1)]
     assert [(step.layer, step.index) for step in turned.steps] == [(8, 0), (8, 1), (16, 0), (24, 0)]
-    assert schedule.counts(576, 576) == [288, 144, 72, 36]
+    assert allocation.counts(576, 576) == [288, 144, 72, 36]
     assert turned.counts(576, 576) == [288, 144, 144, 72]
-    assert schedule.tokens_per_layer(576, 576)[7:9] == [576, 144]
+    assert allocation.tokens_per_layer(576, 576)[7:9] == [576, 144]
     assert plan("fastv+fastv").counts(576, 576) == [288, 144]
 
 
 def test_a_later_method_never_brings_tokens_back():
     """Where an earlier method is further down than a later one's share, nothing happens."""
     parts = [alone("pyramiddrop"), alone("fastv", K=20, R=0.1)]
-    schedule = plan(parts)
-    assert schedule.counts(576, 576) == [288, 144, 130, 72]
-    assert all(a >= b for a, b in zip(schedule.counts(7, 7), schedule.counts(7, 7)[1:], strict=False))
+    allocation = plan(parts)
+    assert allocation.counts(576, 576) == [288, 144, 130, 72]
+    assert all(a >= b for a, b in zip(allocation.counts(7, 7), allocation.counts(7, 7)[1:], strict=False))
 
 
 @examples
 @given(depth=depths, entered=sizes, keep=st.floats(0.3, 1.0))
 def test_a_stage_has_a_keep_of_its_own(depth, entered, keep):
     """Relative to what enters the language model; the stage at the projector has its own."""
-    schedule = plan([{"keep": 0.25, **alone("uniform")}, alone("fastv", keep=keep)], depth=depth)
-    assert schedule.projector.keep == 0.25
-    assert abs(mean(schedule, 4 * entered, entered) - keep * entered) < 1
+    allocation = plan([{"keep": 0.25, **alone("uniform")}, alone("fastv", keep=keep)], depth=depth)
+    assert allocation.projector.keep == 0.25
+    assert abs(mean(allocation, 4 * entered, entered) - keep * entered) < 1
     number = max(1, round(keep * entered))
-    schedule = plan("uniform+fastv", depth=depth, **{"fastv.keep": number})
-    assert abs(mean(schedule, 4 * entered, entered) - number) < 1
+    allocation = plan("uniform+fastv", depth=depth, **{"fastv.keep": number})
+    assert abs(mean(allocation, 4 * entered, entered) - number) < 1
 
 
 def test_keeps_of_two_stages_inside():
     """Each as if it were alone: half on average by the first, three quarters of what is left by the second."""
-    schedule = plan([alone("fastv", keep=0.6), alone("pyramiddrop", keep=0.75)])
-    first, second = schedule.powers(1000, 1000)
+    allocation = plan([alone("fastv", keep=0.6), alone("pyramiddrop", keep=0.75)])
+    first, second = allocation.powers(1000, 1000)
     assert plan(alone("fastv"), 0.6).powers(1000, 1000) == (first,)
     assert plan(alone("pyramiddrop"), 0.75).powers(1000, 1000) == (second,)
-    assert schedule.counts(1000, 1000)[0] == plan(alone("fastv"), 0.6).counts(1000, 1000)[0]
+    assert allocation.counts(1000, 1000)[0] == plan(alone("fastv"), 0.6).counts(1000, 1000)[0]
 
 
 OUT_OF_REACH = [
@@ -279,11 +279,11 @@ def test_what_is_out_of_reach_is_refused(case):
 @pytest.mark.parametrize("keep", [0.7, 0.9, 1000, 1290])
 def test_more_than_the_schedule_lets_through_relaxes_it(strategy, keep):
     """The projector then keeps all 1440 tokens, and the mean is met by a gentler schedule; below, nothing changes."""
-    schedule, asked = plan(strategy, keep), keep if isinstance(keep, int) else 1440 * keep
-    assert asked > 1440 * schedule.mean()
-    assert schedule.projector.count(1440) == 1440
-    assert sum(schedule.tokens_per_layer(1440, 1440)) / 32 == pytest.approx(asked, abs=1)
-    assert all(0 < power < 1 for power in schedule.powers(1440, 1440))
+    allocation, asked = plan(strategy, keep), keep if isinstance(keep, int) else 1440 * keep
+    assert asked > 1440 * allocation.mean()
+    assert allocation.projector.count(1440) == 1440
+    assert sum(allocation.tokens_per_layer(1440, 1440)) / 32 == pytest.approx(asked, abs=1)
+    assert all(0 < power < 1 for power in allocation.powers(1440, 1440))
     assert set(plan(strategy, 0.2).powers(1440, plan(strategy, 0.2).projector.count(1440))) == {1.0}
 
 
@@ -291,7 +291,7 @@ def test_numbers_are_checked_where_the_model_fixes_the_tokens():
     """Before any prompt, if the tokens of an image are known."""
 
     def known(strategy, keep, tokens=576):
-        return Schedule(resolve(strategy, keep=keep), L32, tokens)
+        return Allocation(resolve(strategy, keep=keep), L32, tokens)
 
     with pytest.raises(vtc.ConfigError, match=r"keep=20 of the 576 .* more than 36,"):
         known("fastv", 20)

@@ -6,45 +6,15 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from vtc.core.errors import ConfigError
-from vtc.eval import saved, statistics
-from vtc.eval.samples import read_log
+from vtc.eval.results import saved
+from vtc.eval.results import statistics
+from vtc.eval.results.samples import read_log
+from vtc.eval.results.scoring import scored
 from vtc.io.files import parsed
 
 BASELINE = "none"
 SAME = ("version", "dialect", "split", "data", "prompt", "max_new_tokens", "ids")
-LONGEST_REASON = 400
 NO_DOWNSAMPLE = "no downsample run with the same samples is in the folder"
-MEANINGS = {
-    "comparable": "the same model, and of the task the same " + ", ".join(SAME),
-    "relative": "primary figure / that of none, on the samples that both answered; error: paired bootstrap over groups",
-    "difference": "primary figure - that of none, likewise; p: two-sided, by paired bootstrap",
-    "mcnemar": "exact test; b: only none was right, c: only the run was; null unless all scores are 0 or 1",
-    "loyalty": "share of answers that are those of none, right or wrong (arXiv 2506.00479)",
-    "sensitive": (
-        "mean score on the samples that none gets right (>= 0.5) and the named downsample run, of the same keep if "
-        "there is one, else the smallest, does not get as well (group A of VTC-Bench, arXiv 2510.07143)"
-    ),
-    "average": "mean of relative over the named tasks, which are taken as independent",
-}
-
-
-def scored(task, rows: Iterable[Mapping]) -> list[dict]:
-    """Rows whose scores are those of the task's present code; an answer that cannot be scored becomes an error."""
-    found = []
-    for row in rows:
-        if row["error"] is None:
-            try:
-                row = {**row, "score": task.score(row["reference"], row["text"])}
-            except Exception as error:
-                row = {**row, "score": None, "error": reason(error)}
-        found.append(row)
-    return found
-
-
-def reason(error: Exception) -> str:
-    """Why a row has no score, in one short line that can be written anywhere."""
-    said = f"no column {error}" if isinstance(error, KeyError) else " ".join(str(error).split())
-    return f"{type(error).__name__}: {said}"[:LONGEST_REASON].encode(errors="backslashreplace").decode()
 
 
 def fingerprint(idents: Iterable[str]) -> str:
@@ -53,7 +23,7 @@ def fingerprint(idents: Iterable[str]) -> str:
 
 
 def compare_runs(output: Path, like: object, jobs: list, model: Mapping, runs: list[dict]) -> dict[str, dict]:
-    """By name of each run that is comparable with the job `like`: what `MEANINGS` says, without the average.
+    """By name of each run that is comparable with the job `like`: what `meanings.COMPARED` says, without the average.
 
     jobs: of the present evaluation; other runs' answers are read from their logs in `output`. runs: what the files of
     runs say. Without a comparable `none` there are only numbers of samples.

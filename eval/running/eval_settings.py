@@ -9,7 +9,7 @@ from pathlib import Path
 
 from vtc.core.errors import ConfigError, shown
 from vtc.core.registry import unknown
-from vtc.eval.data import SUFFIXES, local
+from vtc.eval.data.docs import SUFFIXES, local
 from vtc.io.plain_yaml import load, parse
 
 GENERATED = "demo"  # the task that no data is for

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import vtc
 from vtc.core.errors import ConfigError
-from vtc.eval.settings import Settings
+from vtc.eval.running.eval_settings import Settings
 
 NONE, DOWNSAMPLE = "none", "downsample"
 PUBLISHED, OWN = "published", "own"  # budgets of strategies without a keep

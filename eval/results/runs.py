@@ -1,67 +1,30 @@
 """Results as JSON: one file per run, and one of all runs of the folder with their comparison to the unpruned model."""
 
 import contextlib
-import functools
 import platform
 import statistics
-import subprocess
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
-from importlib.metadata import PackageNotFoundError
-from importlib.metadata import version as installed
 from pathlib import Path
 
 import vtc
 from vtc.core.errors import ConfigError
-from vtc.eval import saved
-from vtc.eval.compare import BASELINE, MEANINGS, compare_runs, fingerprint, scored
-from vtc.eval.counts import COSTS
-from vtc.eval.downsample import MODES
-from vtc.eval.figures import PER_CATEGORY
-from vtc.eval.saved import RUN, RUN_SCHEMA
-from vtc.eval.statistics import REPLICATES, average, bootstrap
-from vtc.eval.timing import DEFINITIONS, PARTS
+from vtc.eval.results import saved
+from vtc.eval.results.compare import BASELINE, compare_runs, fingerprint
+from vtc.eval.results.counts import COSTS
+from vtc.eval.results.meanings import COMPARED, FIGURES, MODES, PARTS, SECONDS, TOKENS
+from vtc.eval.results.versions import PACKAGES, commit, version
+from vtc.eval.metrics.aggregate import PER_CATEGORY
+from vtc.eval.results.saved import RUN, RUN_SCHEMA
+from vtc.eval.results.scoring import scored
+from vtc.eval.results.statistics import average, bootstrap
 from vtc.io.files import read_json, write_json
 from vtc.io.shapes import record
 from vtc.io.terminal import say
 
 SCHEMA, SUMMARY_SCHEMA = RUN_SCHEMA, saved.SUMMARY_SCHEMA
-TOKENS = {
-    "visual_before": "visual tokens of a sample's images without pruning",
-    "visual_after": "those that the last decoder layer sees at prefill",
-    "visual_average": "those that a decoder layer sees on average",
-    "kept": "visual_average / visual_before, what a fraction as budget asks for",
-}
-FIGURES = {
-    "value": "from the logged answers, scored by the task's present code; primary: printed times scale",
-    "stderr": f"standard deviation over {REPLICATES} bootstrap replicates (seed 0) that draw groups of samples",
-    "ci95": "2.5 and 97.5 percentiles of the replicates",
-}
 UNTIMED = {"median": None, "mean": None}
-PACKAGES = ("torch", "transformers", "tokenizers", "accelerate", "numpy", "pillow")
-
-
-def version(package: str) -> str | None:
-    """The installed version of a package, None without it."""
-    try:
-        return installed(package)
-    except PackageNotFoundError:
-        return None
-
-
-@functools.cache
-def commit() -> str | None:
-    """The git commit of the checkout that vtc runs from, `+` behind it if tracked files are changed; None elsewhere."""
-    root = Path(vtc.__file__).resolve().parent.parent
-    if not (root / ".git").exists():
-        return None
-    try:
-        git = functools.partial(subprocess.run, cwd=root, capture_output=True, text=True, timeout=20, check=True)
-        head = git(["git", "rev-parse", "HEAD"]).stdout.strip()
-        return head + ("+" if git(["git", "status", "--porcelain", "-uno"]).stdout.strip() else "")
-    except (OSError, subprocess.SubprocessError):
-        return None
 
 
 def write_run(output: Path, model: dict, job, notes: list[str] | None) -> None:
@@ -98,7 +61,7 @@ def write_run(output: Path, model: dict, job, notes: list[str] | None) -> None:
         "kernels": identity.get("kernels"),
         "figures_are": FIGURES,
         "tokens_are": TOKENS,
-        "seconds_are": DEFINITIONS,
+        "seconds_are": SECONDS,
         "tasks": {**before.get("tasks", {}), job.task.name: _task_result(job, rows)},
     }
     write_json(path, run)
@@ -184,7 +147,7 @@ def write_summary(output: Path, model: dict, jobs: list) -> dict:
     """Writes `results.json` with every run of the folder, and returns it.
 
     `comparison`, per task: the runs on the same model and the same samples as the present ones, each beside `none`, see
-    `vtc.eval.compare.MEANINGS`. `average`: over tasks, of each run that is in a comparison. model, jobs: as for
+    `vtc.eval.results.meanings.COMPARED`. `average`: over tasks, of each run that is in a comparison. model, jobs: as for
     `write_run`. Files of other versions and damaged ones are left out.
     """
     runs = [run for file in sorted((output / "runs").glob("*.json")) if (run := _read(file)) is not None]
@@ -203,7 +166,7 @@ def write_summary(output: Path, model: dict, jobs: list) -> dict:
         "schema": SUMMARY_SCHEMA,
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "present": list(order),
-        "comparison_is": MEANINGS,
+        "comparison_is": COMPARED,
         "runs": runs,
         "comparison": comparison,
         "average": {name: average(entries) for name, entries in compared.items()},

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from vtc.core.errors import ConfigError
-from vtc.eval import saved
+from vtc.eval.results import saved
 from vtc.io.files import finite, parsed, refused
 from vtc.io.shapes import Shape, record
 

@@ -5,7 +5,7 @@ import json
 from rich import box
 from rich.table import Table
 
-from vtc.eval.tables import PIPE_WIDTH
+from vtc.eval.showing.console import PIPE_WIDTH
 from vtc.eval.tasks import TASKS
 from vtc.io.terminal import Terminal, say
 

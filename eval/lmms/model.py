@@ -22,8 +22,8 @@ from tqdm import tqdm
 
 import vtc
 from vtc.core.errors import ConfigError, PatchError, UnsupportedError, VtcError, shown
-from vtc.eval import counts
 from vtc.eval.models import Loaded, load
+from vtc.eval.results import counts
 from vtc.io.plain_yaml import parse
 
 NONE = "none"

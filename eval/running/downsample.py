@@ -6,20 +6,13 @@ from collections.abc import Sequence
 from PIL import Image
 
 from vtc.core.errors import UnsupportedError
+from vtc.eval.data.pictures import rgb
 from vtc.eval.models import Loaded
-from vtc.eval.pictures import rgb
-
-MODES = {
-    "grid": "the picture is made smaller, so that the encoder makes about `keep` x as many tokens",
-    "blur": (
-        "this model always makes the same number of tokens, so the picture is made smaller by sqrt(keep) and large "
-        "again: it then holds the information of fewer tokens, while the number of tokens stays"
-    ),
-}
 
 
 class Downsample:
-    """Resizes pictures to a budget, in the one of two ways that the model allows; see MODES.
+    """Resizes pictures to a budget, in the one of two ways that the model allows; see
+    `vtc.eval.results.meanings.MODES`.
 
     mode: "grid" for encoders whose grid follows the picture (Qwen-VL), "blur" for one fixed grid (LLaVA-1.5). Raises
     UnsupportedError for models that are neither, such as LLaVA-NeXT with its tiles.

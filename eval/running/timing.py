@@ -6,15 +6,7 @@ from types import TracebackType
 from torch import nn
 
 from vtc.engine import clock
-
-PARTS = ("vision", "selection", "prefill", "decode", "total")
-DEFINITIONS = {
-    "vision": "the vision encoder's forward without the time of observing its attention",
-    "selection": "observing signals, selecting tokens and packing, before and in the language model (vtc.report)",
-    "prefill": "the language model's first forward without the time of selection in it",
-    "decode": "from the end of prefill to the end of generate(): every further step, output head and choice of tokens",
-    "total": "all of generate(); what the parts leave over is projector, embedding and bookkeeping",
-}
+from vtc.eval.results.meanings import PARTS
 
 
 class Stopwatch:

@@ -11,13 +11,14 @@ import torch
 
 import vtc
 from vtc.core.errors import PatchError
-from vtc.eval import counts
-from vtc.eval.compare import reason
-from vtc.eval.downsample import Downsample
 from vtc.eval.models import Loaded
-from vtc.eval.plan import Run
+from vtc.eval.results import counts
+from vtc.eval.results.meanings import PARTS
+from vtc.eval.results.scoring import failure
+from vtc.eval.running.downsample import Downsample
+from vtc.eval.running.plan import Run
+from vtc.eval.running.timing import Stopwatch
 from vtc.eval.tasks import PICTURE, Task
-from vtc.eval.timing import PARTS, Stopwatch
 
 
 class Answerer:
@@ -137,7 +138,7 @@ class Answerer:
         known = {**self.task.names(doc), "prompt": None, "reference": None}
         with contextlib.suppress(Exception):  # whatever raised may be what is called here
             known = self.task.asked(doc)
-        row = {**known, **empty, **counts.nothing(), "error": reason(error)}
+        row = {**known, **empty, **counts.nothing(), "error": failure(error)}
         return row, {"batch": 1, "seconds": dict.fromkeys(PARTS)}
 
     def _report(self):

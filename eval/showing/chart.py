@@ -4,7 +4,7 @@ across."""
 from collections import defaultdict
 from pathlib import Path
 
-from vtc.eval.tables import unit
+from vtc.eval.showing.console import unit
 from vtc.io.drawing import plain_text, save
 from vtc.io.escape import visible
 
@@ -18,7 +18,7 @@ LONG = {"macro": "accuracy, mean over kinds of question", "f1": "F1"}
 
 
 def draw(summary: dict, path: Path) -> Path:
-    """Writes a PNG, one panel per task, from what `vtc.eval.results.write_summary` returned; returns its path."""
+    """Writes a PNG, one panel per task, from what `vtc.eval.results.runs.write_summary` returned; returns its path."""
     with plain_text():
         save(_figure(summary), path)
     return path
