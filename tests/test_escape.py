@@ -2,8 +2,12 @@
 
 import csv
 import io
+from dataclasses import is_dataclass
+from html.parser import HTMLParser
+from xml.etree.ElementTree import Element
 
 import pytest
+from jinja2 import UndefinedError
 from PIL import Image
 
 from tests.helpers import refused
@@ -12,10 +16,29 @@ from tests.test_mutated_files import RECORD
 from vtc.cli import main
 from vtc.core.errors import VtcError
 from vtc.eval.inspect.page import page
-from vtc.eval.report.blocks import Code
+from vtc.eval.report import blocks
+from vtc.eval.report.blocks import (
+    Card,
+    Cards,
+    Cell,
+    Code,
+    Column,
+    Figure,
+    Figures,
+    Fold,
+    Heading,
+    Items,
+    Legend,
+    Part,
+    Rule,
+    Table,
+    Text,
+)
 from vtc.eval.report.markdown import text as markdown_page
+from vtc.eval.report.page import text as report_page
 from vtc.io.drawing import plain_text, save
-from vtc.io.escape import cell, html, markdown, visible
+from vtc.io.escape import cell, markdown, visible
+from vtc.io.page import render
 from vtc.io.terminal import Terminal, bar, say
 
 
@@ -69,12 +92,52 @@ def test_cells():
     assert row == shown
 
 
-def test_html_and_markdown():
-    """Nothing in them is markup."""
-    assert html("<b a=\"1\" c='2'>&\x1b") == "&lt;b a=&quot;1&quot; c=&#x27;2&#x27;&gt;&amp;\\u001b"
+def test_markdown():
+    """Nothing in it is markup."""
     assert markdown("<b>\n[a](b) | `c`") == r"&lt;b&gt; \[a\](b) \| \`c\`"
     code = "a\n  ```\n<script>"
     assert markdown_page([Code(code)]) == f"````yaml\n{code}\n````\n"
+
+
+def test_pages():
+    """What is given to a template is text; what is not given, and a block without a form, are errors."""
+    page = render("vtc.io", "page.html.j2", title="</title><b a=\"1\" c='2'>&\x1b")
+    assert "<title>&lt;/title&gt;&lt;b a=&#34;1&#34; c=&#39;2&#39;&gt;&amp;\\u001b</title>" in page
+    with pytest.raises(UndefinedError, match="'title' is undefined"):
+        render("vtc.io", "page.html.j2")
+    with pytest.raises(UndefinedError, match="form_on_the_page"):
+        report_page([object()], "")
+
+
+def every_block(text: str) -> list:
+    """One of each class of block, all of whose texts are this one."""
+    table = Table(text, [Column(text), Column(text)], [[Cell(text, text, 3, True, text)] * 2, Rule(text)], [text])
+    svg = Element("svg", {"aria-label": text})
+    svg.text = text
+    figures = Figures([Figure(svg, text, text, text, table)])
+    cards = Cards([Card(text, text, text, [text], 0)])
+    inner = [Heading(2, text, text), Text(text, text), Items([text], [text], [text]), table, cards, figures]
+    return [Part([*inner, Legend([text]), Code(text), Fold(text, [Text(text)])])]
+
+
+def test_every_text_of_a_report_is_escaped_on_its_page():
+    """Between tags and in attributes: with a text full of markup the page has the tags that it has with a plain one."""
+
+    class Tags(HTMLParser):
+        def __init__(self, text: str):
+            super().__init__()
+            self.found = []
+            self.feed(text)
+
+        def handle_starttag(self, tag, attributes):
+            self.found.append((tag, [name for name, _ in attributes]))
+
+    evil = f"\" '>{NASTY}</style><!--"
+    used = {type(block).__name__ for block in every_block("x")[0].blocks} | {"Part", "Card", "Cell", "Column", "Rule"}
+    assert used | {"Figure"} == {name for name, kind in vars(blocks).items() if is_dataclass(kind)}
+    page = report_page(every_block(evil), evil)
+    assert Tags(page).found == Tags(report_page(every_block("x"), "x")).found
+    assert visible(page) == page
 
 
 def test_every_text_of_a_selection_is_escaped_on_its_page():

@@ -18,7 +18,8 @@ PLACES = {
     r"(?<![\w.])print\(|typer\.echo|sys\.std(out|err)\.write|\bConsole\b|rich\.(console|markup|progress)": (
         "vtc/io/terminal.py", "eval/running/progress.py",
     ),
-    r"\bhtml\.escape\(|^\s*(from|import) html\b|\.saxutils|markupsafe": ("vtc/io/escape.py",),
+    r"jinja2|markupsafe|\bMarkup\b|^\s*(from|import) html\b|\.saxutils|\.tostring\(": ("vtc/io/page.py",),
+    r"</(?!s>)[a-z]": (),  # HTML stands in templates; </s> is a token
 }  # fmt: skip
 
 
@@ -31,6 +32,38 @@ def test_one_place_for_each_way_out(pattern):
             if re.search(pattern, line) and file not in PLACES[pattern]:
                 wrong.append(f"{file}:{number} {line.strip()}")
     assert not wrong
+
+
+def templates() -> dict[str, str]:
+    """The texts that pages are made of, by path."""
+    found = [path for folder in ("vtc", "patches", "eval") for path in (ROOT / folder).rglob("*")]
+    found = [path for path in found if path.suffix in (".j2", ".css", ".js")]
+    return {path.relative_to(ROOT).as_posix(): path.read_text(encoding="utf-8") for path in found}
+
+
+def test_templates_leave_escaping_on():
+    """Nothing switches it off but `drawing`, of a tree; values in scripts are JSON, values in attributes are quoted."""
+    files = templates()
+    assert [name for name in files if re.search(r"\|\s*drawing\b", files[name])] == ["eval/report/report.html.j2"]
+    off = r"\|\s*(safe|e|escape|forceescape)\b|autoescape|Markup|=\s*\{\{|\bon[a-z]+\s*=\s*[\"'{]|\bsrcdoc\b"
+    wrong = [f"{name}: {found[0]}" for name, text in files.items() for found in re.finditer(off, text)]
+    for name, text in files.items():
+        scripts = [text] if name.endswith(".js") else re.findall(r"<script>.*?</script>", text, re.DOTALL)
+        values = re.findall(r"\{\{.*?\}\}", "".join(scripts), re.DOTALL)
+        wrong += [f"{name}: {value}" for value in values if not re.search(r"\|\s*tojson\s*\}\}$", value)]
+    assert not wrong
+
+
+def test_one_stylesheet_with_light_and_dark():
+    """Pages extend one frame and have its colours; only the report has some of its own, for the series of its plots."""
+    files = templates()
+    assert [name for name, text in files.items() if "<html" in text] == ["vtc/io/page.html.j2"]
+    pages = [name for name in files if name.endswith(".j2") and name != "vtc/io/page.html.j2"]
+    assert len(pages) >= 2
+    assert all(files[name].startswith('{% extends "page.html.j2" %}') for name in pages)
+    assert {name for name, text in files.items() if "prefers-color-scheme" in text} == {
+        "vtc/io/page.css", "eval/report/report.css"
+    }  # fmt: skip
 
 
 def code_of(file: str) -> list[str]:

@@ -7,6 +7,7 @@ import re
 import shutil
 import warnings
 from pathlib import Path
+from xml.etree.ElementTree import Element
 
 import pytest
 from PIL import Image
@@ -103,7 +104,7 @@ def lean(patch: pytest.MonkeyPatch, model: object) -> None:
     patch.setattr(score, "draw", lambda _, path: path)
     patch.setattr(papers, "load_card", functools.cache(load_card))
     for kind in ("scatter", "trials", "bars"):
-        patch.setattr(plots, kind, lambda *_: "<svg></svg>")
+        patch.setattr(plots, kind, lambda *_: Element("svg"))
 
 
 def asked(folder: Path) -> Settings:

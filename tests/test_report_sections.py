@@ -5,6 +5,7 @@ import io
 import json
 import re
 import shutil
+from xml.etree.ElementTree import Element
 
 import pytest
 
@@ -30,7 +31,7 @@ OTHERS = {
 @pytest.fixture(autouse=True)
 def empty_plots(monkeypatch):
     """Figures against costs are drawn in test_report.py; here nothing looks at them."""
-    monkeypatch.setattr(plots, "scatter", lambda *given: "<svg></svg>")
+    monkeypatch.setattr(plots, "scatter", lambda *given: Element("svg"))
 
 
 def rows_of(text: str) -> list[dict]:

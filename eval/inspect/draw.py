@@ -13,7 +13,7 @@ from PIL import Image
 
 from vtc.eval.inspect.paint import enlarge, paint, swatch
 from vtc.eval.inspect.record import Outcome, columns, keys, outcomes
-from vtc.eval.inspect.style import budget, caption, column_title, used, verdict
+from vtc.eval.inspect.style import budget, caption, column_title, quoted, used, verdict
 from vtc.io.files import replacing
 
 DPI = 100
@@ -130,8 +130,8 @@ def _header(sheet: Sheet, record: Mapping, picture: Image.Image) -> None:
     model, right, source = record["model"], record["reference"], record["picture"]["source"]
     about = f"{model['name'] or model['family']} ({model['family']}), {record['tokens']} visual tokens"
     lines = [(record["question"], 13, 2, {"weight": "bold"})]
-    lines += [(f"full model: {_quoted(record['full']['answer'])}", 11, 1, {})]
-    lines += [] if right is None else [(f"right answer: {_quoted(right)}", 9, 1, {"color": GREY})]
+    lines += [(f"full model: {quoted(record['full']['answer'])}", 11, 1, {})]
+    lines += [] if right is None else [(f"right answer: {quoted(right)}", 9, 1, {"color": GREY})]
     lines += [(about + (f", {source}" if source else ""), 8.5, 1, {"color": GREY})]
     for words, size, most, style in lines:
         top += sheet.fitted(left, top, words, size, (room, most), **style) * size * 0.0175 + 0.06
@@ -149,7 +149,7 @@ def _label(sheet: Sheet, record: Mapping, run: Mapping, left: float, top: float,
     color = GREEN if same else RED
     top += 0.18 * sheet.fitted(left, top, asked, 8.5, (room, 1), color=GREY)
     top += 0.155 * sheet.fitted(left, top, came, 8.5, (room, 2), color=GREY) + 0.07
-    top += 0.2 * sheet.fitted(left, top, _quoted(run["answer"]), 12, (room, 2), color=color, weight="bold") + 0.05
+    top += 0.2 * sheet.fitted(left, top, quoted(run["answer"]), 12, (room, 2), color=color, weight="bold") + 0.05
     sheet.text(left, top, said, 8.5, color)
 
 
@@ -189,10 +189,6 @@ def _legend(sheet: Sheet, lines: list[list]) -> None:
             if kind == "summary":
                 sheet.text(left + 0.075, top - 0.005, "×", 10, edge, ha="center")
             left = sheet.text(left + 0.22, top + 0.005, words, 8.5) + 0.25
-
-
-def _quoted(text: str) -> str:
-    return f"“{text}”" if text else "(nothing)"
 
 
 def _fit(text: str, width: int, lines: int) -> str:

@@ -20,182 +20,103 @@ from vtc.eval.inspect.style import (
     group_color,
     groups,
     is_cut,
+    quoted,
     seen,
     used,
     verdict,
-)
-from vtc.io.escape import html as escape
+)  # fmt: skip
+from vtc.io.page import render
 
-CSS = """
-:root { color-scheme: light dark; --ink: #1b1c1e; --soft: #5f6368; --paper: #ffffff; --line: #d6d8dc;
-  --good: #157347; --bad: #b3261e; }
-@media (prefers-color-scheme: dark) { :root { --ink: #e8eaed; --soft: #a6abb3; --paper: #16181c; --line: #3a3e45;
-  --good: #63d297; --bad: #ff8a80; } }
-* { box-sizing: border-box; }
-body { margin: 0; background: var(--paper); color: var(--ink); font: 16px/1.45 system-ui, sans-serif; }
-main { max-width: 84rem; margin: 0 auto; padding: 1rem; }
-h1 { font-size: 1.4rem; margin: 0 0 .4rem; overflow-wrap: anywhere; }
-h2 { font-size: 1.1rem; margin: 0; overflow-wrap: anywhere; }
-p { margin: .2rem 0; overflow-wrap: anywhere; }
-.soft { color: var(--soft); font-size: .9rem; }
-.good { color: var(--good); } .bad { color: var(--bad); }
-.answer { font-size: 1.1rem; font-weight: 600; }
-header { display: flex; flex-wrap: wrap; gap: 1rem; align-items: flex-start; }
-header > .view { flex: 0 0 13rem; } header > div:last-child { flex: 1 1 16rem; }
-.legend { list-style: none; padding: 0; display: flex; flex-wrap: wrap; gap: .4rem 1.2rem; font-size: .9rem; }
-.legend li { display: flex; gap: .4rem; align-items: center; }
-.legend svg { width: 1.1rem; height: 1.1rem; flex: none; }
-section { border-top: 1px solid var(--line); padding: 1rem 0; display: flex; flex-wrap: wrap; gap: 1rem; }
-section > div:first-child { flex: 0 0 14rem; }
-.stages { flex: 1 1 20rem; display: flex; gap: 1rem; overflow-x: auto; }
-figure { margin: 0; flex: 1 1 var(--cell); min-width: 9.5rem; max-width: var(--cell); }
-figcaption { font-size: .85rem; color: var(--soft); }
-figcaption b { display: block; color: var(--ink); font-size: .95rem; }
-.none { display: grid; place-items: center; color: var(--soft); font-size: .9rem; border: 1px dashed var(--line); }
-.views { display: flex; gap: .3rem; }
-.view { flex: 1 1 0; position: relative; aspect-ratio: var(--shape); background: var(--picture) 0 0 / 100% 100%;
-  print-color-adjust: exact; -webkit-print-color-adjust: exact; }
-.view svg { position: absolute; inset: 0; width: 100%; height: 100%; }
-.scroll { overflow-x: auto; }
-table { border-collapse: collapse; font-size: .9rem; min-width: 34rem; }
-th, td { text-align: left; padding: .3rem .7rem; border-bottom: 1px solid var(--line); }
-td.n { text-align: right; font-variant-numeric: tabular-nums; }
-.single { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, var(--cell)), 1fr)); gap: 0 1.5rem; }
-.single section { display: block; } .single .stages { margin-top: .8rem; }
-@media (max-width: 46rem) { section > div:first-child { flex-basis: 100%; } .stages { flex-wrap: wrap; }
-  figure { flex: 1 1 100%; max-width: 26rem; } .none { display: none; } }
-"""
+SWATCH = (1, 1, 9, 9)  # in a square of 10
+STRIPES = "url(#stripes)"
 
 
 def page(record: Mapping, picture: Image.Image) -> str:
     """The HTML of a record (see `vtc.eval.inspect.record`) and its picture."""
     found = [outcomes(run, record["tokens"]) for run in record["runs"]]
     stages, size = columns(record) or [(None, 0)], record["picture"]
-    data = io.BytesIO()
-    picture.save(data, "PNG", optimize=True)
-    encoded = base64.b64encode(data.getvalue()).decode()
     aspect = size["width"] / size["height"] * len(record["views"])
     cell = min(34.0, max(11.0, 15.0 * aspect**0.5))
-    own = (
-        f':root {{ --picture: url("data:image/png;base64,{encoded}"); --shape: {size["width"]} / {size["height"]}; '
-        f"--cell: {cell:.1f}rem; }}"
-    )
-    body = [_header(record), _legend(record, found)]
-    rows = "\n".join(_row(record, run, row, stages) for run, row in zip(record["runs"], found))
-    body.append(f'<div class="{"single" if len(stages) == 1 else "several"}">{rows}</div>')
-    body += [_table(record, found), _footer(record)]
-    title = escape(f"vtc inspect: {record['question']}")
-    return (
-        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f'<link rel="icon" href="data:,">\n<title>{title}</title>\n<style>{CSS}{own}</style>\n</head>\n<body>\n<main>\n'
-        + "\n".join(body)
-        + "\n</main>\n</body>\n</html>\n"
+    legend = [(words, _swatch(kind)) for words, kind in used(record, found)]
+    runs = [_run(record, run, row, stages) for run, row in zip(record["runs"], found)]
+    shown = {"about": _about(record), "picture": _encoded(picture), "cell": cell, "single": len(stages) == 1}
+    title = f"vtc inspect: {record['question']}"
+    return render(
+        __package__, "inspect.html.j2", title=title, record=record, runs=runs, legend=legend, quoted=quoted, **shown
     )
 
 
-def _header(record: Mapping) -> str:
+def _about(record: Mapping) -> str:
     model, size = record["model"], record["picture"]
     about = [f"{model['name'] or model['family']} ({model['family']}, {model['layers']} layers)"]
     about += [f"{record['tokens']} visual tokens", f"{size['width']} × {size['height']} pixels"]
-    about += [size["source"]] if size["source"] else []
-    right = record["reference"]
-    lines = [
-        f"<h1>{escape(record['question'])}</h1>",
-        f'<p class="answer">full model: {_quoted(record["full"]["answer"])}</p>',
-        "" if right is None else f"<p>right answer: {_quoted(right)}</p>",
-        f'<p class="soft">{escape(", ".join(about))}</p>',
-    ]
-    name = escape(f"the picture {size['source'] or ''} that the question is about".replace("  ", " "))
-    shown = f'<div class="view" role="img" aria-label="{name}"></div>'
-    return f"<header>{shown}<div>{''.join(lines)}</div></header>"
+    return ", ".join(about + ([size["source"]] if size["source"] else []))
 
 
-def _legend(record: Mapping, found: list[list[Outcome]]) -> str:
-    items = []
-    for words, kind in used(record, found):
-        looks = {
-            KEPT: _rect("none", 1, _css(ACCENT)),
-            MERGED: _rect(_css(DIM[0]), DIM[1]) + _rect(_css(group_color(0)), TINT, _css(group_color(0))),
-            "unseen": _rect("url(#stripes)", 1), "summary": _rect("none", 1) + _cross((1, 1, 9, 9)),
-        }  # fmt: skip
-        drawn = looks.get(kind) or _rect(_css(SHADE[kind][0]), SHADE[kind][1])
-        grey = '<rect width="10" height="10" fill="#969696"/>'
-        items.append(f'<li><svg viewBox="0 0 10 10" aria-hidden="true">{grey}{drawn}</svg>{escape(words)}</li>')
-    stripes = (
-        '<svg width="0" height="0" style="position:absolute" aria-hidden="true"><pattern id="stripes" width="6" '
-        'height="6" patternUnits="userSpaceOnUse" patternTransform="rotate(45)"><rect width="6" height="6" '
-        'fill="#fff" opacity=".72"/><rect width="1.2" height="6" fill="#777" opacity=".7"/></pattern></svg>'
-    )
-    return f'{stripes}<ul class="legend">{"".join(items)}</ul>'
+def _encoded(picture: Image.Image) -> str:
+    data = io.BytesIO()
+    picture.save(data, "PNG", optimize=True)
+    return base64.b64encode(data.getvalue()).decode()
 
 
-def _row(record: Mapping, run: Mapping, row: list[Outcome], stages: list) -> str:
+def _run(record: Mapping, run: Mapping, row: list[Outcome], stages: list) -> dict:
+    """A run with its words, and what it does at each stage, None where nothing."""
     same, said = verdict(record, run)
-    asked, came = budget(run, record["tokens"])
-    kind, done = ("good" if same else "bad"), dict(zip(keys(run), row))
-    notes = "".join(f'<p class="soft">{escape(note)}</p>' for note in run["notes"])
-    label = (
-        f'<div><h2>{escape(run["strategy"])}</h2><p class="soft">{escape(asked)}: {escape(came)}</p>'
-        f'<p class="answer {kind}">{_quoted(run["answer"])}</p><p class="{kind}">{said}</p>{notes}</div>'
-    )
-    cells = [_cell(record, run, done.get(key), key) for key in stages]
-    return f'<section>{label}<div class="stages">{"".join(cells)}</div></section>'
+    done = dict(zip(keys(run), row))
+    cells = [(column_title(key), _step(record, done[key]) if key in done else None) for key in stages]
+    return {**run, "budget": ": ".join(budget(run, record["tokens"])), "same": same, "said": said, "cells": cells}
 
 
-def _cell(record: Mapping, run: Mapping, outcome: Outcome | None, key: tuple) -> str:
-    title = escape(column_title(key))
-    if outcome is None:
-        return f'<figure class="none"><figcaption>{title}: nothing is dropped here</figcaption></figure>'
+def _step(record: Mapping, outcome: Outcome) -> dict:
     every = np.concatenate([view["offsets"] for view in record["views"]])
-    words, views = caption(outcome, every), []
-    for view in record["views"]:
-        part = "" if view["name"] == "picture" else f" ({view['name']})"
-        about = escape(f"{run['strategy']} {column_title(key)}{part}: {words}; what stays is bright and outlined")
-        views.append(f'<div class="view">{_svg(record, view, outcome, about)}</div>')
-    stage = escape(outcome.step["stage"])
-    return (
-        f'<figure><figcaption><b>{title}</b>{stage}</figcaption><div class="views">{"".join(views)}</div>'
-        f"<figcaption>{escape(words)}</figcaption></figure>"
-    )
+    names = ["" if view["name"] == "picture" else f" ({view['name']})" for view in record["views"]]
+    views = [(name, _shapes(record, view, outcome)) for name, view in zip(names, record["views"])]
+    more = {"merged": outcome.merged, "dropped": outcome.dropped, "words": caption(outcome, every), "views": views}
+    return {**outcome.step, **more}
 
 
-def _svg(record: Mapping, view: Mapping, outcome: Outcome, about: str) -> str:
+def _shapes(record: Mapping, view: Mapping, outcome: Outcome) -> list[dict]:
+    """What is drawn over a view of the picture, as the attributes of SVG paths, the lowest first."""
     wide, high = record["picture"]["width"], record["picture"]["height"]
     places, boxes, colors = np.array(view["offsets"]), np.array(view["boxes"], dtype=float), groups(outcome)
     state, into = outcome.state[places], outcome.into[places]
-    parts = []
+    found = []
     if is_cut(record, view):
-        left, top, right, bottom = seen(view)
-        hole = f"M0 0H{wide}V{high}H0Z{_path([(left, top, right, bottom)])}"
-        parts.append(f'<path d="{hole}" fill="url(#stripes)" fill-rule="evenodd"/>')
+        hole = f"M0 0H{wide}V{high}H0Z{_path([seen(view)])}"
+        found.append({"d": hole, "fill": STRIPES, "fill-rule": "evenodd"})
     for kind in (GONE, DROPPED):
-        parts.append(_filled(boxes[state == kind], *SHADE[kind]))
-    parts.append(_filled(boxes[state == MERGED], *DIM))
+        found.append(_filled(boxes[state == kind], *SHADE[kind]))
+    found.append(_filled(boxes[state == MERGED], *DIM))
     for place, color in colors.items():
-        parts.append(_filled(boxes[(state == MERGED) & (into == place)], color, TINT))
+        found.append(_filled(boxes[(state == MERGED) & (into == place)], color, TINT))
     plain = [box for box, place, kind in zip(boxes, places, state) if kind == KEPT and int(place) not in colors]
-    parts.append(_lined(plain, ACCENT, 1.5))
+    found.append(_lined(plain, ACCENT, 1.5))
     if len(view["crops"]) > 1:
-        parts.append(_lined(view["crops"], (255, 255, 255), 1, 0.5))
+        found.append({**_lined(view["crops"], (255, 255, 255), 1), "stroke-opacity": 0.5})
     for place, color in colors.items():
         own = boxes[places == place]
-        parts += [_lined(own, (0, 0, 0), 4), _lined(own, color, 2.5)]
-    parts += [_cross(box) for box, place in zip(boxes, places) if int(place) in outcome.summaries]
-    head = f'<svg viewBox="0 0 {wide} {high}" preserveAspectRatio="none" role="img" aria-label="{about}">'
-    return f"{head}{''.join(parts)}</svg>"
+        found += [_lined(own, (0, 0, 0), 4), _lined(own, color, 2.5)]
+    found += [_cross(box) for box, place in zip(boxes, places) if int(place) in outcome.summaries]
+    return [shape for shape in found if shape["d"]]
 
 
-def _filled(boxes: Iterable, color: Color, alpha: float) -> str:
-    path = _path(boxes)
-    return path and f'<path d="{path}" fill="{_css(color)}" fill-opacity="{alpha}" shape-rendering="crispEdges"/>'
+def _swatch(kind: object) -> list[dict]:
+    """The same for a square of the legend."""
+    lined = _lined([SWATCH], ACCENT, 3)
+    looks = {
+        KEPT: [lined],
+        MERGED: [_filled([SWATCH], *DIM), _filled([SWATCH], group_color(0), TINT), _lined([SWATCH], group_color(0), 3)],
+        "unseen": [{"d": _box(SWATCH), "fill": STRIPES}], "summary": [_cross(SWATCH)],
+    }  # fmt: skip
+    return looks[kind] if kind in looks else [_filled([SWATCH], *SHADE[kind])]
 
 
-def _lined(boxes: Iterable, color: Color, line: float, alpha: float = 1.0) -> str:
-    path = "".join(_box(box) for box in boxes)
-    more = f' stroke-opacity="{alpha}"' if alpha < 1 else ""
-    style = f'fill="none" stroke="{_css(color)}" stroke-width="{line}"{more} vector-effect="non-scaling-stroke"'
-    return path and f'<path d="{path}" {style}/>'
+def _filled(boxes: Iterable, color: Color, alpha: float) -> dict:
+    return {"d": _path(boxes), "fill": _css(color), "fill-opacity": alpha}
+
+
+def _lined(boxes: Iterable, color: Color, line: float) -> dict:
+    return {"d": "".join(map(_box, boxes)), "stroke": _css(color), "stroke-width": line}
 
 
 def _path(boxes: Iterable) -> str:
@@ -214,41 +135,11 @@ def _box(box: Iterable) -> str:
     return f"M{left} {top}H{right}V{bottom}H{left}Z"
 
 
-def _rect(fill: str, alpha: float, edge: str = "none") -> str:
-    looks = f'fill="{fill}" fill-opacity="{alpha}" stroke="{edge}" stroke-width="2"'
-    return f'<rect x="1" y="1" width="8" height="8" {looks}/>'
-
-
-def _cross(box: Iterable) -> str:
+def _cross(box: Iterable) -> dict:
     left, top, right, bottom = (float(x) for x in box)
     path = f"M{left:g} {top:g}L{right:g} {bottom:g}M{right:g} {top:g}L{left:g} {bottom:g}"
-    return f'<path d="{path}" stroke="{_css(ACCENT)}" stroke-width="2" vector-effect="non-scaling-stroke"/>'
+    return {"d": path, "stroke": _css(ACCENT), "stroke-width": 2}
 
 
 def _css(color: Color) -> str:
     return "#{:02x}{:02x}{:02x}".format(*color)
-
-
-def _table(record: Mapping, found: list[list[Outcome]]) -> str:
-    heads = ("strategy", "stage", "where", "before", "stay", "merged", "dropped", "answer")
-    rows = []
-    for run, row in zip(record["runs"], found):
-        for key, outcome in zip(keys(run), row):
-            numbers = outcome.step["before"], outcome.step["after"], outcome.merged, outcome.dropped
-            cells = [run["strategy"], outcome.step["stage"], column_title(key)]
-            rows.append(
-                "<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in cells)
-                + "".join(f'<td class="n">{escape(number)}</td>' for number in numbers)
-                + f"<td>{_quoted(run['answer'])}</td></tr>"
-            )  # fmt: skip
-    top = "".join(f"<th>{head}</th>" for head in heads)
-    return f'<div class="scroll"><table><thead><tr>{top}</tr></thead><tbody>{"".join(rows)}</tbody></table></div>'
-
-
-def _footer(record: Mapping) -> str:
-    versions = ", ".join(f"{name} {value}" for name, value in record["versions"].items() if value)
-    return f'<p class="soft">{escape(record["created"])}; {escape(versions)}</p>'
-
-
-def _quoted(text: str) -> str:
-    return f"“{escape(text)}”" if text else "(nothing)"

@@ -68,6 +68,11 @@ def verdict(record: Mapping, run: Mapping) -> tuple[bool, str]:
     return same, "same as the full model" if same else "differs from the full model"
 
 
+def quoted(text: str) -> str:
+    """An answer as it is shown."""
+    return f"“{text}”" if text else "(nothing)"
+
+
 def used(record: Mapping, found: list[list[Outcome]]) -> list[tuple[str, object]]:
     """The entries of the legend that occur in the pictures."""
     states = set()

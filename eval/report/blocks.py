@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from xml.etree.ElementTree import Element
 
 
 @dataclass(frozen=True)
@@ -88,9 +89,9 @@ class Cards:
 
 @dataclass(frozen=True)
 class Figure:
-    """A picture. svg: its source; says: the message in a line, if any; alt: all of it in words; table: the numbers."""
+    """A picture. svg: its tree; says: the message in a line, if any; alt: all of it in words; table: the numbers."""
 
-    svg: str
+    svg: Element
     title: str
     says: str
     alt: str

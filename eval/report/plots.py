@@ -3,6 +3,7 @@
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from xml.etree.ElementTree import Element
 
 from vtc.eval.report import svg
 from vtc.eval.report.significance import front
@@ -49,7 +50,7 @@ def on_front(points: Sequence[Point]) -> list[int]:
     return [solid[i] for i in front([(points[i].x, points[i].y) for i in solid])]
 
 
-def scatter(points: Sequence[Point], axes: Axes, prefix: str, alt: str) -> str:
+def scatter(points: Sequence[Point], axes: Axes, prefix: str, alt: str) -> Element:
     """Figure against cost as inline SVG."""
     import matplotlib
 
@@ -165,7 +166,7 @@ def _scale(panel, points: Sequence[Point], axes: Axes) -> None:
     panel.set_ylim(low if least is None else max(low, least), high if most is None else min(high, most))
 
 
-def trials(values: Sequence[tuple[int, float | None]], maximize: bool, named: str, prefix: str, alt: str) -> str:
+def trials(values: Sequence[tuple[int, float | None]], maximize: bool, named: str, prefix: str, alt: str) -> Element:
     """A search: the value of each trial by number, and the best so far; trials without a value at the lower edge."""
     import matplotlib
     import matplotlib.ticker as ticker
@@ -193,7 +194,7 @@ def trials(values: Sequence[tuple[int, float | None]], maximize: bool, named: st
         return svg.inline(figure, prefix, tips, alt)
 
 
-def bars(shares: Mapping[str, float], prefix: str, alt: str) -> str:
+def bars(shares: Mapping[str, float], prefix: str, alt: str) -> Element:
     """Importance of parameters, the largest on top."""
     import matplotlib
 

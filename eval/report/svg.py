@@ -31,7 +31,7 @@ def colour(series: int) -> str:
     return f"#{_FIRST + series:06x}"
 
 
-def inline(figure, prefix: str, tips: Mapping[int, str], alt: str) -> str:
+def inline(figure, prefix: str, tips: Mapping[int, str], alt: str) -> ElementTree.Element:
     """The figure as an `<svg role="img">` to put into a page: ids begin with `prefix`, nothing is fetched.
 
     tips: texts by number; alt: the message in words.
@@ -58,7 +58,7 @@ def inline(figure, prefix: str, tips: Mapping[int, str], alt: str) -> str:
     kept = {"viewBox": root.get("viewBox"), "role": "img", "aria-label": visible(alt), "stroke-linejoin": "round"}
     root.attrib.clear()
     root.attrib.update(kept)
-    return ElementTree.tostring(root, encoding="unicode")
+    return root
 
 
 def _local(tag: str) -> str:

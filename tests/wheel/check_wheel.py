@@ -19,15 +19,16 @@ def check_contents() -> None:
 
 
 def check_complete(checkout: Path) -> None:
-    """Every Python and YAML file of the checkout's library and its mark of being typed arrived, and no other did."""
+    """Every file of the checkout's library arrived (Python, YAML, mark of being typed, templates), and no other did."""
+    kinds = (".py", ".yaml", ".typed", ".j2", ".css", ".js")
     homes = {"vtc": "vtc", "patches": "vtc/patches", "eval": "vtc/eval", "configs": "vtc/configs"}
     wanted = set()
     for source, home in homes.items():
         for path in (checkout / source).rglob("*"):
-            if path.suffix in (".py", ".yaml", ".typed"):
+            if path.suffix in kinds:
                 wanted.add(f"{home}/{path.relative_to(checkout / source).as_posix()}")
     shipped = {str(f) for f in distribution("vtc-vlm").files if str(f).startswith("vtc/")}
-    shipped = {name for name in shipped if name.endswith((".py", ".yaml", ".typed"))}
+    shipped = {name for name in shipped if name.endswith(kinds)}
     assert shipped == wanted, f"missing: {sorted(wanted - shipped)}; too many: {sorted(shipped - wanted)}"
 
 

@@ -1,6 +1,5 @@
-"""Text that comes from data is data: what it becomes on a terminal, in HTML, in Markdown, in a cell of a CSV."""
+"""Text that comes from data is data: what it becomes on a terminal, in Markdown, in a cell of a CSV (HTML: `page`)."""
 
-import html as _html
 import re
 
 # Control characters but line break and tab, line separators, marks that turn the direction of reading, half characters.
@@ -11,11 +10,6 @@ _FORMULA = ("=", "+", "-", "@", "\t", "\r")
 def visible(text: object) -> str:
     r"""The text with everything that would steer a terminal, or cannot be written, as JSON writes it: `\u001b`."""
     return _UNSEEN.sub(lambda found: f"\\u{ord(found[0]):04x}", str(text))
-
-
-def html(text: object) -> str:
-    """The text as it stands in HTML, between tags or in a quoted attribute."""
-    return _html.escape(visible(text))
 
 
 def markdown(text: object) -> str:
