@@ -178,9 +178,12 @@ class Hand:
         logits = (logits + bias).masked_fill(~allowed, -torch.inf)
         out = (logits.softmax(-1) @ v).transpose(0, 1).reshape(len(x), -1)
         proj = attn.proj if self.packed else attn.out_proj
-        query, value = (t[:, :1] if self.lead else t.mean(1, keepdim=True) for t in (q, v))
-        a = (query @ k.transpose(1, 2) * q.shape[-1] ** -0.5 + bias).softmax(-1).mean(0)[0]
-        g = (value @ v.transpose(1, 2) + bias).softmax(-1).mean(0)[0]
+        a, g = torch.zeros(2, len(x), dtype=bias.dtype)
+        for segment in allowed.unique(dim=0):  # each window has a mean query of its own
+            mine = segment.nonzero().flatten()
+            query, value = (t[:, :1] if self.lead else t[:, mine].mean(1, keepdim=True) for t in (q, v))
+            a[mine] = (query @ k[:, mine].transpose(1, 2) * q.shape[-1] ** -0.5 + bias[mine]).softmax(-1).mean(0)[0]
+            g[mine] = (value @ v[:, mine].transpose(1, 2) + bias[mine]).softmax(-1).mean(0)[0]
         seen = {ClsAttention: a, ClsValueAttention: g, EncoderKeys: k.mean(0), ValueNorms: v.mean(0).abs().sum(-1)}
         return proj(out), {kind: self.tokens(t[self.lead :]) for kind, t in seen.items()}
 

@@ -37,7 +37,8 @@ class FlowCut(EncoderStage):
     the one that the projector reads, on Qwen behind the last; on LLaVA-NeXT half of the final number K stays of every
     crop, and `flowcut_decoder` comes after it. Departures: on LLaVA-1.5 each image has a schedule of its own, as in the
     paper's batches of one (the code takes the largest cut of a batch); the crops of one image share one, as in the code.
-    The code's bounds of packed images go stale after a cut; here they follow. Float32, ties to the lower index. SigLIP
+    The code's bounds of packed images go stale after a cut; here they follow. In a windowed layer of Qwen2.5-VL a is the
+    attention of each window's mean query inside the window. Float32, ties to the lower index. SigLIP
     is an extension: the form without [CLS].
     """
 
@@ -115,11 +116,11 @@ def flow(attention: Tensor, length: Tensor, values: Tensor | None = None) -> Ten
 def cut_size(attention: Tensor, target: int, left: int, floor: float = 0.0) -> Tensor:
     """How many of n tokens go: (n - target) / sqrt(left) * (1 - e^2), rounded, halves to even; [B] long.
 
-    attention [B, n]; left: layers until the last cut; floor: added inside the logarithm (then a is taken as it is).
+    attention [B, n]; left: layers until the last cut; floor: added inside the logarithm.
     """
     n = attention.shape[1]
-    share = attention if floor else attention / attention.sum(1, keepdim=True)
-    log = (share + floor).log() if floor else share.clamp(min=torch.finfo(share.dtype).tiny).log()
+    share = attention / attention.sum(1, keepdim=True)
+    log = (share + floor).clamp(min=torch.finfo(share.dtype).tiny).log()
     entropy = -(share * log).sum(1) / torch.tensor(n, dtype=share.dtype).log().to(share.device)
     return ((n - target) / left**0.5 * (1 - entropy**2)).round().long()
 
