@@ -14,6 +14,7 @@ from tests.helpers import IMAGE_TOKEN
 from tests.helpers_oracle import layouts, truth
 from vtc.core.selection import Merge, Selection
 from vtc.core.signals import (
+    AttentionColumns,
     Carried,
     ClsAttention,
     ClsHidden,
@@ -184,7 +185,8 @@ class Hand:
             query, value = (t[:, :1] if self.lead else t[:, mine].mean(1, keepdim=True) for t in (q, v))
             a[mine] = (query @ k[:, mine].transpose(1, 2) * q.shape[-1] ** -0.5 + bias[mine]).softmax(-1).mean(0)[0]
             g[mine] = (value @ v[:, mine].transpose(1, 2) + bias[mine]).softmax(-1).mean(0)[0]
-        seen = {ClsAttention: a, ClsValueAttention: g, EncoderKeys: k.mean(0), ValueNorms: v.mean(0).abs().sum(-1)}
+        columns = (logits.softmax(-1).mean(0) / allowed.sum(1, keepdim=True)).sum(0)
+        seen = {AttentionColumns: columns, ClsAttention: a, ClsValueAttention: g, EncoderKeys: k.mean(0), ValueNorms: v.mean(0).abs().sum(-1)}
         return proj(out), {kind: self.tokens(t[self.lead :]) for kind, t in seen.items()}
 
     def tokens(self, x: Tensor) -> Tensor:
