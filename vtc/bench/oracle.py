@@ -117,7 +117,7 @@ class Oracle:
 
         shared = report.strategy.get("positions")
         return [
-            {"positions": s.get("positions", shared), "site": METHODS[s["method"]].site == "projector"}
+            {"positions": s.get("positions", shared), "site": METHODS[s["method"]].site != "decoder"}
             for s in report.strategy["stages"]
         ]
 
