@@ -48,8 +48,8 @@ class EncoderSite:
         given, usual = arguments.get("vision_feature_layer"), getattr(self.config, "vision_feature_layer", None)
         if given is not None and given != usual:
             raise UnsupportedError(
-                f"vision_feature_layer={given!r} is not the model's own {usual!r}, which the stage inside the encoder was "
-                "made for; possible: config.vision_feature_layer before vtc.patch"
+                f"vision_feature_layer={given!r} is not the model's own {usual!r}, for which the stage inside the "
+                "encoder was made; possible: config.vision_feature_layer before vtc.patch"
             )
         if self.tower.training and any(getattr(layer, "gradient_checkpointing", False) for layer in self.layers):
             raise UnsupportedError(

@@ -132,8 +132,8 @@ class Family(ABC):
 
     @abstractmethod
     def sources(self, images: list[ImageLayout], arguments: dict) -> list[list[tuple[int, Tensor | None]]]:
-        """Per image and tile, its unit (see `units`) and the places [n] of its tokens in the unit's sequence, None where
-        these are 0..n-1."""
+        """Per image and tile, its unit (see `units`) and the places [n] of its tokens in the unit's sequence, None
+        where these are 0..n-1."""
 
     @abstractmethod
     def tile_scores(self, captured: list[Tensor], images: list[ImageLayout], arguments: dict) -> list[list[Tensor]]:

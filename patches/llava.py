@@ -42,17 +42,15 @@ class Llava(Family):
             )
         depth, read = len(self.attention), self.model.config.vision_feature_layer
         output = None if not isinstance(read, int) else depth + read if read < 0 else read - 1
-        return Encoder(
-            self.name, depth, has_cls, tuple(range(depth)), self.tokens_per_image(vision), output=output
-        )
+        return Encoder(self.name, depth, has_cls, tuple(range(depth)), self.tokens_per_image(vision), output=output)
 
     def encoder_site(self) -> EncoderSite:
         """The layers of the tower up to the one that the projector reads."""
         read = self.model.config.vision_feature_layer
         if not isinstance(read, int) or not 0 <= self.encoder.last < self.encoder.depth:
             raise UnsupportedError(
-                f"vision_feature_layer={read!r}: tokens cannot be dropped inside an encoder of which several layers, or "
-                "none, are read; possible: one layer, or a stage at the projector"
+                f"vision_feature_layer={read!r}: tokens cannot be dropped inside an encoder of which several layers, "
+                "or none, are read; possible: one layer, or a stage at the projector"
             )
         return EncoderSite(self, self.blocks, self.inner.multi_modal_projector, ("layer_norm2", "mlp"), packed=False)
 

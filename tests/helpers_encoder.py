@@ -17,7 +17,6 @@ from vtc.core.signals import (
     AttentionColumns,
     Carried,
     ClsAttention,
-    ClsHidden,
     ClsValueAttention,
     Context,
     EncoderKeys,
@@ -25,8 +24,8 @@ from vtc.core.signals import (
     Sizes,
     ValueNorms,
 )
-from vtc.patching import find_family
 from vtc.patches.qwen2_5_vl import window_index
+from vtc.patching import find_family
 from vtc.strategies.base import Cut, EncoderStage
 
 
@@ -81,8 +80,8 @@ class Uneven(Strided):
 
 @dataclass(frozen=True)
 class Pairs(EncoderStage):
-    """Merges the first tokens that it sees into the last ones, weighted by size, between attention and MLP, and turns the
-    order round."""
+    """Merges the first tokens that it sees into the last ones, weighted by size, between attention and MLP, and turns
+    the order round."""
 
     layers: tuple[int, ...] = (0, 1, 2)
     within: bool = True
@@ -186,7 +185,13 @@ class Hand:
             a[mine] = (query @ k[:, mine].transpose(1, 2) * q.shape[-1] ** -0.5 + bias[mine]).softmax(-1).mean(0)[0]
             g[mine] = (value @ v[:, mine].transpose(1, 2) + bias[mine]).softmax(-1).mean(0)[0]
         columns = (logits.softmax(-1).mean(0) / allowed.sum(1, keepdim=True)).sum(0)
-        seen = {AttentionColumns: columns, ClsAttention: a, ClsValueAttention: g, EncoderKeys: k.mean(0), ValueNorms: v.mean(0).abs().sum(-1)}
+        seen = {
+            AttentionColumns: columns,
+            ClsAttention: a,
+            ClsValueAttention: g,
+            EncoderKeys: k.mean(0),
+            ValueNorms: v.mean(0).abs().sum(-1),
+        }
         return proj(out), {kind: self.tokens(t[self.lead :]) for kind, t in seen.items()}
 
     def tokens(self, x: Tensor) -> Tensor:
@@ -219,7 +224,7 @@ class Hand:
             return kinds[type(signal)].float()
         if isinstance(signal, Hidden):
             return self.tokens(unit.h[self.lead :])
-        return unit.h[0] if isinstance(signal, ClsHidden) else seen[signal]
+        return seen[signal]
 
     def apply(self, unit: Unit, selection: Selection, b: int) -> None:
         """Row b of a selection."""

@@ -12,8 +12,12 @@ pytestmark = pytest.mark.product
 
 cases = pytest.mark.parametrize("case", CASES)
 STAGES = {
-    "strided": Strided(), "late": Strided((1, 2)), "uneven": Uneven(), "pairs": Pairs(), "pairs behind": Pairs(within=False)
-}  # fmt: skip
+    "strided": Strided(),
+    "late": Strided((1, 2)),
+    "uneven": Uneven(),
+    "pairs": Pairs(),
+    "pairs behind": Pairs(within=False),
+}
 KEEP = 0.4
 
 

@@ -1,4 +1,4 @@
-"""FlowCut: an encoder's weights and input -> what is left of it, the language model's drop, and LLaVA-NeXT's packing."""
+"""FlowCut: an encoder's weights and input -> what it leaves, the language model's drop, and LLaVA-NeXT's packing."""
 
 from types import SimpleNamespace
 
@@ -92,8 +92,8 @@ def check_clip(tensors: dict[str, Tensor], params: dict) -> None:
 
 
 def check_qwen(tensors: dict[str, Tensor], params: dict) -> None:
-    """weights.blocks.*; hidden_in [P, D]; rotary_freqs [P, e / 2]; keep_patch_idx [8K]; kept_hidden [8K, D], what enters
-    the merger; merge_groups [2K, 4]."""
+    """weights.blocks.*; hidden_in [P, D]; rotary_freqs [P, e / 2]; keep_patch_idx [8K]; kept_hidden [8K, D], what
+    enters the merger; merge_groups [2K, 4]."""
     from transformers import Qwen2VLConfig, Qwen2VLForConditionalGeneration
 
     vision = {"depth": params["depth"], "embed_dim": params["hidden"], "num_heads": params["heads"], "hidden_size": 64}
@@ -160,7 +160,9 @@ def check_pack(tensors: dict[str, Tensor], params: dict) -> None:
     tokens, tiles = anyres_tiles((height, width), tuple(params["tiles_hw"]), 24)
     layout = ImageLayout(tokens, tiles)
     sequence = Sequence([576] * len(keep), [(keep.shape[1],)] * len(keep), 1, False, 1)
-    sequence.advance(torch.zeros(576 * len(keep), 1), [(sequence.groups[0], Selection(keep))], [[keep.shape[1]] * len(keep)])
+    sequence.advance(
+        torch.zeros(576 * len(keep), 1), [(sequence.groups[0], Selection(keep))], [[keep.shape[1]] * len(keep)]
+    )
     plan = SimpleNamespace(singly=False)
     run = VisionRun(images=[layout], inside=SimpleNamespace(sequence=sequence, plan=plan, finished=True))
     finish(SimpleNamespace(sources=lambda images, _: LlavaNext.sources(None, images, {})), run, {})

@@ -6,7 +6,8 @@ A strategy says in one place what is asked: `StrategyConfig.keep` for the whole,
 
 `keep` of a strategy is the mean over the language model's layers of the visual tokens that they see, as a fraction of
 the image's visual tokens (float) or as a number (int). For a stage at the projector alone that is the fraction it
-keeps; for a stage inside the encoder alone, the fraction that leaves the encoder. With stages inside the language model:
+keeps; for a stage inside the encoder alone, the fraction that leaves the encoder. With stages inside the language
+model:
 
 - no keep: every stage does what its own budget or its published schedule says;
 - with a stage in front of it (inside the encoder or at the projector): the published schedules inside stay as they are,

@@ -13,9 +13,10 @@ from vtc.core.selection import Flow
 @dataclass
 class StepReport:
     """One drop. stage: the method; site: "encoder", "projector" or "decoder"; layer: the decoder layer before which it
-    took place, or the encoder layer that the last of its steps belongs to (0-based), None for the projector; kept [after]: places of the survivors in the image's own run of tokens, in the order of the sequence
-    (a merged token has the place of the token that the others flow into); flows: of each unit that merged, read
-    through `ImageReport.merged_into`."""
+    took place, or the encoder layer that the last of its steps belongs to (0-based), None for the projector; kept
+    [after]: places of the survivors in the image's own run of tokens, in the order of the sequence (a merged token has
+    the place of the token that the others flow into); flows: of each unit that merged, read through
+    `ImageReport.merged_into`."""
 
     stage: str
     layer: int | None
@@ -247,7 +248,11 @@ class Report:
             f"{self.tokens_after} in the last",
             f"prompt length         {self.prompts_before} -> {self.prompts_after}",
             f"KV cache per layer    {self._kv()}",
-            *([f"encoder FLOPs         {vision[0]:.4g} -> {vision[1]:.4g} ({vision[1] / vision[0]:.1%})"] if vision else []),
+            *(
+                [f"encoder FLOPs         {vision[0]:.4g} -> {vision[1]:.4g} ({vision[1] / vision[0]:.1%})"]
+                if vision
+                else []
+            ),
             f"prefill FLOPs         {flops[0]:.4g} -> {flops[1]:.4g} ({flops[1] / flops[0]:.1%})",
             f"  as papers count     {paper[0]:.4g} -> {paper[1]:.4g} ({paper[1] / paper[0]:.1%}), visual tokens alone",
             f"KV bytes saved        {kv[0] - kv[1]:,} of {kv[0]:,}",

@@ -50,29 +50,20 @@ class ClsValueAttention:
 
 @dataclass(frozen=True)
 class ValueNorms:
-    """L1 length of each visual token's attention value in layer `layer` (of the encoder, or for a stage in the language
-    model of the decoder), averaged over heads before the length is taken; observed while the layer runs. -> [B, N]
-    float32."""
+    """L1 length of each visual token's head-mean value in layer `layer` of the encoder, or of the decoder for a stage in
+    it; observed while the layer runs. -> [B, N] float32."""
 
     layer: int
 
 
 @dataclass(frozen=True)
 class Hidden:
-    """Inside the encoder: the hidden states of the tokens as they stand where the step takes place, [CLS] left out.
-    -> [B, N, D] (a merger cell: the mean of its patches)."""
-
-
-@dataclass(frozen=True)
-class ClsHidden:
-    """Inside the encoder: the hidden state of [CLS] where the step takes place; asked for on encoders that have one.
-    -> [B, D]."""
+    """Inside the encoder: the hidden states at the step, [CLS] left out (of a cell: its patches' mean). -> [B, N, D]."""
 
 
 @dataclass(frozen=True)
 class Sizes:
-    """Inside the encoder: how many of the original tokens each token holds after the merges so far. -> [B, N]
-    float32."""
+    """Inside the encoder: how many original tokens each token holds after the merges so far. -> [B, N] float32."""
 
 
 @dataclass(frozen=True)
@@ -194,7 +185,6 @@ Signal = (
     | ClsValueAttention
     | ValueNorms
     | Hidden
-    | ClsHidden
     | Sizes
     | Carried
     | EncoderFeatures

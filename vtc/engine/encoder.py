@@ -11,7 +11,7 @@ from vtc.core.budget import Budget
 from vtc.core.errors import ConfigError, PatchError
 from vtc.core.flops import EncoderWork
 from vtc.core.selection import Selection
-from vtc.core.signals import Carried, ClsHidden, Context, Hidden, Signal, Sizes
+from vtc.core.signals import Carried, Context, Hidden, Signal, Sizes
 from vtc.engine.select import lengths_of
 from vtc.engine.sequence import Group, Sequence
 
@@ -19,8 +19,8 @@ from vtc.engine.sequence import Group, Sequence
 class EncoderPlan:
     """What is known of a stage inside the encoder before any picture.
 
-    cuts: its steps; by_layer: their numbers, by layer; needs: per step, its signals; watched: signals by the layer whose
-    attention gives them. cell: patches that stay together. singly: see `EncoderStage.singly`.
+    cuts: its steps; by_layer: their numbers, by layer; needs: per step, its signals; watched: signals by the layer
+    whose attention gives them. cell: patches that stay together. singly: see `EncoderStage.singly`.
     """
 
     def __init__(self, family, config: StageConfig, budget: Budget):
@@ -29,8 +29,8 @@ class EncoderPlan:
         self.cuts = self.stage.steps(self.encoder)
         if not self.cuts or any(not 0 <= cut.layer <= self.encoder.last for cut in self.cuts):
             raise ConfigError(
-                f"{config.method} acts at the layers {[cut.layer for cut in self.cuts]} of this encoder; possible: 0 to "
-                f"{self.encoder.last}, whose output the projector receives"
+                f"{config.method} acts at the layers {[cut.layer for cut in self.cuts]} of this encoder; possible: 0 "
+                f"to {self.encoder.last}, whose output the projector receives"
             )
         self.needs = [self.stage.needs(self.encoder, step) for step in range(len(self.cuts))]
         self.by_layer: dict[int, list[int]] = {}
@@ -66,12 +66,18 @@ class EncoderPlan:
         return EncoderRun(self, sequence, units.images)
 
 
+def plan_of(family, config: StageConfig | None, budget: Budget | None) -> EncoderPlan | None:
+    """The plan of a stage inside the encoder, None without one."""
+    return None if config is None else EncoderPlan(family, config, budget)
+
+
 @dataclass
 class EncoderRun:
     """One run of the encoder. sequence: its tokens; images: of each unit; captured: what was observed since the last
     step, by signal, in call order; done: steps that took place; merging: what a layer whose tokens merge before its MLP
-    is in the middle of; segments: by layer of a packed encoder, the bounds before and after; reach: after each step, its
-    layer, where in it, and what is left of each unit; cursor: patches whose attention the running layer is through with.
+    is in the middle of; segments: by layer of a packed encoder, the bounds before and after; reach: after each step,
+    its layer, where in it, and what is left of each unit; cursor: patches whose attention the running layer is through
+    with.
     """
 
     plan: EncoderPlan
@@ -148,8 +154,8 @@ class EncoderRun:
         return None if self.merging is None else self.sequence.longer(output, self.merging)
 
     def _step(self, number: int, hidden: Tensor) -> tuple[Tensor, object]:
-        """The sequence after a step, and what `Sequence` needs to go between it and the one before; None for a step that
-        changes nothing."""
+        """The sequence after a step, and what `Sequence` needs to go between it and the one before; None for a step
+        that changes nothing."""
         if number != self.done:
             raise PatchError(f"step {number} of {self.plan.config.method} was reached after {self.done} steps")
         flat = self.sequence.flat(hidden)
@@ -158,7 +164,7 @@ class EncoderRun:
             seen = {signal: self.sequence.rows(parts) for signal, parts in self.captured.items()}
             for group in self.sequence.groups:
                 if group.counts[number] < group.width:
-                    chosen.append((group, self._select(number, group, flat, hidden, seen)))
+                    chosen.append((group, self._select(number, group, flat, seen)))
             lengths = lengths_of([selection for _, selection in chosen])
         self.captured, self.done = {}, self.done + 1
         cut = self.plan.cuts[number]
@@ -169,15 +175,13 @@ class EncoderRun:
         self.reach.append((cut.layer, cut.within, left))
         return self.sequence.joined(hidden, rows), moved
 
-    def _select(self, number: int, group: Group, flat: Tensor, hidden: Tensor, seen: dict) -> Selection:
+    def _select(self, number: int, group: Group, flat: Tensor, seen: dict) -> Selection:
         plan, at = self.plan, group.at
 
         def look(signal: Signal) -> Tensor:
             if isinstance(signal, Hidden):
                 found = flat.detach()[at]
                 return found if plan.cell == 1 else found.unflatten(2, (plan.cell, -1)).mean(2)
-            if isinstance(signal, ClsHidden):
-                return hidden.detach()[group.units, 0]
             if isinstance(signal, Sizes):
                 return group.sizes()
             if isinstance(signal, Carried):

@@ -130,7 +130,9 @@ class Prefill:
         for i, (b, j) in enumerate(owner):
             kept = images.kept[b][j] = chosen.get(i, left[i])
             self.report.images[i].steps.append(
-                StepReport(stage.method, layer, len(left[i].offsets), len(kept.offsets), kept.offsets, kept.flows, "decoder")
+                StepReport(
+                    stage.method, layer, len(left[i].offsets), len(kept.offsets), kept.offsets, kept.flows, "decoder"
+                )
             )
         packing = pack(images.batch, images.placement, images.kept).to(device)
         local = column.gather(1, packing.index)

@@ -13,7 +13,7 @@ from vtc.core.report import Report
 from vtc.core.signals import Decoder
 from vtc.engine import clock, decode, prefill
 from vtc.engine.calls import Frame, named
-from vtc.engine.encoder import EncoderPlan
+from vtc.engine.encoder import plan_of
 from vtc.engine.inside import Images, Plan, Prefill
 from vtc.engine.labels import Labels
 from vtc.engine.masks import padding_mask
@@ -44,10 +44,8 @@ class Patch:
         self.stage = self.reporter.stage
         needs = () if self.stage is None else self.stage.stage.needs(family.encoder)
         self.patchwork, self.thread, self.number = Patchwork(), ThreadState(), next(_NUMBERS)
-        inside = self.reporter.inside
-        encoder = None if inside is None else EncoderPlan(family, inside, self.allocation.encoder)
-        self.front = inside if self.stage is None else self.stage
-        self.vision = Vision(family, tuple(dict.fromkeys(needs)), self.thread, encoder)
+        plan = plan_of(family, self.reporter.inside, self.allocation.encoder)
+        self.vision = Vision(family, tuple(dict.fromkeys(needs)), self.thread, plan)
         self.question = Question(family, strategy, processor, clip)
         self.outcome: Report | str = KEEPS_ALL if strategy.keeps_all else NO_CALL
 
@@ -62,7 +60,7 @@ class Patch:
         work.pre_hook(family.language_model, self._boundary)
         work.post_hook(family.language_model, self._remember)
         Labels(self.thread).put_on(work, family.model)
-        if self.front is not None and self.front.positions == "keep" and not family.mrope:
+        if self.reporter.front is not None and self.reporter.front.positions == "keep" and not family.mrope:
             for layer in family.language_model.layers:
                 work.pre_hook(layer, self._hide_positions)
         if self.plan is not None:
@@ -216,27 +214,25 @@ class Patch:
         tokens = [len(where) for _, where in flat]
 
         def features(image: int) -> Tensor:
-            b, where = flat[image]
-            return embeds[b, where]
+            return embeds[flat[image]]
 
         def text(signal, b: int):
             return self.question.look(signal, b, batch.host)
 
-        left = None if run.left is None else left_of(run, placement.source, device)
-        if self.stage is None:
-            kept = left or [Kept(torch.arange(n, device=device)) for n in tokens]
-        else:
+        left = left_of(run, placement.source, device)
+        kept = left or [Kept(torch.arange(n, device=device)) for n in tokens]
+        if self.stage is not None:
             budget = self.allocation.projector
             kept = self.vision.select(self.stage, budget, requests, placement.source, run, features, text, device)
         grouped = [[kept[i] for i in images] for images in requests]
         whole = prefill.whole(kwargs, batch.padded, family.mrope)
-        if self.front is None:
+        if self.reporter.front is None:
             where, after, ends = whole, placement.lengths, placement.ends
             index = torch.arange(length, device=device).expand(len(requests), -1)
             segment = Segment(0, index, whole.valid, None, whole=True)
         else:
             packing = prefill.pack(batch, placement, grouped)
-            where = prefill.apply(kwargs, packing, whole, self.front.positions, places, grouped)
+            where = prefill.apply(kwargs, packing, whole, self.reporter.front.positions, places, grouped)
             after, ends, shift = packing.lengths, packing.ends, None
             if where.following is not whole.following:
                 shift = whole.following - where.following
@@ -248,8 +244,7 @@ class Patch:
         if kwargs.get("past_key_values") is not None:
             remember(kwargs["past_key_values"], prompt)
         if self.plan is not None:
-            images = Images(batch, placement, grouped)
-            call.inside = Prefill(self.plan, prompt, images, counts, where, ends, mask, report)
+            call.inside = Prefill(self.plan, prompt, Images(batch, placement, grouped), counts, where, ends, mask, report)
         report.select_seconds = clock.now() - start
 
     def _remember(self, module: nn.Module, args: tuple, kwargs: dict, output):

@@ -17,7 +17,8 @@ KEEPS_ALL = "keep=1.0 leaves the model alone"
 
 
 class Reporter:
-    """Reports of one patch. notes: what holds for all of them."""
+    """Reports of one patch. notes: what holds for all of them; stage, inside: those at the projector and inside the
+    encoder that leave something out; front: the last of these before the language model, None without one."""
 
     def __init__(self, family, strategy: StrategyConfig, allocation: Allocation, shape: LanguageShape):
         self.name, self.strategy, self.allocation, self.shape = family.name, strategy, allocation, shape
@@ -27,15 +28,18 @@ class Reporter:
             self.inside = None
         if self.stage is not None and allocation.projector.keeps_all:
             self.stage = None
-        if self.stage is not None and self.stage.stage.needs_cls and not family.encoder.has_cls:
+        self.front = self.inside if self.stage is None else self.stage
+        ranking = [front for front in (self.inside, self.stage) if front is not None and front.stage.needs_cls]
+        if ranking and not family.encoder.has_cls:
             self.notes.append("this encoder has no [CLS]: the mean of all queries of an image stands in for it")
 
     def report(
         self, requests: list[list[int]], tokens: list[int], kept: list[Kept], before: list[int], after: list[int],
         run: VisionRun, left: list[Kept] | None = None,
     ) -> Report:  # fmt: skip
-        """requests: per prompt, indices of its images. tokens, kept: of each image; left: what the encoder left of each,
-        if there is a stage inside it. before, after: real tokens of each prompt. Raises PatchError where a budget left something to drop and nothing was dropped."""
+        """requests: per prompt, indices of its images. tokens, kept: of each image; left: the tokens that the encoder
+        left of each, if there is a stage inside it. before, after: real tokens of each prompt. Raises PatchError where
+        a budget left something to drop and nothing was dropped."""
         images = []
         for b, mine in enumerate(requests):
             for j, i in enumerate(mine):

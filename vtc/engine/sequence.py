@@ -79,8 +79,8 @@ class Group:
 
 @dataclass
 class Moved:
-    """Between two sequences. new, old [M]: where the tokens that are left are among all, in each; width, total: tokens of
-    a crop and of all units in the old one, filler included."""
+    """Between two sequences. new, old [M]: where the tokens that are left are among all, in each; width, total: tokens
+    of a crop and of all units in the old one, filler included."""
 
     new: Tensor
     old: Tensor
@@ -89,9 +89,9 @@ class Moved:
 
 
 class Sequence:
-    """totals: tokens of each unit; schedules: what each step leaves of each. lead: rows of [CLS] before those of a crop;
-    packed: units one after another in [S, D], else side by side in [C, n, D], shorter ones filled up at their end; cell:
-    rows of a token."""
+    """totals: tokens of each unit; schedules: what each step leaves of each. lead: rows of [CLS] before those of a
+    crop; packed: units one after another in [S, D], else side by side in [C, n, D], shorter ones filled up at their
+    end; cell: rows of a token."""
 
     def __init__(self, totals: list[int], schedules: list[tuple[int, ...]], lead: int, packed: bool, cell: int):
         self.totals, self.lead, self.packed, self.cell = totals, lead, packed, cell
@@ -134,8 +134,8 @@ class Sequence:
         return torch.cat([hidden[:, : self.lead], rows], 1) if self.lead else rows
 
     def rows(self, parts: list[Tensor]) -> Tensor:
-        """What `reduce` gave for the attention calls of one layer, as one row per token [T, ...]; a cell has the mean of
-        its patches."""
+        """What `reduce` gave for the attention calls of one layer, as one row per token [T, ...]; a cell has the mean
+        of its patches."""
         if not self.packed:
             return torch.cat(parts).flatten(0, 1)
         found = torch.cat(parts, 1)[0]
@@ -156,8 +156,7 @@ class Sequence:
             return family.reduce(signal, *biased, scale, cu_seqlens, value)
         found = []
         for unit, n in enumerate(self.lengths):
-            mine = (x[unit : unit + 1, :, : self.lead + n] for x in (*biased, value))
-            q, k, v = mine
+            q, k, v = (x[unit : unit + 1, :, : self.lead + n] for x in (*biased, value))
             row = family.reduce(signal, q, k, scale, None, v)[0]
             found.append(torch.cat([row, row.new_zeros(self.width - n, *row.shape[1:])]))
         return torch.stack(found)
@@ -191,7 +190,10 @@ class Sequence:
         for group, _, _ in groups:
             rank = group.place.argsort(1).argsort(1)
             group.at = rank + starts[group.units].to(rank.device).unsqueeze(1)
-        new, old = torch.cat([group.at.flatten() for group, _, _ in groups]), torch.cat([o.flatten() for _, o, _ in groups])
+        new, old = (
+            torch.cat([group.at.flatten() for group, _, _ in groups]),
+            torch.cat([o.flatten() for _, o, _ in groups]),
+        )
         rows = torch.cat([x.flatten(0, 1) for _, _, x in groups])
         out = flat.new_zeros(self._tokens(), flat.shape[1]).index_copy(0, new, rows.to(flat.dtype))
         return Moved(new, old, *before), out
@@ -226,8 +228,8 @@ class Sequence:
         return sum(self.lengths) if self.packed else self.width * len(self.totals)
 
     def bias(self, proportional: bool, key: Tensor) -> Tensor | None:
-        """What is added to the logits of keys like `key`: [C, lead + n], or [1, S] of a packed encoder, float32 (float64
-        for float64); None for nothing."""
+        """What is added to the logits of keys like `key`: [C, lead + n], or [1, S] of a packed encoder, float32
+        (float64 for float64); None for nothing."""
         sizes = proportional and any(group.size is not None for group in self.groups)
         if not sizes and (self.packed or self.same):
             return None
@@ -246,8 +248,8 @@ class Sequence:
         return self._made["bias"].to(key.device)
 
     def places(self) -> tuple[Tensor, Tensor]:
-        """Of every token that is left, filler left out, where it is among those of all units now and before anything was
-        dropped [M]."""
+        """Of every token that is left, filler left out, where it is among those of all units now and before anything
+        was dropped [M]."""
         if "places" not in self._made:
             at = torch.cat([group.at.flatten() for group in self.groups])
             starts = torch.tensor([0, *self.totals[:-1]]).cumsum(0)
@@ -278,13 +280,14 @@ class Sequence:
         return self._made["bounds", id(cu_seqlens)][1]
 
     def spread(self, x: Tensor) -> Tensor:
-        """x with a row for each token that is left (a cell: one row, or one for each of its patches), on the places of all
-        tokens, zero elsewhere: [C, n, ...] -> [C, N, ...], or [T, ...] -> [all, ...] of a packed encoder."""
+        """x with a row for each token that is left (a cell: one row, or one for each of its patches), on the places of
+        all tokens, zero elsewhere: [C, n, ...] -> [C, N, ...], or [T, ...] -> [all, ...] of a packed encoder."""
         return self.spreader()(x)
 
     def spreader(self) -> Callable[[Tensor], Tensor]:
         """`spread` as it is now, whatever is dropped later."""
-        return functools.partial(self._spread, None if self.lengths == self.totals else (*self.places(), self._tokens()))
+        places = None if self.lengths == self.totals else (*self.places(), self._tokens())
+        return functools.partial(self._spread, places)
 
     def _spread(self, places: tuple[Tensor, Tensor, int] | None, x: Tensor) -> Tensor:
         if places is None:

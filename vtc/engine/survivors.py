@@ -149,8 +149,11 @@ def _rows(x: Tensor, tile: Tile, positions: Tensor) -> Tensor:
     return x[torch.cat([positions[:0].new_zeros(lead), positions + lead])]
 
 
-def left_of(run: VisionRun, source: list[int], device: torch.device) -> list[Kept]:
-    """What the encoder left of the images `source` of its run, as places in their runs of tokens."""
+def left_of(run: VisionRun, source: list[int], device: torch.device) -> list[Kept] | None:
+    """What the encoder left of the images `source` of its run, as places in their runs of tokens; None without a stage
+    inside it."""
+    if run.left is None:
+        return None
     found = []
     for image in source:
         left = run.left[image]

@@ -1,4 +1,4 @@
-"""Tokens that join others, in the terms of a Selection: slots in a given order, and the weights of what flows together."""
+"""Tokens that join others, in the terms of a Selection: slots in a given order, and weights by size."""
 
 from typing import NamedTuple
 

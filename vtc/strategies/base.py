@@ -91,8 +91,8 @@ class EncoderStage(ABC):
 
     @abstractmethod
     def counts(self, tokens: int, target: int, encoder: Encoder) -> tuple[int, ...]:
-        """What each step leaves of a unit of `tokens` tokens that is to leave the encoder with `target` of them: exactly,
-        or, if `adaptive`, at least. Raises ConfigError for a target that the steps cannot reach."""
+        """What each step leaves of a unit of `tokens` tokens that is to leave the encoder with `target` of them:
+        exactly, or, if `adaptive`, at least. Raises ConfigError for a target that the steps cannot reach."""
 
     @abstractmethod
     def needs(self, encoder: Encoder, step: int) -> tuple[Signal, ...]:
@@ -100,8 +100,8 @@ class EncoderStage(ABC):
 
     @abstractmethod
     def select(self, context: Context, encoder: Encoder) -> Selection:
-        """Chooses `context.count` of the `context.tokens` that are left in each of the B units (if `adaptive`, that many
-        or more; the last step exactly that many)."""
+        """Chooses `context.count` of the `context.tokens` that are left in each of the B units (if `adaptive`, that
+        many or more; the last step exactly that many)."""
 
 
 @dataclass(frozen=True)

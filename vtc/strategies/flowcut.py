@@ -1,4 +1,4 @@
-"""FlowCut: tokens leave the vision encoder behind every second layer, as many as the [CLS] attention is concentrated."""
+"""FlowCut: tokens leave the vision encoder behind every second layer, more where [CLS] attends to few."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -19,12 +19,13 @@ from vtc.strategies.base import Cut, EncoderStage
 class FlowCut(EncoderStage):
     """Drops tokens behind every second layer of the encoder, by scores that are averaged over the layers so far.
 
-    In a layer a token scores (a / sum a + g / sum g) * w: a, the softmax attention of [CLS] to it; g, the softmax of the
-    product of [CLS]'s value with its value; both head means, over patches; w, the L1 length of its head-averaged value.
-    The score of all layers so far is half the score before plus half that of the layer. Behind every second layer
-    n - round((n - T) / sqrt(rem) * (1 - e^2)) tokens stay, at least the target T: n tokens are there, `rem` layers are
-    left until the last cut, and e is the entropy of a over ln n. The last cut leaves T. Encoders without [CLS] have no
-    value term, and the mean query stands in for [CLS]. How many stay on the way therefore depends on the picture.
+    In a layer a token scores (a / sum a + g / sum g) * w: a, the softmax attention of [CLS] to it; g, the softmax of
+    the product of [CLS]'s value with its value; both head means, over patches; w, the L1 length of its head-averaged
+    value. The score of all layers so far is half the score before plus half that of the layer. Behind every second
+    layer n - round((n - T) / sqrt(rem) * (1 - e^2)) tokens stay, at least the target T: n tokens are there, `rem`
+    layers are left until the last cut, and e is the entropy of a over ln n. The last cut leaves T. Encoders without
+    [CLS] have no value term, and the mean query stands in for [CLS]. How many stay on the way therefore depends on the
+    picture.
 
     Knobs: merge (Qwen2-VL): "survivors" chooses patches one by one; then four neighbours among those that are left
     become one visual token, whatever parts of the picture they come from, and these take the first places of the image
@@ -32,14 +33,14 @@ class FlowCut(EncoderStage):
     keeps true places, an extension of ours, and the only one on Qwen2.5-VL, whose windows decide who is a neighbour.
 
     Paper: FlowCut, arXiv 2505.19536, NeurIPS 2025; official code: TungChintao/FlowCut @ a2ecd24 (Apache-2.0), packages
-    `flowcut` and `FlowCut_Qwen`. As the code, against the paper: no division by the value's dimension (it does not change
-    the ranking); no value term without [CLS]; `rem` counts layers, not cuts; the encoder's last cut is one layer before
-    the one that the projector reads, on Qwen behind the last; on LLaVA-NeXT half of the final number K stays of every
-    crop, and `flowcut_decoder` comes after it. Departures: on LLaVA-1.5 each image has a schedule of its own, as in the
-    paper's batches of one (the code takes the largest cut of a batch); the crops of one image share one, as in the code.
-    The code's bounds of packed images go stale after a cut; here they follow. In a windowed layer of Qwen2.5-VL a is the
-    attention of each window's mean query inside the window. Float32, ties to the lower index. SigLIP
-    is an extension: the form without [CLS].
+    `flowcut` and `FlowCut_Qwen`. As the code, against the paper: no division by the value's dimension (it does not
+    change the ranking); no value term without [CLS]; `rem` counts layers, not cuts; the encoder's last cut is one layer
+    before the one that the projector reads, on Qwen behind the last; on LLaVA-NeXT half of the final number K stays of
+    every crop, and `flowcut_decoder` comes after it. Departures: on LLaVA-1.5 each image has a schedule of its own, as
+    in the paper's batches of one (the code takes the largest cut of a batch); the crops of one image share one, as in
+    the code. The code's bounds of packed images go stale after a cut; here they follow. In a windowed layer of
+    Qwen2.5-VL a is the attention of each window's mean query inside the window. Float32, ties to the lower index.
+    SigLIP is an extension: the form without [CLS].
     """
 
     merge: Literal["survivors", "cells"] = "survivors"
@@ -59,12 +60,14 @@ class FlowCut(EncoderStage):
         """Behind every second layer, counted back from the last one."""
         if self.merge == "survivors" and encoder.cell > 1 and len(encoder.global_layers) < encoder.depth:
             raise ConfigError(
-                f"merge='survivors' would join patches of different windows of this {encoder.family} encoder; possible: "
-                "merge=cells"
+                f"merge='survivors' would join patches of different windows of this {encoder.family} encoder; "
+                "possible: merge=cells"
             )
         last = self._last(encoder)
         if last < 0:
-            raise ConfigError(f"flowcut needs 2 layers before the projector's, not {last + 1}; possible: a deeper encoder")
+            raise ConfigError(
+                f"flowcut needs 2 layers before the projector's, not {last + 1}; possible: a deeper encoder"
+            )
         return tuple(Cut(layer) for layer in range(last % 2, last + 1, 2))
 
     def counts(self, tokens: int, target: int, encoder: Encoder) -> tuple[int, ...]:

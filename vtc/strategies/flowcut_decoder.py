@@ -24,10 +24,10 @@ class FlowCutDecoder(DecoderStage):
 
     Paper: FlowCut, arXiv 2505.19536, NeurIPS 2025; official code: TungChintao/FlowCut @ a2ecd24 (Apache-2.0): second
     stage on LLaVA-NeXT, where five crops of K / 2 tokens enter and K stay (ratio 0.4), and on Qwen2-VL, where 2K enter
-    and K stay (0.5). In the shipped strategy `flowcut` comes first; LLaVA-1.5 has no second stage (1.0). Departures: the
-    number is a share of what enters (the code keeps K, whatever unpadding left of the crops); several images are ranked
-    each on its own; padding on either side. Positions are renumbered on LLaVA-NeXT and kept on Qwen, as in the code.
-    Qwen2.5-VL is an extension. Float32, ties to the lower index.
+    and K stay (0.5). In the shipped strategy `flowcut` comes first; LLaVA-1.5 has no second stage (1.0). Departures:
+    the number is a share of what enters (the code keeps K, whatever unpadding left of the crops); several images are
+    ranked each on its own; padding on either side. Positions are renumbered on LLaVA-NeXT and kept on Qwen, as in the
+    code. Qwen2.5-VL is an extension. Float32, ties to the lower index.
     """
 
     layer: int | float = 0.0625

@@ -21,23 +21,24 @@ class PiToMe(EncoderStage):
 
     The energy of a token is the mean over all tokens of ELU(cosine of hidden states - margin): high in crowded places.
     Of the 2r tokens with the highest energy those at even ranks join the most similar of those at odd ranks; a group
-    becomes the plain mean of its tokens of this step, whatever these hold. The sequence then has the protected tokens by
-    falling energy, then the groups, which decides who meets whom in the first layers: there, tokens are matched as in
-    `tome`, without energy. The margin falls with the layer l: margin * (1 - l / depth). For the language model tokens
-    stand in the order of their places; a group has the place of the token that the others joined.
+    becomes the plain mean of its tokens of this step, whatever these hold. The sequence then has the protected tokens
+    by falling energy, then the groups, which decides who meets whom in the first layers: there, tokens are matched as
+    in `tome`, without energy. The margin falls with the layer l: margin * (1 - l / depth). For the language model
+    tokens stand in the order of their places; a group has the place of the token that the others joined.
 
-    Knobs: margin, alpha: see above; alpha is what ELU tends to far below the margin, with the sign changed. plain: share
-    of the layers, from the first on, that match without energy (released code: 13 of 24). keep (the budget) decides the
-    share rho that each layer leaves: the largest that reaches it, r = floor(T - rho T) of T tokens; in layers without
-    energy T counts the [CLS] as well. At most half of the tokens join in one layer.
+    Knobs: margin, alpha: see above; alpha is what ELU tends to far below the margin, with the sign changed. plain:
+    share of the layers, from the first on, that match without energy (released code: 13 of 24). keep (the budget)
+    decides the share rho that each layer leaves: the largest that reaches it, r = floor(T - rho T) of T tokens; in
+    layers without energy T counts the [CLS] as well. At most half of the tokens join in one layer.
 
     Paper: PiToMe (Accelerating Transformers with Spectrum-Preserving Token Merging), arXiv 2405.16148, NeurIPS 2024;
-    official code: hchautran/PiToMe @ 550b5dee, its form for LLaVA with CLIP: hidden states behind the MLP as the metric,
-    plain means, no sizes in attention, after layers up to the one that the projector reads. (The form for timm and BLIP
-    has keys as the metric and weights by size; the one for text another energy. Neither is built.) Departures: the order
-    for the language model is that of places, the code's that of the sequence; the last layers merge fewer where the
-    target does not divide. On LLaVA-NeXT each crop merges within itself; on Qwen a token is a 2 x 2 cell of patches,
-    compared by their mean and merged patch by patch, across windows too: extensions. Float32, ties to the lower index.
+    official code: hchautran/PiToMe @ 550b5dee, its form for LLaVA with CLIP: hidden states behind the MLP as the
+    metric, plain means, no sizes in attention, after layers up to the one that the projector reads. (The form for timm
+    and BLIP has keys as the metric and weights by size; the one for text another energy. Neither is built.) Departures:
+    the order for the language model is that of places, the code's that of the sequence; the last layers merge fewer
+    where the target does not divide. On LLaVA-NeXT each crop merges within itself; on Qwen a token is a 2 x 2 cell of
+    patches, compared by their mean and merged patch by patch, across windows too: extensions. Float32, ties to the
+    lower index.
     """
 
     margin: float = 0.9
@@ -63,8 +64,8 @@ class PiToMe(EncoderStage):
         low, high, found = 0.0, 1.0, self._counts(tokens, target, encoder, 0.0)
         if found[-1] > target:
             raise ConfigError(
-                f"{target} of {tokens} tokens are out of reach for merging behind {encoder.last + 1} layers, each of which "
-                f"leaves at least half; possible: {found[-1]} or more"
+                f"{target} of {tokens} tokens are out of reach for merging behind {encoder.last + 1} layers, each of "
+                f"which leaves at least half; possible: {found[-1]} or more"
             )
         if target == tokens:
             return (tokens,) * (encoder.last + 1)

@@ -1,4 +1,4 @@
-"""Soft merging: in a few layers of the vision encoder every token spreads over those that stay, by similarity of keys."""
+"""Soft merging: in a few layers of the vision encoder every token spreads over similar ones that stay."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -24,7 +24,8 @@ class SoftMerge(EncoderStage):
     is the cosine of a kept token's attention key and any other's, both head means. Then, between attention and MLP,
     X' = W X with W [K, N]:
 
-    - spread "column": S = softmax of tau * c over the kept tokens, so that each token spreads all that it holds, its size
+    - spread "column": S = softmax of tau * c over the kept tokens, so that each token spreads all that it holds, its
+    size
       s; a kept token holds s' = S s, and W = S diag(s) / s'. Sizes sum to N, and so do size-weighted features. For
       tau -> infinity each token joins the most similar kept one, with sizes as in `tome`.
     - spread "row": W = softmax of tau * c over all tokens, sizes stay 1. For tau -> infinity it is pruning.
@@ -33,9 +34,9 @@ class SoftMerge(EncoderStage):
     sharpness; a low one shortens features, since it averages over unlike tokens. spread: see above.
     proportional_attention: a token attracts attention like as many as it holds (+ log(size) on the logits).
 
-    A definition of our own that has pruning and exclusive merging as its limits; it is no paper's method, and tau and the
-    layers have no published values. On LLaVA-NeXT each crop merges within itself; on Qwen a token is a 2 x 2 cell of
-    patches. Needs a matrix of K x N weights for each crop. Float32, ties to the lower index.
+    A definition of our own that has pruning and exclusive merging as its limits; it is no paper's method, and tau and
+    the layers have no published values. On LLaVA-NeXT each crop merges within itself; on Qwen a token is a 2 x 2 cell
+    of patches. Needs a matrix of K x N weights for each crop. Float32, ties to the lower index.
     """
 
     layers: tuple[int | float, ...] = (0.25, 0.5, 0.75)

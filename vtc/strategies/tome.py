@@ -36,19 +36,20 @@ class ToMe(EncoderStage):
     the cosine of the layer's keys (head mean); the r best of them join their best partner. A token is the mean of all
     that it holds, weighted by how many these are, and in attention it counts as many (+ log(size) on the logits).
     Afterwards the sequence has the even places that are left, then the odd ones, which decides who meets whom next. For
-    the language model tokens stand in the order of their places; a merged token has the place of the one that was joined.
+    the language model tokens stand in the order of their places; a merged token has the place of the one that was
+    joined.
 
     Knobs: inflection: how r changes from the first layer to the last: 0 constant (paper), -1 from 2r to 0, 1 from 0 to
     2r. proportional_attention: the + log(size) (the authors' setting for models that were not trained with merging).
     keep (the budget) decides r: the smallest that reaches it in all layers up to the one that the projector reads; what
     does not divide is left out of the last layers. At most half of the tokens join in one layer.
 
-    Paper: ToMe (Token Merging: Your ViT But Faster), arXiv 2210.09461, ICLR 2023; official code: facebookresearch/ToMe @
-    af95e4b1 (CC-BY-NC 4.0; written from the description here, none of it is copied). Nothing official exists for
+    Paper: ToMe (Token Merging: Your ViT But Faster), arXiv 2210.09461, ICLR 2023; official code: facebookresearch/ToMe
+    @ af95e4b1 (CC-BY-NC 4.0; written from the description here, none of it is copied). Nothing official exists for
     vision-language models: merging in the layers up to the one that the projector reads, keeping [CLS] and standing in
-    the order of places are this library's reading. On LLaVA-NeXT each crop merges within itself. On Qwen a token is a
-    2 x 2 cell of patches, compared by the mean of its keys and merged patch by patch, and cells of different windows
-    may merge. Float32, ties to the lower index.
+    the order of places are this library's reading. On LLaVA-NeXT each crop merges within itself. On Qwen a token is a 2
+    x 2 cell of patches, compared by the mean of its keys and merged patch by patch, and cells of different windows may
+    merge. Float32, ties to the lower index.
     """
 
     inflection: float = 0.0
@@ -73,8 +74,8 @@ class ToMe(EncoderStage):
         found = self._counts(tokens, target, encoder, r)
         if found[-1] > target:
             raise ConfigError(
-                f"{target} of {tokens} tokens are out of reach for merging in {len(found)} layers, each of which leaves at "
-                f"least half; possible: {found[-1]} or more"
+                f"{target} of {tokens} tokens are out of reach for merging in {len(found)} layers, each of which "
+                f"leaves at least half; possible: {found[-1]} or more"
             )
         return found
 
@@ -108,5 +109,3 @@ def match(metric: Tensor, size: Tensor, count: int, has_cls: bool) -> Selection:
     sequence = torch.cat([first[rest], second.expand(units, -1)], 1)
     found = joined(sequence, first[gone], second[partner.gather(1, gone)], size)
     return Selection(found.keep, merge=Merge(found.target, found.weight), order=found.order)
-
-

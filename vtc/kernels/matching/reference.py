@@ -1,7 +1,7 @@
 """Bipartite matching and energy in plain torch: the CPU path, the definition, and the oracle of every faster version.
 
-Both go through the cosines of a unit's tokens in blocks of rows, and never hold all of them. float32 inside (float64 for
-float64 metrics), autocast off.
+Both go through the cosines of a unit's tokens in blocks of rows, and never hold all of them. float32 inside (float64
+for float64 metrics), autocast off.
 """
 
 from contextlib import nullcontext
