@@ -19,12 +19,14 @@ from vtc.core.signals import (
     EncoderKeys,
     Features,
     FinalHidden,
+    ImageAttention,
     KeyNorms,
     TextEmbeddings,
     TextPivots,
     TextRelevance,
     Transition,
     Unprojected,
+    ValueNorms,
 )
 from vtc.kernels.grid import strided_grid
 from vtc.strategies import METHODS
@@ -32,10 +34,14 @@ from vtc.strategies import METHODS
 ENCODER = Encoder("test", depth=8, has_cls=True, global_layers=tuple(range(8)))
 NO_CLS = Encoder("test", depth=8, has_cls=False, global_layers=tuple(range(8)))
 DECODER = Decoder("test", 32)
-ROWS = AttentionColumns | ClsAttention | Transition | DecoderAttention | KeyNorms | TextRelevance  # [B, N]
+ROWS = (
+    AttentionColumns | ClsAttention | Transition | DecoderAttention | ImageAttention | KeyNorms | TextRelevance | ValueNorms
+)  # [B, N]
 WIDE = Features | EncoderFeatures | EncoderKeys | DecoderKeys | FinalHidden  # [B, N, D]
 TEXT = TextEmbeddings | TextPivots  # [B, m, D]
-methods = pytest.mark.parametrize("method", [name for name in METHODS if not METHODS[name].adaptive])
+# Those inside the encoder are in test_encoder_methods.py.
+OUTSIDE = [name for name in METHODS if METHODS[name].site != "encoder"]
+methods = pytest.mark.parametrize("method", [name for name in OUTSIDE if not METHODS[name].adaptive])
 encoders = pytest.mark.parametrize("encoder", [ENCODER, NO_CLS], ids=["cls", "no-cls"])
 shapes = st.tuples(st.integers(1, 9), st.integers(1, 9), st.integers(1, 3), st.integers(0, 10**6), st.data())
 examples = settings(max_examples=40, deadline=None)

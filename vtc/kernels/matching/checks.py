@@ -8,7 +8,7 @@ def check_partners(metric: Tensor, first: Tensor, second: Tensor) -> None:
     if metric.ndim != 3 or first.ndim != 2 or second.ndim != 2 or not len(metric) == len(first) == len(second):
         shapes = ", ".join(str(tuple(x.shape)) for x in (metric, first, second))
         raise ValueError(f"metric must be [B, N, e], first [B, n] and second [B, m], got shapes {shapes}")
-    if not second.shape[1]:
+    if first.shape[1] and not second.shape[1]:
         raise ValueError("second is empty; possible: at least one token to be a partner")
 
 

@@ -21,7 +21,7 @@ def best_partners(metric: Tensor, first: Tensor, second: Tensor) -> tuple[Tensor
     Args:
         metric: [B, N, e]. A vector of length 0 has cosine 0 with every other.
         first: LongTensor [B, n], indices into N; n may be 0.
-        second: LongTensor [B, m], m at least 1.
+        second: LongTensor [B, m], m at least 1 unless n is 0.
 
     Returns:
         The cosine [B, n] float32 or float64, and the place 0..m-1 in `second` [B, n]; the first of equals.
@@ -34,9 +34,9 @@ def best_partners(metric: Tensor, first: Tensor, second: Tensor) -> tuple[Tensor
     wide = unit.shape[2]
     a = unit.gather(1, first.unsqueeze(-1).expand(-1, -1, wide))
     b = unit.gather(1, second.unsqueeze(-1).expand(-1, -1, wide)).transpose(1, 2)
-    rows = max(1, BLOCK // (len(metric) * b.shape[2]))
+    rows = max(1, BLOCK // max(1, len(metric) * b.shape[2]))
     with _no_autocast(metric):
-        found = [(part @ b).max(2) for part in a.split(rows, dim=1)]
+        found = [(part @ b).max(2) for part in a.split(rows, dim=1)] if first.shape[1] else []
     if not found:
         return a.new_empty(len(metric), 0), first.new_empty(len(metric), 0)
     return torch.cat([x.values for x in found], 1), torch.cat([x.indices for x in found], 1)
