@@ -208,9 +208,10 @@ def _checked(name: str, top: dict, stages: list[dict], family: str | None) -> St
     configs = tuple(_stage(top, stage, alone, keep is None, tiled) for stage in stages)
     sites = [config.stage.site for config in configs]
     if sites != sorted(sites, key=SITES.index) or max(sites.count("encoder"), sites.count("projector")) > 1:
+        before = "at most one in the encoder, first, then " if "encoder" in sites else ""
         raise ConfigError(
-            f"strategy {name!r} has stages at {', '.join(sites)}; possible: at most one in the encoder, then at most "
-            "one at the projector, then any number in the decoder"
+            f"strategy {name!r} has stages at {', '.join(sites)}; possible: {before}at most one at the projector"
+            f"{'' if before else ', first'}, then any number in the decoder"
         )
     if keep is not None and {"encoder", "projector"} <= set(sites):
         first, second = (config.method for config in configs[:2])

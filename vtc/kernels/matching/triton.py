@@ -15,7 +15,7 @@ from torch import Tensor
 import vtc.kernels.matching.reference as reference
 from vtc.kernels.matching.checks import check_energy, check_partners
 
-ROWS, COLUMNS, STEP = 32, 32, 32  # tokens of a block, tokens of a tile, values that are multiplied at a time
+ROWS, COLUMNS, STEP = 32, 32, 16  # tokens of a block, tokens of a tile, values that are multiplied at a time
 WIDEST = 2**15
 
 
