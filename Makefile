@@ -19,7 +19,7 @@ VLLM_VENV := .venv-vllm$(if $(filter-out $(VLLM_TESTED),$(VLLM_VERSION)),-$(VLLM
 TEST_ENV := HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false MPLBACKEND=Agg OMP_NUM_THREADS=1
 PYTEST = -m pytest -n $(JOBS) --dist worksteal
 
-.PHONY: help demo test test-full test-matrix test-oldest test-oldest-reduced test-lmms test-vllm lint format docs wheel-check gpu-check clean distclean
+.PHONY: help demo test test-full test-matrix test-oldest test-oldest-reduced test-lmms test-vllm lint format docs wheel-check example-check gpu-check clean distclean
 .DELETE_ON_ERROR:
 
 help: ## this list
@@ -68,11 +68,21 @@ wheel-check: .venv/.ready .venv-wheel/.torch ## build the wheel, install it else
 	@set -eu; rm -rf build *.egg-info; tmp=$$(mktemp -d); trap 'rm -rf "$$tmp" build *.egg-info' EXIT; \
 	.venv/bin/python -m build --wheel --outdir "$$tmp/dist" . > "$$tmp/log" 2>&1 || { cat "$$tmp/log"; exit 1; }; \
 	.venv-wheel/bin/python -m pip uninstall -q -y vtc-vlm 2> /dev/null; \
-	.venv-wheel/bin/python -m pip install -qq -c constraints.txt "$$tmp"/dist/*.whl mypy; \
+	.venv-wheel/bin/python -m pip install -qq -c constraints.txt "$$tmp"/dist/*.whl mypy setuptools; \
 	mkdir "$$tmp/outside"; cp tests/wheel/check_wheel.py tests/typing/public_names.py "$$tmp/outside/"; \
 	(cd "$$tmp/outside"; unset PYTHONPATH; \
 	HF_HUB_OFFLINE=1 "$(CURDIR)/.venv-wheel/bin/python" check_wheel.py "$(CURDIR)"; \
 	"$(CURDIR)/.venv-wheel/bin/python" -m mypy --strict public_names.py)
+
+# The package is built from a copy, so that nothing is left in examples/, and without the network.
+example-check: .venv-wheel/.torch ## install examples/own_method beside the wheel, list it, check it
+	@.venv-wheel/bin/python -c 'import vtc, setuptools' 2> /dev/null || $(MAKE) wheel-check
+	@set -eu; tmp=$$(mktemp -d); python="$(CURDIR)/.venv-wheel/bin/python"; \
+	trap '"$$python" -m pip uninstall -q -y own-method; rm -rf "$$tmp"' EXIT; \
+	cp -r examples/own_method "$$tmp/package"; mkdir "$$tmp/outside"; cd "$$tmp/outside"; unset PYTHONPATH; \
+	"$$python" -m pip install -q --no-deps --no-build-isolation --no-index "$$tmp/package"; \
+	"$$python" -m vtc list | grep '^unusual '; \
+	"$$python" -m vtc check unusual
 
 # Straight from the checkout, with the python3 that has torch, triton and transformers; nothing is installed.
 GPU_OUTPUT ?= results/gpu

@@ -15,6 +15,7 @@ SHOWN = {
     "BENCHMARKS.md": "benchmarks.md",
     "CONTRIBUTING.md": "contributing.md",
     "examples/README.md": "examples.md",
+    "examples/own_method/README.md": "own_method.md",
     "vtc/demo/model/README.md": "demo_model.md",
     "LICENSE": "LICENSE.txt",
     "NOTICE": "NOTICE.txt",

@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from vtc import families
 from vtc.core.errors import ConfigError, UnsupportedError, cut, loading, reason, shown
 from vtc.eval.data.digest import digest
 from vtc.eval.data.pictures import rgb
@@ -93,6 +94,7 @@ def load(name: str, args: dict, device: str | None) -> Loaded:
     """
     from transformers import AutoModelForImageTextToText
 
+    families()  # a package that brings one may tell transformers of its classes when it is imported
     path = _path(name)
     explicit = {key: str(value) for key, value in sorted(args.items()) if key not in ("token", "cache_dir")}
     args = {"trust_remote_code": False, **args}

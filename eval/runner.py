@@ -19,7 +19,7 @@ from vtc.eval.results.samples import SampleLog
 from vtc.eval.results.versions import version
 from vtc.eval.running.answers import Answerer
 from vtc.eval.running.downsample import Downsample
-from vtc.eval.running.eval_settings import Settings
+from vtc.eval.running.eval_settings import EvalSettings
 from vtc.eval.running.launch import Processes
 from vtc.eval.running.plan import Run, plan
 from vtc.eval.running.progress import Monitor
@@ -59,7 +59,7 @@ class Work:
 
 
 @dataclass
-class Job:
+class EvalJob:
     """One run on one task: its docs, and its log."""
 
     run: Run
@@ -92,7 +92,7 @@ class Job:
 
 
 def evaluate(
-    settings: Settings, console: Terminal | None = None, loaded: Loaded | None = None, quiet: bool = False,
+    settings: EvalSettings, console: Terminal | None = None, loaded: Loaded | None = None, quiet: bool = False,
     processes: Processes | None = None,
 ) -> int:  # fmt: skip
     """Runs the grid, writes results to `settings.output`, prints the table; returns the number of failed samples.
@@ -129,7 +129,7 @@ def evaluate(
                     processes.world,
                 )  # fmt: skip
                 stack.callback(log.close)
-                jobs.append(Job(run, work, log))
+                jobs.append(EvalJob(run, work, log))
         with Monitor(sum(len(job.work.mine) for job in jobs), silent=quiet or not processes.first) as monitor:
             notes = [_answer(job, loaded, settings, batch, monitor, processes) for job in jobs]
         if not processes.first:
@@ -148,7 +148,7 @@ def evaluate(
 
 
 def _conclude(
-    jobs: Sequence[Job], notes: list, loaded: Loaded, output: Path, cards: list, console: Terminal | None
+    jobs: Sequence[EvalJob], notes: list, loaded: Loaded, output: Path, cards: list, console: Terminal | None
 ) -> int:
     """Results, and with a console pictures and tables, from the logs of all processes."""
     for job, said in zip(jobs, notes):
@@ -196,7 +196,7 @@ def _check_methods(loaded: Loaded, runs: list[Run]) -> None:
             Downsample(loaded, run.config.allocate().projector)
 
 
-def _identity(settings: Settings, loaded: Loaded, run: Run, work: Work, batch: int) -> dict:
+def _identity(settings: EvalSettings, loaded: Loaded, run: Run, work: Work, batch: int) -> dict:
     """Everything that an answer may depend on; --limit and the number of processes are not, the run goes on."""
     task = work.task
     return {
@@ -224,7 +224,7 @@ def _kernels() -> str:
 
 
 def _answer(
-    job: Job, loaded: Loaded, settings: Settings, batch: int, monitor: Monitor, processes: Processes
+    job: EvalJob, loaded: Loaded, settings: EvalSettings, batch: int, monitor: Monitor, processes: Processes
 ) -> list[str] | None:
     """Answers what the job's log does not have; returns the patch's notes on the model, None if nothing was missing."""
     done = sum(job.log.done(job.work.idents[i]) for i in job.work.mine)

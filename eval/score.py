@@ -13,11 +13,11 @@ from vtc.core.errors import ConfigError, shown
 from vtc.eval.data.docs import FOLDER, ROW, Docs, read_json
 from vtc.eval.papers import against, load_card
 from vtc.eval.results.runs import unparsed, write_run, write_summary
-from vtc.eval.results.samples import ANEW, read_log, read_times, run_key
+from vtc.eval.results.samples import ANEW, read_log, read_times, rewrite, run_key
 from vtc.eval.results.saved import IDENTITY, RUN
-from vtc.eval.results.scoring import failure
+from vtc.eval.results.scoring import failure, holds, scored
 from vtc.eval.results.statistics import bootstrap
-from vtc.eval.running.eval_settings import Settings, check_places, parse_places, split_list
+from vtc.eval.running.eval_settings import EvalSettings, check_places, parse_places, split_list
 from vtc.eval.showing.chart import draw
 from vtc.eval.showing.console import print_summary, scaled, unit
 from vtc.eval.tasks import TASKS, Task
@@ -50,15 +50,24 @@ class SavedJob:
     """One run on one task as its log has it; task: what scores its answers now."""
 
     def __init__(self, path: Path, header: dict, rows: dict[str, dict], task: Task):
-        self.path, self.task, self._rows = path, task, rows
+        self.path, self.task, self._header = path, task, header
+        self._rows = {row["id"]: row for row in scored(task, rows.values(), anew=True)}
+        self._stored = rows
         self.identity = {**header["identity"], "task": {**header["identity"]["task"], "dialect": task.dialect}}
         self.key = header["key"] if self.identity == header["identity"] else run_key(self.identity)
         name = path.name.removesuffix(f".{task.name}.jsonl")
         self.run = SavedRun(name, self.identity["method"])
 
     def rows(self) -> list[dict]:
-        """All rows of the log."""
+        """All rows of the log, scored by `task`."""
         return list(self._rows.values())
+
+    def store(self) -> None:
+        """Puts new scores in the place of those in the log, where they are of the same version and dialect."""
+        better = {i: row for i, row in self._rows.items() if row["error"] is None or self._stored[i]["error"]}
+        rows = {**self._stored, **better}
+        if holds(self.task, self._header) and rows != self._stored:
+            rewrite(self.path, self._header, rows.values())
 
     @cached_property
     def times(self) -> dict[str, dict]:
@@ -93,6 +102,7 @@ def score_folder(folder: Path, tasks: str | None, dialect: str | None, cards: st
     for model in models.values():
         mine = [job for job in jobs if _model(folder, job) == model]
         for job in mine:
+            job.store()
             write_run(output, model, job, None)
         summary = write_summary(output, model, mine)
         picture = draw(summary, output / "accuracy_vs_tokens.png")
@@ -140,7 +150,7 @@ def score_answers(place: Path, tasks: str | None, dialect: str | None, dataset_p
     task = TASKS[names[0]](dialect=dialect or "llava")
     places = parse_places(dataset_path or {})
     check_places(places, names)
-    data = Settings(output=place, tasks=names, dataset_path=places).place(task.name)
+    data = EvalSettings(output=place, tasks=names, dataset_path=places).place(task.name)
     docs = None if data is None else task.open(place=data)
     rows = [row for file in _files(place) for row in answered(task, file, docs)]
     twice = len(rows) - len({row["id"] for row in rows})

@@ -1,8 +1,9 @@
 """The contract of a model family: where its sites are, what its encoder is, how its images lie in the prompt."""
 
+import inspect
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from itertools import pairwise
 from typing import ClassVar
 
@@ -17,6 +18,7 @@ from vtc.core.signals import AttentionColumns, ClsValueAttention, Encoder, Encod
 from vtc.kernels.attention_reduce import attention_columns, attention_rows
 from vtc.patches._decoder import DecoderSite
 from vtc.patches._encoder import EncoderSite, Units
+from vtc.patches._preset import Preset
 
 COMPILED = "_orig_mod"  # where torch.compile keeps the module that it wraps
 
@@ -32,7 +34,8 @@ class Family(ABC):
 
     Of this family alone, not of those that build on it: follows: the family whose section of a strategy file holds
     for this one too, where the file has none for it. served: its class for vLLM as "module:Vtc" and the name of the
-    architecture, None if it cannot be served. published: the encoder of its published 7B model, for tables.
+    architecture, None if it cannot be served. published: the encoder of its published 7B model, for tables. presets:
+    its published architectures, by the names that `vtc bench --preset` takes.
 
     The class itself is read without transformers: a family's file imports it only inside functions.
     """
@@ -52,10 +55,11 @@ class Family(ABC):
     follows: ClassVar[str | None] = None
     served: ClassVar[str | None] = None
     published: ClassVar[Encoder | None] = None
+    presets: ClassVar[Mapping[str, Preset]] = {}
 
     def __init_subclass__(cls):
-        for fact in ("follows", "served", "published"):
-            setattr(cls, fact, vars(cls).get(fact))
+        for fact in ("follows", "served", "published", "presets"):
+            setattr(cls, fact, vars(cls).get(fact, getattr(Family, fact)))
 
     def __init__(self, model: nn.Module):
         self.model = model
@@ -116,6 +120,41 @@ class Family(ABC):
         """Pictures for benchmarks whose layout comes nearest to `visual` tokens in one prompt: the tokens of each, and
         the arguments of `get_image_features` (their first axis is images, or patches of all images). native: patches
         along a crop of a tower that may be given another size, None where it must stay as it is."""
+
+    def native_side(self) -> int | None:
+        """Patches along a crop where a tower with random weights may be given another crop size (`fit_tower`); None
+        where it must stay as it is."""
+        return None
+
+    def fit_tower(self, arguments: dict) -> None:
+        """Gives a tower with random weights the crop size of these pictures, if that is another. Called where
+        there is a `native_side`."""
+        raise NotImplementedError(f"{type(self).__name__} has a native_side and no fit_tower")
+
+    def token_side(self) -> int | None:
+        """Pixels along the square of the picture that a visual token shows, where a smaller picture gives fewer
+        tokens; None where it gives as many, or tiles."""
+        return None
+
+    def image_ids(self, tokens: int) -> list[int]:
+        """What stands in a prompt for an image of so many visual tokens: its placeholders between the marks."""
+        marks = [getattr(self.model.config, name) for name in self.marks]
+        return [*marks[:1], *[self.image_token_id] * tokens, *marks[1:]]
+
+    def prompt_inputs(self, ids: Tensor) -> dict[str, Tensor]:
+        """Arguments of generate() for prompts [B, L] without padding, but for the pictures."""
+        found = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+        if "mm_token_type_ids" in inspect.signature(type(self.model).forward).parameters:
+            found["mm_token_type_ids"] = (ids == self.image_token_id).int()
+        return found
+
+    def special_ids(self) -> list[int]:
+        """Token ids that random text must not hold and random weights must not write: all that the config names."""
+        text, found = self.model.config.get_text_config(), [self.image_token_id]
+        for config in (self.model.config, text):
+            named = [value for name, value in config.to_dict().items() if name.endswith(("_token_id", "_token_index"))]
+            found += [i for value in named for i in (value if isinstance(value, list) else [value])]
+        return sorted({i for i in found if isinstance(i, int) and 0 <= i < text.vocab_size})
 
     def packed_bounds(self, arguments: dict) -> list[int] | None:
         """Where the sequences begin and end that an encoder packs one after another and that attend only within

@@ -1,6 +1,7 @@
 """LLaVA-1.5: one crop per image, CLIP or SigLIP tower, any text model that `LlavaForConditionalGeneration` takes."""
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -13,9 +14,62 @@ from vtc.kernels.transfer import upload
 from vtc.patches import FAMILIES
 from vtc.patches._encoder import EncoderSite, Units
 from vtc.patches._family import Family
+from vtc.patches._preset import Preset
 from vtc.patches._tiny import BOS, EOS, IMAGE_TOKEN, PAD, TEXT, finish, prompts
 
 CLS_TOWERS = {"clip_vision_model": True, "siglip_vision_model": False}
+
+
+def clip_config(**sizes) -> object:
+    """The tower of LLaVA: CLIP ViT-L/14 at 336 pixels, or with other sizes."""
+    from transformers import CLIPVisionConfig
+
+    large = dict(hidden_size=1024, intermediate_size=4096, num_hidden_layers=24, num_attention_heads=16)
+    return CLIPVisionConfig(**{**large, "image_size": 336, "patch_size": 14, "projection_dim": 768, **sizes})
+
+
+def llama_config(hidden: int, mlp: int, layers: int, heads: int, vocab: int) -> object:
+    """A text model as Vicuna's."""
+    from transformers import LlamaConfig
+
+    return LlamaConfig(
+        hidden_size=hidden, intermediate_size=mlp, num_hidden_layers=layers, num_attention_heads=heads,
+        vocab_size=vocab, max_position_embeddings=8192, bos_token_id=1, eos_token_id=2, pad_token_id=0,
+    )  # fmt: skip
+
+
+def _config(vision: dict, **text) -> object:
+    from transformers import LlavaConfig
+
+    return LlavaConfig(
+        vision_config=clip_config(**vision), text_config=llama_config(**text), image_token_id=text["vocab"] - 64,
+        image_seq_length=576, vision_feature_select_strategy="default", vision_feature_layer=-2,
+    )  # fmt: skip
+
+
+def _processor(config: object, tokenizer: object) -> object:
+    from transformers import CLIPImageProcessor, LlavaProcessor
+
+    side = config.vision_config.image_size
+    images = CLIPImageProcessor(size={"shortest_edge": side}, crop_size={"height": side, "width": side})
+    return LlavaProcessor(
+        image_processor=images, tokenizer=tokenizer, patch_size=config.vision_config.patch_size,
+        vision_feature_select_strategy="default", num_additional_image_tokens=1,
+    )  # fmt: skip
+
+
+def _preset(vision: dict, text: dict, parameters: int, said: str) -> Preset:
+    return Preset(partial(_config, vision, **text), parameters, said, _processor)
+
+
+VICUNA_7B = dict(hidden=4096, mlp=11008, layers=32, heads=32, vocab=32064)
+_VICUNA_13B = dict(hidden=5120, mlp=13824, layers=40, heads=40, vocab=32064)
+# As deep as the real tower, with heads as wide: methods observe a fixed number of layers, and what scoring one costs
+# beside the layer depends on the width of its heads.
+_SMALL_TOWER = dict(hidden_size=256, intermediate_size=1024, num_hidden_layers=24, num_attention_heads=4)
+_BASE_TOWER = dict(hidden_size=768, intermediate_size=3072, num_hidden_layers=12, num_attention_heads=12)
+_SMALL = dict(hidden=384, mlp=1024, layers=8, heads=6, vocab=8192)
+_BASE = dict(hidden=1024, mlp=2816, layers=12, heads=16, vocab=32064)
 
 
 @FAMILIES.register("llava")
@@ -29,6 +83,12 @@ class Llava(Family):
     tower_path = "model.vision_tower"
     served = "vtc.vllm.llava:VtcLlavaForConditionalGeneration"
     published = Encoder("llava", 24, True, tuple(range(24)), 576, output=22)
+    presets = {
+        "tiny": _preset(_SMALL_TOWER, _SMALL, 39_954_048, "LLaVA, 24 + 8 layers; for a CPU in seconds"),
+        "llava-mini": _preset(_BASE_TOWER, _BASE, 307_623_424, "LLaVA, CLIP of base size and 12 layers; for a CPU"),
+        "llava-1.5-7b": _preset({}, VICUNA_7B, 7_063_427_072, "LLaVA-1.5-7B"),
+        "llava-1.5-13b": _preset({}, _VICUNA_13B, 13_350_839_296, "LLaVA-1.5-13B"),
+    }
     attention_path = r"(?:vision_model\.)?encoder\.layers\.(\d+)\.self_attn"
 
     def describe_encoder(self) -> Encoder:
@@ -106,6 +166,18 @@ class Llava(Family):
         size = side * vision.patch_size
         return [side**2] * images, {"pixel_values": torch.randn(images, 3, size, size, generator=generator)}
 
+    def native_side(self) -> int | None:
+        """CLIP's, where an image always has one and the same number of tokens."""
+        vision = self.tower.config
+        return None if self.encoder.tokens is None else vision.image_size // vision.patch_size
+
+    def fit_tower(self, arguments: dict) -> None:
+        """New position embeddings for another number of patches."""
+        vision = self.tower.config
+        side = arguments["pixel_values"].shape[-1] // vision.patch_size
+        if side != vision.image_size // vision.patch_size:
+            resize_tower(self.tower, side)
+
     def tile_scores(self, captured: list[Tensor], images: list[ImageLayout], arguments: dict) -> list[list[Tensor]]:
         """captured: [crops, N] per call; a tile takes its patches of its crop, which are all of them or fewer."""
         scores = captured[0] if len(captured) == 1 else torch.cat(captured)
@@ -176,6 +248,20 @@ class Llava(Family):
         pixels = torch.randn(sum(images), 3, 32, 32, generator=torch.Generator().manual_seed(seed))
         inputs = prompts([[64] * n for n in images], seed, **kwargs)
         return {**inputs, "pixel_values": pixels} if sum(images) else inputs
+
+
+def resize_tower(tower: nn.Module, side: int, seed: int = 0) -> None:
+    """Gives a CLIP tower with random weights a grid of side x side patches: new position embeddings, all else stays."""
+    tower.config.image_size = side * tower.config.patch_size
+    name, old = next((n, m) for n, m in tower.named_modules() if hasattr(m, "position_embedding"))
+    weight = old.position_embedding.weight
+    with torch.random.fork_rng([weight.device] if weight.is_cuda else []), weight.device:
+        torch.manual_seed(seed)
+        new = type(old)(tower.config).to(weight.dtype)
+        torch.nn.init.normal_(new.position_embedding.weight, std=0.02)
+    new.class_embedding, new.patch_embedding = old.class_embedding, old.patch_embedding
+    parent, _, leaf = name.rpartition(".")
+    setattr(tower.get_submodule(parent), leaf, new.eval())
 
 
 def resizing_of(

@@ -2,7 +2,7 @@
 
 import math
 from dataclasses import replace
-from functools import lru_cache
+from functools import lru_cache, partial
 
 import torch
 from torch import nn
@@ -10,8 +10,20 @@ from torch import nn
 from vtc.core.layout import ImageLayout, Tile, View, boxes, even_view, on_picture
 from vtc.core.signals import Encoder
 from vtc.patches import FAMILIES
+from vtc.patches._preset import Preset
 from vtc.patches._tiny import BOS, EOS, IMAGE_TOKEN, PAD, TEXT, finish, prompts
-from vtc.patches.llava import Llava
+from vtc.patches.llava import VICUNA_7B, Llava, clip_config, llama_config
+
+
+def _config(**text) -> object:
+    from transformers import LlavaNextConfig
+
+    tilings = [[336, 672], [672, 336], [672, 672], [1008, 336], [336, 1008]]
+    return LlavaNextConfig(
+        vision_config=clip_config(), text_config=llama_config(**text), image_token_id=text["vocab"] - 64,
+        image_seq_length=576, image_grid_pinpoints=tilings, vision_feature_select_strategy="default",
+        vision_feature_layer=-2,
+    )  # fmt: skip
 
 
 @lru_cache(maxsize=256)
@@ -50,6 +62,7 @@ class LlavaNext(Llava):
     sizes = "image_sizes"
     served = "vtc.vllm.llava_next:VtcLlavaNextForConditionalGeneration"
     published = Encoder("llava_next", 24, True, tuple(range(24)), tiled=True, thumbnail=576, output=22)
+    presets = {"llava-next-7b": Preset(partial(_config, **VICUNA_7B), 7_063_431_168, "LLaVA-NeXT (1.6) Vicuna 7B")}
     tiled = True
 
     def describe_encoder(self) -> Encoder:

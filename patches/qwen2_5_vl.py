@@ -1,14 +1,26 @@
 """Qwen2.5-VL: as Qwen2-VL, but the encoder works in window order and most of its layers attend within windows."""
 
 from dataclasses import replace
-from functools import lru_cache
+from functools import lru_cache, partial
 
 import torch
 from torch import Tensor, nn
 
 from vtc.core.signals import Encoder
 from vtc.patches import FAMILIES
-from vtc.patches.qwen2_vl import Qwen2VL
+from vtc.patches._preset import Preset
+from vtc.patches.qwen2_vl import PUBLISHED_IDS, QWEN_3B, QWEN_7B, Qwen2VL, text_sizes
+
+
+def _config(tied: bool, **text) -> object:
+    from transformers import Qwen2_5_VLConfig
+
+    vision = dict(
+        depth=32, hidden_size=1280, intermediate_size=3420, num_heads=16, out_hidden_size=text["hidden"], patch_size=14,
+        window_size=112, fullatt_block_indexes=[7, 15, 23, 31],
+    )  # fmt: skip
+    text_config = {**text_sizes(**text), "tie_word_embeddings": tied}
+    return Qwen2_5_VLConfig(vision_config=vision, text_config=text_config, tie_word_embeddings=tied, **PUBLISHED_IDS)
 
 
 def window_index(rows: int, columns: int, window: int) -> Tensor:
@@ -38,6 +50,10 @@ class Qwen2_5VL(Qwen2VL):
     model_types = ("qwen2_5_vl",)
     served = "vtc.vllm.qwen2_5_vl:VtcQwen2_5_VLForConditionalGeneration"
     published = Encoder("qwen2_5_vl", 32, False, (7, 15, 23, 31), cell=4)
+    presets = {
+        "qwen2.5-vl-3b": Preset(partial(_config, True, **QWEN_3B), 3_754_622_976, "Qwen2.5-VL-3B"),
+        "qwen2.5-vl-7b": Preset(partial(_config, False, **QWEN_7B), 8_292_166_656, "Qwen2.5-VL-7B"),
+    }
 
     def describe_encoder(self) -> Encoder:
         """Global layers from the config."""

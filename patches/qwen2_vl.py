@@ -2,6 +2,7 @@
 
 import inspect
 from collections.abc import Callable
+from functools import partial
 from itertools import accumulate
 
 import torch
@@ -14,10 +15,35 @@ from vtc.kernels.transfer import upload
 from vtc.patches import FAMILIES
 from vtc.patches._encoder import EncoderSite, Units
 from vtc.patches._family import Family
+from vtc.patches._preset import Preset
 from vtc.patches._tiny import BOS, EOS, IMAGE_TOKEN, PAD, TEXT, finish, prompts
 
 START, END, VIDEO = 121, 122, 123
 ROPE = {"type": "mrope", "rope_type": "default", "mrope_section": [2, 3, 3], "rope_theta": 10000.0}
+
+QWEN_3B = dict(hidden=2048, mlp=11008, layers=36, heads=16, kv_heads=2, vocab=151936)
+QWEN_7B = dict(hidden=3584, mlp=18944, layers=28, heads=28, kv_heads=4, vocab=152064)
+PUBLISHED_IDS = {"image_token_id": 151655, "video_token_id": 151656, "vision_start_token_id": 151652,
+                 "vision_end_token_id": 151653}  # fmt: skip
+
+
+def text_sizes(hidden: int, mlp: int, layers: int, heads: int, kv_heads: int, vocab: int) -> dict:
+    """The text model's part of a published config."""
+    rope = {"type": "mrope", "rope_type": "default", "mrope_section": [16, 24, 24], "rope_theta": 1000000.0}
+    return dict(
+        hidden_size=hidden, intermediate_size=mlp, num_hidden_layers=layers, num_attention_heads=heads,
+        num_key_value_heads=kv_heads, vocab_size=vocab, max_position_embeddings=32768, rope_parameters=rope,
+        rms_norm_eps=1e-6, bos_token_id=151643, eos_token_id=151645,
+    )  # fmt: skip
+
+
+def _config(**text) -> object:
+    from transformers import Qwen2VLConfig
+
+    vision = dict(depth=32, embed_dim=1280, hidden_size=text["hidden"], num_heads=16, mlp_ratio=4, patch_size=14)
+    return Qwen2VLConfig(
+        vision_config=vision, text_config=text_sizes(**text), tie_word_embeddings=False, **PUBLISHED_IDS
+    )
 
 
 @FAMILIES.register("qwen2_vl")
@@ -33,6 +59,7 @@ class Qwen2VL(Family):
     follows = "qwen2_5_vl"
     served = "vtc.vllm.qwen2_vl:VtcQwen2VLForConditionalGeneration"
     published = Encoder("qwen2_vl", 32, False, tuple(range(32)), cell=4)
+    presets = {"qwen2-vl-7b": Preset(partial(_config, **QWEN_7B), 8_291_375_616, "Qwen2-VL-7B")}
     tower_path = "model.visual"
     attention_path = r"blocks\.(\d+)\.attn"
 
@@ -81,6 +108,10 @@ class Qwen2VL(Family):
         pixels = torch.randn(rows * columns * merge**2, width, generator=generator)
         grid = torch.tensor([[1, rows * merge, columns * merge]])
         return [rows * columns], {"pixel_values": pixels, "image_grid_thw": grid}
+
+    def token_side(self) -> int:
+        """A block of patches that are merged into one token."""
+        return self.tower.config.patch_size * self.tower.config.spatial_merge_size
 
     def packed_bounds(self, arguments: dict) -> list[int]:
         """One sequence of patches per frame."""

@@ -5,13 +5,8 @@ from pathlib import Path
 
 import transformers
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers
-from transformers import (
-    LlavaNextProcessor,
-    LlavaProcessor,
-    PreTrainedTokenizerFast,
-    Qwen2_5_VLProcessor,
-    Qwen2VLProcessor,
-)
+from transformers import PreTrainedTokenizerFast
+from transformers.models.auto.processing_auto import PROCESSOR_MAPPING_NAMES
 
 from vtc.eval.processors import pictures_only
 from vtc.patches import FAMILIES
@@ -20,7 +15,6 @@ CHARACTERS = [*string.ascii_letters, *string.digits, *string.punctuation, " ", "
 TEMPLATE = """{% for turn in messages %}{% if turn.role != 'system' %}{{ turn.role | upper }}: {% endif %}{%
 for part in turn.content %}{% if part.type == 'image' %}PLACE{% else %}{{ part.text }}{% endif %}{% endfor %}
 {% endfor %}{% if add_generation_prompt %}ASSISTANT:{% endif %}"""
-QWEN = {"qwen2_vl": Qwen2VLProcessor, "qwen2_5_vl": Qwen2_5_VLProcessor}
 
 
 def tokenizer_for(model, image: str, extra: dict[int, str] | None = None) -> PreTrainedTokenizerFast:
@@ -41,7 +35,7 @@ def tokenizer_for(model, image: str, extra: dict[int, str] | None = None) -> Pre
 def save_tiny(kind: str, folder: Path) -> Path:
     """Writes the tiny random model of a family with its processor; returns the folder."""
     model = FAMILIES[kind].tiny()
-    processor = _qwen_processor(QWEN[kind], model) if kind in QWEN else _llava_processor(model)
+    processor = (_marked_processor if FAMILIES[kind].marks else _plain_processor)(model)
     processor.save_pretrained(folder)
     model.save_pretrained(folder)
     return folder
@@ -52,21 +46,26 @@ def image_processor(name: str) -> type:
     return getattr(transformers, f"{name}Pil", None) or getattr(transformers, name)
 
 
-def _llava_processor(model) -> LlavaProcessor | LlavaNextProcessor:
+def _class(config) -> type:
+    return getattr(transformers, PROCESSOR_MAPPING_NAMES[config.model_type])
+
+
+def _plain_processor(model):
+    """Of crops of one size, in tiles where the config names some; a placeholder alone stands for a picture."""
     config, side = model.config, model.config.vision_config.image_size
     sizes = {"size": {"shortest_edge": side}, "crop_size": {"height": side, "width": side}}
-    kind, images = LlavaProcessor, "CLIPImageProcessor"
-    if config.model_type == "llava_next":
-        kind, images = LlavaNextProcessor, "LlavaNextImageProcessor"
-        sizes["image_grid_pinpoints"] = config.image_grid_pinpoints
-    return kind(
+    images = "CLIPImageProcessor"
+    if hasattr(config, "image_grid_pinpoints"):
+        sizes["image_grid_pinpoints"], images = config.image_grid_pinpoints, "LlavaNextImageProcessor"
+    return _class(config)(
         image_processor(images)(**sizes), tokenizer_for(model, "<image>"),
         patch_size=config.vision_config.patch_size, vision_feature_select_strategy="default",
         num_additional_image_tokens=1, chat_template=TEMPLATE.replace("PLACE", "<image>\n"),
     )  # fmt: skip
 
 
-def _qwen_processor(kind: type, model):
+def _marked_processor(model):
+    """Of a grid that follows the picture; a placeholder between marks stands for a picture."""
     config = model.config
     extra = {
         config.video_token_id: "<|video_pad|>", config.vision_start_token_id: "<|vision_start|>",
@@ -78,4 +77,4 @@ def _qwen_processor(kind: type, model):
         patch_size=vision.patch_size, merge_size=vision.spatial_merge_size, min_pixels=8 * 8, max_pixels=256 * 8 * 8
     )
     template = TEMPLATE.replace("PLACE", place)
-    return pictures_only(kind)(images, tokenizer_for(model, "<|image_pad|>", extra), chat_template=template)
+    return pictures_only(_class(config))(images, tokenizer_for(model, "<|image_pad|>", extra), chat_template=template)

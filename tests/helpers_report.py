@@ -10,7 +10,7 @@ import vtc
 from tests.helpers_results import MODEL, job, save
 from vtc.eval.results.runs import write_run, write_summary
 from vtc.eval.runner import evaluate
-from vtc.eval.running.eval_settings import Settings
+from vtc.eval.running.eval_settings import EvalSettings
 from vtc.eval.running.plan import Run
 from vtc.eval.tasks import TASKS
 
@@ -62,7 +62,7 @@ class Page(HTMLParser):
 def ran(output: Path, **options) -> Path:
     """A folder that `vtc eval` wrote, on the bundled model with few samples."""
     given = {"strategies": ("none", "uniform", "hiprune", "downsample"), "keeps": ("0.25", "0.11"), "limit": 14}
-    evaluate(Settings(output, **{**given, **options}), quiet=True)
+    evaluate(EvalSettings(output, **{**given, **options}), quiet=True)
     return output
 
 

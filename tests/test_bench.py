@@ -7,7 +7,7 @@ import torch
 
 from tests.test_cli import run
 from vtc.bench.memory import peak_bytes
-from vtc.bench.selection import SELECTORS, measure
+from vtc.bench.selectors import SELECTORS, measure
 from vtc.core.errors import ConfigError
 
 

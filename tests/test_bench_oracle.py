@@ -5,15 +5,14 @@ import torch
 
 import vtc
 from tests.helpers import model_of, state
-from vtc.bench.models import _prepare
 from vtc.bench.oracle import NoOracle, Oracle, difference, record
 from vtc.bench.prompts import inputs_of, pictures
+from vtc.bench.subject import _prepare
 from vtc.patches import FAMILIES
 from vtc.patching import find_family
 
 pytestmark = pytest.mark.product
 
-VISUAL = {"llava": 128, "llava_next": 150}
 AT_PROJECTOR = ("hiprune", "visionzip", "pool", "divprune", "random")
 INSIDE = ("fastv", "pyramiddrop", "transprune", "hiprune+transprune", "dart", "todre")
 NEW = 5
@@ -21,12 +20,13 @@ NEW = 5
 
 @pytest.fixture(scope="module", params=list(FAMILIES))
 def asked(request):
-    """A model of each family and its inputs: two equal prompts (of LLaVA with two images)."""
+    """A model of each family and its inputs: two equal prompts, of two images where their tokens are fixed."""
     model = model_of(request.param)
     before = model.generation_config
     _prepare(model)
     family = find_family(model)
-    yield family, inputs_of(family, pictures(family, VISUAL.get(family.name, 100), None), 20, 2)
+    visual = 2 * (family.encoder.tokens or 75)
+    yield family, inputs_of(family, pictures(family, visual, None), 20, 2)
     model.generation_config = before
 
 

@@ -4,10 +4,13 @@ import pytest
 import torch
 
 from tests.helpers import model_of
-from vtc.bench.models import check_attention, check_fits, choose, device_of, dtype_of
-from vtc.bench.presets import PRESETS, build, config_of, count, resize_tower
-from vtc.bench.prompts import inputs_of, pictures, special_ids
+from vtc.bench.presets import build, config_of, count, presets
+from vtc.bench.prompts import inputs_of, pictures
+from vtc.bench.subject import check_attention, check_fits, choose, device_of, dtype_of
 from vtc.core.errors import ConfigError
+from vtc.patches import FAMILIES
+from vtc.patches._preset import Preset
+from vtc.patches.llava import resize_tower
 from vtc.patches.qwen2_vl import END, START
 from vtc.patching import find_family
 
@@ -21,11 +24,11 @@ def family_of(name):
     return find_family(build(config_of(name), META, torch.bfloat16, "sdpa"))
 
 
-@pytest.mark.parametrize("name", PRESETS)
+@pytest.mark.parametrize("name", presets())
 def test_parameters(name):
     """As published, within 2 %."""
     found = count(config_of(name))
-    assert found == pytest.approx(PRESETS[name].parameters, rel=0.02)
+    assert found == pytest.approx(presets()[name].parameters, rel=0.02)
     assert find_family(build(config_of(name), META, torch.bfloat16, "sdpa")).language_shape().layers >= 6
 
 
@@ -106,6 +109,32 @@ def test_a_new_family_brings_its_own_pictures():
     assert not torch.isin(inputs_of(family, shown, 20, 1)["input_ids"], torch.tensor([START, END])).any()
 
 
+def test_a_new_family_brings_its_own_presets_and_prompts(monkeypatch):
+    """Presets are not inherited; what stands around the placeholders is the family's, and counts as text."""
+    model = model_of("llava")
+
+    class Bracketed(FAMILIES["llava"]):
+        name = "bracketed"
+        presets = {"small": Preset(lambda: "a config", 1, "small")}
+
+        def image_ids(self, tokens):
+            return [5, 5, *super().image_ids(tokens), 6]
+
+    class Heir(Bracketed):
+        name = "heir"
+
+    monkeypatch.setattr(FAMILIES, "_items", dict(FAMILIES._items))
+    FAMILIES.register("bracketed")(Bracketed)
+    assert (config_of("small"), Heir.presets) == ("a config", {})
+    family = Bracketed(model)
+    (row,) = inputs_of(family, pictures(family, 128, None), 20, 1)["input_ids"]
+    assert len(row) == 20 + 128
+    (first, *_), visual = (row == family.image_token_id).nonzero().flatten().tolist(), [family.image_token_id] * 64
+    assert row[first - 2 : first + 132].tolist() == [5, 5, *visual, 6, 5, 5, *visual, 6]
+    with pytest.raises(ConfigError, match="possible: at least 8"):
+        inputs_of(family, pictures(family, 128, None), 7, 1)
+
+
 def test_resized_tower_runs():
     """New position embeddings, the same patches and class token."""
     model = build(config_of("tiny"), CPU, torch.float32, "sdpa")
@@ -118,20 +147,21 @@ def test_resized_tower_runs():
     assert find_family(model).encoder.tokens == 25
 
 
-@pytest.mark.parametrize("name", ["llava", "llava_next", "qwen2_vl", "qwen2_5_vl"])
+@pytest.mark.parametrize("name", list(FAMILIES))
 def test_prompts(name):
     """Text of the wanted length, equal rows, placeholders for the pictures, no other special token but the marks."""
     model = model_of(name)
     family = find_family(model)
-    shown = pictures(family, {"llava": 64, "llava_next": 150}.get(name, 100), None)
+    shown = pictures(family, family.encoder.tokens or 150, None)
     inputs = inputs_of(family, shown, 20, 3)
     ids = inputs["input_ids"]
     visual = ids == family.image_token_id
     assert (ids == ids[0]).all()
     assert (visual.sum(1) == shown.total).all()
     assert ids.shape == (3, 20 + shown.total)
-    special = torch.isin(ids[0], torch.tensor(special_ids(model.config))) & ~visual[0]
-    assert int(special.sum()) == (2 if family.mrope else 0)
+    assert family.image_token_id in family.special_ids()
+    special = torch.isin(ids[0], torch.tensor(family.special_ids())) & ~visual[0]
+    assert int(special.sum()) == len(family.marks)
     assert torch.isfinite(model(**inputs).logits).all()
     with pytest.raises(ConfigError, match="--prompt-lengths 1 is too short.*possible: at least"):
         inputs_of(family, shown, 1, 1)

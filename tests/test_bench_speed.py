@@ -4,15 +4,17 @@ import copy
 import io
 import json
 from contextlib import redirect_stdout
+from dataclasses import astuple
 
 import pytest
 import torch
 
 from tests.helpers import model_of
 from tests.test_cli import run
-from vtc.bench.measure import Case, ratios
-from vtc.bench.results import Results, break_even, break_evens, check_comparable, read
-from vtc.bench.show import lines
+from vtc.bench.results import Results, check_comparable, read
+from vtc.bench.rounds import SpeedCase, ratios
+from vtc.bench.speed_rows import SPEED, break_even, break_evens
+from vtc.bench.speed_table import lines
 from vtc.cli import main
 from vtc.core.errors import ConfigError
 
@@ -107,23 +109,23 @@ def test_resume(capsys, done, folder):
     assert code == 2
     assert "rounds 2 and 3" in err
     assert "--overwrite" in err
-    assert len(read(out)["rows"]) == 7
+    assert len(read(out, SPEED)["rows"]) == 7
 
 
 def test_a_strategy_that_changed_is_measured_again(tmp_path, done):
     """A row counts as done only for the same resolved strategy."""
-    results = Results(tmp_path, {"a": 1}, {"b": 2})
-    case = Case("x.yaml", "0.25", 1, 64, 576)
+    results = Results(SPEED, tmp_path, {"a": 1}, {"b": 2})
+    case = SpeedCase("x.yaml", "0.25", 1, 64, 576)
     row = {"strategy": "x.yaml", "keep": "0.25", "batch": 1, "prompt": 64, "asked": 576, "resolved": {"alpha": 0.1}}
     row = {**done[1]["rows"][0], **row}
     results.add(row)
-    again = Results(tmp_path, {"a": 1}, {"b": 2})
-    assert again.has(case, {"alpha": 0.1})
-    assert not again.has(case, {"alpha": 0.2})
+    again = Results(SPEED, tmp_path, {"a": 1}, {"b": 2})
+    assert again.has(astuple(case), {"alpha": 0.1})
+    assert not again.has(astuple(case), {"alpha": 0.2})
     assert again.rows == []
-    assert Results(tmp_path, {"a": 2}, {"b": 2}, overwrite=True).rows == []
+    assert Results(SPEED, tmp_path, {"a": 2}, {"b": 2}, overwrite=True).rows == []
     with pytest.raises(ConfigError, match="a 1 and 2; b 2 and 3"):
-        Results(tmp_path, {"a": 2}, {"b": 3})
+        Results(SPEED, tmp_path, {"a": 2}, {"b": 3})
 
 
 def test_compare(capsys, done):
@@ -135,18 +137,18 @@ def test_compare(capsys, done):
     other = copy.deepcopy(data)
     for row in other["rows"]:
         row["strategy"], row["keep"] = "other", "0.1"
-    check_comparable(data, other)
+    check_comparable(SPEED, data, other)
     other["settings"]["dtype"], other["environment"]["gpu"] = "bfloat16", "X100"
     for row in other["rows"]:
         row["batch"] = 8
     with pytest.raises(ConfigError) as error:
-        check_comparable(data, other)
+        check_comparable(SPEED, data, other)
     for words in ("dtype float32 and bfloat16", "gpu None and X100", "batch sizes [2] and [8]", "possible"):
         assert words in str(error.value)
     other = copy.deepcopy(data)
     other["rows"] = [row for row in other["rows"] if (row["strategy"], row["asked"]) != ("x", 64)][:3]
     with pytest.raises(ConfigError, match=r"visual tokens \[64, 128\] and \[64\]"):
-        check_comparable(data, other)
+        check_comparable(SPEED, data, other)
 
 
 @pytest.mark.parametrize(

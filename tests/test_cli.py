@@ -64,8 +64,8 @@ def test_module_and_version():
 
 def test_help_has_examples(capsys):
     """Each command's help shows how to call it."""
-    commands = ([], ["list"], ["show"], ["validate"], ["eval"], ["eval", "score"], ["eval", "tasks"], ["bench"])
-    for command in commands:
+    alone = ("list", "show", "validate", "check", "eval", "bench")
+    for command in ([], *([name] for name in alone), ["eval", "score"], ["eval", "tasks"]):
         code, out, _ = run(capsys, *command, "--help")
         assert code == 0
         assert re.search(r"Examples:\n\s+vtc ", out), command

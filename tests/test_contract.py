@@ -14,15 +14,14 @@ from tests.helpers import (
     family_of,
     forward,
     generate,
-    grow,
     inputs_of,
-    kept_of,
     model_of,
     patched,
-    split,
     spy,
     state,
+    subject_of,
 )
+from vtc.check import calls, choices
 from vtc.patching import find_family
 
 pytestmark = pytest.mark.product
@@ -67,16 +66,10 @@ def test_count_is_the_budgets(strategy, case, keep):
 @cases
 def test_kept_is_ascending_unique_and_deterministic(strategy, case):
     """Kept places ascend strictly, lie inside the image, and are the same in a second run."""
-    model, inputs = model_of(case), inputs_of(case)
-    runs = []
-    for _ in range(2):
-        with patched(model, strategy, keep=0.3):
-            logits = forward(model, inputs).logits
-            runs.append((logits, vtc.report(model).images))
-    (first, images), (second, again) = runs
-    assert torch.equal(first, second)
-    for image, same in zip(images, again, strict=True):
-        assert torch.equal(image.kept, same.kept)
+    subject = subject_of(strategy, case, keep=0.3)
+    choices.order(subject)
+    calls.deterministic(subject)
+    for image in subject.run().report.images:
         assert len(image.kept) == image.after
         assert bool((image.kept[1:] > image.kept[:-1]).all())
         assert 0 <= int(image.kept[0]) <= int(image.kept[-1]) < image.before
@@ -86,15 +79,7 @@ def test_kept_is_ascending_unique_and_deterministic(strategy, case):
 @cases
 def test_batched_equals_one_by_one(strategy, case):
     """Each prompt alone, without padding, keeps the same tokens and gives the same last logits as in the batch."""
-    model, inputs = model_of(case), inputs_of(case)
-    with patched(model, strategy, keep=0.3):
-        logits = forward(model, inputs).logits
-        batch = vtc.report(model)
-        for b, single in enumerate(split(inputs)):
-            alone = forward(model, single).logits
-            for kept, same in zip(kept_of(batch, b), kept_of(vtc.report(model), 0), strict=True):
-                assert torch.equal(kept, same)
-            torch.testing.assert_close(logits[b, -1], alone[0, -1], atol=1e-9, rtol=0)
+    calls.batch(subject_of(strategy, case, keep=0.3), near=1e-9)
 
 
 @both
@@ -146,21 +131,23 @@ def test_last_patch_alone_counts(strategy, case):
     assert state(model) == before
 
 
-@pytest.mark.parametrize("strategy", [name for name in STRATEGIES if name not in READERS])
+@both
 @cases
 def test_cached_decode_equals_recomputation(strategy, case):
-    """Nine greedy steps on the pruned cache give the logits of full forwards over prompt plus text so far, and
-    use_cache=False writes the same tokens."""
-    model, inputs, steps = model_of(case), inputs_of(case), 9
+    """Greedy steps on the pruned cache give the logits of full forwards over prompt plus text so far."""
+    calls.decoding(subject_of(strategy, case, keep=0.3), near=1e-9)
+
+
+@pytest.mark.parametrize("strategy", [name for name in STRATEGIES if name not in READERS])
+@cases
+def test_without_a_cache_the_same_is_written(strategy, case):
+    """use_cache=False gives the tokens and logits that the pruned cache gives."""
+    model, inputs = model_of(case), inputs_of(case)
     with patched(model, strategy, keep=0.3):
-        cached = generate(model, inputs, steps)
-        plain = generate(model, inputs, steps, use_cache=False)
-        assert torch.equal(cached.tokens, plain.tokens)
-        torch.testing.assert_close(cached.logits, plain.logits, atol=1e-9, rtol=0)
-        for step in range(steps):
-            grown = grow(inputs, cached.tokens[:, :step])
-            again = forward(model, grown).logits[:, -1]
-            torch.testing.assert_close(cached.logits[step], again, atol=1e-9, rtol=0)
+        cached = generate(model, inputs, 9)
+        plain = generate(model, inputs, 9, use_cache=False)
+    assert torch.equal(cached.tokens, plain.tokens)
+    torch.testing.assert_close(cached.logits, plain.logits, atol=1e-9, rtol=0)
 
 
 @both

@@ -9,7 +9,7 @@ import torch
 
 from vtc.demo import MODEL_DIR, benchmark, load, questions, scenes
 from vtc.demo.architecture import prompt
-from vtc.demo.measure import answer, shares
+from vtc.demo.model_card import answer, shares
 from vtc.demo.train_language import answer_logits
 from vtc.demo.training_data import IGNORE, Packer, choose_patches, pixel_values
 

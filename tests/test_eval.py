@@ -10,8 +10,9 @@ import vtc
 import vtc.demo
 from vtc.core.errors import ConfigError, UnsupportedError
 from vtc.eval import models
+from vtc.eval.results.counts import dropped_nothing
 from vtc.eval.runner import evaluate
-from vtc.eval.running.eval_settings import Settings, settings_from
+from vtc.eval.running.eval_settings import EvalSettings, settings_from
 from vtc.eval.running.plan import plan
 from vtc.eval.tasks.demo import Demo
 
@@ -21,10 +22,10 @@ RUNS = ("none", "random-keep0.5", "random-keep20", "hiprune-keep0.5", "hiprune-k
         "downsample-keep20")  # fmt: skip
 
 
-def settings(output: Path, **changes) -> Settings:
+def settings(output: Path, **changes) -> EvalSettings:
     """A small grid on the demo model."""
     values = dict(output=output, strategies=("none", "hiprune"), keeps=("0.25",), limit=LIMIT, batch_size=4)
-    return Settings(**{**values, **changes})
+    return EvalSettings(**{**values, **changes})
 
 
 def log(output: Path, run: str) -> list[dict]:
@@ -209,6 +210,19 @@ def test_a_run_that_drops_nothing_stops(tmp_path, monkeypatch):
     monkeypatch.setattr("vtc.eval.running.answers.Answerer._report", lambda self: None)
     with pytest.raises(vtc.PatchError, match="kept all 196 visual tokens where the budget asks for 49"):
         evaluate(settings(tmp_path, strategies=("hiprune",), limit=2))
+
+
+@pytest.mark.parametrize(
+    "keep, images, before, average, nothing",
+    [
+        (0.25, 1, 196, 196.0, True), (64, 1, 196, 196.0, True), (None, 1, 196, 196.0, True),
+        (0.25, 1, 196, 49.0, False), (64, 4, 196, 196.0, False), (0.25, 2, 2, 2.0, False),
+        (0.9, 1, 5, 5.0, False), (64, 1, 64, 64.0, False),
+    ],
+)  # fmt: skip
+def test_dropped_nothing(keep, images, before, average, nothing):
+    """All tokens stayed where even a budget rounded up for each image is below them."""
+    assert dropped_nothing(keep, images, before, average) == nothing
 
 
 def test_local_directory_and_model_args(tmp_path):

@@ -5,11 +5,15 @@ import json
 import pytest
 from PIL import Image
 
+import vtc
 from tests.helpers_checkpoints import save_tiny
 from tests.test_eval import log, times
+from vtc.core.budget import Budget
+from vtc.core.errors import UnsupportedError
 from vtc.eval import models
 from vtc.eval.runner import evaluate
-from vtc.eval.running.eval_settings import Settings
+from vtc.eval.running.downsample import Downsample
+from vtc.eval.running.eval_settings import EvalSettings
 from vtc.eval.tasks.demo import Demo
 
 SIZES = ((64, 48), (40, 80), (120, 96))  # width, height: 6 x 8, 10 x 5 and 12 x 15 tokens of 8 x 8 pixels
@@ -29,7 +33,7 @@ def test_counts_follow_the_picture(qwen, tmp_path):
     """Every picture has its own count; pruning and downsampling cut each, and both logs say by how much."""
     strategies = ("none", "hiprune", "downsample")
     options = dict(model=str(qwen), strategies=strategies, keeps=("0.25",), limit=6, max_new_tokens=3)
-    assert evaluate(Settings(output=tmp_path / "out", batch_size=3, **options)) == 0
+    assert evaluate(EvalSettings(output=tmp_path / "out", batch_size=3, **options)) == 0
     full = [48, 50, 180] * 2
     rows = {run: log(tmp_path / "out", run) for run in ("none", "hiprune-keep0.25", "downsample-keep0.25")}
     for run in rows.values():
@@ -44,7 +48,7 @@ def test_counts_follow_the_picture(qwen, tmp_path):
     assert all(part["prefill"] > 0 for part in times(tmp_path / "out", "downsample-keep0.25").values())
     result = json.loads((tmp_path / "out" / "runs" / "downsample-keep0.25.json").read_text())
     assert result["method"]["downsample"]["mode"] == "grid"
-    evaluate(Settings(output=tmp_path / "single", batch_size=1, **options))
+    evaluate(EvalSettings(output=tmp_path / "single", batch_size=1, **options))
     for run, batched in rows.items():
         assert [row["text"] for row in log(tmp_path / "single", run)] == [row["text"] for row in batched]
 
@@ -52,7 +56,7 @@ def test_counts_follow_the_picture(qwen, tmp_path):
 def test_a_count_beyond_the_picture(qwen, tmp_path):
     """keep=100 keeps all of the small pictures and 100 of the large one; no run is stopped for it."""
     options = dict(model=str(qwen), strategies=("uniform", "downsample"), keeps=("100",), limit=3, max_new_tokens=2)
-    assert evaluate(Settings(output=tmp_path / "out", **options)) == 0
+    assert evaluate(EvalSettings(output=tmp_path / "out", **options)) == 0
     assert [row["visual_after"] for row in log(tmp_path / "out", "uniform-keep100")] == [48, 50, 100]
     after = [row["visual_after"] for row in log(tmp_path / "out", "downsample-keep100")]
     assert after[:2] == [48, 50]
@@ -80,7 +84,24 @@ def test_what_a_prompt_may_be(qwen):
         loaded.encode([["a", None]], [pictures])
 
 
-@pytest.mark.parametrize("kind", ["llava", "llava_next", "qwen2_vl", "qwen2_5_vl"])
+def test_downsample_is_refused_for_tiles(tmp_path):
+    """No smaller picture of LLaVA-NeXT's is a budget; what is possible is said before anything runs."""
+    options = dict(model=str(save_tiny("llava_next", tmp_path / "next")), strategies=("downsample",), limit=1)
+    with pytest.raises(UnsupportedError, match="how llava_next cuts pictures; possible: models with one fixed grid"):
+        evaluate(EvalSettings(output=tmp_path / "out", keeps=("0.5",), **options))
+
+
+def test_a_family_says_that_smaller_pictures_give_fewer_tokens(qwen, monkeypatch):
+    """`token_side`, in pixels, is all that downsampling asks of it."""
+    loaded = models.load(str(qwen), {}, "cpu")
+    budget = Budget(0.25)
+    assert (loaded.family.token_side(), Downsample(loaded, budget).mode) == (8, "grid")
+    monkeypatch.setattr(type(loaded.family), "token_side", lambda self: None)
+    with pytest.raises(UnsupportedError, match="of a family whose grid follows the picture"):
+        Downsample(loaded, budget)
+
+
+@pytest.mark.parametrize("kind", vtc.families())
 def test_batches_equal_one_by_one(kind, tmp_path, monkeypatch):
     """Every family, with and without pruning: rows of a padded batch are those of single prompts, to the byte."""
     folder = save_tiny(kind, tmp_path / kind)
@@ -88,7 +109,7 @@ def test_batches_equal_one_by_one(kind, tmp_path, monkeypatch):
     monkeypatch.setattr(Demo, "images", lambda self, doc: pictures[: 1 + int(doc["id"][-1]) % 3])
     options = dict(model=str(folder), strategies=("none", "hiprune"), keeps=("0.25",), limit=6, max_new_tokens=8)
     for size in (1, 4):
-        assert evaluate(Settings(output=tmp_path / str(size), batch_size=size, **options)) == 0
+        assert evaluate(EvalSettings(output=tmp_path / str(size), batch_size=size, **options)) == 0
     for run in ("none", "hiprune-keep0.25"):
         alone, batched = (log(tmp_path / size, run) for size in "14")
         assert batched == alone

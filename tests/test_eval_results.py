@@ -43,7 +43,7 @@ def printed(summary: dict, width: int | None = None, **options) -> str:
 
 
 def test_run(tmp_path):
-    """Figures come from the texts by the task's present code, whatever scores the log has."""
+    """What a log without scores says is scored when it is read."""
     one = job("hiprune-keep0.25", "yy?n!y", categories="abb")
     del one.times["0000"]
     save(tmp_path, one)

@@ -12,7 +12,7 @@ from tests.test_golden import roots
 from vtc.cli import main
 from vtc.eval import models
 from vtc.eval.runner import evaluate
-from vtc.eval.running.eval_settings import Settings
+from vtc.eval.running.eval_settings import EvalSettings
 from vtc.eval.tasks import TASKS
 
 FIXTURES = ROOT / "tests" / "fixtures" / "tasks"
@@ -39,7 +39,7 @@ def everything(tmp_path_factory):
     model = save_tiny("qwen2_5_vl", tmp_path_factory.mktemp("model") / "tiny")
     output = tmp_path_factory.mktemp("everything")
     places = {"": str(FIXTURES), "textvqa_ocr": str(FIXTURES / "textvqa.jsonl")}
-    wanted = Settings(
+    wanted = EvalSettings(
         output=output, model=str(model), strategies=("none", "uniform"), keeps=("0.5",), tasks=BENCHMARKS,
         dataset_path=places, max_new_tokens=3, batch_size=4,
     )  # fmt: skip

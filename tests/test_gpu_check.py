@@ -29,7 +29,7 @@ def test_a_wrong_result_does_not_pass():
     right = torch.ones(3)
     assert kernels._error(case, inputs, right, right + 0.01) > kernels.TOLERANCE
     assert kernels._error(case, inputs, right, right * torch.nan) > kernels.TOLERANCE
-    picks = kernels.Case("picks", "", None, None, lambda chosen: float(chosen.sum()))
+    picks = kernels.KernelCase("picks", "", None, None, lambda chosen: float(chosen.sum()))
     assert kernels._error(picks, inputs, torch.tensor([2]), torch.tensor([1])) == 0.5
     assert kernels._error(picks, inputs, torch.tensor([2]), torch.tensor([3])) == 0.0
 

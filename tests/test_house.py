@@ -58,9 +58,12 @@ PARTS = {
     "config": Part(r"vtc/config/.*", never=("=vtc", "vtc.engine", "vtc.patching", *OUTER, "transformers")),
     "patching": Part(r"vtc/patching\.py", never=OUTER, not_on_import=("transformers", "vtc.patches")),
     "cli": Part(r"vtc/(cli/.*|__main__\.py)", not_on_import=("transformers", "vtc.eval", "vtc.demo", "vtc.vllm")),
+    "check": Part(r"vtc/check/.*", never=("=vtc", "vtc.bench", "vtc.vllm", *OUTER), not_on_import=("transformers",)),
     "demo": Part(r"vtc/demo/.*", never=("vtc.eval", "vtc.cli", "vtc.vllm")),
-    "vllm": Part(r"vtc/vllm/(?!measure).*", never=("=vtc", "vtc.bench", *OUTER)),
-    "around vllm": Part(r"(vtc/(?!vllm|cli/serve).*|patches/.*|eval/.*)", never=("vtc.vllm", "vllm")),
+    "bench": Part(r"vtc/bench/.*", never=("vtc.cli", "vtc.demo"), not_on_import=("transformers", "vtc.eval")),
+    "serving bench": Part(r"vtc/bench/serving/.*", not_on_import=("vtc.vllm", "vllm")),
+    "vllm": Part(r"vtc/vllm/.*", never=("=vtc", "vtc.bench", *OUTER)),
+    "around vllm": Part(r"(vtc/(?!vllm|cli/serve|bench/serving).*|patches/.*|eval/.*)", never=("vtc.vllm", "vllm")),
     "eval": Part(
         r"eval/.*",
         may=(

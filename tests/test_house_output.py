@@ -10,7 +10,7 @@ from tests.test_house import ROOT, python_files, tree
 # What has a place of its own, the files that it may stand in, and who else may call it.
 PLACES = {
     r"os\.(replace|rename)|\.write_(text|bytes)|\bopen\([^)]*[\"'][wax]b?\+?[\"']": ("vtc/io/files.py", *(
-        "vtc/bench/gpu.py", "vtc/vllm/measure_engine.py",  # what a program that they start prints
+        "vtc/bench/gpu.py", "vtc/bench/serving/vllm_engine.py",  # what a program that they start prints
         "eval/sweep/cells.py", "eval/sweep/study.py",  # locks
         "eval/results/samples.py",  # logs, a line at a time
     )),

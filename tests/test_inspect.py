@@ -10,15 +10,15 @@ from tests.helpers import forward, inputs_of, model_of, patched, refused, spy
 from tests.helpers_checkpoints import save_tiny
 from vtc.eval import models
 from vtc.eval.inspect.record import DROPPED, GONE, KEPT, MERGED, outcomes
+from vtc.patches import FAMILIES
 from vtc.patches._tiny import IMAGE_TOKEN
 from vtc.patching import find_family
 from vtc.strategies.visiondrop import VisionDrop
 
-FAMILIES = ("llava", "llava_next", "qwen2_vl", "qwen2_5_vl")
 SIZES = ((150, 100), (90, 160), (100, 100), (200, 61))  # width, height
 
 
-@pytest.fixture(scope="module", params=FAMILIES)
+@pytest.fixture(scope="module", params=list(FAMILIES))
 def loaded(request, tmp_path_factory):
     """A family's tiny model with its real processor."""
     return models.load(str(save_tiny(request.param, tmp_path_factory.mktemp(request.param))), {}, "cpu")
@@ -126,7 +126,7 @@ def test_cls_stands_where_another_place_is_written(case):
     with patched(model, "visionzip", keep=0.5):
         forward(model, inputs)
         report = vtc.report(model)
-    has_cls = case in ("llava", "llava_next")
+    has_cls = find_family(model).encoder.has_cls
     layouts = find_family(model).image_layouts(inputs)
     for image, layout in zip(report.images, layouts, strict=True):
         into = image.merged_into(0)

@@ -20,14 +20,14 @@ from vtc.eval.inspect.look import configs_of, look
 from vtc.eval.inspect.paint import enlarge, paint
 from vtc.eval.inspect.record import DROPPED, GONE, MERGED, outcomes, read
 from vtc.eval.inspect.write import show, write
+from vtc.patches import FAMILIES
 
-FAMILIES = ("llava", "llava_next", "qwen2_vl", "qwen2_5_vl")
 STRATEGIES = ("hiprune", "visionzip", "uniform+fastv", "visiondrop", "tome")
 NASTY = 'What is <script>alert("1")</script> & "that" in $x$?'
 VOID = {"meta", "link", "rect", "path", "br", "img"}
 
 
-@pytest.fixture(scope="module", params=FAMILIES)
+@pytest.fixture(scope="module", params=list(FAMILIES))
 def family(request, tmp_path_factory):
     """A tiny model with its processor, a picture that is not square, and the record of five strategies."""
     loaded = models.load(str(save_tiny(request.param, tmp_path_factory.mktemp(request.param))), {}, "cpu")

@@ -14,11 +14,14 @@ from PIL import Image
 
 from tests.helpers_mutated_files import mutated
 from tests.helpers_report import demo_job, made, sweep
-from tests.test_vllm_measure import two_rounds
+from tests.test_bench_serving import two_rounds
 from vtc.bench.results import Results
 from vtc.bench.results import read as read_bench
-from vtc.bench.show import compared, table
-from vtc.bench.show import lines as bench_lines
+from vtc.bench.serving import serving_table
+from vtc.bench.serving.ratios import SERVING
+from vtc.bench.speed_rows import SPEED
+from vtc.bench.speed_table import compared, table
+from vtc.bench.speed_table import lines as bench_lines
 from vtc.core.errors import VtcError
 from vtc.eval import papers, score
 from vtc.eval.inspect.page import page
@@ -27,15 +30,13 @@ from vtc.eval.models import load
 from vtc.eval.papers import load_card, show
 from vtc.eval.report import plots, report
 from vtc.eval.runner import evaluate
-from vtc.eval.running.eval_settings import Settings
+from vtc.eval.running.eval_settings import EvalSettings
 from vtc.eval.sweep import work
 from vtc.eval.sweep.engine import Asked
 from vtc.eval.sweep.engine import sweep as run_sweep
 from vtc.io.escape import visible
 from vtc.io.files import write_json
 from vtc.io.terminal import Terminal
-from vtc.vllm.measure_results import Store, summary
-from vtc.vllm.measure_results import lines as vllm_lines
 
 BOX = [[0, 0, 4, 8], [4, 0, 8, 8]]
 RECORD = {
@@ -90,7 +91,7 @@ def originals(model, tmp_path_factory):
     write_json(root / "inspect" / "selection.json", RECORD)
     Image.new("RGB", (8, 8)).save(root / "inspect" / "picture.png")
     write_json(root / "bench" / "results.json", BENCH)
-    write_json(root / "vllm" / "results.json", {"schema": "vtc.vllm.measure/1", **ENGINES, "cells": two_rounds()})
+    write_json(root / "vllm" / "results.json", {"schema": SERVING.schema, **ENGINES, "rows": two_rounds()})
     with pytest.MonkeyPatch.context() as patch:
         lean(patch, model)
         grid(root / "sweep", Terminal(file=io.StringIO()))
@@ -107,9 +108,9 @@ def lean(patch: pytest.MonkeyPatch, model: object) -> None:
         patch.setattr(plots, kind, lambda *_: Element("svg"))
 
 
-def asked(folder: Path) -> Settings:
+def asked(folder: Path) -> EvalSettings:
     """What `vtc eval` is asked, the second time as the first."""
-    return Settings(folder, strategies=("none", "uniform"), keeps=(0.25,), limit=2)
+    return EvalSettings(folder, strategies=("none", "uniform"), keeps=(0.25,), limit=2)
 
 
 def grid(folder: Path, console: Terminal) -> None:
@@ -126,19 +127,21 @@ def draw_again(folder: Path, console: Terminal) -> str:
 
 def bench(folder: Path, console: Terminal) -> None:
     """`vtc bench compare`, the table and the lines of `vtc bench`, and its start on a folder with results."""
-    data = read_bench(folder)
+    data = read_bench(folder, SPEED)
     console.print(compared(data, data))
     console.print(table(data["rows"]))
     for line in bench_lines(data["rows"]):
         console.say(line)
-    Results(folder, BENCH["settings"], BENCH["environment"])
+    Results(SPEED, folder, BENCH["settings"], BENCH["environment"])
 
 
 def engines(folder: Path, console: Terminal) -> None:
-    """What `python -m vtc.vllm.measure` says of a folder that is complete."""
-    cells = Store(folder, *ENGINES.values(), "").cells
-    console.say(summary(cells))
-    for line in vllm_lines(cells, 2):
+    """`vtc bench compare`, and what `vtc bench serving` says of a folder that is complete."""
+    data = read_bench(folder, SPEED, SERVING)
+    rows = Results(SERVING, folder, *ENGINES.values()).rows
+    console.print(serving_table.compared(data, data))
+    console.print(serving_table.table(rows))
+    for line in serving_table.lines(rows, 2):
         console.say(line)
 
 

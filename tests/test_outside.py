@@ -121,14 +121,14 @@ def test_workers_of_a_sweep_import_it_too(tmp_path, monkeypatch):
 
 def commands() -> list[list[str]]:
     """The commands that can meet the name of something from outside."""
-    alone = ["list", "show", "validate", "eval", "sweep", "report", "inspect", "bench", "serve"]
+    alone = ["list", "show", "validate", "check", "eval", "sweep", "report", "inspect", "bench", "serve"]
     return [*([name] for name in alone), ["eval", "score"], ["eval", "tasks"]]
 
 
 @pytest.mark.parametrize("command", commands(), ids=" ".join)
 def test_every_command_imports(command, capsys):
     """Before anything else."""
-    needed = {"show": ["x"], "validate": ["x"], "sweep": ["x", "--output", "x"], "report": ["x"], "serve": ["x"]}
+    needed = {**dict.fromkeys(("show", "validate", "check", "report", "serve"), ["x"]), "sweep": ["x", "--output", "x"]}
     arguments = needed.get(command[0], ["x"] if command[-1] == "score" else [])
     code, _, err = run(capsys, *command, *arguments, "--import", "outsiders_nowhere")
     assert code == 2

@@ -9,7 +9,7 @@ import vtc
 from vtc.cli import main
 from vtc.core.errors import ConfigError
 from vtc.eval.papers import against, commands, load_card, show
-from vtc.eval.papers.compare import SIZES, is_row
+from vtc.eval.papers.matching import SIZES, is_row
 from vtc.eval.tasks import TASKS
 from vtc.io.terminal import Terminal
 

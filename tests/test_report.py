@@ -13,9 +13,9 @@ from tests.helpers_results import MODEL
 from vtc.cli import main
 from vtc.core.errors import ConfigError
 from vtc.eval.report import report
-from vtc.eval.report.measure import measure
 from vtc.eval.report.measured import FIRST
 from vtc.eval.report.read import read
+from vtc.eval.report.section_grid import measure
 from vtc.eval.report.sections import split
 from vtc.eval.report.significance import MOST_REPLICATES, front, holm, replicates
 from vtc.eval.results import statistics

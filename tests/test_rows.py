@@ -11,7 +11,7 @@ from vtc.core.errors import ConfigError
 from vtc.eval import runner
 from vtc.eval.data.docs import FAULT, ROW, Docs, Source
 from vtc.eval.runner import evaluate
-from vtc.eval.running.eval_settings import Settings
+from vtc.eval.running.eval_settings import EvalSettings
 from vtc.eval.tasks import TASKS
 from vtc.eval.tasks._rows import letter_of, options_of, plain, yes_or_no
 
@@ -176,7 +176,7 @@ def test_task_without_a_source(tmp_path, monkeypatch):
     with pytest.raises(ConfigError, match="'own' has no data of its own; possible: --dataset-path"):
         Own().open()
     place = {"": str(FIXTURES / "chartqa.jsonl")}
-    assert evaluate(Settings(tmp_path / "o", tasks=("own",), dataset_path=place), loaded=Stub(), quiet=True) == 0
+    assert evaluate(EvalSettings(tmp_path / "o", tasks=("own",), dataset_path=place), loaded=Stub(), quiet=True) == 0
     assert Own.source is None
     assert Source(()).config is None
 
@@ -185,7 +185,7 @@ def run_rows(tmp_path, name: str, rows: list) -> dict:
     """The result of a benchmark on these rows."""
     (tmp_path / "pictures").symlink_to(FIXTURES / "pictures")
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    settings = Settings(tmp_path / "o", tasks=(name,), dataset_path={"": str(tmp_path / "rows.jsonl")})
+    settings = EvalSettings(tmp_path / "o", tasks=(name,), dataset_path={"": str(tmp_path / "rows.jsonl")})
     evaluate(settings, loaded=Stub())
     return json.loads((tmp_path / "o" / "results.json").read_text())["runs"][0]["tasks"][name]
 

@@ -13,7 +13,7 @@ from tests.test_cli import run
 from vtc.cli import serve as cli_serve
 from vtc.demo import MODEL_DIR
 from vtc.vllm import arguments, preview
-from vtc.vllm.settings import Settings
+from vtc.vllm.settings import ServedStrategy
 
 
 class Started(Exception):
@@ -64,7 +64,7 @@ def test_what_is_handed_over_is_read_back(vllm):
     overrides = started("--strategy", "divprune", "--keep", "49", "--set", "scope=per_image")[1]
     config = AutoConfig.from_pretrained(MODEL_DIR)
     config.vtc = overrides["vtc"]
-    served = Settings.of(config)
+    served = ServedStrategy.of(config)
     assert (served.stage.method, served.keep, served.max_keep) == ("divprune", 49, 49)
     alpha = started("--set", "alpha=0.2")[1]["vtc"]["strategy"]["stages"][0]["alpha"]
     assert alpha == 0.2
@@ -116,7 +116,7 @@ def test_config_file(vllm, tmp_path):
         arguments.refuse(arguments.values(["--config", str(file)]), served("hiprune"))
 
 
-def served(strategy: str, **knobs) -> Settings:
+def served(strategy: str, **knobs) -> ServedStrategy:
     """Settings of the bundled model."""
     from transformers import AutoConfig
 
@@ -124,7 +124,7 @@ def served(strategy: str, **knobs) -> Settings:
 
     config = AutoConfig.from_pretrained(MODEL_DIR)
     config.vtc = overrides(config, strategy, **knobs)["vtc"]
-    return Settings.of(config)
+    return ServedStrategy.of(config)
 
 
 WRONG = {

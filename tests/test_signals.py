@@ -11,7 +11,7 @@ from tests.helpers import build, inputs_of, model_of
 from vtc.core.signals import AttentionColumns, ClsAttention
 from vtc.patching import find_family
 
-CASES = ["llava", "llava-siglip", "llava_next", "qwen2_vl", "qwen2_5_vl"]
+CASES = [*vtc.families(), "llava-siglip"]
 PICTURES = ("pixel_values", "image_sizes", "image_grid_thw")
 
 

@@ -41,9 +41,8 @@ class Points(Plain):
     @staticmethod
     def figures(sums: Mapping) -> dict:
         """acc + acc+."""
-        return {
-            "points": 100 * (aggregate.ratio(sums["right"], sums["n"]) + aggregate.ratio(sums["all"], sums["groups"]))
-        }
+        right, all_right = aggregate.ratio(sums["right"], sums["n"]), aggregate.ratio(sums["all"], sums["groups"])
+        return {"points": 100 * (right + all_right)}
 
 
 def row(ident: str, correct: float, group: str | None = None, category: str = "a", **more) -> dict:

@@ -5,10 +5,11 @@ import torch
 
 import vtc
 from tests.helpers import inputs_of, model_of
+from vtc.patches import FAMILIES
 from vtc.patches._tiny import IMAGE_TOKEN
 from vtc.vllm.positions import Placed, add_places, initial
 
-CASES = ("qwen2_vl", "qwen2_5_vl")
+CASES = [name for name, family in ((n, FAMILIES[n]) for n in FAMILIES) if family.mrope and family.served]
 
 
 def patched_prompt(case: str, images: int, positions: str, keep: float):

@@ -14,7 +14,7 @@ from vtc.patching import find_family
 from vtc.vllm.capability import table
 from vtc.vllm.positions import attach, detach
 from vtc.vllm.selecting import Selector, kept_features, portions
-from vtc.vllm.settings import Settings, overrides, packed
+from vtc.vllm.settings import ServedStrategy, overrides, packed
 from vtc.vllm.skeleton import served
 
 pytestmark = pytest.mark.product
@@ -23,11 +23,11 @@ SERVED = [line.split("`")[1] for line in table().splitlines()[2:] if "no: " not 
 ALONE = (1, 1, 1, 1)  # the draw of `random` depends on an image's place in its prompt when it is patched
 
 
-def settings_of(case: str, strategy: str, keep, **knobs) -> Settings:
+def settings_of(case: str, strategy: str, keep, **knobs) -> ServedStrategy:
     """The settings as a served model would read them from its overridden config."""
     config = type(model_of(case).config).from_dict(model_of(case).config.to_dict())
     config.update(overrides(config, strategy, keep, **knobs))
-    return Settings.of(config)
+    return ServedStrategy.of(config)
 
 
 def encoder_arguments(case: str, inputs: dict) -> dict:
@@ -54,7 +54,7 @@ def run(case: str, selector: Selector, inputs: dict, keeps: list, heads=slice(No
     return selector.rows(seen, embeds, [packed(keep) for keep in keeps]), embeds
 
 
-def selector_of(case: str, settings: Settings, reduce_ranks=lambda x: x) -> Selector:
+def selector_of(case: str, settings: ServedStrategy, reduce_ranks=lambda x: x) -> Selector:
     """A selector with the tiny model's own projector."""
     return Selector(settings, reduce_ranks, find_family(model_of(case)).project)
 

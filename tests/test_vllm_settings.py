@@ -13,7 +13,6 @@ from transformers import (
     AutoConfig,
     CLIPVisionConfig,
     LlavaConfig,
-    LlavaNextConfig,
     Qwen2_5_VLConfig,
     Qwen2VLConfig,
     SiglipVisionConfig,
@@ -26,29 +25,27 @@ from vtc.demo import MODEL_DIR
 from vtc.patches import FAMILIES
 from vtc.strategies.hiprune import HiPrune
 from vtc.vllm.capability import table
-from vtc.vllm.options import refuse_engine, refuse_processing
-from vtc.vllm.settings import Settings, overrides, packed, unpacked
+from vtc.vllm.refusals import refuse_engine, refuse_processing
+from vtc.vllm.settings import ServedStrategy, overrides, packed, unpacked
 from vtc.vllm.skeleton import architecture, loaded_layers, served
 
-CONFIGS = {
-    "llava": LlavaConfig,
-    "llava_next": LlavaNextConfig,
-    "qwen2_vl": Qwen2VLConfig,
-    "qwen2_5_vl": Qwen2_5_VLConfig,
-}
+
+def config_of(family: str):
+    """The config that transformers gives a model of the family by default."""
+    return AutoConfig.for_model(FAMILIES[family].model_types[0])
 
 
-def read_back(config, found: dict) -> Settings:
+def read_back(config, found: dict) -> ServedStrategy:
     """The settings in a config after vLLM's way of overriding it and of sending it to another process."""
     config.update(json.loads(json.dumps(found)))
-    return Settings.of(pickle.loads(pickle.dumps(config)))
+    return ServedStrategy.of(pickle.loads(pickle.dumps(config)))
 
 
 @pytest.mark.parametrize("family", served())
 def test_overrides_are_read_back(family):
     """What `overrides` writes survives JSON and pickling, with the architecture of the family."""
-    found = overrides(CONFIGS[family](), "hiprune", "0.25", max_keep=0.5, alpha=0.2)
-    settings = read_back(CONFIGS[family](), found)
+    found = overrides(config_of(family), "hiprune", "0.25", max_keep=0.5, alpha=0.2)
+    settings = read_back(config_of(family), found)
     assert found["architectures"] == [architecture(family)]
     assert settings.keep == 0.25
     assert settings.max_keep == 0.5
@@ -129,7 +126,7 @@ def test_other_models_and_broken_settings():
     with pytest.raises(UnsupportedError, match="'siglip_vision_model' cannot be served pruned; possible: llava"):
         overrides(SiglipVisionConfig())
     with pytest.raises(ConfigError, match="vtc=None; possible: hf_overrides"):
-        Settings.of(LlavaConfig())
+        ServedStrategy.of(LlavaConfig())
     with pytest.raises(ConfigError, match="did you mean 'max_keep'"):
         read_back(LlavaConfig(), {"vtc": {"maxkeep": 1}})
 
@@ -244,8 +241,9 @@ def test_versions():
 
 
 def test_vllm_is_imported_only_where_it_runs():
-    """Of the plugin, only what vLLM itself loads (and what measures it) imports vLLM; the rest works without."""
-    inside = {"compat", "llava", "llava_next", "model", "qwen2_5_vl", "qwen2_vl"}
+    """Of the plugin, only what vLLM itself loads imports vLLM; the rest works without."""
+    classes = {FAMILIES[family].served.partition(":")[0].rpartition(".")[2] for family in served()}
+    inside = {"compat", "pruned_model", *classes}
     files = sorted(Path(plugin.__file__).parent.glob("*.py"))
     found = {file.stem for file in files if re.search(r"^(from|import) vllm\b", file.read_text(), re.MULTILINE)}
     assert found == inside

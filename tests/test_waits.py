@@ -22,12 +22,12 @@ import vtc
 from tests.helpers import READERS, build, family_of, inputs_of
 from tests.helpers_device import Device, is_masked, on_device, ours, to_device
 from vtc.kernels import backend
+from vtc.patches import FAMILIES
 
 pytestmark = pytest.mark.product
 
 ONE, BATCH = (1,), (1, 2, 1)
 INSIDE = ("dart", "fastv", "pyramiddrop", "todre", "transprune", "visiondrop")
-ADAPTIVE = {("hiprune", "qwen2_vl"): 1, ("hiprune", "qwen2_5_vl"): 1, ("todre", None): 1}
 PROJECTOR = ("hiprune", "vtc_cls", "random", "uniform", "pool", "visionzip", "cdpruner")
 
 
@@ -66,9 +66,10 @@ def own(found: Counter) -> Counter:
 def allowed(case: str, strategy: str, images: tuple[int, ...], masked: bool) -> int:
     """The budget of one prefill, as the top of this file has it. masked: one prompt is given a mask."""
     reads = masked or images != ONE or strategy in (*INSIDE, *READERS)
-    sizes = case != "llava"
-    adaptive = ADAPTIVE.get((strategy, family_of(case)), ADAPTIVE.get((strategy, None), 0))
-    return int(reads) + int(sizes) + adaptive
+    sizes = FAMILIES[family_of(case)].sizes is not None
+    first = vtc.load_strategy(strategy, family_of(case)).stages[0].stage
+    adaptive = strategy == "todre" or getattr(first, "exclude", "exact") != "exact"
+    return int(reads) + int(sizes) + int(adaptive)
 
 
 @pytest.mark.slow

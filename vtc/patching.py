@@ -88,7 +88,7 @@ def patch(
     family = find_family(model)
     config = resolve_written(written, family.name, **overrides)
     check_fits(config, family.encoder)
-    new, before = Patch(family, config, processor, clip), vars(model).get(_ATTRIBUTE)
+    new, before = Patch(family, config, processor, clip), current(model)
     unpatch(model)
     try:
         _put_on(model, new)
@@ -108,7 +108,7 @@ def _put_on(model: nn.Module, new: Patch) -> None:
 
 def unpatch(model: Model) -> Model:
     """Restores the model exactly: no hook, attribute or config is left. Does nothing on an unpatched model."""
-    present: Patch | None = vars(model).get(_ATTRIBUTE)
+    present = current(model)
     if present is not None:
         present.take_off()
         let_compiled_see_hooks()
@@ -127,7 +127,7 @@ def patched(
 
     A patch that was on the model before is put back afterwards.
     """
-    before = vars(model).get(_ATTRIBUTE)
+    before = current(model)
     patch(model, strategy, keep, **options)
     try:
         yield model
@@ -137,13 +137,19 @@ def patched(
             _put_on(model, before)
 
 
+def current(model: nn.Module) -> Patch | None:
+    """The patch that is on the model."""
+    present: Patch | None = vars(model).get(_ATTRIBUTE)
+    return present
+
+
 def report(model: nn.Module) -> Report:
     """What the last call did: of this thread if it made one, else of any. A call that continues a pruned prompt belongs
     to that prompt's report.
 
     Raises ConfigError when the model is not patched, keeps everything, or saw no image in the last call.
     """
-    present: Patch | None = vars(model).get(_ATTRIBUTE)
+    present = current(model)
     if present is None:
         raise ConfigError("this model is not patched; possible: vtc.patch(model, STRATEGY) first")
     outcome = present.last_outcome()

@@ -28,4 +28,4 @@ def manifest():
     """The entry point's object: lmms-eval's ModelManifest of the model `vtc`, without importing torch for it."""
     from lmms_eval.models.registry_v2 import ModelManifest
 
-    return ModelManifest(model_id="vtc", chat_class_path="vtc.eval.lmms.model.VtcModel")
+    return ModelManifest(model_id="vtc", chat_class_path="vtc.eval.lmms.bridge.VtcModel")

@@ -10,20 +10,20 @@ from pathlib import Path
 from rich import box
 from rich.table import Table
 
-from vtc.eval.papers.card import Card
+from vtc.eval.papers.card import PaperCard
 from vtc.eval.papers.commands import commands
-from vtc.eval.papers.compare import MARKED, compare
+from vtc.eval.papers.matching import MARKED, compare
 from vtc.eval.papers.read import cards, load_card
 from vtc.eval.results.saved import SUMMARY
 from vtc.io.files import read_json, write_json
 from vtc.io.terminal import Terminal
 
-__all__ = ["Card", "against", "cards", "commands", "load_card", "show"]
+__all__ = ["PaperCard", "against", "cards", "commands", "load_card", "show"]
 
 PIPE_WIDTH = 160  # columns when the output is no terminal
 
 
-def against(card: Card, summary: Mapping, console: Terminal | None = None, output: Path | None = None) -> dict:
+def against(card: PaperCard, summary: Mapping, console: Terminal | None = None, output: Path | None = None) -> dict:
     """Compares the runs of a summary (`results.json`) with a card, prints tables and returns the comparison.
 
     console: None prints nothing. output: a folder that gets `against_NAME.json`, put in place at once. Published and
@@ -50,7 +50,7 @@ def show(names: Sequence[str], output: Path | None, console: Terminal) -> None:
         against(card, summary, console, output)
 
 
-def _print(card: Card, found: Mapping, console: Terminal) -> None:
+def _print(card: PaperCard, found: Mapping, console: Terminal) -> None:
     console = console.wide(PIPE_WIDTH)
     say = console.say
     say(f"\nagainst {card.name}: {card.title} ({card.year}), {card.url}", "bold")

@@ -46,7 +46,7 @@ class Score:
 
 
 @dataclass(frozen=True)
-class Row:
+class PublishedRow:
     """One line of a published table; see the module. set: None where the paper's `keep` asks vtc for the same."""
 
     strategy: str | None
@@ -85,7 +85,7 @@ class Model:
     checkpoint: str
     family: str | None
     dialect: str | None
-    rows: tuple[Row, ...]
+    rows: tuple[PublishedRow, ...]
     used: str | None = None
     dialects: Mapping[str, str] | None = None
     tokens: int | None = None
@@ -101,7 +101,7 @@ class Model:
 
 
 @dataclass(frozen=True)
-class Card:
+class PaperCard:
     """What one paper prints. name: that of the card's file."""
 
     name: str

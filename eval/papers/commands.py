@@ -4,12 +4,12 @@ import shlex
 from collections import Counter
 from collections.abc import Collection, Iterator
 
-from vtc.eval.papers.card import FULL, Card, Model, Row
+from vtc.eval.papers.card import FULL, Model, PaperCard, PublishedRow
 
 DTYPE = "float16"  # of command lines for models whose card names none
 
 
-def commands(card: Card, checkpoints: Collection[str] = ()) -> list[str]:
+def commands(card: PaperCard, checkpoints: Collection[str] = ()) -> list[str]:
     """Command lines for every model that vtc can prune, in the card's order: one where one is enough.
 
     checkpoints: only of these, if any are named. Strategies that share their budgets share a line; tasks of another
@@ -20,7 +20,7 @@ def commands(card: Card, checkpoints: Collection[str] = ()) -> list[str]:
     return [line for model in models for line in _of_model(card, model)]
 
 
-def _of_model(card: Card, model: Model) -> Iterator[str]:
+def _of_model(card: PaperCard, model: Model) -> Iterator[str]:
     jobs = _jobs(model) or [(1, (), (), {})]
     for dialect, tasks in _dialects(model).items():
         begun = set()
@@ -41,7 +41,7 @@ def _jobs(model: Model) -> list[tuple[int, tuple[str, ...], tuple, dict]]:
 
 
 def _line(
-    card: Card, model: Model, number: int, strategies: tuple, keeps: tuple, settings: dict, tasks: list,
+    card: PaperCard, model: Model, number: int, strategies: tuple, keeps: tuple, settings: dict, tasks: list,
     dialect: str | None,
 ) -> str:  # fmt: skip
     given = {"dtype": DTYPE, **(model.settings.model_args or {})}
@@ -95,7 +95,7 @@ def _grids(model: Model) -> list[tuple[tuple[str, ...], tuple, dict]]:
     return grids + [((strategy,), (), settings) for strategy, settings in own if settings]
 
 
-def budget(row: Row) -> str:
+def budget(row: PublishedRow) -> str:
     """What a row keeps and how vtc is asked for it, in words; empty for the full model."""
     if row.strategy == FULL:
         return ""

@@ -11,7 +11,7 @@ from pathlib import Path
 import vtc
 from vtc.core.errors import ConfigError, shown
 from vtc.core.registry import names_in, unknown
-from vtc.eval.papers.card import FULL, Card, Model, Row, Score, Setting
+from vtc.eval.papers.card import FULL, Model, PaperCard, PublishedRow, Score, Setting
 from vtc.eval.tasks import DIALECTS, TASKS
 from vtc.io.plain_yaml import load
 from vtc.io.shapes import below, flag, mapping, or_none, wrong
@@ -24,7 +24,7 @@ def cards() -> dict[str, object]:
     return {name.removesuffix(".yaml"): folder / name for name in names}
 
 
-def load_card(name: str | Path) -> Card:
+def load_card(name: str | Path) -> PaperCard:
     """A card by name or from a YAML file; raises ConfigError in one line for anything in it that is not as
     `vtc.eval.papers.card` describes."""
     shipped = cards()
@@ -33,7 +33,7 @@ def load_card(name: str | Path) -> Card:
         raise ConfigError(unknown("paper card", str(name), [*shipped, "FILE.yaml"]))
     raw = load(file, f"paper card {shown(str(name))}", "a file that can be read")
     stem = Path(file.name).stem
-    return _built(Card, raw, f"paper card {stem!r}:", CARD, name=stem)
+    return _built(PaperCard, raw, f"paper card {stem!r}:", CARD, name=stem)
 
 
 def _built(kind: type, raw: object, where: str, checks: Mapping[str, Callable], **given):
@@ -127,8 +127,8 @@ def _score(value: object, where: str) -> Score | None:
     return None if number is None else Score(number)
 
 
-def _row(value: object, where: str) -> Row:
-    row = _built(Row, value, where, ROW)
+def _row(value: object, where: str) -> PublishedRow:
+    row = _built(PublishedRow, value, where, ROW)
     if row.strategy in (FULL, None) and row.set is not None or row.strategy == FULL and row.keep is not None:
         raise ConfigError(f"{where}: a budget for strategy {row.strategy!r} means nothing here; possible: none")
     if row.set and "keep" in row.set and (len(row.set) > 1 or _keep(row.set["keep"], f"{where}.set.keep") is None):

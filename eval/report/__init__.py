@@ -6,8 +6,8 @@ from pathlib import Path
 from vtc.core.errors import ConfigError
 from vtc.eval.report import markdown, page, table_csv
 from vtc.eval.report.document import document, title
-from vtc.eval.report.measure import measure
 from vtc.eval.report.read import read
+from vtc.eval.report.section_grid import measure
 from vtc.eval.report.sections import split
 from vtc.io.files import write_text
 

@@ -4,20 +4,20 @@ from collections.abc import Sequence
 
 from vtc.eval.report import figures, provenance, search, summary, tables
 from vtc.eval.report.blocks import Cell, Column, Figures, Fold, Heading, Items, Legend, Part, Table, Text
-from vtc.eval.report.measure import Grid
-from vtc.eval.report.read import Source
+from vtc.eval.report.read import ReportFolder
+from vtc.eval.report.section_grid import Grid
 from vtc.eval.report.sections import differences
 
 MOST_PLOTS = 16  # of single tasks on a page, which stays small enough to be sent around
 
 
-def title(sources: Sequence[Source]) -> str:
+def title(sources: Sequence[ReportFolder]) -> str:
     """Of the page."""
     names = [str(source.sweep.get("name")) if source.sweep else source.name for source in sources]
     return f"vtc report: {', '.join(names)}"
 
 
-def document(sources: Sequence[Source], grids: Sequence[Grid]) -> list:
+def document(sources: Sequence[ReportFolder], grids: Sequence[Grid]) -> list:
     """All blocks."""
     found: list = [Heading(1, title(sources)), *_head(sources, grids)]
     sweeps = [_sweep(source, number) for number, source in enumerate(sources, 1) if source.sweep]
@@ -32,7 +32,7 @@ def document(sources: Sequence[Source], grids: Sequence[Grid]) -> list:
     return found
 
 
-def _sweep(source: Source, number: int) -> tuple[Part, bool]:
+def _sweep(source: ReportFolder, number: int) -> tuple[Part, bool]:
     """What a sweep adds, and whether it comes first, as a search does: that was to find something."""
     name = source.sweep.get("name") or source.name
     kind = "Search" if source.sweep.get("search") else "Sweep"
@@ -40,7 +40,7 @@ def _sweep(source: Source, number: int) -> tuple[Part, bool]:
     return Part([Heading(2, f"{kind} {name}", f"sweep-{number}"), *mine] if mine else []), kind == "Search"
 
 
-def _head(sources: Sequence[Source], grids: Sequence[Grid]) -> list:
+def _head(sources: Sequence[ReportFolder], grids: Sequence[Grid]) -> list:
     """What all is about, what to beware of, and the ways to the sections."""
     found: list = []
     for source in sources:
@@ -124,7 +124,7 @@ def _failed_samples(grids: Sequence[Grid]) -> Table | None:
     return Table("Failed samples", columns, rows) if rows else None
 
 
-def _provenance(sources: Sequence[Source], grids: Sequence[Grid]) -> list:
+def _provenance(sources: Sequence[ReportFolder], grids: Sequence[Grid]) -> list:
     found: list = [block for source in sources if source.sweep for block in provenance.sweep(source)]
     for number, grid in enumerate(grids, 1):
         if len(grids) > 1:

@@ -5,9 +5,9 @@ from dataclasses import dataclass
 
 from vtc.eval.report import plots
 from vtc.eval.report.blocks import Cell, Column, Figure, Table
-from vtc.eval.report.measure import Grid
 from vtc.eval.report.measured import Measured, kept, tokens
 from vtc.eval.report.plots import Axes, Point
+from vtc.eval.report.section_grid import Grid
 from vtc.eval.report.tables import UNKNOWN, milliseconds, named, with_error
 from vtc.eval.showing.chart import LONG
 from vtc.eval.showing.console import unit

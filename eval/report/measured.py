@@ -9,8 +9,8 @@ import numpy as np
 
 from vtc.core.errors import VtcError
 from vtc.eval.report.read import Entry
-from vtc.eval.results.samples import read_log, read_times
-from vtc.eval.results.scoring import scored
+from vtc.eval.results.samples import read_times
+from vtc.eval.results.scoring import read_scored
 from vtc.eval.tasks import TASKS
 
 FIRST = ("vision", "selection", "prefill")  # what passes before the first token
@@ -75,9 +75,9 @@ def answers(measured: Measured) -> list[dict] | None:
     path = measured.entry.folder / "samples" / f"{measured.entry.name}.{measured.task}.jsonl"
     with contextlib.suppress(VtcError):
         task = TASKS[measured.task](dialect=measured.result["dialect"])
-        header, rows = read_log(path)
+        header, rows = read_scored(path, task)
         if header and header["key"] == measured.result["key"] and task.version == measured.result["version"]:
-            return scored(task, rows.values())
+            return list(rows.values())
     return None
 
 

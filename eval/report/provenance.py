@@ -4,8 +4,8 @@ import json
 from collections.abc import Iterable
 
 from vtc.eval.report.blocks import Cell, Code, Column, Fold, Items, Table, Text
-from vtc.eval.report.measure import Grid
-from vtc.eval.report.read import Source
+from vtc.eval.report.read import ReportFolder
+from vtc.eval.report.section_grid import Grid
 from vtc.eval.report.tables import named
 
 
@@ -83,7 +83,7 @@ def notes(grid: Grid) -> list:
     return [Text("Remarks on the runs"), Items(found)] if found else []
 
 
-def sweep(source: Source) -> list:
+def sweep(source: ReportFolder) -> list:
     """When a sweep was made, with what, and the file that asked for it."""
     about = source.sweep
     versions = ", ".join(f"{name} {version}" for name, version in (about.get("versions") or {}).items())

@@ -40,7 +40,7 @@ class Entry:
 
 
 @dataclass
-class Source:
+class ReportFolder:
     """One of the folders that a report is made of. sweep: its sweep.json, None for an output of `vtc eval`; files:
     texts of its strategy files by path."""
 
@@ -51,7 +51,7 @@ class Source:
     files: dict[str, str] = field(default_factory=dict)
 
 
-def read(folders: Sequence[Path]) -> list[Source]:
+def read(folders: Sequence[Path]) -> list[ReportFolder]:
     """Everything that is in the folders; raises ConfigError in one line for one without results or of another schema.
 
     Two folders of one name are told apart by their place among the folders given.
@@ -69,14 +69,14 @@ def read(folders: Sequence[Path]) -> list[Source]:
     return found
 
 
-def _evaluation(folder: Path, name: str) -> Source:
+def _evaluation(folder: Path, name: str) -> ReportFolder:
     path = folder / "results.json"
     if not path.is_file():
         raise ConfigError(f"no results in {str(folder)!r}: neither sweep.json nor results.json; {POSSIBLE}")
     entries = _entries(path, folder, name)
     if not entries:
         raise ConfigError(f"no results in {str(folder)!r}: its results.json has no runs; {POSSIBLE}")
-    return Source(name, folder, entries)
+    return ReportFolder(name, folder, entries)
 
 
 def _entries(path: Path, folder: Path, source: str, cell: Mapping | None = None) -> list[Entry]:
@@ -91,7 +91,7 @@ def _compared(data: Mapping, name: str) -> dict:
     return {task: entry for task, entry in found.items() if entry and entry.get("difference") is not None}
 
 
-def _sweep(folder: Path, name: str) -> Source:
+def _sweep(folder: Path, name: str) -> ReportFolder:
     sweep = read_json(folder / "sweep.json", SWEEP, "possible: the same `vtc sweep` again")
     entries = []
     for cell in sweep["cells"]:
@@ -107,4 +107,4 @@ def _sweep(folder: Path, name: str) -> Source:
         file = folder / str(best.get("yaml"))
         if file.is_file() and file.resolve().is_relative_to(folder.resolve()):
             files[str(best["yaml"])] = file.read_text(encoding="utf-8", errors="replace")
-    return Source(name, folder, entries, sweep, files)
+    return ReportFolder(name, folder, entries, sweep, files)

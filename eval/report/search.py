@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 from vtc.eval.report import plots
 from vtc.eval.report.blocks import Cell, Code, Column, Figure, Figures, Fold, Heading, Table, Text
-from vtc.eval.report.read import Source
+from vtc.eval.report.read import ReportFolder
 from vtc.eval.report.significance import ALPHA
 from vtc.eval.showing.console import unit
 from vtc.eval.tasks import TASKS
@@ -29,7 +29,7 @@ def unfinished(sweep: Mapping) -> str | None:
     return f"This sweep is not complete: {missing} cells have no results." if missing else None
 
 
-def failures(source: Source) -> Table | None:
+def failures(source: ReportFolder) -> Table | None:
     """The failed cells, one line each."""
     failed = [cell for cell in (source.sweep or {}).get("cells", []) if cell["state"] == "failed"]
     if not failed:
@@ -50,7 +50,7 @@ def _value(value: object) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
-def blocks(source: Source, prefix: str) -> list:
+def blocks(source: ReportFolder, prefix: str) -> list:
     """All that a sweep adds to the page."""
     sweep, found = source.sweep, []
     objectives = {one["name"]: one for one in sweep.get("objectives") or []}
@@ -122,7 +122,7 @@ def _heldout(sweep: Mapping, objectives: Mapping) -> Table:
     return Table(f"{held.get('objective')}: on the split of the search, and on one that it never saw", columns, rows)
 
 
-def _best(source: Source, objectives: Mapping) -> list:
+def _best(source: ReportFolder, objectives: Mapping) -> list:
     cells = {cell["id"]: cell for cell in source.sweep["cells"]}
     names = list(objectives)
     rows = []

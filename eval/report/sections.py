@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 from vtc.eval.report.read import Entry
 from vtc.eval.results.compare import SAME
+from vtc.eval.results.differences import differences as entries_apart
 
 MODEL = "model"
 ROUNDED = 0.05  # shares of tokens with a smaller ratio between them are one budget
@@ -110,15 +111,8 @@ def differences(first: Section, other: Section) -> list[str]:
     return found
 
 
-def _differ(there: Mapping, here: Mapping, prefix: str = "") -> list[str]:
-    found = []
-    for key in sorted({*there, *here}):
-        a, b = there.get(key), here.get(key)
-        if isinstance(a, Mapping) and isinstance(b, Mapping):
-            found += _differ(a, b, f"{prefix}{key}.")
-        elif a != b:
-            found.append(f"{prefix}{key} {b!r} (there {a!r})")
-    return found
+def _differ(there: Mapping, here: Mapping) -> list[str]:
+    return [f"{place} {new!r} (there {old!r})" for place, old, new in entries_apart(there, here)]
 
 
 def _samples(section: Section, task: str) -> int:

@@ -1,8 +1,8 @@
 """The head of a section: what was compared, the best of each budget as cards and in a table, and warnings."""
 
 from vtc.eval.report.blocks import Card, Cards, Cell, Column, Table, Text
-from vtc.eval.report.measure import Budget, Grid
 from vtc.eval.report.measured import Measured
+from vtc.eval.report.section_grid import BudgetGroup, Grid
 from vtc.eval.report.sections import method_of
 from vtc.eval.report.significance import ALPHA
 from vtc.eval.report.tables import UNKNOWN, milliseconds, named, p_text, signed, with_error
@@ -95,7 +95,7 @@ def _score(measured: Measured) -> str:
     return with_error(measured.value, measured.figure["stderr"], measured.scale)
 
 
-def _card(grid: Grid, budget: Budget) -> Card:
+def _card(grid: Grid, budget: BudgetGroup) -> Card:
     i = budget.best
     count = "" if budget.tokens is None else f", about {budget.tokens:.0f} visual tokens"
     series = grid.section.series().index(grid.section.series_of(i))
@@ -143,7 +143,7 @@ def _costs(grid: Grid, i: int) -> str:
     return text[:1].upper() + text[1:] + "." if text else ""
 
 
-def _rivals(grid: Grid, budget: Budget) -> str:
+def _rivals(grid: Grid, budget: BudgetGroup) -> str:
     """Who else may be as good."""
     mine = grid.section.variants[budget.best]
     others = [
@@ -163,7 +163,7 @@ def _rivals(grid: Grid, budget: Budget) -> str:
     return f"Not distinguishable from it: {', '.join(names[:MOST_NAMES])}{more}."
 
 
-def _table(grid: Grid, chosen: list[Budget]) -> Table:
+def _table(grid: Grid, chosen: list[BudgetGroup]) -> Table:
     """The best of each budget, one line each."""
     columns = [Column("budget", False), Column("best run", False), Column("figure"), Column("against none", False),
                Column("costs", False), Column("rivals", False)]  # fmt: skip

@@ -4,9 +4,9 @@ import csv
 import io
 from collections.abc import Sequence
 
-from vtc.eval.report.measure import Grid
 from vtc.eval.report.measured import kept
 from vtc.eval.report.search import settings
+from vtc.eval.report.section_grid import Grid
 from vtc.io.escape import cell as escaped
 
 HEAD = (

@@ -5,8 +5,8 @@ import statistics
 from collections.abc import Callable, Mapping
 
 from vtc.eval.report.blocks import Cell, Column, Rule, Table
-from vtc.eval.report.measure import Grid
 from vtc.eval.report.measured import FIRST, Measured
+from vtc.eval.report.section_grid import Grid
 from vtc.eval.report.significance import ALPHA
 from vtc.eval.results.statistics import REPLICATES
 from vtc.eval.showing.console import scaled, unit

@@ -1,15 +1,14 @@
-"""The runs of a folder beside its unpruned one, sample by sample, from their logs."""
+"""Runs beside the unpruned one, sample by sample: those of a folder from their logs, or rows from anywhere."""
 
 import contextlib
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from vtc.core.errors import ConfigError
-from vtc.eval.results import saved
-from vtc.eval.results import statistics
-from vtc.eval.results.samples import read_log
-from vtc.eval.results.scoring import scored
+from vtc.eval.results import saved, statistics
+from vtc.eval.results.scoring import read_scored, scored
 from vtc.io.files import parsed
 
 BASELINE = "none"
@@ -22,6 +21,37 @@ def fingerprint(idents: Iterable[str]) -> str:
     return hashlib.sha256("\n".join(sorted(idents)).encode("utf-8", "backslashreplace")).hexdigest()[:16]
 
 
+@dataclass(frozen=True)
+class Reduced:
+    """The scored rows of a `downsample` run. budget: what it was asked for; share: of the tokens that it stands for."""
+
+    name: str
+    budget: str | None
+    share: float
+    rows: Iterable[Mapping]
+
+
+class Beside:
+    """The unpruned run of a task, for others to be held against: one place for tables and reports.
+
+    base: its scored rows. reduced: the downsample runs on the same samples, which show the samples that need tokens.
+    """
+
+    def __init__(self, task, base: Sequence[Mapping], reduced: Iterable[Reduced]):
+        self.task, self.base = task, base
+        self.reduced = [(one, statistics.sensitive(base, one.rows)) for one in reduced]
+
+    def of(self, rows: Sequence[Mapping], budget: str | None) -> dict:
+        """What `statistics.compare` says of a run with this budget, and `sensitive`: its accuracy on the samples that
+        tell methods apart by the downsample run of the same budget, else the smallest; None without any."""
+        sensitive = None
+        if self.reduced:
+            same = [pair for pair in self.reduced if pair[0].budget == budget]
+            chosen, subset = same[0] if same else min(self.reduced, key=lambda pair: pair[0].share)
+            sensitive = {**statistics.accuracy_on(subset, rows), "downsample": chosen.name}
+        return {**statistics.compare(self.task, rows, self.base), "sensitive": sensitive}
+
+
 def compare_runs(output: Path, like: object, jobs: list, model: Mapping, runs: list[dict]) -> dict[str, dict]:
     """By name of each run that is comparable with the job `like`: what `meanings.COMPARED` says, without the average.
 
@@ -32,18 +62,27 @@ def compare_runs(output: Path, like: object, jobs: list, model: Mapping, runs: l
     logs = _Logs(output, task, [row["id"] for row in like.rows()], jobs)
     comparable = _comparable(like, [run for run in runs if run["model"] == model], logs)
     base = logs.rows(BASELINE) if BASELINE in comparable else None
-    reduced = [run for run in comparable.values() if run["method"]["kind"] == "downsample"]
-    subsets = {run["name"]: statistics.sensitive(base, logs.rows(run["name"])) for run in reduced if base is not None}
+    beside = None if base is None else Beside(task, base, _reduced(comparable.values(), logs, task.name))
     found = {}
     for name, run in comparable.items():
         result = run["tasks"][task.name]
         entry = {"n": result["n"], "n_errors": result["n_errors"], "relative": None, "difference": None}
-        if base is not None:
+        if beside is not None:
             rows = base if name == BASELINE else logs.rows(name)
-            entry |= {**statistics.compare(task, rows, base), "n": result["n"]}
-            entry |= _sensitive(rows, run, reduced, subsets, task.name)
+            entry |= {**beside.of(rows, run["method"]["budget"]), "n": result["n"]}
+            if entry["sensitive"] is None:
+                entry["sensitive_reason"] = NO_DOWNSAMPLE
         found[name] = entry
     return found
+
+
+def _reduced(runs: Iterable[dict], logs: "_Logs", task: str) -> Iterator["Reduced"]:
+    for run in runs:
+        method, before = run["method"], run["tasks"][task]["tokens"]["visual_before"]
+        if method["kind"] == "downsample":
+            keep = method["keep"]
+            share = keep if isinstance(keep, float) else keep / before if before else float(keep)
+            yield Reduced(run["name"], method["budget"], share, logs.rows(run["name"]))
 
 
 def _comparable(like: object, runs: list[dict], logs: "_Logs") -> dict[str, dict]:
@@ -83,22 +122,7 @@ class _Logs:
     def rows(self, name: str) -> list[dict]:
         """In the order of `idents`."""
         if name in self.jobs:
-            known = {row["id"]: row for row in self.jobs[name].rows()}
+            known = {row["id"]: row for row in scored(self.task, self.jobs[name].rows())}
         else:
-            known = read_log(self.path(name))[1]
-        return scored(self.task, (known[ident] for ident in self.idents if ident in known))
-
-
-def _sensitive(rows: list, run: dict, reduced: list[dict], subsets: dict[str, set], task: str) -> dict:
-    """The run's accuracy on the compression-sensitive samples, or why there is none."""
-    if not reduced:
-        return {"sensitive": None, "sensitive_reason": NO_DOWNSAMPLE}
-    same = [other for other in reduced if other["method"]["budget"] == run["method"]["budget"]]
-    chosen = (same or sorted(reduced, key=lambda other: _share(other, task)))[0]["name"]
-    return {"sensitive": {**statistics.accuracy_on(subsets[chosen], rows), "downsample": chosen}}
-
-
-def _share(run: dict, task: str) -> float:
-    """A budget as a share of the visual tokens."""
-    keep, before = run["method"]["keep"], run["tasks"][task]["tokens"]["visual_before"]
-    return keep if isinstance(keep, float) else keep / before if before else float(keep)
+            known = read_scored(self.path(name), self.task)[1]
+        return [known[ident] for ident in self.idents if ident in known]

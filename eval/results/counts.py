@@ -44,3 +44,12 @@ def of_prompt(before: int | None, after: int | None, text: int | None, shape: ob
 def nothing() -> dict:
     """The same for a sample that failed."""
     return {**dict.fromkeys(FIELDS), **{cost: [None, None] for cost in COSTS}}
+
+
+def dropped_nothing(keep: float | int | None, images: int, before: int, average: float) -> bool:
+    """Whether a prompt kept all `before` visual tokens of its images where a budget `keep` asks for fewer.
+
+    Each image keeps at least one token, and its count may be rounded up.
+    """
+    share = keep * before if isinstance(keep, float) else 0
+    return average >= before > images * (keep if isinstance(keep, int) else 1) + share

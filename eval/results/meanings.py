@@ -10,7 +10,7 @@ TOKENS = {
     "kept": "visual_average / visual_before, what a fraction as budget asks for",
 }
 FIGURES = {
-    "value": "from the logged answers, scored by the task's present code; primary: printed times scale",
+    "value": "from the scores of the logged answers; primary: printed times scale",
     "stderr": f"standard deviation over {REPLICATES} bootstrap replicates (seed 0) that draw groups of samples",
     "ci95": "2.5 and 97.5 percentiles of the replicates",
 }

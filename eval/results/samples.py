@@ -9,16 +9,19 @@ import contextlib
 import fcntl
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from itertools import islice
 from pathlib import Path
 
 from vtc.core.errors import ConfigError
 from vtc.eval.results import saved
-from vtc.io.files import finite, parsed, refused
+from vtc.eval.results.differences import differences
+from vtc.io.files import finite, parsed, refused, write_text
 from vtc.io.shapes import Shape, record
 
 SCHEMA = saved.LOG_SCHEMA
 ANEW = "possible: another --output, --overwrite"
+MOST_DIFFERENCES = 3  # that a message names
 
 
 def run_key(identity: dict) -> str:
@@ -61,6 +64,11 @@ def read_times(path: Path) -> dict[str, dict]:
     return read_log(path, saved.TIMES)[1]
 
 
+def line(row: dict) -> str:
+    """A row as it is written."""
+    return json.dumps(finite(row), ensure_ascii=False, allow_nan=False) + "\n"
+
+
 class Lines:
     """A file of JSON lines that one process appends to; a last line that was cut off is dropped when it is opened."""
 
@@ -92,9 +100,10 @@ class Lines:
         """Empties the file."""
         self._file.truncate(0)
 
-    def write(self, row: dict) -> None:
-        """Appends a line and hands it to the operating system, all of it or, with ConfigError, nothing."""
-        text = json.dumps(finite(row), ensure_ascii=False, allow_nan=False) + "\n"
+    def write(self, row: dict) -> dict:
+        """Appends a line and hands it to the operating system, all of it or, with ConfigError, nothing; returns the row
+        as it will be read."""
+        text = line(row)
         data, end = text.encode("utf-8", "backslashreplace"), self._file.seek(0, 2)
         try:
             while data:
@@ -103,10 +112,20 @@ class Lines:
             with contextlib.suppress(OSError):
                 self._file.truncate(end)
             raise refused(self.path, error) from None
+        return json.loads(text)
 
     def close(self) -> None:
         """Releases the file."""
         self._file.close()
+
+
+def rewrite(path: Path, header: dict, rows: Iterable[dict]) -> None:
+    """Puts a log with other rows in the place of one that no process writes to; raises ConfigError if one does."""
+    held = Lines(path)
+    try:
+        write_text(path, "".join(map(line, (header, *rows))))
+    finally:
+        held.close()
 
 
 class SampleLog:
@@ -178,7 +197,8 @@ class SampleLog:
         if "schema" not in header:
             raise ConfigError(f"{str(path)!r} is no sample log of this version; {ANEW}")
         if header["key"] != self.key:
-            what = "; ".join(_differences(header["identity"], self.identity)) or "its key"
+            found = islice(differences(header["identity"], self.identity), MOST_DIFFERENCES)
+            what = "; ".join(f"{place}={old!r} (now {now!r})" for place, old, now in found) or "its key"
             raise ConfigError(f"{str(path)!r} holds another run, it differs in {what}; {ANEW}")
 
     def _keep(self, row: dict) -> None:
@@ -193,8 +213,7 @@ class SampleLog:
         """Writes a row, its times before it; a later row for the same sample replaces the earlier."""
         if times is not None:
             self._times.write({"id": row["id"], **times})
-        self._samples.write(row)
-        self._keep(row)
+        self._keep(self._samples.write(row))
 
     def gather(self) -> None:
         """Takes over the files of the other processes, which must have closed them, and removes them."""
@@ -228,15 +247,3 @@ def _literal(name: str) -> str:
 def _is_rank(path: Path, name: str) -> bool:
     rest = path.name[len(name) :].removesuffix(".jsonl")
     return rest == "" or rest.removeprefix(".rank").isdecimal()
-
-
-def _differences(there: dict, now: dict, prefix: str = "") -> list[str]:
-    """The first few entries that differ, as `where=old (now new)`."""
-    found = []
-    for key in sorted({*there, *now}):
-        a, b = there.get(key), now.get(key)
-        if isinstance(a, dict) and isinstance(b, dict):
-            found += _differences(a, b, f"{prefix}{key}.")
-        elif a != b:
-            found.append(f"{prefix}{key}={a!r} (now {b!r})")
-    return found[:3]

@@ -119,7 +119,10 @@ _counts = {
     "prefill_flops": _pair, "paper_flops": _pair,
 }  # fmt: skip
 _named = {"id": text, "group": text, "category": text}
-ANSWERED = record({**_named, "reference": anything, "text": text, "error": or_none(text), **_counts})
+_score = or_none(record({"correct": number()}))  # old logs may lack it
+ANSWERED = record(
+    {**_named, "reference": anything, "text": text, "error": or_none(text), **_counts}, {"score": _score}
+)
 FAILED = record({**_named, "error": text, **_counts})
 TIMES = record({"id": text, "batch": whole(1), "seconds": mapping_of(_cost)})
 

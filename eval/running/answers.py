@@ -150,15 +150,11 @@ class Answerer:
     def _check_drop(self, row: dict) -> None:
         lossless = self.run.kind == "none" or (self.downsample is not None and self.downsample.mode == "blur")
         before, average, images = row["visual_before"], row["visual_average"], row["images"]
-        if lossless or not before or self.run.config.keeps_all or average < before:
+        if lossless or not before or self.run.config.keeps_all:
             return
-        # Each image keeps at least one token, and its count may be rounded up.
-        keep, most, asked = self.run.keep, images, "fewer"
-        if isinstance(keep, int):
-            most, asked = keep * images, keep
-        elif keep is not None:
-            most, asked = keep * before + images, math.ceil(keep * before)
-        if most < before:
+        keep = self.run.keep
+        if counts.dropped_nothing(keep, images, before, average):
+            asked = "fewer" if keep is None else keep if isinstance(keep, int) else math.ceil(keep * before)
             raise PatchError(
                 f"{self.run.name}: sample {row['id']} kept all {before} visual tokens where the budget asks for {asked}"
             )

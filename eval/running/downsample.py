@@ -14,26 +14,30 @@ class Downsample:
     """Resizes pictures to a budget, in the one of two ways that the model allows; see
     `vtc.eval.results.meanings.MODES`.
 
-    mode: "grid" for encoders whose grid follows the picture (Qwen-VL), "blur" for one fixed grid (LLaVA-1.5). Raises
-    UnsupportedError for models that are neither, such as LLaVA-NeXT with its tiles.
+    mode: "grid" for encoders whose grid follows the picture, as the family says (Qwen-VL), "blur" for one fixed grid
+    (LLaVA-1.5). Raises UnsupportedError for models that are neither, such as LLaVA-NeXT with its tiles.
     """
 
     def __init__(self, loaded: Loaded, budget: object):
-        self.budget, self.images = budget, loaded.processor.image_processor
-        picture = Image.new("RGB", (448, 448))
-        probe = self.images(images=[picture], return_tensors="pt")
-        if "image_grid_thw" in probe:
+        self.budget, self.images, self.family = budget, loaded.processor.image_processor, loaded.family
+        if self.family is not None and self.family.token_side() is not None:
             self.mode = "grid"
-        elif "image_sizes" not in probe and probe["pixel_values"].ndim == 4 and len(probe["pixel_values"]) == 1:
-            self.mode = "blur"
-            tokens = loaded.visual_tokens(loaded.encode(["?"], [[picture]]))[0]
-            self.keep = budget.count(tokens) / tokens if isinstance(budget.keep, int) else budget.keep
-            self.side = min(probe["pixel_values"].shape[-2:])
+            return
+        picture = Image.new("RGB", (448, 448))
+        pixels = self.images(images=[picture], return_tensors="pt")["pixel_values"]
+        if self.family is None:  # a model that vtc does not prune
+            whole = len(pixels.shape) == 4 and len(pixels) == 1
+            fixed = loaded.visual_tokens(loaded.encode(["?"], [[picture]]))[0] if whole else None
         else:
+            fixed = self.family.encoder.tokens
+        if fixed is None:
             raise UnsupportedError(
                 f"downsample does not know how {loaded.model.config.model_type} cuts pictures; possible: models with "
-                "one fixed grid, or with a grid that follows the picture"
+                "one fixed grid, or of a family whose grid follows the picture"
             )
+        self.mode = "blur"
+        self.keep = budget.count(fixed) / fixed if isinstance(budget.keep, int) else budget.keep
+        self.side = min(pixels.shape[-2:])
 
     def apply(self, pictures: Sequence[Image.Image]) -> tuple[list[Image.Image], int | None]:
         """The pictures of one prompt, resized, and their visual tokens at full size (None: the same as resized)."""
@@ -43,13 +47,12 @@ class Downsample:
         return [picture for picture, _ in shrunk], sum(tokens for _, tokens in shrunk)
 
     def _shrink(self, picture: Image.Image) -> tuple[Image.Image, int]:
-        merge, patch = self.images.merge_size, self.images.patch_size
-        _, rows, columns = self.images(images=[picture], return_tensors="pt")["image_grid_thw"][0].tolist()
-        rows, columns = rows // merge, columns // merge
+        ((tile,),) = (image.tiles for image in self.family.image_layouts(self.images([picture], return_tensors="pt")))
+        (rows, columns), side = tile.grid, self.family.token_side()
         target = self.budget.count(rows * columns)
         fewer = max(1, round(rows * math.sqrt(target / (rows * columns))))
         narrow = max(1, min(round(columns * fewer / rows), target // fewer))
-        size = (narrow * merge * patch, fewer * merge * patch)
+        size = (narrow * side, fewer * side)
         return picture.resize(size, Image.Resampling.BICUBIC), rows * columns
 
     def _blur(self, picture: Image.Image) -> Image.Image:

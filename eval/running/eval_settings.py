@@ -17,7 +17,7 @@ _NUMBERS = {"limit": 1, "batch_size": 1, "max_new_tokens": 1, "seed": 0}  # the 
 
 
 @dataclass(frozen=True)
-class Settings:
+class EvalSettings:
     """One grid of runs: strategies x keeps x tasks on one model.
 
     keeps: as text, None for each strategy's own budget. overrides: knobs and budget options for every strategy.
@@ -107,7 +107,7 @@ def _typed(options: Mapping) -> None:
             raise ConfigError(f"--{name.replace('_', '-')} {shown(value)} is not possible; possible: {possible}")
 
 
-def settings_from(suite: str | None, options: Mapping) -> Settings:
+def settings_from(suite: str | None, options: Mapping) -> EvalSettings:
     """Settings from the command line's options (None: not given), which win over those of the suite file.
 
     Raises ConfigError in one line for an unknown suite or option, and when there is no model or no output folder.
@@ -128,7 +128,7 @@ def settings_from(suite: str | None, options: Mapping) -> Settings:
     places = parse_places(merged.get("dataset_path", {}))
     if "dataset_path" in given:
         check_places(places, values.get("tasks"))
-    return Settings(
+    return EvalSettings(
         output=Path(merged["output"]), overrides=overrides, model_args=model_args, dataset_path=places, **values
     )
 

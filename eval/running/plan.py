@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import vtc
 from vtc.core.errors import ConfigError
-from vtc.eval.running.eval_settings import Settings
+from vtc.eval.running.eval_settings import EvalSettings
 
 NONE, DOWNSAMPLE = "none", "downsample"
 PUBLISHED, OWN = "published", "own"  # budgets of strategies without a keep
@@ -40,7 +40,7 @@ class Run:
         return {"name": self.label, "kind": self.kind, **asked, "resolved": resolved}
 
 
-def plan(settings: Settings, family: str | None = None) -> list[Run]:
+def plan(settings: EvalSettings, family: str | None = None) -> list[Run]:
     """The runs in the order of --strategy, then --keep; `none` runs once.
 
     family: resolves with the family's section of each strategy. Raises ConfigError for anything that is not possible.
@@ -86,7 +86,7 @@ def _file_name(label: str, budget: str) -> str:
     return f"{safe[: _LONGEST - len(budget) - 1]}-{budget}"
 
 
-def _resolve(strategy: str, family: str | None, budget: dict, settings: Settings) -> object:
+def _resolve(strategy: str, family: str | None, budget: dict, settings: EvalSettings) -> object:
     """The strategy with overrides; --seed reaches a method with a `seed` knob unless --set seed=... does."""
     overrides = {**budget, **settings.overrides}
     config = vtc.load_strategy(strategy, family, **overrides)

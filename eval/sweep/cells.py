@@ -19,7 +19,7 @@ from pathlib import Path
 import vtc
 from vtc.core.errors import ConfigError
 from vtc.eval.results import saved
-from vtc.eval.running.eval_settings import Settings
+from vtc.eval.running.eval_settings import EvalSettings
 from vtc.eval.running.plan import NONE, plan
 from vtc.eval.sweep.space import MOST, draw, grid, is_excluded
 from vtc.eval.sweep.spec import Spec
@@ -35,7 +35,7 @@ SETTINGS = ("dialect", "split", "limit", "batch_size", "max_new_tokens", "system
 
 
 @dataclass(frozen=True)
-class Cell:
+class SweepCell:
     """One evaluation. params: all that makes it. role: baseline, cell or heldout. excluded: it will not run."""
 
     params: Mapping
@@ -47,10 +47,10 @@ class Cell:
         text = json.dumps(self.params, sort_keys=True, separators=(",", ":"))
         object.__setattr__(self, "id", hashlib.sha256(text.encode()).hexdigest()[:12])
 
-    def settings(self, output: Path, device: str | None = None) -> Settings:
+    def settings(self, output: Path, device: str | None = None) -> EvalSettings:
         """What `vtc eval` would be asked."""
         given = {key: self.params[key] for key in SETTINGS if self.params[key] is not None}
-        return Settings(
+        return EvalSettings(
             output, model=self.params["model"], model_args=dict(self.params["model_args"]),
             strategies=(self.params["strategy"],), keeps=(self.params["keep"],), overrides=dict(self.params["set"]),
             tasks=tuple(self.params["tasks"]), seed=self.params["seed"], device=device, **given,
@@ -72,7 +72,7 @@ class Cell:
 
 def cell_of(
     spec: Spec, assigned: Mapping, model: int = 0, seed: int | None = None, role: str = CELL, **changed
-) -> Cell:
+) -> SweepCell:
     """The cell of an assignment; `none` has no budget and no knobs, whatever is assigned. changed: split, limit."""
     name, args = spec.models[model]
     strategy, keep = assigned.get("strategy", NONE), assigned.get("keep")
@@ -88,14 +88,14 @@ def cell_of(
     }  # fmt: skip
     params = {**dict.fromkeys(SETTINGS), **params, **changed}
     own = {part: _digest(Path(part)) for part in strategy.split("+") if Path(part).is_file()}
-    return Cell({**params, **({"files": own} if own else {})}, role)
+    return SweepCell({**params, **({"files": own} if own else {})}, role)
 
 
 def _digest(file: Path) -> str:
     return hashlib.sha256(file.read_bytes()).hexdigest()[:16]
 
 
-def fixed_cells(spec: Spec) -> list[Cell]:
+def fixed_cells(spec: Spec) -> list[SweepCell]:
     """`none` for each model and seed, and the reference of the held-out comparison."""
     every = [(model, seed) for model in range(len(spec.models)) for seed in spec.seeds]
     cells = [cell_of(spec, {"strategy": NONE}, *one, role=BASELINE) for one in every]
@@ -104,14 +104,14 @@ def fixed_cells(spec: Spec) -> list[Cell]:
     return cells
 
 
-def heldout_cells(spec: Spec, best: Mapping) -> list[Cell]:
+def heldout_cells(spec: Spec, best: Mapping) -> list[SweepCell]:
     """`none`, the reference and the best assignment on the held-out split."""
     changed = {"split": spec.heldout.split, "limit": spec.heldout.limit or spec.settings.get("limit")}
     wanted = ({"strategy": NONE}, spec.heldout.reference, best)
     return [cell_of(spec, assigned, role=HELDOUT, **changed) for assigned in wanted]
 
 
-def planned(spec: Spec) -> list[Cell]:
+def planned(spec: Spec) -> list[SweepCell]:
     """All cells of a grid or a random draw, the fixed ones first, each once; of a search the fixed ones alone."""
     cells = fixed_cells(spec)
     for model in range(len(spec.models)) if spec.mode != "search" else ():
@@ -121,7 +121,7 @@ def planned(spec: Spec) -> list[Cell]:
                 cells.append(dataclasses.replace(cell_of(spec, assigned, model, seed), excluded=excluded))
                 if len(cells) > MOST:
                     raise ConfigError(f"the sweep has more than {MOST} cells; possible: a smaller space, mode: random")
-    found: dict[str, Cell] = {}
+    found: dict[str, SweepCell] = {}
     for cell in cells:
         if not (cell.excluded and cell.id in found):
             found[cell.id] = cell
@@ -204,11 +204,11 @@ class Place:
         file = next(iter(sorted((self.of(ident) / "runs").glob("*.json"))), None)
         return {} if file is None else self._read(ident, f"runs/{file.name}", saved.RUN)
 
-    def write(self, cell: Cell, **known) -> None:
+    def write(self, cell: SweepCell, **known) -> None:
         """Writes cell.json."""
         write_json(self.of(cell.id) / "cell.json", {"schema": SCHEMA, "id": cell.id, "params": cell.params, **known})
 
-    def fail(self, cell: Cell, line: str, trace: str, start: str) -> None:
+    def fail(self, cell: SweepCell, line: str, trace: str, start: str) -> None:
         """Notes what went wrong: one line, and all of it beside."""
         folder = self.of(cell.id)
         write_text(folder / "traceback.txt", trace)
@@ -221,7 +221,7 @@ class Place:
             (self.of(ident) / name).unlink(missing_ok=True)
 
 
-def check(cells: list[Cell]) -> None:
+def check(cells: list[SweepCell]) -> None:
     """Each cell's strategy, budget and knobs; raises ConfigError in one line."""
     for cell in cells:
         try:

@@ -10,9 +10,8 @@ import yaml
 
 import vtc
 from vtc.eval.results import statistics
-from vtc.eval.results.samples import read_log
 from vtc.eval.results.saved import SWEEP_SCHEMA
-from vtc.eval.results.scoring import scored
+from vtc.eval.results.scoring import read_scored
 from vtc.eval.results.versions import PACKAGES, version
 from vtc.eval.running.plan import DOWNSAMPLE, NONE
 from vtc.eval.sweep.cells import (
@@ -20,8 +19,8 @@ from vtc.eval.sweep.cells import (
     EXCLUDED,
     HELDOUT,
     PENDING,
-    Cell,
     Place,
+    SweepCell,
     cell_of,
     heldout_cells,
     planned,
@@ -40,18 +39,18 @@ class Findings:
 
     def __init__(self, spec: Spec, place: Place, search: Search | None = None):
         self.spec, self.place, self.search = spec, place, search
-        self.cells: dict[str, Cell] = {cell.id: cell for cell in planned(spec)}
+        self.cells: dict[str, SweepCell] = {cell.id: cell for cell in planned(spec)}
         self.told: dict[str, Mapping] = {}
         for trial in [] if search is None else search.trials:
             if "params" in trial.user_attrs:
-                cell = Cell(trial.user_attrs["params"])
+                cell = SweepCell(trial.user_attrs["params"])
                 if cell.params["strategy"] != NONE:
                     self.cells[cell.id] = cell
                 if trial.state.name == "COMPLETE":
                     self.told[cell.id] = trial.user_attrs
         self.rows = {cell.id: self._row(cell) for cell in self.cells.values()}
 
-    def _row(self, cell: Cell) -> dict:
+    def _row(self, cell: SweepCell) -> dict:
         state = EXCLUDED if cell.excluded else self.place.state(cell.id)
         row = {
             "id": cell.id, "params": dict(cell.params), "role": cell.role, "state": state,
@@ -68,10 +67,10 @@ class Findings:
             row |= {"state": DONE, "samples": told["samples"], "seconds": told["seconds"], "values": self._values(told)}
         return row
 
-    def _base(self, cell: Cell) -> Cell:
+    def _base(self, cell: SweepCell) -> SweepCell:
         """The unpruned cell with all else equal."""
         params = {key: value for key, value in cell.params.items() if key != "files"}
-        return Cell({**params, "strategy": NONE, "keep": None, "set": {}})
+        return SweepCell({**params, "strategy": NONE, "keep": None, "set": {}})
 
     def _values(self, told: Mapping) -> dict:
         raw = {(aim.figure, aim.task): value for aim, value in zip(self.spec.aims, told["raw"])}
@@ -79,7 +78,7 @@ class Findings:
         over = {o.name for o, excess in zip(limited, told["excess"]) if excess > 0}
         return {o.name: None if o.name in over else raw[o.figure, o.task] for o in self.spec.objectives}
 
-    def add(self, cell: Cell) -> dict:
+    def add(self, cell: SweepCell) -> dict:
         """The row of another cell."""
         self.cells[cell.id] = cell
         self.rows[cell.id] = self._row(cell)
@@ -90,7 +89,7 @@ class Findings:
         found: dict[tuple, list[str]] = {}
         for ident, row in self.rows.items():
             if row["state"] == DONE and row["role"] != HELDOUT:
-                common = Cell({**row["params"], "seed": 0}).id
+                common = SweepCell({**row["params"], "seed": 0}).id
                 model = repr((row["params"]["model"], row["params"]["model_args"]))
                 found.setdefault((model, common), []).append(ident)
         return {key: idents for key, idents in found.items() if len(idents) == len(self.spec.seeds)}
@@ -226,4 +225,4 @@ def _difference(findings: Findings, objective: Objective, best: Mapping, other: 
         return found
     task = TASKS[objective.task](dialect=best["params"]["dialect"])
     logs = [findings.place.of(row["id"]) / "samples" / f"{row['run']}.{task.name}.jsonl" for row in (best, other)]
-    return statistics.compare(task, *(scored(task, read_log(log)[1].values()) for log in logs))["difference"]
+    return statistics.compare(task, *(read_scored(log, task)[1].values() for log in logs))["difference"]

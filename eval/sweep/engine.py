@@ -11,7 +11,7 @@ from pathlib import Path
 
 from vtc.core.errors import ConfigError
 from vtc.eval.report import report
-from vtc.eval.sweep.cells import DONE, FAILED, Cell, Place, cell_of, check, planned
+from vtc.eval.sweep.cells import DONE, FAILED, Place, SweepCell, cell_of, check, planned
 from vtc.eval.sweep.show import Board, dry_run, print_summary
 from vtc.eval.sweep.space import chosen, draw
 from vtc.eval.sweep.spec import Spec, load_spec, read_spec
@@ -66,12 +66,12 @@ def sweep(name: str, asked: Asked, console: Terminal | None = None) -> int:
     return sum(row["state"] == FAILED for row in summary["cells"])
 
 
-def _sampled(spec: Spec) -> list[Cell]:
+def _sampled(spec: Spec) -> list[SweepCell]:
     """Some cells of a search, so that a wrong knob is found before it starts."""
     return [cell_of(spec, draw(spec.space, 0, i)) for i in range(SAMPLED if spec.mode == "search" else 0)]
 
 
-def _work(spec: Spec, place: Place, asked: Asked, cells: list[Cell], start: str, board: Board) -> dict | None:
+def _work(spec: Spec, place: Place, asked: Asked, cells: list[SweepCell], start: str, board: Board) -> dict | None:
     """This process's part, and the end; None in processes beside the first, and for helpers."""
     import torch
 
@@ -90,7 +90,7 @@ def _work(spec: Spec, place: Place, asked: Asked, cells: list[Cell], start: str,
     return summary
 
 
-def _lead(worker, cells: list[Cell], asked: Asked) -> dict | None:
+def _lead(worker, cells: list[SweepCell], asked: Asked) -> dict | None:
     from vtc.eval.sweep.conclude import Findings, conclude
     from vtc.eval.sweep.study import Search
 
@@ -114,7 +114,9 @@ def _lead(worker, cells: list[Cell], asked: Asked) -> dict | None:
 
 
 @contextlib.contextmanager
-def _helpers(spec: Spec, asked: Asked, shares: list, cells: list[Cell], start: str, board: Board) -> Iterator[None]:
+def _helpers(
+    spec: Spec, asked: Asked, shares: list, cells: list[SweepCell], start: str, board: Board
+) -> Iterator[None]:
     """Worker processes beside this one while the block runs, one per share (of the cells that may be run)."""
     context = multiprocessing.get_context("spawn")
     given = [
@@ -167,7 +169,7 @@ def _divided(workers: int) -> Iterator[None]:
             del os.environ["OMP_NUM_THREADS"]
 
 
-def _worker(text: str, name: str, asked: Asked, cells: list[Cell], start: str) -> None:
+def _worker(text: str, name: str, asked: Asked, cells: list[SweepCell], start: str) -> None:
     """A worker process: works silently, and leaves interrupts and the end to who started it."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     from vtc.eval.sweep.study import Search

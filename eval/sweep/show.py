@@ -7,7 +7,7 @@ from pathlib import Path
 from rich import box
 from rich.table import Table
 
-from vtc.eval.sweep.cells import DONE, FAILED, Cell, Place
+from vtc.eval.sweep.cells import DONE, FAILED, Place, SweepCell
 from vtc.eval.sweep.objectives import Objective
 from vtc.eval.sweep.spec import Spec
 from vtc.io.terminal import Terminal, bar
@@ -24,7 +24,13 @@ class Board:
     """
 
     def __init__(
-        self, spec: Spec, place: Place, cells: Sequence[Cell], start: str, silent: bool = False, watch: bool = False
+        self,
+        spec: Spec,
+        place: Place,
+        cells: Sequence[SweepCell],
+        start: str,
+        silent: bool = False,
+        watch: bool = False,
     ):
         self.spec, self.place, self.start, self.silent = spec, place, start, silent
         self.cells = {cell.id: cell for cell in cells}
@@ -60,14 +66,14 @@ class Board:
         if not self.silent:
             self.console.say(f"vtc sweep: {line}")
 
-    def finished(self, cell: Cell) -> None:
+    def finished(self, cell: SweepCell) -> None:
         """A cell has ended, well or badly."""
         with self._lock:
             if cell.id not in self._seen:
                 self._seen.add(cell.id)
                 self._count(cell)
 
-    def _count(self, cell: Cell) -> None:
+    def _count(self, cell: SweepCell) -> None:
         error = self.place.error(cell.id)
         self.failed += bool(error)
         self.done += not error
@@ -79,7 +85,7 @@ class Board:
             seconds = self.place.read(cell.id)["seconds"]
             self.say(f"{self.done}/{self.total} {cell.told(self.spec)}: {self._figure(cell)}, {seconds:.1f} s")
 
-    def _figure(self, cell: Cell) -> str:
+    def _figure(self, cell: SweepCell) -> str:
         tasks = self.place.run(cell.id)["tasks"]
         shown = []
         for name, result in tasks.items():
@@ -96,10 +102,10 @@ class Board:
                 known = self.place.read(ident)
                 over = self.place.state(ident) == DONE or self.place.error(ident).get("start") == self.start
                 if known and over:
-                    self.finished(self.cells.get(ident) or Cell(known["params"]))
+                    self.finished(self.cells.get(ident) or SweepCell(known["params"]))
 
 
-def dry_run(spec: Spec, cells: Sequence[Cell], asked, console: Terminal) -> None:
+def dry_run(spec: Spec, cells: Sequence[SweepCell], asked, console: Terminal) -> None:
     """What would run, and how long that would take."""
     place = _Nothing(asked.output)
     states = {cell.id: place.state(cell.id) for cell in cells}
@@ -162,7 +168,7 @@ def print_summary(summary: Mapping, spec: Spec, output: Path, console: Terminal)
     console = console.wide(PIPE_WIDTH)
     say = console.say
     rows = {row["id"]: row for row in summary["cells"]}
-    cells = {ident: Cell(row["params"], row["role"]) for ident, row in rows.items()}
+    cells = {ident: SweepCell(row["params"], row["role"]) for ident, row in rows.items()}
     if len(spec.aims) > 1 and summary["pareto"]:
         front = summary["pareto"][:MOST_ROWS]
         names = [aim.name.partition("@")[0] for aim in spec.aims]

@@ -20,7 +20,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from vtc.core.errors import ConfigError
-from vtc.eval.sweep.cells import Cell, Place, cell_of
+from vtc.eval.sweep.cells import Place, SweepCell, cell_of
 from vtc.eval.sweep.space import is_excluded, suggest
 from vtc.eval.sweep.spec import Spec
 from vtc.io.files import write_text
@@ -147,7 +147,7 @@ class Search:
         return next((t.user_attrs for t in same), None)
 
     @contextlib.contextmanager
-    def next(self) -> Iterator[tuple[object, Cell] | None]:
+    def next(self) -> Iterator[tuple[object, SweepCell] | None]:
         """A trial and its cell, held while the block runs: one that was left, else a new one; None: nothing to do."""
         with contextlib.ExitStack() as stack:
             with self.place.lock(self.place.folder / "study.lock", wait=True):

@@ -18,7 +18,7 @@ from vtc.core.errors import ConfigError, UnsupportedError, VtcError
 from vtc.eval.models import Loaded, load
 from vtc.eval.runner import evaluate
 from vtc.eval.running.launch import Processes
-from vtc.eval.sweep.cells import DONE, FAILED, Cell, Place, fixed_cells
+from vtc.eval.sweep.cells import DONE, FAILED, Place, SweepCell, fixed_cells
 from vtc.eval.sweep.spec import Spec
 from vtc.eval.sweep.study import Search
 
@@ -42,7 +42,7 @@ class Worker:
     """One worker, or its part in one process of several. finished: called with each cell that ended."""
 
     def __init__(
-        self, spec: Spec, place: Place, options: Options, finished: Callable[[Cell], None] = lambda cell: None
+        self, spec: Spec, place: Place, options: Options, finished: Callable[[SweepCell], None] = lambda cell: None
     ):
         self.spec, self.place, self.options, self.finished = spec, place, options, finished
         self.processes = Processes()
@@ -63,7 +63,7 @@ class Worker:
             self.processes.share(None)
         self.processes.close()
 
-    def cells(self, cells: Sequence[Cell], wait: bool | None = None) -> None:
+    def cells(self, cells: Sequence[SweepCell], wait: bool | None = None) -> None:
         """Runs those that are not done, failed ones last; with `wait` returns when others are done with theirs, too."""
         wait = self.options.wait if wait is None else wait
         left = sorted(cells, key=lambda cell: self.place.state(cell.id) == FAILED)
@@ -86,7 +86,7 @@ class Worker:
                 return
             time.sleep(NAP)
 
-    def _trial(self, search: Search, trial, cell: Cell) -> dict | None:
+    def _trial(self, search: Search, trial, cell: SweepCell) -> dict | None:
         """What a trial found: from the folder, from an equal trial elsewhere, or by running its cell now."""
         if self.place.state(cell.id) != DONE:
             told = search.elsewhere(cell.id)
@@ -96,18 +96,18 @@ class Worker:
             self.run(cell)
         return outcome(self.spec, self.place, cell) if self.place.state(cell.id) == DONE else None
 
-    def _wanted(self, cell: Cell) -> bool:
+    def _wanted(self, cell: SweepCell) -> bool:
         state = self.place.state(cell.id)
         return state != DONE and not (state == FAILED and self.place.error(cell.id)["start"] == self.options.start)
 
-    def _try(self, cell: Cell) -> bool:
+    def _try(self, cell: SweepCell) -> bool:
         """Runs a cell if nobody else does."""
         with self.place.claim(cell.id) as mine:
             if mine and self._wanted(cell):
                 self.run(cell)
             return mine
 
-    def run(self, cell: Cell) -> None:
+    def run(self, cell: SweepCell) -> None:
         """Evaluates a cell that is claimed; what goes wrong is written into its folder."""
         self.left = None if self.left is None else self.left - 1
         began, before = time.perf_counter(), self._samples(cell)
@@ -132,16 +132,16 @@ class Worker:
             )
         self.finished(cell)
 
-    def _share(self, cell: Cell) -> int:
+    def _share(self, cell: SweepCell) -> int:
         self.processes.share(cell)
         return self._evaluate(cell)
 
-    def _evaluate(self, cell: Cell) -> int:
+    def _evaluate(self, cell: SweepCell) -> int:
         loaded = self._model(cell)
         settings = cell.settings(self.place.of(cell.id), self.options.device)
         return evaluate(settings, loaded=loaded, quiet=True, processes=self.processes)
 
-    def _model(self, cell: Cell) -> Loaded:
+    def _model(self, cell: SweepCell) -> Loaded:
         """The model of a cell, kept until one with another is run."""
         key = repr((cell.params["model"], cell.params["model_args"]))
         if self._loaded is None or self._loaded[0] != key:
@@ -153,7 +153,7 @@ class Worker:
             self._loaded = key, load(cell.params["model"], dict(cell.params["model_args"]), device)
         return self._loaded[1]
 
-    def _samples(self, cell: Cell) -> int:
+    def _samples(self, cell: SweepCell) -> int:
         logs = (self.place.of(cell.id) / "samples").glob("*.jsonl")
         return sum(max(0, log.read_bytes().count(b"\n") - 1) for log in logs)
 
@@ -161,7 +161,7 @@ class Worker:
 KEPT = ("raw", "excess", "samples", "seconds", "resolved", "run")  # what a trial says of its cell
 
 
-def outcome(spec: Spec, place: Place, cell: Cell) -> dict:
+def outcome(spec: Spec, place: Place, cell: SweepCell) -> dict:
     """What a finished cell gave: `raw` figures per aim and `excess` over budgets, and what other machines need."""
     run, known = place.run(cell.id), place.read(cell.id)
     base = place.run(fixed_cells(spec)[0].id).get("tasks") if any(o.figure == "relative" for o in spec.aims) else None

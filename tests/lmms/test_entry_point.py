@@ -12,7 +12,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def test_entry_point_and_class_exist():
-    """pyproject.toml names a function of vtc.eval.lmms, and that names a class of vtc.eval.lmms.model."""
+    """pyproject.toml names a function of vtc.eval.lmms, and that names a class of vtc.eval.lmms.bridge."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     module, _, name = project["entry-points"]["lmms_eval.models"]["vtc"].partition(":")
     assert callable(getattr(importlib.import_module(module), name))

@@ -34,7 +34,7 @@ BENCHES = (
 
 
 @dataclass
-class Step:
+class CheckStep:
     """One line of the table. verdict: passed, failed, left out, or out of time."""
 
     name: str
@@ -43,7 +43,7 @@ class Step:
     said: str = ""
 
 
-def run_step(name: str, command: list[str], log: Path, limit: float, **variables: str) -> Step:
+def run_step(name: str, command: list[str], log: Path, limit: float, **variables: str) -> CheckStep:
     """Runs a command in the checkout with its output in a log; stopped at the limit (seconds)."""
     start = time.monotonic()
     env = {**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1", **variables}
@@ -57,14 +57,14 @@ def run_step(name: str, command: list[str], log: Path, limit: float, **variables
     text = log.read_text(encoding="utf-8", errors="replace")
     say(text[-6000:])
     lines = [line for line in text.splitlines() if line.strip()]
-    return Step(name, verdict, time.monotonic() - start, lines[-1].strip()[:80] if lines else "")
+    return CheckStep(name, verdict, time.monotonic() - start, lines[-1].strip()[:80] if lines else "")
 
 
-def tests(folder: Path, limit: float) -> Step:
+def tests(folder: Path, limit: float) -> CheckStep:
     """The Triton tests on the GPU instead of the interpreter, with the first configuration of each kernel."""
     missing = [name for name in ("pytest", "hypothesis") if importlib.util.find_spec(name) is None]
     if missing:
-        return Step("tests", "left out", 0.0, f"{', '.join(missing)} not installed")
+        return CheckStep("tests", "left out", 0.0, f"{', '.join(missing)} not installed")
     files = sorted({str(file.relative_to(ROOT)) for pattern in TESTS for file in ROOT.glob(pattern)})
     command = [sys.executable, "-m", "pytest", "-q", "--maxfail=20", "-p", "no:cacheprovider", *files]
     if importlib.util.find_spec("xdist") is not None:  # most of the time goes into compiling, on the host's cores
@@ -72,7 +72,7 @@ def tests(folder: Path, limit: float) -> Step:
     return run_step("tests", command, folder / "tests.log", limit, VTC_AUTOTUNE="0")
 
 
-def kernel_rows(folder: Path, device: torch.device, small: bool, limit: float) -> Step:
+def kernel_rows(folder: Path, device: torch.device, small: bool, limit: float) -> CheckStep:
     """Each kernel against its reference; kernels.json."""
     start, rows = time.monotonic(), []
     dtype = torch.float32 if small else torch.bfloat16
@@ -95,7 +95,7 @@ def kernel_rows(folder: Path, device: torch.device, small: bool, limit: float) -
         record = {"schema": "vtc.bench.kernels/1", "environment": environment(device), "rows": rows}
         write_json(folder / "kernels.json", record, indent=1)
     good = sum(bool(row.get("passed")) for row in rows)
-    return Step("kernels", verdict, time.monotonic() - start, f"{good} of {len(rows)} within their tolerance")
+    return CheckStep("kernels", verdict, time.monotonic() - start, f"{good} of {len(rows)} within their tolerance")
 
 
 HEADS = (
@@ -105,7 +105,7 @@ HEADS = (
 HEAD = " ".join(f"{name:{'<' if width > 0 else '>'}{abs(width)}}" for name, width in HEADS)
 
 
-def line_of(row: kernels.Row) -> str:
+def line_of(row: kernels.KernelRow) -> str:
     """A row as text."""
     ms = 1000 * row.triton_seconds, 1000 * row.reference_seconds
     mark = "" if row.passed else "  BEYOND ITS TOLERANCE"
@@ -115,7 +115,7 @@ def line_of(row: kernels.Row) -> str:
     )
 
 
-def benches(folder: Path, small: bool, limit: float) -> list[Step]:
+def benches(folder: Path, small: bool, limit: float) -> list[CheckStep]:
     """`vtc bench` for each preset, within a common limit."""
     steps, start = [], time.monotonic()
     chosen = (("tiny", ("--visual-tokens", "64", "--rounds", "1", "--new-tokens", "2")),) if small else BENCHES
@@ -123,7 +123,7 @@ def benches(folder: Path, small: bool, limit: float) -> list[Step]:
         left = limit - (time.monotonic() - start)
         name, output = f"bench {preset}", folder / preset
         if left < 20:
-            steps.append(Step(name, "left out", 0.0, "no time left"))
+            steps.append(CheckStep(name, "left out", 0.0, "no time left"))
             continue
         command = [sys.executable, "-m", "vtc", "bench", "--preset", preset, *options, "--output", str(output)]
         steps.append(run_step(name, command, folder / f"bench-{preset}.log", left))

@@ -27,7 +27,7 @@ TOLERANCE = 1e-3  # of what is near the largest number of a result; everything i
 
 
 @dataclass(frozen=True)
-class Case:
+class KernelCase:
     """A kernel at a shape. make: inputs on a device in a dtype; run: of these; value: of picks, which may differ in
     near-ties (the larger the better), else None: results are compared number by number."""
 
@@ -39,7 +39,7 @@ class Case:
 
 
 @dataclass(frozen=True)
-class Row:
+class KernelRow:
     """One measurement. error: relative to the largest number of the reference, or of the value that picks reach; equal:
     the results are the reference's to the last bit. Seconds are medians; bytes are peaks beyond the inputs."""
 
@@ -118,34 +118,42 @@ def _volume(picks: Tensor, cosines: Cosines, quality: Tensor) -> float:
     return float(torch.linalg.slogdet(q[:, None] * cosines.matrix[0][picks[0]][:, picks[0]].double() * q)[1])
 
 
-def cases(small: bool = False) -> Iterator[Case]:
+def cases(small: bool = False) -> Iterator[KernelCase]:
     """All cases. small: sizes for a trial run in Triton's interpreter."""
     n, k, d = (70, 9, 24) if small else (2880, 320, 4096)
     long = (63,) if small else (2048, 4096, 8192, 16384)
     side, heads = (33, 2) if small else (577, 16)
     for batch in (1,) if small else (1, 5, 40):
         make = _attention(batch, heads, heads, side, side, 64)
-        yield Case("columns", f"CLIP B={batch} H={heads} N={side} D=64", make, attention_columns)
+        yield KernelCase("columns", f"CLIP B={batch} H={heads} N={side} D=64", make, attention_columns)
     for length in long:
         make = _attention(1, heads, heads, length, length, 80)
-        yield Case("columns", f"Qwen-VL B=1 H={heads} N={length} D=80", make, attention_columns)
+        yield KernelCase("columns", f"Qwen-VL B=1 H={heads} N={length} D=80", make, attention_columns)
     lengths = [17, 0, 46] if small else [4096, 2304, 6400, 1024]
-    yield Case("columns", f"packed {lengths} D=80", _packed(lengths, heads, 80), _columns_packed)
+    yield KernelCase("columns", f"packed {lengths} D=80", _packed(lengths, heads, 80), _columns_packed)
     rows, kv, query = (40, 1, 2) if small else (2880, 4, 28)
     make = _attention(1, query, kv, rows, rows + 64, 128)
-    yield Case("columns", f"causal M={rows} N={rows + 64} H={query}/{kv} D=128", make, _columns_causal)
-    yield Case("rows", f"[CLS] B=5 H={heads} N={side} D=64", _attention(5, heads, heads, 1, side, 64), attention_rows)
-    yield Case("rows", f"last H={query}/{kv} N={n} D=128", _attention(1, query, kv, 1, n, 128), attention_rows)
-    yield Case("rows", f"text R=64 H={query}/{kv} N={n} D=128", _attention(1, query, kv, 64, n, 128), attention_rows)
-    yield Case("top-k", f"B=8 N={n} k={k}", lambda v, t: (_normal(8, n)(v, torch.float32), k), topk_sorted)
-    yield Case("top-k, gather", f"4 images of {n}, D={d}", _ragged(n, d, k), _gathered)
-    yield Case("transition", f"S={n} D={d}", lambda v, t: (_normal(1, n, d)(v, t), _normal(1, n, d)(v, t)), _transition)
-    yield Case("cosines", f"N={n} D={d}", lambda v, t: (_normal(1, n, d)(v, t),), cosine_matrix)
-    yield Case("max-min", f"N={n} k={k}", _cosines(1, n, d), lambda c, q: maxmin_greedy(c, k), _spread)
-    yield Case("max-min", f"B=8 N={n} k={k}", _cosines(8, n, d), lambda c, q: maxmin_greedy(c, k), _spread)
-    yield Case("max-sum", f"N={n} k={k}", _cosines(1, n, d), lambda c, q: _sum(c, k), _apart)
-    yield Case("coverage", f"R={n + 15} N={n} k={k}", _weights(n, n + 15), lambda w: coverage_greedy(w, k), _covered)
-    yield Case("dpp", f"N={n} k={k}", _cosines(1, n, d), lambda c, q: dpp_greedy(c, q, k), _volume)
+    yield KernelCase("columns", f"causal M={rows} N={rows + 64} H={query}/{kv} D=128", make, _columns_causal)
+    yield KernelCase(
+        "rows", f"[CLS] B=5 H={heads} N={side} D=64", _attention(5, heads, heads, 1, side, 64), attention_rows
+    )
+    yield KernelCase("rows", f"last H={query}/{kv} N={n} D=128", _attention(1, query, kv, 1, n, 128), attention_rows)
+    yield KernelCase(
+        "rows", f"text R=64 H={query}/{kv} N={n} D=128", _attention(1, query, kv, 64, n, 128), attention_rows
+    )
+    yield KernelCase("top-k", f"B=8 N={n} k={k}", lambda v, t: (_normal(8, n)(v, torch.float32), k), topk_sorted)
+    yield KernelCase("top-k, gather", f"4 images of {n}, D={d}", _ragged(n, d, k), _gathered)
+    yield KernelCase(
+        "transition", f"S={n} D={d}", lambda v, t: (_normal(1, n, d)(v, t), _normal(1, n, d)(v, t)), _transition
+    )
+    yield KernelCase("cosines", f"N={n} D={d}", lambda v, t: (_normal(1, n, d)(v, t),), cosine_matrix)
+    yield KernelCase("max-min", f"N={n} k={k}", _cosines(1, n, d), lambda c, q: maxmin_greedy(c, k), _spread)
+    yield KernelCase("max-min", f"B=8 N={n} k={k}", _cosines(8, n, d), lambda c, q: maxmin_greedy(c, k), _spread)
+    yield KernelCase("max-sum", f"N={n} k={k}", _cosines(1, n, d), lambda c, q: _sum(c, k), _apart)
+    yield KernelCase(
+        "coverage", f"R={n + 15} N={n} k={k}", _weights(n, n + 15), lambda w: coverage_greedy(w, k), _covered
+    )
+    yield KernelCase("dpp", f"N={n} k={k}", _cosines(1, n, d), lambda c, q: dpp_greedy(c, q, k), _volume)
 
 
 def _columns_packed(q: Tensor, k: Tensor, bounds: list[int]) -> Tensor:
@@ -177,7 +185,7 @@ def _gathered(scores: Tensor, counts: list[int], bounds: list[int], features: Te
     return topk_gather(scores, counts, bounds, features)[1]
 
 
-def measure(case: Case, device: torch.device, dtype: torch.dtype, repeats: int = 20) -> Row:
+def measure(case: KernelCase, device: torch.device, dtype: torch.dtype, repeats: int = 20) -> KernelRow:
     """One row: both forms in turns after a first run of each, which compiles and tunes."""
     inputs = case.make(device, dtype)
     forms = ("reference", "triton")
@@ -196,10 +204,10 @@ def measure(case: Case, device: torch.device, dtype: torch.dtype, repeats: int =
     half = [statistics.median(seconds[form]) for form in reversed(forms)]
     name = str(dtype).removeprefix("torch.")
     peak = [peaks[form] for form in reversed(forms)]
-    return Row(case.kernel, case.shape, name, error, equal, error <= TOLERANCE, *half, *peak)
+    return KernelRow(case.kernel, case.shape, name, error, equal, error <= TOLERANCE, *half, *peak)
 
 
-def _error(case: Case, inputs: tuple, expected: Tensor, found: Tensor) -> float:
+def _error(case: KernelCase, inputs: tuple, expected: Tensor, found: Tensor) -> float:
     if case.value is None:
         largest = expected.double().abs().max().clamp_min(1e-30)
         error = ((expected.double() - found.double()).abs().max() / largest).item()

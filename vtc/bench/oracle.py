@@ -15,7 +15,6 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from vtc.bench.prompts import with_types
 from vtc.core.hooks import Patchwork
 from vtc.core.report import ImageReport, Report
 
@@ -140,10 +139,7 @@ class Oracle:
             raise NoOracle("the prompts of one batch keep different numbers of tokens")
         ids = torch.tensor(rows, device=self.device)
         other = {k: v for k, v in self.given.items() if k not in ("input_ids", "attention_mask", "mm_token_type_ids")}
-        text = with_types(
-            self.family.model, {"input_ids": ids, "attention_mask": torch.ones_like(ids)}, self.image_token
-        )
-        return {**text, **other}
+        return {**self.family.prompt_inputs(ids), **other}
 
     def _choose(self, recording: Recording, is_image: Tensor) -> None:
         """Rows of the features where tokens were only dropped, the features themselves where any were merged."""

@@ -1,12 +1,10 @@
 """Prompts of a wanted size: random pictures that give about N visual tokens, between random words."""
 
-import inspect
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from vtc.bench.presets import resize_tower
 from vtc.core.errors import ConfigError
 
 OFF = 0.25  # how far from what was asked the visual tokens may be, as a share of it
@@ -40,22 +38,8 @@ def pictures(family, visual: int, native: int | None, seed: int = 0) -> Pictures
             f"such as {found.total}"
         )
     if native is not None:
-        vision = family.tower.config
-        side = inputs["pixel_values"].shape[-1] // vision.patch_size
-        if side != vision.image_size // vision.patch_size:
-            resize_tower(family.tower, side)
+        family.fit_tower(inputs)
     return found
-
-
-def special_ids(config: object) -> list[int]:
-    """Token ids that random text must not hold and random weights must not write."""
-    text = config.get_text_config()
-    names = ("image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id", "vision_token_id")
-    found = [getattr(config, name, None) for name in names]
-    for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
-        value = getattr(text, name, None)
-        found += value if isinstance(value, list) else [value]
-    return sorted({i for i in found if isinstance(i, int) and 0 <= i < text.vocab_size})
 
 
 def inputs_of(family, shown: Pictures, length: int, batch: int, seed: int = 0) -> dict[str, Tensor]:
@@ -64,30 +48,20 @@ def inputs_of(family, shown: Pictures, length: int, batch: int, seed: int = 0) -
 
     Equal prompts keep equal numbers of tokens whatever the method, and what they hold does not change the time.
     """
-    config, model = family.model.config, family.model
-    marks = [getattr(config, name) for name in family.marks]
-    words = length - len(marks) * len(shown.tokens)
+    model, images = family.model, [family.image_ids(tokens) for tokens in shown.tokens]
+    words = length + shown.total - sum(map(len, images))
     if words < 2:
         raise ConfigError(
             f"--prompt-lengths {length} is too short for {len(shown.tokens)} image(s) of {family.name}; possible: at "
             f"least {length - words + 2}"
         )
     generator = torch.Generator().manual_seed(seed)
-    possible = torch.tensor(sorted(set(range(min(1000, config.get_text_config().vocab_size))) - {*special_ids(config)}))
+    known = range(min(1000, model.config.get_text_config().vocab_size))
+    possible = torch.tensor(sorted({*known} - {*family.special_ids()}))
     text = possible[torch.randint(len(possible), (words,), generator=generator)].tolist()
-    row = text[: words // 2]
-    for tokens in shown.tokens:
-        row += [*marks[:1], *[config.image_token_id] * tokens, *marks[1:]]
-    ids = torch.tensor([row + text[words // 2 :]]).expand(batch, -1).contiguous()
-    inputs = with_types(model, {"input_ids": ids, "attention_mask": torch.ones_like(ids)}, config.image_token_id)
+    row = [*text[: words // 2], *[i for ids in images for i in ids], *text[words // 2 :]]
+    inputs = family.prompt_inputs(torch.tensor([row]).expand(batch, -1).contiguous())
     for name, value in shown.inputs.items():
         repeated = value.repeat(batch, *[1] * (value.ndim - 1))
         inputs[name] = repeated.to(model.dtype) if repeated.is_floating_point() else repeated
     return {name: value.to(model.device) for name, value in inputs.items()}
-
-
-def with_types(model, inputs: dict[str, Tensor], image: int) -> dict[str, Tensor]:
-    """`inputs` with `mm_token_type_ids`, where this version of the model takes them."""
-    if "mm_token_type_ids" not in inspect.signature(type(model).forward).parameters:
-        return inputs
-    return {**inputs, "mm_token_type_ids": (inputs["input_ids"] == image).int()}

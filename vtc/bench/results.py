@@ -1,24 +1,43 @@
-"""results.json of `vtc bench`: written row by row, taken up again, and compared only with what is comparable."""
+"""results.json of the benchmarks: written row by row, taken up again, and compared only with what is comparable.
+
+One store for `vtc bench` and `vtc bench serving`. What differs between them is a `Kind`: what a row holds, which of its
+fields tell rows apart, and in what two results may differ.
+"""
 
 import platform
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from statistics import median
 
 import torch
 
 from vtc import __version__
-from vtc.bench.measure import DEFINITIONS, Case
 from vtc.core.errors import ConfigError
 from vtc.io.files import read_json, write_json
-from vtc.io.shapes import anything, list_of, mapping_of, number, one_of, or_none, record, text, whole
+from vtc.io.shapes import Shape, anything, list_of, mapping_of, number, one_of, record
 
-SCHEMA = "vtc.bench/1"
 FILE = "results.json"
-RATIOS = ("ttft/oracle", "decode/baseline", "decode/oracle", "peak/baseline", "kv/baseline")
-KEY = ("strategy", "keep", "batch", "prompt", "asked")
-SHAPE = {"batch": "batch sizes", "prompt": "prompt lengths", "visual": "visual tokens"}
+SPREAD = record({"median": number(), "min": number(), "max": number()})
+"""The shape of a `spread`."""
+
+
+@dataclass(frozen=True)
+class Kind:
+    """The results of one benchmark. schema: names it in the file; row: the shape of a row; key: the fields that tell
+    rows apart; definitions: of the figures, by name; grid: of a row, by name, what both of two results must have
+    measured; free: the settings in which two results may differ; derived: what the file holds beside the rows that
+    follows from them."""
+
+    schema: str
+    row: Shape
+    key: tuple[str, ...]
+    definitions: Mapping[str, str]
+    grid: Callable[[dict], dict]
+    free: tuple[str, ...] = ()
+    derived: Callable[[list[dict]], dict] = field(default=lambda rows: {})
 
 
 def environment(device: torch.device) -> dict:
@@ -46,16 +65,20 @@ def _processor() -> str:
 
 
 class Results:
-    """The rows of one output folder. settings, environment: of every row in it.
+    """The rows of one output folder. settings, environment: of every row in it; command: how it was asked for, if the
+    file is to say so.
 
     Raises ConfigError when the folder holds rows that were measured otherwise.
     """
 
-    def __init__(self, folder: Path, settings: dict, environment: dict, overwrite: bool = False):
-        self.folder, self.settings, self.environment = folder, settings, environment
+    def __init__(
+        self, kind: Kind, folder: Path, settings: dict, environment: dict, overwrite: bool = False, command: str = ""
+    ):
+        self.kind, self.folder, self.settings, self.environment = kind, folder, settings, environment
+        self.command = command
         self.rows: list[dict] = []
         if (folder / FILE).is_file() and not overwrite:
-            old = read(folder)
+            old = read(folder, kind)
             other = different(old, {"settings": settings, "environment": environment})
             if other:
                 raise ConfigError(
@@ -64,10 +87,10 @@ class Results:
                 )
             self.rows = old["rows"]
 
-    def has(self, case: Case, resolved: dict) -> bool:
-        """Whether the row of a case is there, for the strategy as it is resolved now; forgets one of another."""
-        key = (case.strategy, case.keep, case.batch, case.prompt, case.visual)
-        mine = [row for row in self.rows if tuple(row[k] for k in KEY) == key]
+    def has(self, key: tuple, resolved: dict | None) -> bool:
+        """Whether the row with these values of the kind's key is there, for the strategy as it is resolved now (None:
+        without one); forgets one of another."""
+        mine = [row for row in self.rows if tuple(row[k] for k in self.kind.key) == key]
         if any(row["resolved"] == resolved for row in mine):
             return True
         self.rows = [row for row in self.rows if row not in mine]
@@ -77,97 +100,55 @@ class Results:
         """Puts a finished row into the file."""
         self.rows.append(row)
         data = {
-            "schema": SCHEMA, "created": datetime.now(UTC).isoformat(timespec="seconds"), "settings": self.settings,
-            "environment": self.environment, "definitions": DEFINITIONS, "rows": self.rows,
+            "schema": self.kind.schema, "created": datetime.now(UTC).isoformat(timespec="seconds"),
+            **({"command": self.command} if self.command else {}),
+            "settings": self.settings, "environment": self.environment, "definitions": self.kind.definitions,
+            **self.kind.derived(self.rows), "rows": self.rows,
         }  # fmt: skip
         write_json(self.folder / FILE, data, indent=1)
 
 
-_spread = record({"median": number(), "min": number(), "max": number()})
-_system = record(
-    {**dict.fromkeys(("vision", "selection", "prefill", "ttft", "decode", "rate"), _spread),
-     **dict.fromkeys(("peak_bytes", "kv_bytes"), number(0))}
-)  # fmt: skip
-ROW = record(
-    {
-        "strategy": text, "keep": text, "batch": whole(1), "prompt": whole(), "asked": whole(), "resolved": anything,
-        "tokens": record({"visual": whole(), "average": number(0)}),
-        "systems": record({"baseline": _system, "strategy": _system}, {"oracle": _system}),
-        "ratios": record({"ttft/baseline": _spread}, dict.fromkeys(RATIOS, _spread)),
-        "oracle": record({}, {"missing": text}),
-        "scoring": or_none(record({"median": number(), "observed": whole(), "depth": whole()})),
-    }
-)  # fmt: skip
-SETTINGS = {"settings": mapping_of(anything), "environment": mapping_of(anything)}
-SHAPE_OF_FILE = record({"schema": one_of(SCHEMA), **SETTINGS, "rows": list_of(ROW)})
+def spread(values: list[float | None]) -> dict | None:
+    """Median, least and most; None where there is no value or one is missing."""
+    if not values or None in values:
+        return None
+    return {"median": median(values), "min": min(values), "max": max(values)}
 
 
-def read(folder: Path) -> dict:
-    """The results in a folder; raises ConfigError when there are none of `vtc bench`."""
-    return read_json(folder / FILE, SHAPE_OF_FILE, "possible: a folder of vtc bench")
+def read(folder: Path, *kinds: Kind) -> dict:
+    """The results in a folder, of one of these kinds; raises ConfigError when there are none."""
+    rows = {kind.schema: list_of(kind.row) for kind in kinds}
+    parts = {"settings": mapping_of(anything), "environment": mapping_of(anything)}
+
+    def shape(value: object, where: str) -> dict:
+        found = record({"schema": one_of(*rows), **parts, "rows": anything})(value, where)
+        return record({"rows": rows[found["schema"]]})(found, where)
+
+    return read_json(folder / FILE, shape, "possible: a folder of vtc bench")
 
 
-def different(a: dict, b: dict) -> list[str]:
-    """What settings and environment of two results do not have in common, as texts."""
+def different(a: dict, b: dict, free: tuple[str, ...] = ()) -> list[str]:
+    """What settings (but the `free` ones) and environment of two results do not have in common, as texts."""
     found = []
     for part in ("settings", "environment"):
-        names = dict.fromkeys([*a[part], *b[part]])
+        names = [n for n in dict.fromkeys([*a[part], *b[part]]) if part != "settings" or n not in free]
         found += [f"{n} {a[part].get(n)} and {b[part].get(n)}" for n in names if a[part].get(n) != b[part].get(n)]
     return found
 
 
-def check_comparable(a: dict, b: dict) -> None:
-    """Raises ConfigError, naming everything, unless two results differ in strategy and keep alone."""
-    found = different(a, b)
-    for key, name in SHAPE.items():
-        mine, other = (sorted({_shape(row)[key] for row in data["rows"]}) for data in (a, b))
+def check_comparable(kind: Kind, a: dict, b: dict) -> None:
+    """Raises ConfigError, naming everything, unless two results of one kind differ in strategy and keep alone."""
+    found = different(a, b, kind.free)
+    grids = [[kind.grid(row) for row in data["rows"]] for data in (a, b)]
+    for name in dict.fromkeys(name for grid in grids for cell in grid for name in cell):
+        mine, other = (sorted({cell[name] for cell in grid}) for grid in grids)
         if mine != other:
             found.append(f"{name} {mine} and {other}")
-    shapes = [sorted({tuple(_shape(row).values()) for row in data["rows"]}) for data in (a, b)]
-    if not found and shapes[0] != shapes[1]:
-        found.append(f"(batch, prompt, visual tokens) {shapes[0]} and {shapes[1]}")
+    cells = [sorted({tuple(cell.values()) for cell in grid}) for grid in grids]
+    if not found and cells[0] != cells[1]:
+        found.append(f"combinations {cells[0]} and {cells[1]}")
     if found:
         raise ConfigError(
             f"these results cannot be compared: {'; '.join(found)}; possible: runs that differ in strategy and keep "
             "alone"
         )
-
-
-def _shape(row: dict) -> dict:
-    return {"batch": row["batch"], "prompt": row["prompt"], "visual": row["tokens"]["visual"]}
-
-
-def break_even(points: Sequence[tuple[float, float]]) -> tuple[float | None, str]:
-    """Visual tokens below which a strategy costs more than it saves, and the same in words.
-
-    points: (visual tokens, time to first token relative to the baseline). Between the two sizes where the ratio comes
-    to 1 for good, it is interpolated linearly; None where it is always on one side.
-    """
-    points = sorted(points)
-    if not points:
-        return None, "nothing was measured"
-    least, (most, last) = points[0][0], points[-1]
-    if last > 1:
-        return None, f"never within {least:g} to {most:g}"
-    above = [i for i, (_, ratio) in enumerate(points) if ratio > 1]
-    if not above:
-        return None, f"below {least:g}, the smallest measured"
-    (n0, r0), (n1, r1) = points[above[-1]], points[above[-1] + 1]
-    found = n0 + (n1 - n0) * (r0 - 1) / (r0 - r1)
-    return found, f"at {found:.0f}"
-
-
-def break_evens(rows: list[dict]) -> list[dict]:
-    """The break-even point of each strategy, keep, batch and prompt length that was measured at several sizes."""
-    groups: dict[tuple, list[tuple[float, float]]] = {}
-    for row in rows:
-        key = row["strategy"], row["keep"], row["batch"], row["prompt"]
-        groups.setdefault(key, []).append((row["tokens"]["visual"], row["ratios"]["ttft/baseline"]["median"]))
-    found = []
-    for (strategy, keep, batch, prompt), points in groups.items():
-        if len(points) > 1:
-            tokens, words = break_even(points)
-            found.append(
-                {"strategy": strategy, "keep": keep, "batch": batch, "prompt": prompt, "tokens": tokens, "words": words}
-            )
-    return found

@@ -3,15 +3,16 @@
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import astuple, dataclass, field
 from itertools import product
 from pathlib import Path
 
 import torch
 
-from vtc.bench.measure import OWN, Case, measure, prepare, resolved
-from vtc.bench.models import Chosen, attention_of, choose, device_of, dtype_of
 from vtc.bench.results import Results, environment
+from vtc.bench.rounds import OWN, SpeedCase, measure, prepare, resolved
+from vtc.bench.speed_rows import SPEED
+from vtc.bench.subject import Chosen, attention_of, choose, device_of, dtype_of
 from vtc.core.budget import parse_keep
 from vtc.core.errors import ConfigError
 from vtc.kernels.backend import CHOICES, INSTALLED, interpreted
@@ -22,7 +23,7 @@ LIST = "possible: values with commas between, such as {}"
 
 
 @dataclass(frozen=True)
-class Wanted:
+class SpeedOptions:
     """The command line. keeps: as text; warmup: rounds before those that count (default: 1 on a
     CPU, 3 on a GPU); overrides: of every strategy."""
 
@@ -56,13 +57,13 @@ class Wanted:
             if keep != OWN:
                 parse_keep(keep)
 
-    def cases(self) -> list[Case]:
+    def cases(self) -> list[SpeedCase]:
         """Every row, each once."""
         rows = product(self.visual, self.batches, self.prompts, self.strategies, self.keeps)
-        return list(dict.fromkeys(Case(s, k, b, p, v) for v, b, p, s, k in rows))
+        return list(dict.fromkeys(SpeedCase(s, k, b, p, v) for v, b, p, s, k in rows))
 
 
-def run(wanted: Wanted, watch: Callable[[list[Case], int], object]) -> Results:
+def run(wanted: SpeedOptions, watch: Callable[[list[SpeedCase], int], object]) -> Results:
     """Measures what is not in the output folder yet. watch: gives, for the rows to do and the rounds of each, a context
     with `begin(case)` and `advance()`. Raises ConfigError in one line before anything is timed."""
     device = device_of(wanted.device)
@@ -72,9 +73,9 @@ def run(wanted: Wanted, watch: Callable[[list[Case], int], object]) -> Results:
     attention = attention_of(wanted.attention, device, dtype)
     chosen = choose(wanted.preset, wanted.model, device, dtype, attention, wanted.seed)
     warmup = wanted.warmup if wanted.warmup is not None else 3 if device.type == "cuda" else 1
-    results = Results(wanted.output, _settings(wanted, warmup, chosen), environment(device), wanted.overwrite)
+    results = Results(SPEED, wanted.output, _settings(wanted, warmup, chosen), environment(device), wanted.overwrite)
     family = find_family(chosen.skeleton.model)
-    todo = [c for c in wanted.cases() if not results.has(c, resolved(c, family, wanted.overrides))]
+    todo = [c for c in wanted.cases() if not results.has(astuple(c), resolved(c, family, wanted.overrides))]
     for case in todo:
         prepare(chosen.skeleton, case, wanted.overrides, wanted.seed)
     if not todo:
@@ -91,7 +92,7 @@ def run(wanted: Wanted, watch: Callable[[list[Case], int], object]) -> Results:
     return results
 
 
-def _settings(wanted: Wanted, warmup: int, chosen: Chosen) -> dict:
+def _settings(wanted: SpeedOptions, warmup: int, chosen: Chosen) -> dict:
     return {
         **chosen.identity, "kernels": wanted.kernels, "new tokens": wanted.new_tokens, "rounds": wanted.rounds,
         "warm-up rounds": warmup, "seed": wanted.seed, "set": wanted.overrides,

@@ -1,4 +1,4 @@
-"""The `vtc` command: list, show and validate strategies, evaluate them on benchmarks.
+"""The `vtc` command: list, show, validate and check strategies, evaluate them on benchmarks.
 
 Every error that vtc raises on purpose becomes one line on stderr and exit code 2.
 """
@@ -12,6 +12,7 @@ import typer
 
 from vtc import ConfigError, VtcError, __version__
 from vtc.cli.bench import bench
+from vtc.cli.check import check
 from vtc.cli.eval import evaluation
 from vtc.cli.inspect import inspect
 from vtc.cli.options import FAMILY, IMPORT, SETTING, family_names, known_family, overrides
@@ -48,6 +49,7 @@ def root(
       vtc list
       vtc show hiprune --family qwen2_5_vl --keep 0.25
       vtc validate my_strategy.yaml
+      vtc check hiprune
       vtc eval --model demo --strategy none,hiprune --keep 0.5,0.25 --tasks demo --limit 100 --output results/first
     """
     if context.invoked_subcommand is None:
@@ -184,6 +186,7 @@ def validate(
 
 app.add_typer(evaluation, name="eval")
 app.add_typer(bench, name="bench")
+app.command()(check)
 app.command()(sweep)
 app.command()(report)
 app.command()(inspect)

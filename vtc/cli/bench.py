@@ -1,5 +1,7 @@
 """`vtc bench`: what a strategy gains on this machine, what vtc's own parts cost, and two results side by side."""
 
+import shlex
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -19,10 +21,7 @@ def speed(
         str | None,
         typer.Option(
             metavar="NAME",
-            help=(
-                "An architecture with random weights: tiny, llava-mini, llava-1.5-7b, llava-1.5-13b, llava-next-7b, "
-                "qwen2.5-vl-3b, qwen2.5-vl-7b, qwen2-vl-7b."
-            ),
+            help="An architecture with random weights, such as tiny, llava-1.5-7b; an unknown name lists all.",
         ),
     ] = None,
     model: Annotated[str | None, typer.Option(metavar="DIR", help="A local model instead.")] = None,
@@ -74,12 +73,12 @@ def speed(
     """
     if context.invoked_subcommand is not None:
         return
-    from vtc.bench.progress import Bar
-    from vtc.bench.show import lines, plot, table
-    from vtc.bench.speed import SWEEP, Wanted, numbers, run, texts
+    from vtc.bench.bar import Bar
+    from vtc.bench.speed import SWEEP, SpeedOptions, numbers, run, texts
+    from vtc.bench.speed_table import lines, plot, table
 
     visual = numbers("--visual-tokens", visual_tokens)
-    wanted = Wanted(
+    wanted = SpeedOptions(
         output, preset, model, texts("--strategy", strategy), texts("--keep", keep, "0.25,192"),
         numbers("--batch-sizes", batch_sizes, "1,8"), numbers("--prompt-lengths", prompt_lengths, "64,512"),
         (*SWEEP, *visual) if break_even else visual, new_tokens, rounds, warmup, dtype, device, attention, kernels,
@@ -95,7 +94,7 @@ def speed(
 
 @bench.command()
 def compare(
-    first: Annotated[Path, typer.Argument(metavar="DIR", help="A folder that vtc bench wrote.")],
+    first: Annotated[Path, typer.Argument(metavar="DIR", help="A folder that vtc bench or vtc bench serving wrote.")],
     second: Annotated[Path, typer.Argument(metavar="DIR", help="Another one.")],
 ) -> None:
     """Show two results side by side; refused when they differ in anything but strategy and keep.
@@ -103,13 +102,71 @@ def compare(
     \b
     Example:
       vtc bench compare results/hiprune results/fastv
+      vtc bench compare results/serving-quarter results/serving-tenth
     """
+    from vtc.bench import speed_table
     from vtc.bench.results import read
-    from vtc.bench.show import compared
+    from vtc.bench.serving import serving_table
+    from vtc.bench.serving.ratios import SERVING
+    from vtc.bench.speed_rows import SPEED
 
-    shown = compared(read(first), read(second))
+    a, b = (read(folder, SPEED, SERVING) for folder in (first, second))
+    if a["schema"] != b["schema"]:
+        raise ConfigError(f"{str(first)!r} and {str(second)!r} are of two benchmarks; possible: two folders of one")
+    shown = (speed_table if a["schema"] == SPEED.schema else serving_table).compared(a, b)
     say(f"A  {first}\nB  {second}")
-    Terminal(width=150).print(shown)
+    Terminal(width=170).print(shown)
+
+
+@bench.command()
+def serving(
+    strategies: Annotated[str, typer.Option(metavar="S,S", help="Beside the stock class.")] = "hiprune,divprune",
+    keep: Annotated[str, typer.Option(metavar="K", help="A fraction or a number of tokens.")] = "0.25",
+    concurrency: Annotated[str, typer.Option(metavar="N,N", help="Requests at once.")] = "1,8,32",
+    preset: Annotated[str, typer.Option(metavar="NAME", help="tiny, llava-mini, llava-1.5-7b.")] = "llava-mini",
+    requests: Annotated[int, typer.Option(metavar="N", help="Of a cell, at least; and twice those at once.")] = 8,
+    rounds: Annotated[int, typer.Option(metavar="N", help="In which the systems take turns.")] = 3,
+    text: Annotated[int, typer.Option(metavar="N", help="Tokens of a prompt that are not visual.")] = 64,
+    new_tokens: Annotated[int, typer.Option(metavar="N", help="Written for each request.")] = 16,
+    dtype: Annotated[str, typer.Option(metavar="T", help="float32, bfloat16, float16.")] = "float32",
+    block_size: Annotated[int, typer.Option(metavar="N", help="Tokens of a KV block.")] = 32,
+    batched: Annotated[int, typer.Option(metavar="N", help="Tokens of a step at most.")] = 2048,
+    threads: Annotated[
+        int | None,
+        typer.Option(metavar="N", help="Of an engine; 1 on a machine with other work. Default: one for each core."),
+    ] = None,
+    compiled: Annotated[bool, typer.Option("--compiled", help="Let vLLM compile the model.")] = False,
+    seed: Annotated[int, typer.Option(metavar="N", help="Of weights, pictures and words.")] = 0,
+    output: Annotated[Path, typer.Option(metavar="DIR", help="For results.json and the engines' logs.")] = Path(
+        "results/bench-serving"
+    ),
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Start anew.")] = False,
+) -> None:
+    """Measure KV blocks and requests per second of vLLM, unpruned and pruned, as ratios.
+
+    One engine for each system; they take turns, and ratios are taken within each round. Cells are written as they come;
+    the same command goes on where it stopped.
+
+    \b
+    Examples:
+      vtc bench serving --strategies hiprune,divprune --keep 0.25 --output results/serving
+      vtc bench serving --preset tiny --concurrency 1,2 --requests 2 --rounds 1
+    """
+    from vtc.bench.serving.serving_plot import plot
+    from vtc.bench.serving.serving_table import lines, table
+    from vtc.bench.serving.throughput import CORES, ServingOptions, run
+    from vtc.bench.speed import numbers, texts
+
+    wanted = ServingOptions(
+        output, texts("--strategies", strategies), keep, numbers("--concurrency", concurrency, "1,8,32"), preset,
+        requests, rounds, text, new_tokens, dtype, block_size, batched, CORES if threads is None else threads, compiled,
+        seed,
+    )  # fmt: skip
+    results = run(wanted, shlex.join(["vtc", *sys.argv[1:]]), overwrite)
+    Terminal(width=170).print(table(results.rows))
+    for line in lines(results.rows, results.environment["cores"]):
+        say(line)
+    say(f"results  {output}, {plot(results.rows, output).name}")
 
 
 @bench.command()
@@ -134,9 +191,9 @@ def selection(
     """
     import torch
 
-    from vtc.bench.report import table, write
     from vtc.bench.results import environment
-    from vtc.bench.selection import SELECTORS, measure
+    from vtc.bench.selectors import SELECTORS, measure
+    from vtc.bench.selectors_table import table, write
     from vtc.bench.speed import numbers
 
     names = [name.strip() for name in selectors.split(",")]

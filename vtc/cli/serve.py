@@ -79,7 +79,7 @@ def _for_demo(words: list[str]) -> list[str]:
 def _prepared(model, words, strategy, keep, max_keep, knobs, check) -> list[str]:
     """The options for vllm serve, all of them checked; with `check` also says what would be served."""
     from vtc.vllm import arguments
-    from vtc.vllm.settings import ATTRIBUTE, Settings
+    from vtc.vllm.settings import ATTRIBUTE, ServedStrategy
     from vtc.vllm.settings import overrides as for_config
 
     given = arguments.values(words)
@@ -87,7 +87,7 @@ def _prepared(model, words, strategy, keep, max_keep, knobs, check) -> list[str]
     with loading(f"model {shown(model)} cannot be served", "demo, a directory, a hub id"):
         ours = for_config(config, strategy, keep, max_keep, **knobs)
         setattr(config, ATTRIBUTE, ours[ATTRIBUTE])
-        served = Settings.of(config)
+        served = ServedStrategy.of(config)
     words = arguments.with_overrides(words, ours)
     arguments.refuse(given, served)
     if check:

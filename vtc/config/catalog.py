@@ -4,7 +4,8 @@ from typing import Any
 
 from vtc.config.resolve import resolve
 from vtc.config.strategy import Strategy, StrategyConfig
-from vtc.strategies import shipped
+from vtc.core.errors import ConfigError
+from vtc.strategies import available
 
 
 def families() -> list[str]:
@@ -23,16 +24,28 @@ def load_strategy(strategy: Strategy, family: str | None = None, **overrides: An
     return resolve(strategy, family, **overrides)
 
 
+def budget_for_tables(strategy: str, family: str) -> dict[str, Any]:
+    """The budget with which a strategy can be resolved: none but its own, or all tokens where it names none, as a
+    method from outside may."""
+    try:
+        resolve(strategy, family)
+    except ConfigError:
+        return {"keep": 1.0}
+    return {}
+
+
 def support_table() -> str:
-    """Methods x families as a Markdown table: "yes", or "yes*" where a [CLS] method uses the mean query."""
+    """Strategies x families as a Markdown table, those from outside too: "yes", or "yes*" where a [CLS] method uses the
+    mean query."""
     from vtc.patches import FAMILIES
 
     names = FAMILIES.names()
     lines = ["| strategy | " + " | ".join(names) + " |", "|---" * (len(names) + 1) + "|"]
-    for strategy in shipped():
+    for strategy in available():
         cells = []
         for name in names:
-            needs_cls = any(s.stage.needs_cls for s in resolve(strategy, name).stages)
+            budget = budget_for_tables(strategy, name)
+            needs_cls = any(s.stage.needs_cls for s in resolve(strategy, name, **budget).stages)
             cells.append("yes*" if needs_cls and not FAMILIES[name].may_have_cls else "yes")
         lines.append(f"| `{strategy}` | " + " | ".join(cells) + " |")
     return "\n".join(lines)

@@ -68,7 +68,7 @@ class _Reader:
         is_file = name not in shipped() and path.suffix in (".yaml", ".yml")
         if is_file and folder is not None:
             path = folder / path
-        key = os.path.realpath(path) if is_file else name
+        key = _place(path) if is_file else name
         if key in above:
             chain = " -> ".join(Path(k).name for k in (*above[above.index(key) :], key))
             raise ConfigError(
@@ -102,6 +102,14 @@ class _Reader:
         if parts and count > MOST:
             raise ConfigError(f"strategy {name!r} has {count} stages with those of its parts; possible: {MOST} at most")
         return Written(name, data, parts, count)
+
+
+def _place(path: Path) -> str:
+    """One text for a file, however its path is written."""
+    try:
+        return os.path.realpath(path)
+    except (OSError, ValueError):  # reading it says what is wrong
+        return str(path)
 
 
 def _named(name: str) -> tuple[str, dict]:

@@ -64,6 +64,17 @@ def _imported(name: str, what: str) -> ModuleType:
         raise ConfigError(f"{what} cannot be imported: {kind}: {reason(error)}; possible: a Python module") from None
 
 
+def located(place: str, what: str) -> object:
+    """What stands at MODULE:CLASS, imported; raises ConfigError, which begins with `what`."""
+    module, _, path = place.partition(":")
+    item = _imported(module, what)
+    for part in path.split("."):
+        if not hasattr(item, part):
+            raise ConfigError(f"{what}: {module} has no {shown(path)}; possible: MODULE:CLASS")
+        item = getattr(item, part)
+    return item
+
+
 def _module_names(package: str) -> list[str]:
     path = importlib.import_module(package).__path__
     return sorted(module.name for module in pkgutil.iter_modules(path) if not module.name.startswith("_"))
@@ -200,13 +211,8 @@ class Registry(Generic[T]):
         """The class at MODULE:CLASS, imported; raises ConfigError."""
         if place in self._unnamed:
             return self._unnamed[place]
-        module, _, path = place.partition(":")
         what = f"{self.kind} {shown(place)}"
-        item = _imported(module, what)
-        for part in path.split("."):
-            if not hasattr(item, part):
-                raise ConfigError(f"{what}: {module} has no {shown(path)}; possible: MODULE:CLASS")
-            item = getattr(item, part)
+        item = located(place, what)
         self._check(item, what)
         return item
 

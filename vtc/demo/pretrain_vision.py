@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from vtc.demo.architecture import HIDDEN, vision_core
 from vtc.demo.optim import Optimizers, split_parameters
 from vtc.demo.scenes import COLORS, GRID, SHAPES
-from vtc.demo.training_data import TOKENS, Part, Scenes, choose_patches, pixel_values, scene_targets
+from vtc.demo.training_data import TOKENS, Scenes, Shard, choose_patches, pixel_values, scene_targets
 
 BATCH = 64
 PATCH_HEADS = {"kind": 7, "color": 6, "digit": 20, "center": 1, "offset": 2, "row": GRID, "column": GRID}
@@ -70,7 +70,7 @@ def _losses(tower: Tower, pixels, keep, labels, pairs, digits) -> dict[str, torc
 
 
 def pretrain(
-    model, data: Scenes, steps: int, seed: int, part: Part, log: Callable[[str], None], state: dict, save: Callable
+    model, data: Scenes, steps: int, seed: int, part: Shard, log: Callable[[str], None], state: dict, save: Callable
 ) -> None:
     """Train the tower of `model` in place for `steps` steps, on this process's own scenes.
 

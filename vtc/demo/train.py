@@ -19,7 +19,7 @@ import torch.distributed as dist
 from vtc.demo.architecture import build_model, export
 from vtc.demo.pretrain_vision import cache_features, pretrain
 from vtc.demo.train_language import accuracy, teach
-from vtc.demo.training_data import TOKENS, Part, make_scenes
+from vtc.demo.training_data import TOKENS, Shard, make_scenes
 from vtc.io.files import replacing
 from vtc.io.terminal import say
 
@@ -47,7 +47,7 @@ def _report(model, seed: int) -> None:
         _log(f"tune, {name}: " + " ".join(f"{kind} {share:.3f}" for kind, share in shares.items()))
 
 
-def train(out: Path, seed: int, vision_steps: int, language_steps: int, part: Part) -> None:
+def train(out: Path, seed: int, vision_steps: int, language_steps: int, part: Shard) -> None:
     """Run or continue, as process `part`, the training whose checkpoint is in `out`; export to `out` when done."""
     checkpoint = out / "state.pt"
     log = _log if part.rank == 0 else (lambda line: None)
@@ -91,7 +91,7 @@ def _process(rank: int, args: argparse.Namespace) -> None:
         # Process 0 waits long for none: the others do the same work; the hour covers a machine that is shared.
         store = f"file://{(args.out / 'rendezvous').resolve()}"
         dist.init_process_group("gloo", store, timedelta(hours=1), world_size=args.processes, rank=rank)
-    train(args.out, args.seed, args.vision_steps, args.language_steps, Part(rank, args.processes))
+    train(args.out, args.seed, args.vision_steps, args.language_steps, Shard(rank, args.processes))
 
 
 def main() -> None:

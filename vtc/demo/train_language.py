@@ -14,7 +14,7 @@ import torch.nn.functional as F
 
 from vtc.demo.optim import Optimizers, split_parameters
 from vtc.demo.questions import TYPES, largest_count
-from vtc.demo.training_data import IGNORE, MIX, TOKENS, Packed, Packer, Part, Scenes, choose_patches
+from vtc.demo.training_data import IGNORE, MIX, TOKENS, Packed, Packer, Scenes, Shard, choose_patches
 
 CHECK_BATCH = 32
 # (tokens kept, objects' patches mixed with background, scenes a step, weight, weight in the last quarter of the steps)
@@ -66,7 +66,7 @@ def teach(
     features: torch.Tensor,
     steps: int,
     seed: int,
-    part: Part,
+    part: Shard,
     log: Callable[[str], None],
     state: dict,
     save: Callable,

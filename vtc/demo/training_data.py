@@ -15,7 +15,7 @@ MIX = ("color", "shape", "exist", "position", "ocr") + ("count",) * 7 + ("relati
 IGNORE = -100
 
 
-class Part(NamedTuple):
+class Shard(NamedTuple):
     """Which training process this is: number `rank` of `of`; each has its own scenes and its part of a batch."""
 
     rank: int

@@ -15,7 +15,7 @@ def unpruned_positions(prompt: PrunedPrompt, tokens: int, mrope: bool) -> torch.
     return positions.unsqueeze(0).expand(3, -1, -1) if mrope else positions
 
 
-def step(kwargs: dict, prompt: PrunedPrompt, mrope: bool, site: object = None) -> "Step | None":
+def step(kwargs: dict, prompt: PrunedPrompt, mrope: bool, site: object = None) -> "DecodeStep | None":
     """Rewrites the language model's keyword arguments in place for tokens that follow a pruned prompt; gives what its
     layers need on top, if they hold different numbers of tokens.
 
@@ -39,7 +39,7 @@ def step(kwargs: dict, prompt: PrunedPrompt, mrope: bool, site: object = None) -
     if kwargs.get("position_ids") is None:
         kwargs["position_ids"] = unpruned_positions(prompt, tokens, mrope)
     given = kwargs["position_ids"]
-    inside = Step(site, prompt, mask, given, tokens) if len(prompt.segments) > 1 else None
+    inside = DecodeStep(site, prompt, mask, given, tokens) if len(prompt.segments) > 1 else None
     if first.shift is not None:
         kwargs["position_ids"] = given - first.shift.unsqueeze(1)
     if not first.whole:
@@ -54,7 +54,7 @@ def step(kwargs: dict, prompt: PrunedPrompt, mrope: bool, site: object = None) -
     return inside
 
 
-class Step:
+class DecodeStep:
     """New tokens on their way through layers that hold different numbers of prompt tokens.
 
     site: the model's layers. mask, positions: as the caller gave them, for the unpruned prompt. tokens: new ones.

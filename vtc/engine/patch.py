@@ -1,4 +1,4 @@
-"""One patched model: the hooks that record, select, cut and account, and nothing else."""
+"""One patched model: its hooks, and the life of a call from its beginning to its report."""
 
 import functools
 import itertools
@@ -11,18 +11,15 @@ from vtc.core.errors import PatchError, UnsupportedError
 from vtc.core.hooks import Patchwork
 from vtc.core.report import Report
 from vtc.core.signals import Decoder
-from vtc.engine import clock, decode, prefill
+from vtc.engine import decode
 from vtc.engine.calls import Frame, named
+from vtc.engine.cut import PromptCut
 from vtc.engine.encoder import plan_of
-from vtc.engine.inside import Images, Plan, Prefill
+from vtc.engine.inside import Plan, Prefill
 from vtc.engine.labels import Labels
-from vtc.engine.masks import padding_mask
-from vtc.engine.placement import Batch, place
-from vtc.engine.question import Question
+from vtc.engine.question import QuestionReader
 from vtc.engine.reports import KEEPS_ALL, NO_CALL, NO_IMAGE, Reporter, cache_lengths
-from vtc.engine.select import Kept
-from vtc.engine.state import Call, PrunedPrompt, Segment, ThreadState, recall, remember
-from vtc.engine.survivors import left_of
+from vtc.engine.state import Call, PrunedPrompt, ThreadState, recall, remember
 from vtc.engine.vision import Vision
 
 _NUMBERS = itertools.count(1)
@@ -40,13 +37,17 @@ class Patch:
         self.decoder = Decoder(family.name, self.shape.layers)
         self.allocation = strategy.allocate(self.decoder, family.encoder.tokens)
         self.plan = Plan(family.decoder_site(), self.allocation, self.decoder) if self.allocation.steps else None
-        self.reporter = Reporter(family, strategy, self.allocation, self.shape)
-        self.stage = self.reporter.stage
+        reporter = Reporter(family, strategy, self.allocation, self.shape)
+        self.stage = reporter.stage
         needs = () if self.stage is None else self.stage.stage.needs(family.encoder)
         self.patchwork, self.thread, self.number = Patchwork(), ThreadState(), next(_NUMBERS)
-        plan = plan_of(family, self.reporter.inside, self.allocation.encoder)
-        self.vision = Vision(family, tuple(dict.fromkeys(needs)), self.thread, plan)
-        self.question = Question(family, strategy, processor, clip)
+        encoder = plan_of(family, reporter.inside, self.allocation.encoder)
+        self.vision = Vision(family, tuple(dict.fromkeys(needs)), self.thread, encoder)
+        self.front = reporter.front
+        question = QuestionReader(family, strategy, processor, clip)
+        self.cut = PromptCut(
+            family, self.allocation, self.plan, self.vision, question, reporter, self.thread, self.number
+        )
         self.outcome: Report | str = KEEPS_ALL if strategy.keeps_all else NO_CALL
 
     def put_on(self) -> None:
@@ -60,7 +61,7 @@ class Patch:
         work.pre_hook(family.language_model, self._boundary)
         work.post_hook(family.language_model, self._remember)
         Labels(self.thread).put_on(work, family.model)
-        if self.reporter.front is not None and self.reporter.front.positions == "keep" and not family.mrope:
+        if self.front is not None and self.front.positions == "keep" and not family.mrope:
             for layer in family.language_model.layers:
                 work.pre_hook(layer, self._hide_positions)
         if self.plan is not None:
@@ -162,21 +163,8 @@ class Patch:
         if prompt is not None:
             self._continue(call, prompt, kwargs)
         elif call.run is not None:
-            self._begin(call, module, kwargs)
+            self.cut(call, module, kwargs)
         return args, Frame(kwargs, call.over) if call.alone else kwargs
-
-    def _begin(self, call: Call, module: nn.Module, kwargs: dict) -> None:
-        cache, embeds = kwargs.get("past_key_values"), kwargs["inputs_embeds"]
-        if cache is not None:
-            remember(cache, None)
-        self._check_prefill(module, kwargs, cache)
-        with torch.no_grad():
-            start = clock.now()
-            real = padding_mask(kwargs.get("attention_mask"), embeds.shape[1])
-            real = None if real is None else real.to(embeds.device)
-            is_image = call.ids == self.family.image_token_id if call.is_image is None else call.is_image
-            batch = Batch(is_image.to(embeds.device), real, call.ids)
-        self._prune(call, kwargs, batch, start)
 
     def _continue(self, call: Call, prompt: PrunedPrompt, kwargs: dict) -> None:
         if len(prompt.segments) > 1 and prompt.patch != self.number:
@@ -186,66 +174,6 @@ class Patch:
             )
         call.pruned = prompt
         call.inside = decode.step(kwargs, prompt, self.family.mrope, None if self.plan is None else self.plan.site)
-
-    def _check_prefill(self, module: nn.Module, kwargs: dict, cache: object) -> None:
-        if cache is not None and int(cache.get_seq_length()):
-            raise UnsupportedError(
-                "images after a cached prefix (a second turn on the same cache, chunked prefill) are "
-                "not supported; possible: a fresh cache with the whole conversation"
-            )
-        if kwargs.get("cu_seq_lens_q") is not None:
-            raise UnsupportedError(
-                "packed (padding-free) language-model inputs are not supported; possible: a padded batch"
-            )
-        recomputed = module.training and any(getattr(m, "gradient_checkpointing", False) for m in module.layers)
-        if self.plan is not None and recomputed:
-            raise UnsupportedError(
-                "gradient checkpointing would run a layer again without its drops; possible: "
-                "model.gradient_checkpointing_disable(), or a strategy at the projector only"
-            )
-
-    def _prune(self, call: Call, kwargs: dict, batch: Batch, start: float) -> None:
-        run, embeds, mask, family = call.run, kwargs["inputs_embeds"], kwargs.get("attention_mask"), self.family
-        length, device = embeds.shape[1], embeds.device
-        from_end = self.thread.outer is not None and self.thread.outer.from_end
-        placement = place(batch, [i.tokens for i in run.images], self.plan is not None, from_end)
-        requests, places = placement.requests, placement.places
-        flat = [(b, where) for b, parts in enumerate(places) for where in parts]
-        tokens = [len(where) for _, where in flat]
-
-        def features(image: int) -> Tensor:
-            return embeds[flat[image]]
-
-        def text(signal, b: int):
-            return self.question.look(signal, b, batch.host)
-
-        left = left_of(run, placement.source, device)
-        kept = left or [Kept(torch.arange(n, device=device)) for n in tokens]
-        if self.stage is not None:
-            budget = self.allocation.projector
-            kept = self.vision.select(self.stage, budget, requests, placement.source, run, features, text, device)
-        grouped = [[kept[i] for i in images] for images in requests]
-        whole = prefill.whole(kwargs, batch.padded, family.mrope)
-        if self.reporter.front is None:
-            where, after, ends = whole, placement.lengths, placement.ends
-            index = torch.arange(length, device=device).expand(len(requests), -1)
-            segment = Segment(0, index, whole.valid, None, whole=True)
-        else:
-            packing = prefill.pack(batch, placement, grouped)
-            where = prefill.apply(kwargs, packing, whole, self.reporter.front.positions, places, grouped)
-            after, ends, shift = packing.lengths, packing.ends, None
-            if where.following is not whole.following:
-                shift = whole.following - where.following
-            segment = Segment(0, packing.index, packing.valid, shift)
-        # Counts first: a budget that an image cannot give is refused before anything is reported.
-        counts = [self.allocation.counts(n, len(k.offsets)) for n, k in zip(tokens, kept, strict=True)]
-        report = self.reporter.report(requests, tokens, kept, placement.lengths, after, run, left)
-        prompt = call.pruned = PrunedPrompt([segment], length, length, whole.following, report, self.number)
-        if kwargs.get("past_key_values") is not None:
-            remember(kwargs["past_key_values"], prompt)
-        if self.plan is not None:
-            call.inside = Prefill(self.plan, prompt, Images(batch, placement, grouped), counts, where, ends, mask, report)
-        report.select_seconds = clock.now() - start
 
     def _remember(self, module: nn.Module, args: tuple, kwargs: dict, output):
         """Language model, after: a cache made inside the forward is remembered; its lengths are measured."""

@@ -15,7 +15,7 @@ from vtc.kernels.transfer import upload
 SEGMENT = 77  # tokens of one pass of CLIP's text tower
 
 
-class Question:
+class QuestionReader:
     """Reads the questions of a batch. Raises ConfigError or UnsupportedError when a strategy needs what was not given.
 
     processor: has a `tokenizer`, or is one. clip: (CLIPModel, its tokenizer) or None.

@@ -1,8 +1,8 @@
 """Serving with vLLM: images pruned by vtc's strategies before the language model sees them, out of tree.
 
-Nothing else in vtc imports this package, and importing it loads neither vLLM nor torch. vLLM finds `register` through
-the entry point group `vllm.general_plugins`; a model is served pruned when `hf_overrides` name one of `models()`
-and say how (`vtc.vllm.settings.overrides` writes them, `vtc serve` does it all).
+Only `vtc serve` and `vtc bench serving` import this package, and importing it loads neither vLLM nor torch. vLLM finds
+`register` through the entry point group `vllm.general_plugins`; a model is served pruned when `hf_overrides` name one
+of `models()` and say how (`vtc.vllm.settings.overrides` writes them, `vtc serve` does it all).
 """
 
 import logging

@@ -12,8 +12,8 @@ from types import SimpleNamespace
 
 from vtc.core.errors import ConfigError, cut, reason, shown
 from vtc.io.plain_yaml import load
-from vtc.vllm.options import refuse_engine
-from vtc.vllm.settings import Settings
+from vtc.vllm.refusals import refuse_engine
+from vtc.vllm.settings import ServedStrategy
 
 OVERRIDES = "hf_overrides"
 SHORT = {"pp": "pipeline_parallel_size", "cc": "compilation_config", "sc": "speculative_config"}
@@ -156,7 +156,7 @@ def with_overrides(words: Sequence[str], ours: Mapping[str, object]) -> list[str
     return ["--hf-overrides", json.dumps({**theirs, **ours}), *rest]
 
 
-def refuse(given: Mapping[str, object], settings: Settings) -> None:
+def refuse(given: Mapping[str, object], settings: ServedStrategy) -> None:
     """Raises UnsupportedError for an option that cannot go with pruning, as far as it stands on the command line;
     ConfigError for a value that is no object or no number where it has to be one."""
     compilation, kwargs = (given.get(name, {}) for name in ("compilation_config", "mm_processor_kwargs"))
@@ -180,7 +180,7 @@ def refuse(given: Mapping[str, object], settings: Settings) -> None:
     refuse_engine(config, settings.stage.stage.needs(settings.family.encoder))
 
 
-def check(model: str, words: Iterable[str], settings: Settings) -> str:
+def check(model: str, words: Iterable[str], settings: ServedStrategy) -> str:
     """Has vLLM read and check the options as `vllm serve` would, up to the start of an engine; returns how far it came.
 
     Quiet. Raises ConfigError in one line for what vLLM does not know or accept, and as `refuse_engine`.

@@ -7,6 +7,7 @@ tokens follows from sizes and budget, and it does not read the question.
 
 from dataclasses import replace
 
+from vtc.config.catalog import budget_for_tables
 from vtc.config.knobs import as_lists
 from vtc.config.resolve import resolve, resolve_written
 from vtc.config.source import read_strategy
@@ -14,7 +15,7 @@ from vtc.config.strategy import StageConfig, StrategyConfig
 from vtc.core.errors import ConfigError, UnsupportedError
 from vtc.core.signals import Encoder, TextEmbeddings, TextRelevance
 from vtc.patches import FAMILIES
-from vtc.strategies import shipped
+from vtc.strategies import available, shipped
 from vtc.vllm.skeleton import served
 
 
@@ -86,14 +87,15 @@ def with_keep(config: StrategyConfig, keep: float | int) -> StrategyConfig:
 
 
 def table() -> str:
-    """Strategies x families as a Markdown table: "yes", with the knob that the plugin sets where the published default
-    may keep fewer tokens, or what stands in the way."""
+    """Strategies x families as a Markdown table, those from outside too: "yes", with the knob that the plugin sets
+    where the published default may keep fewer tokens, or what stands in the way."""
     families = served()
     lines = ["| strategy | " + " | ".join(families) + " |", "|---" * (len(families) + 1) + "|"]
-    for name in shipped():
+    for name in available():
         cells = []
         for family in families:
-            published, ours = resolve(name, family), resolved(name, family)
+            budget = budget_for_tables(name, family)
+            published, ours = resolve(name, family, **budget), resolved(name, family, **budget)
             why = _misfit(ours, FAMILIES[family].published)
             changed = [
                 f"{knob}={value}"

@@ -13,11 +13,11 @@ from vllm.model_executor.models.llava import (
 from vllm.multimodal import MULTIMODAL_REGISTRY
 
 from vtc.core.layout import ImageLayout
-from vtc.vllm.model import PrunedModel, observe_output
 from vtc.vllm.processing import PrunedInfo, PrunedProcessor
+from vtc.vllm.pruned_model import PrunedModel, observe_output
 
 
-class Info(PrunedInfo, LlavaProcessingInfo):
+class LlavaInfo(PrunedInfo, LlavaProcessingInfo):
     """Limits of LLaVA-1.5."""
 
     def largest_layouts(self) -> Iterator[ImageLayout]:
@@ -26,11 +26,11 @@ class Info(PrunedInfo, LlavaProcessingInfo):
         yield from self.settings.family.image_layouts({"pixel_values": torch.empty(1, 3, side, side, device="meta")})
 
 
-class Processor(PrunedProcessor, LlavaMultiModalProcessor):
+class LlavaProcessor(PrunedProcessor, LlavaMultiModalProcessor):
     """Placeholders of LLaVA-1.5."""
 
 
-class Tower(PrunedModel):
+class LlavaTower(PrunedModel):
     """Where a LLaVA model of vLLM has what strategies look at."""
 
     def attention_modules(self) -> list[nn.Module]:
@@ -55,8 +55,8 @@ class Tower(PrunedModel):
         return self.multi_modal_projector(tokens)
 
 
-@MULTIMODAL_REGISTRY.register_processor(Processor, info=Info, dummy_inputs=LlavaDummyInputsBuilder)
-class VtcLlavaForConditionalGeneration(Tower, LlavaForConditionalGeneration):
+@MULTIMODAL_REGISTRY.register_processor(LlavaProcessor, info=LlavaInfo, dummy_inputs=LlavaDummyInputsBuilder)
+class VtcLlavaForConditionalGeneration(LlavaTower, LlavaForConditionalGeneration):
     """`LlavaForConditionalGeneration` of vLLM with pruned images."""
 
     def arguments(self, kwargs: dict) -> dict:

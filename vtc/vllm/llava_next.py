@@ -12,11 +12,11 @@ from vllm.model_executor.models.llava_next import (
 from vllm.multimodal import MULTIMODAL_REGISTRY
 
 from vtc.core.layout import ImageLayout
-from vtc.vllm.llava import Tower
+from vtc.vllm.llava import LlavaTower
 from vtc.vllm.processing import PrunedInfo, PrunedProcessor
 
 
-class Info(PrunedInfo, LlavaNextProcessingInfo):
+class LlavaNextInfo(PrunedInfo, LlavaNextProcessingInfo):
     """Limits of LLaVA-NeXT."""
 
     def largest_layouts(self) -> Iterator[ImageLayout]:
@@ -25,12 +25,12 @@ class Info(PrunedInfo, LlavaNextProcessingInfo):
             yield from self.settings.family.image_layouts({"image_sizes": [[height, width]]})
 
 
-class Processor(PrunedProcessor, LlavaNextMultiModalProcessor):
+class LlavaNextProcessor(PrunedProcessor, LlavaNextMultiModalProcessor):
     """Placeholders of LLaVA-NeXT."""
 
 
-@MULTIMODAL_REGISTRY.register_processor(Processor, info=Info, dummy_inputs=LlavaDummyInputsBuilder)
-class VtcLlavaNextForConditionalGeneration(Tower, LlavaNextForConditionalGeneration):
+@MULTIMODAL_REGISTRY.register_processor(LlavaNextProcessor, info=LlavaNextInfo, dummy_inputs=LlavaDummyInputsBuilder)
+class VtcLlavaNextForConditionalGeneration(LlavaTower, LlavaNextForConditionalGeneration):
     """`LlavaNextForConditionalGeneration` of vLLM with pruned images. Newline tokens go with the rows that they end."""
 
     def arguments(self, kwargs: dict) -> dict:

@@ -3,13 +3,13 @@
 from PIL import Image
 
 from vtc.core.errors import ConfigError
-from vtc.vllm.settings import Settings
+from vtc.vllm.settings import ServedStrategy
 
 SIZES = ((336, 336), (640, 480), (480, 640), (1280, 720))
 """Width and height of the examples, in pixels."""
 
 
-def lines(settings: Settings, images: object, arguments: dict | None = None) -> list[str]:
+def lines(settings: ServedStrategy, images: object, arguments: dict | None = None) -> list[str]:
     """Tokens of an image as it is -> kept, one line per example, or one alone where the size makes no difference.
 
     images: the model's image processor; arguments: what the server gives to it. Raises ConfigError where it does not

@@ -11,9 +11,9 @@ from functools import cached_property
 import torch
 
 from vtc.core.errors import ConfigError
-from vtc.vllm.budget import Most, lower_encoder_budget
-from vtc.vllm.options import refuse_processing
-from vtc.vllm.settings import REQUEST_KEEP, Settings, packed
+from vtc.vllm.encoder_budget import Most, lower_encoder_budget
+from vtc.vllm.refusals import refuse_processing
+from vtc.vllm.settings import REQUEST_KEEP, ServedStrategy, packed
 
 COUNT = "vtc_count"
 """The field that carries the number of kept tokens with an image."""
@@ -32,10 +32,10 @@ class PrunedInfo:
         _ = self.settings  # what cannot be served ends the start here, before any weights are loaded
 
     @cached_property
-    def settings(self) -> Settings:
+    def settings(self) -> ServedStrategy:
         """Read and checked once per process; raises ConfigError or UnsupportedError, which ends the start."""
         refuse_processing(self.ctx.model_config.multimodal_config)
-        return Settings.of(self.ctx.model_config.hf_config)
+        return ServedStrategy.of(self.ctx.model_config.hf_config)
 
     @property
     def model_id(self) -> str:

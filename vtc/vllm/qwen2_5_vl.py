@@ -12,18 +12,18 @@ from vtc.vllm.processing import PrunedProcessor
 from vtc.vllm.qwen2_vl import PrunedQwen, QwenDummies, QwenInfo
 
 
-class Info(QwenInfo, Qwen2_5_VLProcessingInfo):
+class Qwen2_5VLInfo(QwenInfo, Qwen2_5_VLProcessingInfo):
     """Limits of Qwen2.5-VL."""
 
 
-class Processor(PrunedProcessor, Qwen2_5_VLMultiModalProcessor):
+class Qwen2_5VLProcessor(PrunedProcessor, Qwen2_5_VLMultiModalProcessor):
     """Placeholders of Qwen2.5-VL."""
 
 
-class Dummies(QwenDummies, Qwen2_5_VLDummyInputsBuilder):
+class Qwen2_5VLDummies(QwenDummies, Qwen2_5_VLDummyInputsBuilder):
     """Dummy images of Qwen2.5-VL."""
 
 
-@MULTIMODAL_REGISTRY.register_processor(Processor, info=Info, dummy_inputs=Dummies)
+@MULTIMODAL_REGISTRY.register_processor(Qwen2_5VLProcessor, info=Qwen2_5VLInfo, dummy_inputs=Qwen2_5VLDummies)
 class VtcQwen2_5_VLForConditionalGeneration(PrunedQwen, Qwen2_5_VLForConditionalGeneration):
     """`Qwen2_5_VLForConditionalGeneration` of vLLM with pruned images."""

@@ -15,9 +15,9 @@ from vllm.multimodal import MULTIMODAL_REGISTRY
 from vtc.core.layout import ImageLayout
 from vtc.engine.select import Kept
 from vtc.vllm.compat import recompute_positions, waiting_allowed
-from vtc.vllm.model import PrunedModel
 from vtc.vllm.positions import Placed, add_places, attach, detach, initial
 from vtc.vllm.processing import PrunedInfo, PrunedProcessor
+from vtc.vllm.pruned_model import PrunedModel
 
 
 class QwenInfo(PrunedInfo):
@@ -115,18 +115,18 @@ class PrunedQwen(PrunedModel):
         return [features for features, _ in pairs], mrope_positions, following - mrope_positions.shape[1]
 
 
-class Info(QwenInfo, Qwen2VLProcessingInfo):
+class Qwen2VLInfo(QwenInfo, Qwen2VLProcessingInfo):
     """Limits of Qwen2-VL."""
 
 
-class Processor(PrunedProcessor, Qwen2VLMultiModalProcessor):
+class Qwen2VLProcessor(PrunedProcessor, Qwen2VLMultiModalProcessor):
     """Placeholders of Qwen2-VL."""
 
 
-class Dummies(QwenDummies, Qwen2VLDummyInputsBuilder):
+class Qwen2VLDummies(QwenDummies, Qwen2VLDummyInputsBuilder):
     """Dummy images of Qwen2-VL."""
 
 
-@MULTIMODAL_REGISTRY.register_processor(Processor, info=Info, dummy_inputs=Dummies)
+@MULTIMODAL_REGISTRY.register_processor(Qwen2VLProcessor, info=Qwen2VLInfo, dummy_inputs=Qwen2VLDummies)
 class VtcQwen2VLForConditionalGeneration(PrunedQwen, Qwen2VLForConditionalGeneration):
     """`Qwen2VLForConditionalGeneration` of vLLM with pruned images."""

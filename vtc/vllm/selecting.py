@@ -12,7 +12,7 @@ from vtc.core.layout import ImageLayout, VisionRun
 from vtc.core.signals import Signal, Unprojected
 from vtc.engine.select import Kept
 from vtc.engine.vision import select_images, sort_signals
-from vtc.vllm.settings import Settings, unpacked
+from vtc.vllm.settings import ServedStrategy, unpacked
 
 
 class Selector:
@@ -22,7 +22,7 @@ class Selector:
     or a new tensor); ranks that skip it would keep different tokens without noticing. project: the projector.
     """
 
-    def __init__(self, settings: Settings, reduce_ranks: Callable[[Tensor], Tensor], project: Callable):
+    def __init__(self, settings: ServedStrategy, reduce_ranks: Callable[[Tensor], Tensor], project: Callable):
         self.settings, self.reduce_ranks, self.project = settings, reduce_ranks, project
         self.family = settings.family
         self.needs: tuple[Signal, ...] = settings.stage.stage.needs(self.family.encoder)

@@ -43,13 +43,13 @@ def overrides(
     given = {} if keep is None else {"keep": parse_keep(keep)}
     chosen = resolved(strategy, family, **given, **knobs)
     most = chosen.keep if max_keep is None else parse_keep(max_keep)
-    Settings(chosen, most, skeleton(config))
+    ServedStrategy(chosen, most, skeleton(config))
     row = {"name": chosen.name, "strategy": chosen.dump(), "max_keep": most}
     return {"architectures": [architecture(family)], ATTRIBUTE: row}
 
 
 @dataclass(frozen=True)
-class Settings:
+class ServedStrategy:
     """A strategy on a model that is served.
 
     strategy: resolved, with the keep of requests that name none. max_keep: the most that one may name; the server's
@@ -79,7 +79,7 @@ class Settings:
         return check(config, self.family.encoder)
 
     @classmethod
-    def of(cls, config: PretrainedConfig) -> "Settings":
+    def of(cls, config: PretrainedConfig) -> "ServedStrategy":
         """The settings in a served model's config; raises ConfigError where there are none or they are wrong."""
         raw = getattr(config, ATTRIBUTE, None)
         if not isinstance(raw, Mapping):

@@ -1,0 +1,1 @@
+"""A package with one method for vtc; `unusual.py` is the method, `unusual.yaml` what its name stands for."""

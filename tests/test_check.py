@@ -1,0 +1,216 @@
+"""`vtc check`: every shipped method and family passes, each kind of wrong method fails its row, in one line."""
+
+import json
+
+import pytest
+import torch
+
+import vtc
+from tests import helpers_wrong
+from tests.helpers import model_of
+from tests.test_cli import run
+from vtc.check import calls
+from vtc.check.contract import CONTRACT
+from vtc.check.errors import Violation
+from vtc.check.outcome import Cell, of_method
+from vtc.check.subject import Subject, Tiny
+from vtc.engine import reports
+from vtc.engine.patch import Patch
+from vtc.patches.llava import Llava
+
+COUNT, ORDER, TIES, PRECISION, BATCH, PADDING, TWICE, ALL, DECODING, REPORT, REMOVED = CONTRACT
+WRONG = {
+    "Unsorted": (ORDER, "does not ascend"),
+    "TooMany": (COUNT, "keeps 21 of 64 tokens where the budget says 20"),
+    "Outside": (ORDER, "not inside 0 to 63"),
+    "OfTheBatch": (BATCH, "prompt 0 in a batch padded on the left keeps others"),
+    "HalfScores": (PRECISION, "gives bfloat16"),
+    "OwnPrecision": (PRECISION, "otherwise than from the same numbers in float32"),
+    "Unseeded": (TWICE, "in a second run keeps others"),
+    "HigherFirst": (TIES, "alike in every signal"),
+    "Crashes": (REPORT, "ZeroDivisionError: "),
+}
+
+
+def place(name: str) -> str:
+    """A wrong method as MODULE:CLASS."""
+    return f"{helpers_wrong.__name__}:{name}"
+
+
+def cells(name: str, family: str = "llava") -> dict[str, Cell]:
+    """The outcome of a method on one family, by property."""
+    outcome = of_method(place(name), [family], {}, lambda what: None)
+    return {row: found[family] for row, found in outcome.rows.items()}
+
+
+@pytest.mark.product
+@pytest.mark.parametrize("family", vtc.families())
+@pytest.mark.parametrize("strategy", vtc.strategies())
+def test_what_vtc_brings_keeps_the_contract(strategy, family):
+    """Every property of every method on every family."""
+    outcome = of_method(strategy, [family], {}, lambda what: None)
+    assert not [(name, cell) for name, row in outcome.rows.items() if (cell := row[family]).state == "FAILED"]
+    assert {name for name, row in outcome.rows.items() if row[family].state == "-"} <= {TIES}
+
+
+def test_a_good_method_passes_everything():
+    assert {cell.state for cell in cells("Good").values()} == {"ok"}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_each_kind_of_wrong_method_fails(name):
+    """Its own property fails, with what was seen, in one line without control characters."""
+    row, why = WRONG[name]
+    found = cells(name)
+    assert found[row].state == "FAILED"
+    assert why in found[row].why
+    assert all(cell.why.isprintable() and len(cell.why) < 500 for cell in found.values())
+
+
+def test_wrong_methods_fail_nothing_else():
+    """A method that only ties wrongly, or only rounds, is not blamed for more."""
+    for name in ("HigherFirst", "HalfScores", "OwnPrecision"):
+        assert [row for row, cell in cells(name).items() if cell.state == "FAILED"] == [WRONG[name][0]]
+
+
+def subject() -> Subject:
+    """A good method on the shared model of LLaVA."""
+    return Subject(place("Good"), Tiny("llava", model=model_of("llava")), {})
+
+
+def broken_keep_all(monkeypatch):
+    """A patch that keeps everything writes on the model all the same."""
+    put_on = Patch.put_on
+
+    def wrong(self):
+        put_on(self)
+        self.patchwork.post_hook(self.family.model, lambda module, args, kwargs, out: out.logits.add_(1).sum() and None)
+
+    monkeypatch.setattr(Patch, "put_on", wrong)
+
+
+def broken_decoding(monkeypatch):
+    """Positions at decode are off by one."""
+    continued = Patch._continue
+
+    def wrong(self, call, prompt, kwargs):
+        continued(self, call, prompt, kwargs)
+        kwargs["position_ids"] = kwargs["position_ids"] + 1
+
+    monkeypatch.setattr(Patch, "_continue", wrong)
+
+
+def broken_report(monkeypatch):
+    """A report with another length of the cache."""
+    lengths = reports.cache_lengths
+    monkeypatch.setattr("vtc.engine.patch.cache_lengths", lambda *given: [n + 1 for n in lengths(*given)])
+
+
+def broken_removal(monkeypatch):
+    """Something stays."""
+    take_off = Patch.take_off
+
+    def wrong(self):
+        take_off(self)
+        self.family.model.left_behind = object()
+
+    monkeypatch.setattr(Patch, "take_off", wrong)
+
+
+@pytest.mark.parametrize(
+    ("check", "broken", "why"),
+    [
+        (calls.keep_all, broken_keep_all, "keep=1.0 changes the logits"),
+        (calls.decoding, broken_decoding, "the logits of step 1 computed anew are off by"),
+        (calls.reported, broken_report, "lengths of the KV cache: the report says"),
+        (calls.removed, broken_removal, "something is left on ''"),
+    ],
+)
+def test_each_property_of_the_engine_can_fail(check, broken, why, monkeypatch):
+    """The rows that no method can break by itself, with a patch that is wrong."""
+    one = subject()
+    check(one)
+    broken(monkeypatch)
+    with pytest.raises(Violation, match=why):
+        check(one)
+    vars(one.model).pop("left_behind", None)
+
+
+def test_padding_that_is_looked_at_is_seen():
+    """A method that reads what stands in the padding."""
+    one = subject()
+    calls.padding(one)
+    run = one.run
+
+    def reading(inputs=None, **changes):
+        found = run(inputs, **changes)
+        found.report.images[0].steps[0].kept += int(inputs["input_ids"][0, 0] + inputs["input_ids"][0, -1])
+        return found
+
+    one.run = reading
+    with pytest.raises(Violation, match="with other ids in the padding on the left keeps others"):
+        calls.padding(one)
+
+
+def test_what_is_refused_is_no_failure():
+    """By one family: a dash with the reason, said once; by all: one line and exit code 2."""
+    outcome = of_method(place("Fussy"), ["llava", "qwen2_vl"], {}, lambda what: None)
+    assert {row["qwen2_vl"] for row in outcome.rows.values()} == {
+        Cell("-", "refused: fussy needs [CLS]; possible: llava")
+    }
+    assert outcome.holds
+    with pytest.raises(vtc.ConfigError, match="nothing of .* could be checked: .*this method is never possible"):
+        of_method(place("Refusing"), ["llava", "qwen2_vl"], {}, lambda what: None)
+
+
+def test_a_family_whose_tiny_is_another_family(monkeypatch):
+    """Its column says so."""
+    monkeypatch.setattr(Llava, "tiny", vtc.patches.FAMILIES["qwen2_vl"].tiny)
+    with pytest.raises(vtc.ConfigError, match="tiny.. of 'llava' gives a model of family 'qwen2_vl'"):
+        of_method("hiprune", ["llava"], {}, lambda what: None)
+
+
+def test_the_command(capsys):
+    """A table, reasons below it, and exit code 1 for a method that fails; the same as JSON."""
+    code, out, _ = run(capsys, "check", place("Crashes"))
+    assert code == 1
+    lines = out.splitlines()
+    assert lines[0].split()[1:] == vtc.families()
+    assert [line for line in lines if line.startswith(COUNT)][0].split()[-4:] == ["FAILED"] * 4
+    assert "\x1b" not in out
+    assert lines[12].startswith(
+        f"FAILED  10 of {len(CONTRACT)} properties ({', '.join(vtc.families())}): ZeroDivisionError"
+    )
+    assert len(lines) == 13
+    code, out, _ = run(capsys, "check", "llava", "--json", "--keep", "0.5")
+    data = json.loads(out)
+    assert (code, data["kind"], data["holds"]) == (0, "family", True)
+    assert list(data["properties"]) == list(CONTRACT)
+    assert data["properties"][TIES]["divprune"]["state"] == "-"
+
+
+@pytest.mark.parametrize(
+    ("words", "why"),
+    [
+        (["hipprune"], "unknown strategy 'hipprune': did you mean 'hiprune'"),
+        (["os:nothing"], "os has no 'nothing'"),
+        (["os:sep"], "possible: a class derived from Stage or DecoderStage"),
+        (["hiprune", "--set", "beta=1"], "unknown key in the overrides of 'hiprune' 'beta'"),
+        (["hiprune", "--keep", "2.5"], "keep=2.5"),
+    ],
+)
+def test_bad_input(words, why, capsys):
+    """One line, exit code 2."""
+    code, _, err = run(capsys, "check", *words)
+    assert code == 2
+    assert why in err
+    assert err.count("\n") == 1
+
+
+def test_random_numbers_are_left_alone():
+    """Of the caller."""
+    torch.manual_seed(5)
+    expected = torch.rand(1)
+    torch.manual_seed(5)
+    cells("Good")
+    assert torch.equal(torch.rand(1), expected)

@@ -1,0 +1,67 @@
+"""House rule on names: a class means one thing in all of the library, and so does the name of a file."""
+
+import ast
+from collections import defaultdict
+from pathlib import Path
+
+from tests.test_house import FOLDERS, python_files, tree
+
+LIBRARY = tuple(folder for folder in FOLDERS if folder != "tests")
+
+# Names of classes that may be there more than once, and why.
+CLASSES: dict[str, str] = {}
+
+# Names of files that are the same kind of thing in each room.
+FILES = {
+    "__init__": "a package",
+    "__main__": "what `python -m` runs",
+    "reference": "a kernel's definition",
+    "triton": "a kernel for GPUs",
+    "read": "how a room reads what it has written",
+}
+
+# To be renamed in eval/; nothing may be added.
+PENDING_CLASSES = {"Budget", "Card", "Cell", "Source"}
+PENDING_FILES = {"compare", "page"}
+
+
+def repeated(places: dict[str, list[str]]) -> dict[str, list[str]]:
+    """Those that are in more than one place."""
+    return {name: found for name, found in places.items() if len(found) > 1}
+
+
+def classes() -> dict[str, list[str]]:
+    """Where the classes of each name are, nested and private ones included."""
+    places = defaultdict(list)
+    for file in python_files(*LIBRARY):
+        for node in ast.walk(tree(file)):
+            if isinstance(node, ast.ClassDef):
+                places[node.name].append(f"{file}:{node.lineno}")
+    return places
+
+
+def files() -> dict[str, list[str]]:
+    """Where the files of each name are; a command's and a served family's are left out where the other is meant."""
+    places = defaultdict(list)
+    families = {Path(file).stem for file in python_files("patches")}
+    for file in python_files(*LIBRARY):
+        name = Path(file).stem
+        if not (file.startswith("vtc/cli/") or file.startswith("vtc/vllm/") and name in families):
+            places[name].append(file)
+    return places
+
+
+def test_a_class_name_means_one_thing():
+    """No two classes of the library share a name."""
+    assert not {name: found for name, found in repeated(classes()).items() if name not in {*CLASSES, *PENDING_CLASSES}}
+
+
+def test_a_file_name_means_one_thing():
+    """No two files of the library share a name, but where each room has one of the same kind."""
+    assert not {name: found for name, found in repeated(files()).items() if name not in {*FILES, *PENDING_FILES}}
+
+
+def test_the_lists_hold_what_there_is():
+    """A name that is allowed twice is there twice."""
+    assert set(CLASSES) <= set(repeated(classes()))
+    assert set(FILES) <= set(repeated(files()))

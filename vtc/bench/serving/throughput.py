@@ -1,0 +1,193 @@
+"""Serving measured: KV blocks and requests per second of vLLM with and without pruning, at several concurrencies.
+
+A model with random weights is written to a temporary folder and served by one engine for each system: the stock class,
+and the plugin with each strategy. All of them stay up and take turns, so that ratios are taken within a round.
+"""
+
+import multiprocessing
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from unittest.mock import patch
+
+from vtc.bench.results import Results
+from vtc.bench.serving.ratios import SERVING, STOCK, environment
+from vtc.bench.serving.vllm_engine import ENVIRONMENT, Workload, serve
+from vtc.bench.serving.workload import kv_bytes, preset, save, visual_tokens
+from vtc.bench.subject import DTYPES
+from vtc.core.errors import ConfigError
+from vtc.io.terminal import say
+
+WARM_UP = 10**6  # added to the number of rounds: a round that is not measured
+CORES = len(os.sched_getaffinity(0))
+SPARE = 8  # KV blocks beyond what the most requests at once can need
+
+
+@dataclass(frozen=True)
+class ServingOptions:
+    """The command line. requests: of a cell, at the least; text: tokens of a prompt that are not visual; batched:
+    tokens of a step at most (vLLM's max_num_batched_tokens)."""
+
+    output: Path
+    strategies: tuple[str, ...] = ("hiprune", "divprune")
+    keep: str = "0.25"
+    concurrency: tuple[int, ...] = (1, 8, 32)
+    preset: str = "llava-mini"
+    requests: int = 8
+    rounds: int = 3
+    text: int = 64
+    new_tokens: int = 16
+    dtype: str = "float32"
+    block_size: int = 32
+    batched: int = 2048
+    threads: int = CORES
+    compiled: bool = False
+    seed: int = 0
+
+    def __post_init__(self):
+        for name in ("requests", "rounds", "text", "new_tokens", "block_size", "batched", "threads", "seed"):
+            least = {"text": 3, "seed": 0}.get(name, 1)
+            if getattr(self, name) < least:
+                option = name.replace("_", "-")
+                raise ConfigError(f"--{option} {getattr(self, name)} is out of range; possible: {least} or more")
+        if self.dtype not in DTYPES:
+            raise ConfigError(f"--dtype {self.dtype!r} is unknown; possible: {', '.join(DTYPES)}")
+
+    def settings(self) -> dict:
+        """What every cell of a folder has in common."""
+        found = asdict(self)
+        return {k: v for k, v in found.items() if k not in ("output", "strategies", "concurrency", "rounds")}
+
+    def count(self, concurrency: int) -> int:
+        """Requests of a cell: each place in the engine is taken at least twice."""
+        return max(self.requests, 2 * concurrency)
+
+    def job(self, concurrency: int, count: int, number: int) -> Workload:
+        """A cell of round `number`; every system gets the same prompts, no two cells of a system share one."""
+        return Workload(concurrency, count, self.text, self.new_tokens, (self.seed, number, concurrency))
+
+
+def run(wanted: ServingOptions, command: str = "", overwrite: bool = False) -> Results:
+    """Measures the cells that the output folder does not have yet. Raises ConfigError in one line before any engine is
+    started, and RuntimeError when one breaks."""
+    config = preset(wanted.preset)
+    if find_spec("vllm") is None:
+        raise ConfigError("vLLM is not installed; possible: pip install 'vtc-vlm[vllm]'")
+    results = Results(SERVING, wanted.output, wanted.settings(), environment(), overwrite, command)
+    systems = {STOCK: None, **{f"{name} {wanted.keep}": name for name in wanted.strategies}}
+    overrides = {name: _overrides(config, strategy, wanted.keep) for name, strategy in systems.items()}
+    resolved = {name: found.get("vtc", {}).get("strategy") for name, found in overrides.items()}
+    cells = [(s, c, r) for r in range(wanted.rounds) for c in wanted.concurrency for s in _turned(systems, r)]
+    todo = [cell for cell in cells if not results.has(cell, resolved[cell[0]])]
+    if not todo:
+        return results
+    wanted.output.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory() as folder:
+        _tell(f"writing {wanted.preset} with random weights")
+        parameters = save(wanted.preset, config, Path(folder), DTYPES[wanted.dtype], wanted.seed)
+        needed = {name: overrides[name] for name in dict.fromkeys(system for system, _, _ in todo)}
+        with _engines(wanted, config, folder, needed) as up:
+            for done, (system, concurrency, number) in enumerate(todo, 1):
+                _tell(f"{done}/{len(todo)} round {number + 1}: {system}, {concurrency} at once")
+                job = wanted.job(concurrency, wanted.count(concurrency), number)
+                found = up[system].answer(job)
+                cell = {"system": system, "concurrency": concurrency, "round": number, "parameters": parameters}
+                results.add({**cell, "resolved": resolved[system], **found})
+    return results
+
+
+def _turned(systems: dict, number: int) -> list[str]:
+    """The systems in the order of a round: each begins in its turn."""
+    names = list(systems)
+    turn = number % len(names)
+    return names[turn:] + names[:turn]
+
+
+def _overrides(config: object, strategy: str | None, keep: str) -> dict:
+    """vLLM's `hf_overrides` for a system; none for the stock class."""
+    if strategy is None:
+        return {}
+    from vtc.core.budget import parse_keep
+    from vtc.vllm.settings import overrides
+
+    return overrides(config, strategy=strategy, keep=parse_keep(keep))
+
+
+@dataclass
+class _Client:
+    """The end of an engine's pipe that asks. log: where its output goes."""
+
+    name: str
+    connection: object
+    log: Path
+
+    def answer(self, job: Workload | None = None) -> object:
+        """Sends a job, if there is one, and waits; raises RuntimeError when the engine broke."""
+        if job is not None:
+            self.connection.send(job)
+        try:
+            kind, found = self.connection.recv()
+        except EOFError:
+            kind, found = "error", "the process ended"
+        if kind == "error":
+            raise RuntimeError(f"the engine of {self.name} broke: {found}; see {self.log}")
+        return found
+
+    def end(self) -> None:
+        """Lets the engine end after what it is at."""
+        with suppress(OSError):
+            self.connection.send(None)
+
+
+@contextmanager
+def _engines(
+    wanted: ServingOptions, config: object, folder: str, systems: dict[str, dict]
+) -> Iterator[dict[str, _Client]]:
+    """A process with an engine for each system, started one after the other and warmed up."""
+    context = multiprocessing.get_context("spawn")
+    clients, processes = {}, []
+    try:
+        for name, overrides in systems.items():
+            _tell(f"starting the engine of {name}")
+            mine, theirs = context.Pipe()
+            log = wanted.output / f"engine-{name.replace(' ', '-')}.log"
+            options = {**engine_options(wanted, config), "model": folder, "hf_overrides": overrides}
+            process = context.Process(target=serve, args=(theirs, config, options, log), daemon=True)
+            # vLLM leaves the threads alone in an engine that is no process of its own.
+            with patch.dict(os.environ, {**ENVIRONMENT, **os.environ, "OMP_NUM_THREADS": str(wanted.threads)}):
+                process.start()
+            theirs.close()
+            processes.append(process)
+            clients[name] = _Client(name, mine, log)
+            _tell(f"{name}: {clients[name].answer()} KV blocks of {wanted.block_size} tokens")
+        for client in clients.values():
+            for concurrency in (1, min(4, max(wanted.concurrency))):
+                client.answer(wanted.job(concurrency, concurrency, wanted.rounds + WARM_UP))
+        yield clients
+    finally:
+        for client in clients.values():
+            client.end()
+        for process in processes:
+            process.join(10)
+            process.terminate()
+
+
+def engine_options(wanted: ServingOptions, config: object) -> dict:
+    """Of vllm.LLM, the same for every system: as many KV blocks as the most requests need when nothing is pruned."""
+    most = max(wanted.concurrency)
+    length = visual_tokens(config) + wanted.text + wanted.new_tokens
+    blocks = most * -(-length // wanted.block_size) + SPARE
+    return {
+        "dtype": wanted.dtype, "enforce_eager": not wanted.compiled, "max_model_len": length + SPARE,
+        "max_num_seqs": most, "max_num_batched_tokens": wanted.batched, "block_size": wanted.block_size,
+        "kv_cache_memory_bytes": blocks * wanted.block_size * kv_bytes(config, DTYPES[wanted.dtype]),
+        "limit_mm_per_prompt": {"image": 1}, "seed": wanted.seed,
+    }  # fmt: skip
+
+
+def _tell(text: str) -> None:
+    say(f"vtc bench serving: {text}", error=True)

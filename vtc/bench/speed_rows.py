@@ -1,0 +1,81 @@
+"""What a row of `vtc bench` holds, and from how many visual tokens on a strategy pays."""
+
+from collections.abc import Sequence
+
+from vtc.bench.results import SPREAD, Kind
+from vtc.io.shapes import anything, number, or_none, record, text, whole
+
+DEFINITIONS = {
+    "vision": "seconds of the vision encoder, observing its attention left out",
+    "observing": "seconds of observing signals, part of selection (vtc.report)",
+    "selection": "seconds of observing signals, selecting and packing (vtc.report)",
+    "prefill": "seconds of the language model's first forward without selection and output head",
+    "ttft": "seconds from generate() to the end of the first full forward, output head included",
+    "decode": "seconds per step after that, of the whole batch",
+    "total": "seconds from generate() to the end of the last forward",
+    "rate": "new tokens per second of the whole batch over `total`",
+    "peak_bytes": "most bytes allocated at once on top of weights and inputs",
+    "kv_bytes": "bytes of the KV cache after the last step",
+    "scoring": "observing one encoder layer (of `observed`) as a share of one layer of the encoder (of `depth`)",
+    "ratios": "taken in each round, then the median; peak: one run each",
+    "oracle": "the unpatched model fed the tokens that the strategy chose; difference: of the first token's logits",
+}
+RATIOS = ("ttft/oracle", "decode/baseline", "decode/oracle", "peak/baseline", "kv/baseline")
+_system = record(
+    {**dict.fromkeys(("vision", "selection", "prefill", "ttft", "decode", "rate"), SPREAD),
+     **dict.fromkeys(("peak_bytes", "kv_bytes"), number(0))}
+)  # fmt: skip
+_row = record(
+    {
+        "strategy": text, "keep": text, "batch": whole(1), "prompt": whole(), "asked": whole(), "resolved": anything,
+        "tokens": record({"visual": whole(), "average": number(0)}),
+        "systems": record({"baseline": _system, "strategy": _system}, {"oracle": _system}),
+        "ratios": record({"ttft/baseline": SPREAD}, dict.fromkeys(RATIOS, SPREAD)),
+        "oracle": record({}, {"missing": text}),
+        "scoring": or_none(record({"median": number(), "observed": whole(), "depth": whole()})),
+    }
+)  # fmt: skip
+
+
+def _grid(row: dict) -> dict:
+    return {"batch sizes": row["batch"], "prompt lengths": row["prompt"], "visual tokens": row["tokens"]["visual"]}
+
+
+SPEED = Kind("vtc.bench/1", _row, ("strategy", "keep", "batch", "prompt", "asked"), DEFINITIONS, _grid)
+"""The results of `vtc bench`."""
+
+
+def break_even(points: Sequence[tuple[float, float]]) -> tuple[float | None, str]:
+    """Visual tokens below which a strategy costs more than it saves, and the same in words.
+
+    points: (visual tokens, time to first token relative to the baseline). Between the two sizes where the ratio comes
+    to 1 for good, it is interpolated linearly; None where it is always on one side.
+    """
+    points = sorted(points)
+    if not points:
+        return None, "nothing was measured"
+    least, (most, last) = points[0][0], points[-1]
+    if last > 1:
+        return None, f"never within {least:g} to {most:g}"
+    above = [i for i, (_, ratio) in enumerate(points) if ratio > 1]
+    if not above:
+        return None, f"below {least:g}, the smallest measured"
+    (n0, r0), (n1, r1) = points[above[-1]], points[above[-1] + 1]
+    found = n0 + (n1 - n0) * (r0 - 1) / (r0 - r1)
+    return found, f"at {found:.0f}"
+
+
+def break_evens(rows: list[dict]) -> list[dict]:
+    """The break-even point of each strategy, keep, batch and prompt length that was measured at several sizes."""
+    groups: dict[tuple, list[tuple[float, float]]] = {}
+    for row in rows:
+        key = row["strategy"], row["keep"], row["batch"], row["prompt"]
+        groups.setdefault(key, []).append((row["tokens"]["visual"], row["ratios"]["ttft/baseline"]["median"]))
+    found = []
+    for (strategy, keep, batch, prompt), points in groups.items():
+        if len(points) > 1:
+            tokens, words = break_even(points)
+            found.append(
+                {"strategy": strategy, "keep": keep, "batch": batch, "prompt": prompt, "tokens": tokens, "words": words}
+            )
+    return found

@@ -1,0 +1,176 @@
+"""What `vtc bench` shows: a table of all rows, two results side by side, plots."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+from vtc.bench.results import check_comparable
+from vtc.bench.speed_rows import SPEED, break_evens
+from vtc.io.drawing import plain_text, save
+
+PARTS = ("vision", "selection", "prefill")
+SYSTEMS = ("baseline", "strategy", "oracle")
+NOISY = 1.3  # largest over smallest baseline from which on a row is called noisy
+COLORS = {"vision": "#4c78a8", "selection": "#e45756", "prefill": "#72b7b2", "rest": "#bab0ac"}
+
+
+def table(rows: list[dict]):
+    """A rich table, three lines a row: medians in ms (of the time to the first token also least and most), ratios in
+    the line of the strategy; its visual tokens are those that the average layer sees."""
+    from rich.table import Table
+
+    out = Table(box=None, header_style="bold", padding=(0, 1, 0, 0), pad_edge=False)
+    for head in ("strategy", "keep", "B", "text", "visual", "system"):
+        out.add_column(head, justify="left" if head in ("strategy", "system") else "right", no_wrap=True)
+    for head in (
+        "vision", "select", "prefill", "ttft ms", "least", "most", "step ms", "tok/s", "peak MB", "KV MB", "ttft/base",
+        "ttft/orac", "step/orac", "peak/base",
+    ):  # fmt: skip
+        out.add_column(head, justify="right", no_wrap=True)
+    for row in rows:
+        for name in SYSTEMS:
+            out.add_row(*_line(row, name))
+    return out
+
+
+def _line(row: dict, name: str) -> list[str]:
+    first = name == SYSTEMS[0]
+    counts = row["tokens"]
+    head = [row["strategy"], row["keep"], str(row["batch"]), str(row["prompt"])] if first else [""] * 4
+    head.append(str(counts["visual"]) if first else f"{counts['average']:.0f}" if name == "strategy" else "")
+    if name not in row["systems"]:
+        return [*head, f"no {name}", *[""] * 14]
+    found = row["systems"][name]
+    cells = [_ms(found[part]["median"]) for part in PARTS]
+    cells += [_ms(found["ttft"][key]) for key in ("median", "min", "max")]
+    cells += [_ms(found["decode"]["median"]), _short(found["rate"]["median"])]
+    cells += [_short(found[key] / 1e6) for key in ("peak_bytes", "kv_bytes")]
+    keys = ("ttft/baseline", "ttft/oracle", "decode/oracle", "peak/baseline")
+    return [*head, name, *cells, *[_ratio(row, key) if name == "strategy" else "" for key in keys]]
+
+
+def _ms(seconds: float) -> str:
+    return _short(1000 * seconds)
+
+
+def _short(value: float) -> str:
+    return f"{value:.0f}" if value >= 100 else f"{value:.1f}" if value >= 10 else f"{value:.2f}"
+
+
+def _ratio(row: dict, key: str) -> str:
+    return f"{row['ratios'][key]['median']:.3f}" if key in row["ratios"] else "-"
+
+
+def lines(rows: list[dict]) -> list[str]:
+    """What the table has no room for: oracles that there are not, rounds that differ too much, break-even points."""
+    found = [
+        f"{row['strategy']} {row['keep']} has no oracle: {row['oracle']['missing']}"
+        for row in rows
+        if "missing" in row["oracle"]
+    ]
+    for row in rows:
+        cost = row["scoring"]
+        if cost is not None:
+            which = f"{row['strategy']} {row['keep']}, {row['tokens']['visual']} visual tokens, batch {row['batch']}"
+            share = f"{cost['median']:.0%} of the layer ({cost['observed']} of {cost['depth']} layers)"
+            found.append(f"{which}: scoring a layer of the encoder costs {share}")
+        ttft = row["systems"]["baseline"]["ttft"]
+        if ttft["max"] > NOISY * ttft["min"]:
+            found.append(
+                f"noisy: with {row['tokens']['visual']} visual tokens, batch {row['batch']}, the baseline took "
+                f"{_ms(ttft['min'])} to {_ms(ttft['max'])} ms to the first token; other work on this machine?"
+            )
+    for entry in break_evens(rows):
+        where = f"{entry['strategy']} {entry['keep']}, batch {entry['batch']}, {entry['prompt']} text tokens"
+        found.append(f"{where}, break-even in visual tokens: {entry['words']}")
+    return list(dict.fromkeys(found))
+
+
+def compared(a: dict, b: dict):
+    """A rich table of two results, by shape: what each strategy takes, relative to its own baseline too. Raises
+    ConfigError when they differ in more than strategy and keep."""
+    from rich.table import Table
+
+    check_comparable(SPEED, a, b)
+    out = Table(box=None, header_style="bold", padding=(0, 1))
+    for head in ("B", "text", "visual", "result", "strategy", "keep", "base ms", "first token ms", "step ms"):
+        out.add_column(head, justify="left" if head in ("result", "strategy") else "right")
+    for head in ("ttft/base", "ttft/orac", "step/base", "step/orac", "peak/base", "kv/base"):
+        out.add_column(head, justify="right")
+    keyed = [
+        (row["batch"], row["prompt"], row["tokens"]["visual"], n, row)
+        for n, d in enumerate((a, b))
+        for row in d["rows"]
+    ]
+    for batch, prompt, visual, which, row in sorted(keyed, key=lambda item: item[:4]):
+        base, mine = row["systems"]["baseline"], row["systems"]["strategy"]
+        cells = [str(batch), str(prompt), str(visual), "AB"[which], row["strategy"], row["keep"]]
+        cells += [_ms(x["median"]) for x in (base["ttft"], mine["ttft"], mine["decode"])]
+        names = ("ttft/baseline", "ttft/oracle", "decode/baseline", "decode/oracle", "peak/baseline", "kv/baseline")
+        out.add_row(*cells, *[_ratio(row, key) for key in names])
+    return out
+
+
+def plot(rows: list[dict], folder: Path) -> list[Path]:
+    """ttft.png (systems, stacked parts) and, with several numbers of visual tokens, break_even.png."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    files, points = [folder / "ttft.png"], break_evens(rows)
+    with plain_text():
+        _drawn(files[0], (9, 1.2 + 0.75 * len(rows)), lambda axis: _bars(axis, rows))
+        if points:
+            files.append(folder / "break_even.png")
+            _drawn(files[1], (7, 4.5), lambda axis: _curves(axis, rows, points))
+    return files
+
+
+def _drawn(file: Path, size: tuple[float, float], draw: Callable) -> None:
+    from matplotlib import pyplot as plt
+
+    figure, axis = plt.subplots(figsize=size)
+    draw(axis)
+    figure.tight_layout()
+    save(figure, file, dpi=110)
+    plt.close(figure)
+
+
+def _bars(axis, rows: list[dict]) -> None:
+    """The tick is the time to the first token; what the parts leave of it is projector, embedding, output head and
+    bookkeeping."""
+    places, labels = [], []
+    for number, row in enumerate(rows):
+        for shift, name in enumerate(s for s in SYSTEMS if s in row["systems"]):
+            seconds, y, left = row["systems"][name], -(4 * number + shift), 0.0
+            widths = {part: 1000 * seconds[part]["median"] for part in PARTS}
+            widths["rest"] = max(0.0, 1000 * seconds["ttft"]["median"] - sum(widths.values()))
+            for part, width in widths.items():
+                axis.barh(y, width, left=left, color=COLORS[part], label=part if not places else None, height=0.85)
+                left += width
+            axis.plot(1000 * seconds["ttft"]["median"], y, "k|", markersize=11)
+            places.append(y)
+            text = f"{row['strategy']} {row['keep']}" if name == "strategy" else name
+            labels.append(f"{text}, B {row['batch']}, N {row['tokens']['visual']}")
+    axis.set_yticks(places, labels, fontsize=8)
+    axis.set_xlabel("ms (tick: time to the first token, measured without the breakdown)")
+    axis.legend(ncols=4, loc="lower center", bbox_to_anchor=(0.4, 1.0), frameon=False, fontsize=8)
+
+
+def _curves(axis, rows: list[dict], points: list[dict]) -> None:
+    for entry in points:
+        key = ("strategy", "keep", "batch", "prompt")
+        mine = [(row["tokens"]["visual"], row["ratios"]["ttft/baseline"]) for row in rows
+                if all(row[k] == entry[k] for k in key)]  # fmt: skip
+        mine.sort(key=lambda point: point[0])
+        tokens, ratio = [n for n, _ in mine], [r["median"] for _, r in mine]
+        name = f"{entry['strategy']} {entry['keep']}, B {entry['batch']}"
+        (line,) = axis.plot(tokens, ratio, "o-", label=name)
+        least, most = [r["min"] for _, r in mine], [r["max"] for _, r in mine]
+        axis.fill_between(tokens, least, most, color=line.get_color(), alpha=0.15)
+        if entry["tokens"] is not None:
+            axis.axvline(entry["tokens"], color=line.get_color(), linestyle=":")
+            axis.annotate(f"{entry['tokens']:.0f}", (entry["tokens"], 1), textcoords="offset points", xytext=(4, 6))
+    axis.axhline(1, color="black", linewidth=0.8)
+    axis.set_xlabel("visual tokens")
+    axis.set_ylabel("time to the first token / baseline")
+    axis.grid(True, alpha=0.3)
+    axis.legend(fontsize=8)

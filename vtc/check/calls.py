@@ -1,0 +1,140 @@
+"""Properties of patched calls: batches, padding, repetition, keeping all, decoding, the report, and taking it off."""
+
+import torch
+from torch import Tensor
+
+from vtc.check.batch import IMAGES, forward, generate, grow, padded
+from vtc.check.errors import Violation
+from vtc.check.subject import Subject, watch
+from vtc.check.trace import state
+from vtc.patching import report
+
+NEAR = 1e-6  # of logits in float64; weights of a merge may be float32
+STEPS = 6  # written tokens
+
+
+def batch(subject: Subject, near: float = NEAR) -> None:
+    """A batch, padded on either side, chooses what its images choose one by one, and its last logits are theirs."""
+    alone = [subject.run(single) for single in subject.tiny.singles(subject.inputs)]
+    for side in ("left", "right"):
+        run = subject.run(padded(subject.inputs, side))
+        for b, (one, length) in enumerate(zip(alone, run.report.prompts_after)):
+            _same_kept(one.kept(0), run.kept(b), f"prompt {b} in a batch padded on the {side}")
+            last = run.output.logits[b, -1 if side == "left" else length - 1]
+            _near(
+                last, one.output.logits[0, -1], f"the last logits of prompt {b} in a batch padded on the {side}", near
+            )
+
+
+def padding(subject: Subject, near: float = NEAR) -> None:
+    """Whatever stands in the padding, on either side: the same tokens are kept, and real columns do not change."""
+    for side in ("left", "right"):
+        inputs = padded(subject.inputs, side)
+        gone = inputs["attention_mask"] == 0
+        noise = torch.randint(3, 100, gone.shape, generator=torch.Generator().manual_seed(7))
+        run = subject.run(inputs)
+        other = subject.run(dict(inputs, input_ids=torch.where(gone, noise, inputs["input_ids"])))
+        for b, length in enumerate(run.report.prompts_after):
+            real = slice(-length, None) if side == "left" else slice(length)
+            what = f"prompt {b} with other ids in the padding on the {side}"
+            _same_kept(run.kept(b), other.kept(b), what)
+            _near(other.output.logits[b, real], run.output.logits[b, real], f"the logits of {what}", near)
+
+
+def deterministic(subject: Subject) -> None:
+    """A second run is bit-equal, whatever random numbers were drawn before."""
+    runs = []
+    for seed in (1, 2):
+        with torch.random.fork_rng([]):
+            torch.manual_seed(seed)
+            runs.append(subject.run())
+    first, second = runs
+    for b in range(len(IMAGES)):
+        _same_kept(first.kept(b), second.kept(b), f"prompt {b} in a second run")
+    if not torch.equal(first.output.logits, second.output.logits):
+        raise Violation("a second run keeps the same and gives other logits")
+
+
+def keep_all(subject: Subject) -> None:
+    """keep=1.0 leaves the model's output exactly as it was."""
+    stock = forward(subject.model, subject.inputs).logits
+    with subject.on(keep=1.0):
+        if not torch.equal(forward(subject.model, subject.inputs).logits, stock):
+            raise Violation("keep=1.0 changes the logits")
+
+
+def decoding(subject: Subject, near: float = NEAR) -> None:
+    """Greedy steps on the pruned cache give the logits of whole forwards over prompt and text so far, with the same
+    tokens kept."""
+    with subject.on():
+        choices = watch(subject.model)
+        cached = generate(subject.model, subject.inputs, STEPS)
+        chosen = [choice.selection for choice in choices]
+    for step in range(STEPS):
+        with subject.on():
+            watch(subject.model, chosen)
+            again = forward(subject.model, grow(subject.inputs, cached.tokens[:, :step]))
+        _near(cached.logits[step], again.logits[:, -1], f"the logits of step {step} computed anew", near)
+
+
+def reported(subject: Subject) -> None:
+    """The report's counts and lengths are those of placeholders, cache tensors and what entered the language model."""
+    entered, mask = [], subject.inputs["attention_mask"]
+    language = subject.tiny.family.language_model
+
+    def seen(module, args, kwargs):
+        entered.append((kwargs["inputs_embeds"].shape[1], kwargs.get("attention_mask")))
+
+    with subject.on():
+        choices = watch(subject.model)
+        handle = language.register_forward_pre_hook(seen, with_kwargs=True)
+        try:
+            output = forward(subject.model, subject.inputs, use_cache=True)
+        finally:
+            handle.remove()
+        told = report(subject.model)
+    width, packed = entered[0]
+    two = packed if isinstance(packed, Tensor) and packed.ndim == 2 else None
+    lengths = [width] * len(mask) if two is None else two.sum(1).tolist()
+    projected = [c for c in choices if c.stage.stage.site == "projector"]
+    stages = sum(len(c.selection.row(b)) for c in projected for b in range(len(c.selection.keep)))
+    placeholders = int((subject.inputs["input_ids"] == subject.tiny.family.image_token_id).sum())
+    facts = {
+        "visual tokens before": (told.tokens_before, placeholders),
+        "prompts before": (told.prompts_before, mask.sum(1).tolist()),
+        "prompts at the first layer": (told.prompts_entered, lengths),
+        "prompts at the last layer": (max(told.prompts_after), output.logits.shape[1]),
+        "lengths of the KV cache": (told.kv_lengths, [layer.keys.shape[2] for layer in output.past_key_values.layers]),
+        "visual tokens that enter": (sum(i.entered for i in told.images), stages if projected else told.tokens_before),
+    }  # fmt: skip
+    for what, (said, found) in facts.items():
+        if said != found:
+            raise Violation(f"{what}: the report says {said}, it was {found}")
+
+
+def removed(subject: Subject) -> None:
+    """Taken off, the model is bit-equal and nothing is left on any module or config."""
+    model, inputs = subject.model, subject.inputs
+    before, stock = state(model), forward(model, inputs).logits
+    with subject.on():
+        generate(model, inputs, 2)
+    after = state(model)
+    if after != before:
+        raise Violation(
+            f"something is left on {next(k for k in {**before, **after} if before.get(k) != after.get(k))!r}"
+        )
+    if not torch.equal(forward(model, inputs).logits, stock):
+        raise Violation("the logits are others than before")
+
+
+def _same_kept(expected: list[Tensor], found: list[Tensor], what: str) -> None:
+    for one, other in zip(expected, found, strict=True):
+        if one.tolist() != other.tolist():
+            differ = sorted(set(one.tolist()) ^ set(other.tolist()))
+            raise Violation(f"{what} keeps others: {len(differ)} differ, such as {differ[:1] or 'their order'}")
+
+
+def _near(found: Tensor, expected: Tensor, what: str, near: float) -> None:
+    far = float((found - expected).abs().max())
+    if not far <= near:
+        raise Violation(f"{what} are off by {far:.2g}")

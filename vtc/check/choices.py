@@ -1,0 +1,256 @@
+"""Properties of what a stage chooses from what it is shown: how many, in which order, among equals, how precisely."""
+
+import dataclasses
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from vtc.check.errors import DoesNotApply, Violation
+from vtc.check.subject import TOKENS, Choice, Run, Subject
+from vtc.core.selection import Selection
+from vtc.core.signals import TextEmbeddings, TextPivots, TextToVisual
+
+HALF = (torch.float16, torch.bfloat16)
+OF_WORDS = (TextEmbeddings, TextPivots, TextToVisual)
+"""Signals whose second axis is not the visual tokens."""
+
+
+def number(subject: Subject) -> None:
+    """As many as the budget function says; fewer at most for methods whose count depends on the picture."""
+    config = subject.config
+    exact = {
+        knob if len(config.stages) == 1 else f"{stage.method}.{knob}": value
+        for stage in config.stages
+        for knob, value in getattr(stage.stage, "fixed_count", {}).items()
+    }
+    _number(subject, subject.run(**exact))
+    if not config.decoder and not subject.told:
+        _number(subject, subject.run(keep=TOKENS, **exact))
+
+
+def _number(subject: Subject, run: Run) -> None:
+    for choice in run.choices:
+        for b, kept in enumerate(rows(choice.selection)):
+            count, adaptive = choice.context.count, choice.stage.stage.adaptive
+            if len(kept) > count or (len(kept) < count and not adaptive):
+                asked = f"{choice.context.tokens} tokens where the budget says {count}"
+                raise Violation(f"{choice.stage.method} keeps {len(kept)} of {asked} (unit {b})")
+    images = iter(run.report.images)
+    for layouts in subject.tiny.layouts(subject.inputs):
+        budget = run.patch.allocation.projector
+        projected = budget is not None and not budget.keeps_all
+        quotas = budget.quotas([[tile.tokens for tile in layout.tiles] for layout in layouts]) if projected else None
+        for j, (layout, image) in enumerate(zip(layouts, images)):
+            entered = sum(quotas[j]) if projected else layout.tokens
+            expected = [entered] * projected + run.patch.allocation.counts(layout.tokens, entered)
+            _counts(image, layout.tokens, expected, run)
+
+
+def _counts(image, tokens: int, expected: list[int], run: Run) -> None:
+    """The steps of one image against the numbers that should be left after each."""
+    adaptive = {choice.stage.method for choice in run.choices if choice.stage.stage.adaptive}
+    if image.before != tokens or len(image.steps) != len(expected):
+        raise Violation(f"an image of {tokens} tokens is reported as {image.before}, cut {len(image.steps)} times")
+    left = tokens
+    for step, count in zip(image.steps, expected):
+        count = min(count, left)
+        if step.after > count or (step.after < count and step.stage not in adaptive):
+            raise Violation(f"{step.where} leaves {step.after} of an image's {tokens} tokens; the budget says {count}")
+        left = step.after
+
+
+def order(subject: Subject) -> None:
+    """Kept indices ascend, each once, inside the unit; each step keeps places of the step before."""
+    run = subject.run()
+    for choice in run.choices:
+        for b, kept in enumerate(rows(choice.selection)):
+            if (why := misordered(kept, choice.context.tokens)) is not None:
+                raise Violation(f"{choice.stage.method} keeps {shown_row(kept)} (unit {b}), which {why}")
+        merge = choice.selection.merge
+        if merge is not None and not -1 <= int(merge.target.min()) <= int(merge.target.max()) < len(kept):
+            raise Violation(f"{choice.stage.method} merges into slots that are not there")
+    for image in run.report.images:
+        left = set(range(image.before))
+        for step in image.steps:
+            kept = step.kept.tolist()
+            if not set(kept) <= left or len(set(kept)) != len(kept) or len(kept) != step.after:
+                raise Violation(f"{step.where} reports {shown_row(step.kept)}, which the step before did not leave")
+            left = set(kept)
+
+
+def misordered(kept: Tensor, tokens: int) -> str | None:
+    """What is wrong with the kept indices [k] of a unit of `tokens`, if anything."""
+    if len(kept) and not 0 <= int(kept.min()) <= int(kept.max()) < tokens:
+        return f"is not inside 0 to {tokens - 1}"
+    if bool((kept[1:] == kept[:-1]).any()) or len(kept.unique()) != len(kept):
+        return "names a token twice"
+    return "does not ascend" if bool((kept[1:] < kept[:-1]).any()) else None
+
+
+def ties(subject: Subject) -> None:
+    """Of tokens that are alike in every signal, those with the lower index stay."""
+    reasons, applied = [], False
+    for choice in _first_of_each(subject.run().choices):
+        mine = [signal for signal in choice.context.signals if not isinstance(signal, OF_WORDS)]
+        if not mine:
+            reasons.append("it reads no signal of the tokens")
+        elif not _goes_by_signals(choice, mine):
+            reasons.append("what it keeps depends on where a token lies, too")
+        elif not _ranks(tied := _tied(choice, mine)):
+            reasons.append("it compares tokens with each other, so none has a score of its own")
+        else:
+            applied = True
+            _check_ties(choice, tied)
+    if not applied:
+        raise DoesNotApply(reasons[0] if reasons else "no stage chose anything")
+
+
+def _first_of_each(choices: list[Choice]) -> list[Choice]:
+    found = {}
+    for choice in choices:
+        if choice.context.count < choice.context.tokens:
+            found.setdefault(choice.stage.method, choice)
+    return list(found.values())
+
+
+def _kept_of(choice: Choice, changed: dict) -> list[Tensor]:
+    """What the stage keeps of each unit when some signals show something else."""
+    stage, context = choice.stage.stage, choice.context
+    context = dataclasses.replace(context, signals={**context.signals, **changed})
+    return rows(type(stage).select(stage, context, choice.told))
+
+
+def _groups(tokens: int, generator: torch.Generator) -> Tensor:
+    """For each token [N] one that it becomes like, so that a quarter of them is left that differ."""
+    return torch.randint(max(2, tokens // 4), (tokens,), generator=generator)
+
+
+def _goes_by_signals(choice: Choice, signals: list) -> bool:
+    """Whether the same tokens stay wherever they lie, where none is quite like another."""
+    generator, tokens = torch.Generator().manual_seed(0), choice.context.tokens
+    for group in (torch.arange(tokens), _groups(tokens, generator), _groups(tokens, generator)):
+        seen = {}
+        for signal in signals:
+            x = choice.context[signal][:, group]
+            noise = torch.randn(x.shape, generator=generator, dtype=torch.float64).to(x)
+            seen[signal] = x * (1 + 1e-3 * noise)
+        mixed = torch.randperm(tokens, generator=generator)
+        plain = _kept_of(choice, seen)
+        moved = _kept_of(choice, {signal: x[:, mixed] for signal, x in seen.items()})
+        if any(mixed[b].sort().values.tolist() != a.sort().values.tolist() for a, b in zip(plain, moved)):
+            return False
+    return True
+
+
+def _tied(choice: Choice, signals: list) -> list[tuple[Tensor, Tensor]]:
+    """What stays [N] of each unit when a quarter of the tokens is left that differ, with their groups [N].
+
+    Vectors are rounded so that sums of products are exact: equal tokens then get equal scores in whatever order they
+    are summed up.
+    """
+    generator, tokens, found = torch.Generator().manual_seed(1), choice.context.tokens, []
+    exact = {s: _rounded(x) if x.ndim == 3 and x.is_floating_point() else x for s, x in choice.context.signals.items()}
+    for _ in range(4):
+        group = _groups(tokens, generator)
+        for kept in _kept_of(choice, {s: x[:, group] if s in signals else x for s, x in exact.items()}):
+            stays = torch.zeros(tokens, dtype=torch.bool)
+            stays[kept] = True
+            found.append((stays, group))
+    return found
+
+
+def _rounded(x: Tensor) -> Tensor:
+    largest = x.abs().max().clamp_min(torch.finfo(x.dtype).tiny)
+    return (x / largest * 64).round() / 64
+
+
+def _ranks(tied: list[tuple[Tensor, Tensor]]) -> bool:
+    """Whether a method ranks tokens one by one: of those that are alike all stay or all go, but where the count ends.
+    One that compares tokens with each other keeps some of many kinds."""
+    return all(sum(_divided(stays[group == g]) for g in group.unique().tolist()) <= 1 for stays, group in tied)
+
+
+def _divided(stays: Tensor) -> bool:
+    return bool(stays.any()) and not bool(stays.all())
+
+
+def _check_ties(choice: Choice, tied: list[tuple[Tensor, Tensor]]) -> None:
+    for stays, group in tied:
+        for one in group.unique().tolist():
+            alike = (group == one).nonzero().flatten()
+            gap = (stays[alike][1:] & ~stays[alike][:-1]).nonzero().flatten()
+            if len(gap):
+                lower, higher = alike[gap[0]], alike[gap[0] + 1]
+                method = choice.stage.method
+                raise Violation(f"{method} keeps token {higher} and not {lower}, which is alike in every signal")
+
+
+def precision(subject: Subject) -> None:
+    """In half precision the model runs, and stages compute from what they see in float32."""
+    for dtype in (torch.float32, torch.bfloat16, torch.float16):
+        name = str(dtype).removeprefix("torch.")
+        other = Subject(subject.strategy, subject.tiny.of(dtype), subject.given)
+        run = other.run()
+        _usable(run, name)
+        for choice in run.choices:
+            _check_precision(choice, name)
+
+
+def _usable(run: Run, name: str) -> None:
+    for choice in run.choices:
+        for kept in rows(choice.selection):
+            if (why := misordered(kept.sort().values, choice.context.tokens)) is not None:
+                raise Violation(f"on a {name} model {choice.stage.method} keeps {shown_row(kept)}, which {why}")
+    if not bool(run.output.logits[:, -1].isfinite().all()):
+        raise Violation(f"on a {name} model the logits are not finite")
+
+
+def _check_precision(choice: Choice, name: str) -> None:
+    method, signals = choice.stage.method, choice.context.signals
+    for part in (1.0, 0.3, 0.1):  # of what tells tokens from each other; half precision cannot tell the last ones apart
+        seen = {s: _squeezed(x, part) for s, x in signals.items()}
+        with _Half() as half:
+            expected = _seeded(choice, {s: x.float() if x.dtype in HALF else x for s, x in seen.items()})
+        if half.seen:
+            raise Violation(f"{method} is shown float32 and computes in half precision: {half.seen}")
+        if any(set(a.tolist()) != set(b.tolist()) for a, b in zip(expected, _seeded(choice, seen))):
+            raise Violation(f"on a {name} model {method} chooses otherwise than from the same numbers in float32")
+
+
+def _squeezed(x: Tensor, part: float) -> Tensor:
+    if part == 1.0 or x.ndim < 2 or not x.is_floating_point():
+        return x
+    mean = x.float().mean(1, keepdim=True)
+    return (mean + part * (x.float() - mean)).to(x.dtype)
+
+
+def _seeded(choice: Choice, changed: dict) -> list[Tensor]:
+    with torch.random.fork_rng([]):
+        torch.manual_seed(0)
+        return _kept_of(choice, changed)
+
+
+class _Half(TorchDispatchMode):
+    """Notes the first operation that gives half precision. seen: its name and the type."""
+
+    seen = ""
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        given = function(*args, **(kwargs or {}))
+        for x in tree_leaves(given):
+            if isinstance(x, Tensor) and x.dtype in HALF and not self.seen:
+                self.seen = f"{function} gives {str(x.dtype).removeprefix('torch.')}"
+        return given
+
+
+def rows(selection: Selection) -> list[Tensor]:
+    """The kept indices of each unit."""
+    return [selection.row(b) for b in range(len(selection.keep))]
+
+
+def shown_row(kept: Tensor) -> str:
+    """Indices for a message."""
+    values = kept.tolist()
+    return ", ".join(map(str, values[:8])) + (", ..." if len(values) > 8 else "")

@@ -1,0 +1,107 @@
+"""The cut at the entry of the language model: what a prefill with images keeps, and all that has a token axis."""
+
+import torch
+from torch import Tensor, nn
+
+from vtc.config.allocation import Allocation
+from vtc.core.errors import UnsupportedError
+from vtc.engine import clock, prefill
+from vtc.engine.inside import Images, Plan, Prefill
+from vtc.engine.masks import padding_mask
+from vtc.engine.placement import Batch, place
+from vtc.engine.question import QuestionReader
+from vtc.engine.reports import Reporter
+from vtc.engine.select import Kept
+from vtc.engine.state import Call, PrunedPrompt, Segment, ThreadState, remember
+from vtc.engine.survivors import left_of
+from vtc.engine.vision import Vision
+
+
+class PromptCut:
+    """Selects at the projector, packs the prompt, and leaves ready what drops inside the language model need.
+
+    plan: of these drops, None without any. number: of the patch, noted with the prompt.
+    """
+
+    def __init__(
+        self, family, allocation: Allocation, plan: Plan | None, vision: Vision, question: QuestionReader,
+        reporter: Reporter, thread: ThreadState, number: int,
+    ):  # fmt: skip
+        self.family, self.allocation, self.plan, self.vision, self.question = family, allocation, plan, vision, question
+        self.reporter, self.stage, self.thread, self.number = reporter, reporter.stage, thread, number
+
+    def __call__(self, call: Call, module: nn.Module, kwargs: dict) -> None:
+        """Cuts the arguments `kwargs` of the language model `module`, in place; `call` holds what became of them."""
+        cache, embeds = kwargs.get("past_key_values"), kwargs["inputs_embeds"]
+        if cache is not None:
+            remember(cache, None)
+        self._check(module, kwargs, cache)
+        with torch.no_grad():
+            start = clock.now()
+            real = padding_mask(kwargs.get("attention_mask"), embeds.shape[1])
+            real = None if real is None else real.to(embeds.device)
+            is_image = call.ids == self.family.image_token_id if call.is_image is None else call.is_image
+            batch = Batch(is_image.to(embeds.device), real, call.ids)
+        self._prune(call, kwargs, batch, start)
+
+    def _check(self, module: nn.Module, kwargs: dict, cache: object) -> None:
+        if cache is not None and int(cache.get_seq_length()):
+            raise UnsupportedError(
+                "images after a cached prefix (a second turn on the same cache, chunked prefill) are "
+                "not supported; possible: a fresh cache with the whole conversation"
+            )
+        if kwargs.get("cu_seq_lens_q") is not None:
+            raise UnsupportedError(
+                "packed (padding-free) language-model inputs are not supported; possible: a padded batch"
+            )
+        recomputed = module.training and any(getattr(m, "gradient_checkpointing", False) for m in module.layers)
+        if self.plan is not None and recomputed:
+            raise UnsupportedError(
+                "gradient checkpointing would run a layer again without its drops; possible: "
+                "model.gradient_checkpointing_disable(), or a strategy at the projector only"
+            )
+
+    def _prune(self, call: Call, kwargs: dict, batch: Batch, start: float) -> None:
+        run, embeds, mask, family = call.run, kwargs["inputs_embeds"], kwargs.get("attention_mask"), self.family
+        length, device = embeds.shape[1], embeds.device
+        from_end = self.thread.outer is not None and self.thread.outer.from_end
+        placement = place(batch, [i.tokens for i in run.images], self.plan is not None, from_end)
+        requests, places = placement.requests, placement.places
+        flat = [(b, where) for b, parts in enumerate(places) for where in parts]
+        tokens = [len(where) for _, where in flat]
+
+        def features(image: int) -> Tensor:
+            b, where = flat[image]
+            return embeds[b, where]
+
+        def text(signal, b: int):
+            return self.question.look(signal, b, batch.host)
+
+        left = left_of(run, placement.source, device)
+        kept = left or [Kept(torch.arange(n, device=device)) for n in tokens]
+        if self.stage is not None:
+            budget = self.allocation.projector
+            kept = self.vision.select(self.stage, budget, requests, placement.source, run, features, text, device)
+        grouped = [[kept[i] for i in images] for images in requests]
+        whole = prefill.whole(kwargs, batch.padded, family.mrope)
+        if self.reporter.front is None:
+            where, after, ends = whole, placement.lengths, placement.ends
+            index = torch.arange(length, device=device).expand(len(requests), -1)
+            segment = Segment(0, index, whole.valid, None, whole=True)
+        else:
+            packing = prefill.pack(batch, placement, grouped)
+            where = prefill.apply(kwargs, packing, whole, self.reporter.front.positions, places, grouped)
+            after, ends, shift = packing.lengths, packing.ends, None
+            if where.following is not whole.following:
+                shift = whole.following - where.following
+            segment = Segment(0, packing.index, packing.valid, shift)
+        # Counts first: a budget that an image cannot give is refused before anything is reported.
+        counts = [self.allocation.counts(n, len(k.offsets)) for n, k in zip(tokens, kept, strict=True)]
+        report = self.reporter.report(requests, tokens, kept, placement.lengths, after, run, left)
+        prompt = call.pruned = PrunedPrompt([segment], length, length, whole.following, report, self.number)
+        if kwargs.get("past_key_values") is not None:
+            remember(kwargs["past_key_values"], prompt)
+        if self.plan is not None:
+            images = Images(batch, placement, grouped)
+            call.inside = Prefill(self.plan, prompt, images, counts, where, ends, mask, report)
+        report.select_seconds = clock.now() - start
