@@ -19,8 +19,7 @@ FAMILY_CASES = ("llava", "llava_next", "qwen2_vl", "qwen2_5_vl", "llava-siglip")
 @pytest.mark.parametrize("case", FAMILY_CASES)
 @pytest.mark.parametrize("second", ["divprune", "vtc_cls", "visionzip"])
 def test_a_stage_at_the_projector_chooses_among_what_is_left(case, second):
-    """What a second stage keeps is a part of what the encoder left, its signals are those of these tokens, and a batch is
-    what its prompts are alone."""
+    """What a second stage keeps is a part of what the encoder left, and a batch is what its prompts are alone."""
     model, inputs = model_of(case), inputs_of(case)
     with vtc.patched(model, Strided(), keep=0.6):
         forward(model, inputs)
@@ -92,7 +91,7 @@ def test_vllm_refuses_it_by_name():
 @pytest.mark.parametrize("stage", [Strided(), Pairs()], ids=["drops", "merges"])
 @pytest.mark.parametrize("case", ["llava", "qwen2_5_vl"])
 def test_gradients_are_those_of_the_survivors(case, stage):
-    """Training through the stage: a small step of one weight changes a number made of the logits as its gradient says."""
+    """Training through the stage: a small step of one weight changes a sum of logits as its gradient says."""
     model, inputs = build(case), inputs_of(case, images=(1,))
     block = find_family(model).blocks[1]
     weight = block.mlp.fc1.weight if case == "llava" else block.mlp.gate_proj.weight

@@ -34,9 +34,8 @@ from vtc.strategies import METHODS
 ENCODER = Encoder("test", depth=8, has_cls=True, global_layers=tuple(range(8)))
 NO_CLS = Encoder("test", depth=8, has_cls=False, global_layers=tuple(range(8)))
 DECODER = Decoder("test", 32)
-ROWS = (
-    AttentionColumns | ClsAttention | Transition | DecoderAttention | ImageAttention | KeyNorms | TextRelevance | ValueNorms
-)  # [B, N]
+ROWS = AttentionColumns | ClsAttention | Transition | DecoderAttention | KeyNorms | TextRelevance  # [B, N]
+ROWS = ROWS | ImageAttention | ValueNorms
 WIDE = Features | EncoderFeatures | EncoderKeys | DecoderKeys | FinalHidden  # [B, N, D]
 TEXT = TextEmbeddings | TextPivots  # [B, m, D]
 # Those inside the encoder are in test_encoder_methods.py.

@@ -98,6 +98,8 @@ def reported(subject: Subject) -> None:
     lengths = [width] * len(mask) if two is None else two.sum(1).tolist()
     projected = [c for c in choices if c.stage.stage.site == "projector"]
     stages = sum(len(c.selection.row(b)) for c in projected for b in range(len(c.selection.keep)))
+    if not projected:  # what the encoder left, if anything is dropped in it
+        stages = told.tokens_before - (int(mask.sum()) - sum(lengths))
     placeholders = int((subject.inputs["input_ids"] == subject.tiny.family.image_token_id).sum())
     facts = {
         "visual tokens before": (told.tokens_before, placeholders),
@@ -105,7 +107,7 @@ def reported(subject: Subject) -> None:
         "prompts at the first layer": (told.prompts_entered, lengths),
         "prompts at the last layer": (max(told.prompts_after), output.logits.shape[1]),
         "lengths of the KV cache": (told.kv_lengths, [layer.keys.shape[2] for layer in output.past_key_values.layers]),
-        "visual tokens that enter": (sum(i.entered for i in told.images), stages if projected else told.tokens_before),
+        "visual tokens that enter": (sum(i.entered for i in told.images), stages),
     }  # fmt: skip
     for what, (said, found) in facts.items():
         if said != found:

@@ -50,15 +50,15 @@ class ClsValueAttention:
 
 @dataclass(frozen=True)
 class ValueNorms:
-    """L1 length of each visual token's head-mean value in layer `layer` of the encoder, or of the decoder for a stage in
-    it; observed while the layer runs. -> [B, N] float32."""
+    """L1 length of each visual token's head-mean value in layer `layer` of the encoder, or of the decoder for a stage
+    in it; observed while the layer runs. -> [B, N] float32."""
 
     layer: int
 
 
 @dataclass(frozen=True)
 class Hidden:
-    """Inside the encoder: the hidden states at the step, [CLS] left out (of a cell: its patches' mean). -> [B, N, D]."""
+    """Inside the encoder: the hidden states at the step, [CLS] left out (a cell: its patches' mean). -> [B, N, D]."""
 
 
 @dataclass(frozen=True)

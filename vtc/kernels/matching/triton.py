@@ -55,9 +55,7 @@ def _partners_kernel(
 
 
 @triton.jit
-def _energy_kernel(
-    x, out, tokens, width, margin, alpha, ROWS: tl.constexpr, COLUMNS: tl.constexpr, STEP: tl.constexpr
-):
+def _energy_kernel(x, out, tokens, width, margin, alpha, ROWS: tl.constexpr, COLUMNS: tl.constexpr, STEP: tl.constexpr):
     """out [B, tokens]: the mean ELU of the products of a row of x [B, tokens, width] with all."""
     unit = tl.program_id(1).to(tl.int64)
     i = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
