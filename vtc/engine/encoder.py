@@ -73,11 +73,11 @@ def plan_of(family, config: StageConfig | None, budget: Budget | None) -> Encode
 
 @dataclass
 class EncoderRun:
-    """One run of the encoder. sequence: its tokens; images: of each unit; captured: what was observed since the last
-    step, by signal, in call order; done: steps that took place; merging: what a layer whose tokens merge before its MLP
+    """One run of the encoder. sequence: its tokens; images: of each unit; captured: the signals observed since the last
+    step, in call order; done: steps that took place; merging: the move that a layer whose tokens merge before its MLP
     is in the middle of; segments: by layer of a packed encoder, the bounds before and after; reach: after each step,
-    its layer, where in it, and what is left of each unit; cursor: patches whose attention the running layer is through
-    with.
+    its layer, where in it, and the tokens left of each unit; cursor: patches whose attention the running layer is
+    through with; final: the output of the layer that the projector reads, where a step takes place in it.
     """
 
     plan: EncoderPlan
@@ -89,6 +89,7 @@ class EncoderRun:
     segments: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
     reach: list[tuple[int, bool, list[int]]] = field(default_factory=list)
     cursor: int = 0
+    final: Tensor | None = None
 
     @property
     def finished(self) -> bool:
@@ -134,7 +135,13 @@ class EncoderRun:
         for number in self.plan.by_layer[layer]:
             if not self.plan.cuts[number].within:
                 hidden = self._step(number, hidden)[0]
+        self.final = hidden if layer == self.plan.encoder.last else None
         return hidden
+
+    def projected(self, tokens: Tensor) -> Tensor:
+        """What the projector is to be given instead of `tokens` [C, n, D]: older versions of transformers record what a
+        layer's forward gives, before any hook."""
+        return tokens if self.final is None else self.final[:, self.plan.site.lead :]
 
     def before_norm(self, layer: int, hidden: Tensor) -> Tensor | None:
         """Hook before the norm of a layer's MLP: merges what the block holds, in place (it is added to the MLP's output

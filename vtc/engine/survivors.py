@@ -17,7 +17,6 @@ from vtc.core.selection import Flow
 from vtc.core.signals import Unprojected
 from vtc.engine.encoder import EncoderPlan, EncoderRun
 from vtc.engine.select import Kept
-from vtc.engine.sequence import Sequence
 from vtc.engine.state import ThreadState
 from vtc.kernels.transfer import upload
 
@@ -50,6 +49,10 @@ def put_inside(plan: EncoderPlan, work: Patchwork, thread: ThreadState) -> set[i
         run = running()
         return None if run is None else run.after_mlp(output)
 
+    def entering(module: nn.Module, args: tuple, kwargs: dict):
+        run = running()
+        return None if run is None else ((run.projected(args[0]), *args[1:]), kwargs)
+
     def projected(module: nn.Module, args: tuple, kwargs: dict, output: Tensor):
         run = running()
         return None if run is None else _on_all_places(run, output)
@@ -63,6 +66,8 @@ def put_inside(plan: EncoderPlan, work: Patchwork, thread: ThreadState) -> set[i
         if any(plan.cuts[number].within for number in plan.by_layer[layer]):
             work.pre_hook(site.norms[layer], functools.partial(norm, layer))
             work.post_hook(site.mlps[layer], mlp, first=True)
+    if not site.packed:
+        work.pre_hook(site.projector, entering)
     work.post_hook(site.projector, projected, first=True)
     biased = plan.stage.proportional or not site.packed
     return set(plan.watched) | (set(range(first + 1, site.depth)) if biased else set())
@@ -81,8 +86,9 @@ def _on_all_places(run: EncoderRun, output: Tensor) -> Tensor:
     return out.index_copy(0, upload(torch.cat(parts), output.device), output)
 
 
-def spread_captured(signal: object, captured: list, spread: Callable[[Tensor], Tensor], sequence: Sequence) -> list:
+def spread_captured(signal: object, captured: list, spread: Callable[[Tensor], Tensor], inside: EncoderRun) -> list:
     """What was recorded of one signal after tokens were dropped, on the places of all tokens."""
+    sequence, final = inside.sequence, inside.final
     if signal != Unprojected():
         return [spread(torch.cat(captured, 1)[0]).unsqueeze(0)] if sequence.packed else list(map(spread, captured))
     if sequence.packed:
@@ -90,6 +96,7 @@ def spread_captured(signal: object, captured: list, spread: Callable[[Tensor], T
     lead, width = sequence.lead, sequence.lead + sequence.width
 
     def whole(state: Tensor | None) -> Tensor | None:
+        state = state if final is None or state is None else final
         if state is None or state.shape[1] != width:
             return state
         return torch.cat([state[:, :lead], spread(state[:, lead:])], 1)

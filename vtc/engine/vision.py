@@ -154,7 +154,7 @@ def sort_signals(family, run: VisionRun, arguments: dict) -> None:
     """Sorts what was captured of a run to its images and tiles. arguments: of the model's `get_image_features`."""
     for signal, captured in run.captured.items():
         if signal in run.places:
-            captured = spread_captured(signal, captured, run.places[signal], run.inside.sequence)
+            captured = spread_captured(signal, captured, run.places[signal], run.inside)
         sort = family.unprojected if isinstance(signal, Unprojected) else family.tile_scores
         run.signals[signal] = sort(captured, run.images, arguments)
     run.captured = {}
