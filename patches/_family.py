@@ -14,8 +14,17 @@ from vtc.core.errors import UnsupportedError
 from vtc.core.flops import LanguageShape
 from vtc.core.hooks import Patchwork
 from vtc.core.layout import ImageLayout, View
-from vtc.core.signals import AttentionColumns, ClsValueAttention, Encoder, EncoderKeys, Signal, ValueNorms
+from vtc.core.signals import (
+    AttentionColumns,
+    ClsValueAttention,
+    Encoder,
+    EncoderKeys,
+    ImportantAttention,
+    Signal,
+    ValueNorms,
+)
 from vtc.kernels.attention_reduce import attention_columns, attention_rows
+from vtc.kernels.important import important_columns
 from vtc.patches._decoder import DecoderSite
 from vtc.patches._encoder import EncoderSite, Units
 from vtc.patches._preset import Preset
@@ -178,6 +187,11 @@ class Family(ABC):
     def tile_scores(self, captured: list[Tensor], images: list[ImageLayout], arguments: dict) -> list[list[Tensor]]:
         """Sorts what `reduce` gave for one signal, in call order, to images and tiles: a tensor [n] for each tile."""
 
+    def pixel_scores(self, arguments: dict, images: list[ImageLayout], score: Callable) -> list[list[Tensor]]:
+        """score(pixels [N, 3, p] of each token of a crop) -> [N], for every crop, sorted to images and tiles. Raises
+        UnsupportedError in a family that does not say which pixels a token shows."""
+        raise UnsupportedError(f"{self.name} does not say which pixels a token shows; possible: another method")
+
     @abstractmethod
     def observe_unprojected(self, patchwork: Patchwork, record: Callable) -> None:
         """Has `record` called with what the projector's input is made of, once per run of the encoder."""
@@ -220,13 +234,15 @@ class Family(ABC):
         With `cu_seqlens` (flash attention over packed images; a list, or a tensor) each segment attends within itself.
         """
         if isinstance(signal, ClsValueAttention):
-            query = key = value
-            scale = 1.0
+            query, key, scale = value, value, 1.0
+        if getattr(signal, "joined", False):
+            query, key, scale = (*(x.transpose(1, 2).flatten(2).unsqueeze(1) for x in (query, key)), None)
         if isinstance(signal, ValueNorms):
-            mean = value.mean(1, dtype=torch.promote_types(value.dtype, torch.float32))
-            scores = mean.abs().sum(-1)
+            scores = value.mean(1, dtype=torch.promote_types(value.dtype, torch.float32)).abs().sum(-1)
         elif isinstance(signal, EncoderKeys):
             scores = key.mean(1, dtype=torch.promote_types(key.dtype, torch.float32))
+        elif isinstance(signal, ImportantAttention):
+            scores = important_columns(query, key, scale, signal.t, cu_seqlens)
         elif isinstance(signal, AttentionColumns):
             scores = attention_columns(
                 query, key, scale=scale, reduce_queries=signal.reduce_queries, cu_seqlens=cu_seqlens

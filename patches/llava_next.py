@@ -47,8 +47,9 @@ def anyres_tiles(size: tuple[int, int], tiles: tuple[int, int], side: int, unpad
     tile, patch = y // side * columns + x // side, y % side * side + x % side
     for t in range(rows * columns):
         inside = tile == t
-        shape = int(inside.any(1).sum()), int(inside.any(0).sum())
-        all_tiles.append(Tile(1 + t, places[inside], patch[inside], shape))
+        down, across = inside.any(1).nonzero().flatten().tolist(), inside.any(0).nonzero().flatten().tolist()
+        corner = (down[0], across[0]) if down and across else (0, 0)
+        all_tiles.append(Tile(1 + t, places[inside], patch[inside], (len(down), len(across)), corner))
     return side * side + height * (width + newline), tuple(all_tiles)
 
 
@@ -93,7 +94,7 @@ class LlavaNext(Llava):
             else:
                 every = torch.arange(side * side)
                 tokens, tiles = side * side + 1, (Tile(0, every, every, (side, side)),)
-            tiles = tuple(Tile(crops + t.crop, t.offsets, t.patches, t.grid) for t in tiles)
+            tiles = tuple(replace(t, crop=crops + t.crop) for t in tiles)
             layouts.append(ImageLayout(tokens, tiles))
             crops += count
         return layouts

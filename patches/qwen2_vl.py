@@ -128,6 +128,12 @@ class Qwen2VL(Family):
         scores = merged_scores(torch.cat([c[0] for c in captured]), merge, self.token_order(arguments))
         return [[part] for part in scores.split([image.tokens for image in images])]
 
+    def pixel_scores(self, arguments: dict, images: list[ImageLayout], score: Callable) -> list[list[Tensor]]:
+        """pixel_values [patches, 3 * frames * p * p], the patches of a merged token next to each other."""
+        pixels, merge = arguments["pixel_values"], self.tower.config.spatial_merge_size**2
+        tokens = pixels.view(-1, merge, 3, pixels.shape[1] // 3).transpose(1, 2).flatten(2)
+        return [[score(part)] for part in tokens.split([image.tokens for image in images])]
+
     def observe_unprojected(self, patchwork: Patchwork, record: Callable) -> None:
         """Records what enters the patch merger."""
         patchwork.pre_hook(self.tower.merger, lambda module, args, kwargs: record(args[0]))

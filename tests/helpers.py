@@ -10,16 +10,16 @@ from torch import Tensor, nn
 from transformers import MistralConfig, Qwen2Config
 
 import vtc
-from vtc.check.batch import IMAGES, Words, Written, forward, generate, grow, positions_of, split
-from vtc.check.subject import Subject, Tiny
+from vtc.check.batch import IMAGES, Generated, Words, forward, generate, grow, positions_of, split
 from vtc.check.trace import shape_of, state
+from vtc.check.trial import Tiny, Trial
 from vtc.config.strategy import StrategyConfig
 from vtc.core.budget import Budget
 from vtc.core.signals import Decoder
 from vtc.patches import FAMILIES
 from vtc.patches._tiny import BOS, EOS, IMAGE_TOKEN, PAD, TEXT
 
-__all__ = ["IMAGES", "Words", "Written", "forward", "generate", "grow", "positions_of", "shape_of", "split", "state"]
+__all__ = ["IMAGES", "Words", "Generated", "forward", "generate", "grow", "positions_of", "shape_of", "split", "state"]
 
 SPECIAL = dict(bos_token_id=BOS, eos_token_id=EOS, pad_token_id=PAD)
 VARIANTS = {
@@ -31,7 +31,8 @@ CASES = [*vtc.families(), *VARIANTS]
 IN_ENCODER = [name for name in vtc.strategies() if vtc.load_strategy(name).encoder]
 INSIDE = [name for name in vtc.strategies() if vtc.load_strategy(name).decoder and name not in IN_ENCODER]
 # Those whose choice depends on the prompt's text: without a cache they choose anew when the text has grown.
-READERS = ("cdpruner", "mmtok")
+READERS = ("cdpruner", "mmtok", "recoverable")
+ADAPTIVE = [name for name in vtc.strategies() if any(s.stage.adaptive for s in vtc.load_strategy(name).stages)]
 STRATEGIES = [name for name in vtc.strategies() if name not in (*INSIDE, *IN_ENCODER)]  # at the projector only
 
 
@@ -92,9 +93,9 @@ def patched(model: nn.Module, strategy, **options):
     return vtc.patched(model, strategy, processor=Words(), **options)
 
 
-def subject_of(strategy: str, case: str, **given) -> Subject:
+def subject_of(strategy: str, case: str, **given) -> Trial:
     """A strategy on the shared model of a case, as `vtc.check` takes it."""
-    return Subject(strategy, Tiny(family_of(case), model=model_of(case)), given)
+    return Trial(strategy, Tiny(family_of(case), model=model_of(case)), given)
 
 
 @contextmanager

@@ -4,6 +4,7 @@ It is told which places survive each drop and does the rest by itself: the whole
 what is gone, positions are worked out per layer, and each written token is computed with the whole text before it.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 
 import vtc
 from tests.helpers import IMAGE_TOKEN, family_of, forward, patched, spy
+from tests.helpers_merging import MERGED_BEFORE, merging_of
 from tests.helpers_oracle import layouts, unpruned
 
 
@@ -20,13 +22,15 @@ class Drop:
 
     layer: the first to see fewer tokens (0 for a stage at the projector). kept: per image, the places that stay in its
     own run of tokens, in the order in which they then stand. compact: positions are renumbered. contextual: per image,
-    how many of the kept tokens, at the end, take in those that go (None: nothing merges here).
+    how many of the kept tokens, at the end, take in those that go (None: nothing merges here). merging: of other
+    methods that merge, what hidden states become: (them, the view, the drop, where each image's tokens are) -> them.
     """
 
     layer: int
     kept: list[Tensor]
     compact: bool
     contextual: list[int] | None = None
+    merging: Callable | None = None
 
 
 @dataclass
@@ -57,12 +61,13 @@ def drops_of(report, prompt: int, config) -> list[Drop]:
         assert len({(step.stage, step.layer) for step in steps}) == 1
         stage = next(s for s in config.stages if s.method == steps[0].stage)
         inside = [step for step in images[0].steps[:number] if step.stage == stage.method]
-        contextual = None
+        contextual, merging = None, merging_of(stage, steps)
         if stage.method == "visiondrop":
             share = stage.stage.contextual[len(inside)]
             contextual = [round(step.after * share) if step.after < step.before else 0 for step in steps]
         layer = 0 if steps[0].layer is None else steps[0].layer
-        drops.append(Drop(layer, [step.kept.cpu() for step in steps], stage.positions == "compact", contextual))
+        kept, compact = [step.kept.cpu() for step in steps], stage.positions == "compact"
+        drops.append(Drop(layer, kept, compact, contextual, merging))
     return drops
 
 
@@ -110,7 +115,9 @@ def _layers(model, hidden, view: View, drops, runs, written: int, entered, watch
         given = hidden, view
         for drop in (d for d in drops if d.layer == index):
             before, view = view, _dropped(view, drop, runs)
-            if drop.contextual is not None:
+            if drop.merging is not None:
+                hidden = drop.merging(hidden, before, drop, runs)
+            elif drop.contextual is not None:
                 keys = heads_of(language, layer, "k_proj", hidden[:, :length], before).mean(1)
                 hidden = _merged(hidden, before, drop, runs, keys)
             if index == 0 and entered is not None:
@@ -237,7 +244,7 @@ def truths(model: nn.Module, singles: list[dict], report, config, entered=None, 
 def entered_of(model: nn.Module, inputs: dict, config) -> list[Tensor] | None:
     """What the language model of a patched model receives of each prompt [n, D], where a stage merges before the
     projector (the oracle does not redo the encoder); else None."""
-    if config.projector is None or config.projector.method not in ("visiondrop_projector", "visionzip"):
+    if config.projector is None or config.projector.method not in MERGED_BEFORE:
         return None
     with spy(model) as seen:
         forward(model, inputs)

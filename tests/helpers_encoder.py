@@ -211,7 +211,7 @@ class Hand:
                 signals[signal] = torch.stack(values)
             ordinals = tuple(range(len(members)))
             context = Context(
-                n, mine[number], None, ordinals, torch.device("cpu"), signals, number, (0,) * len(members)
+                n, mine[number], None, ordinals, torch.device("cpu"), signals, number, images=(0,) * len(members)
             )
             selection = self.stage.select(context, self.encoder)
             for b, i in enumerate(members):

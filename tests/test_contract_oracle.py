@@ -17,12 +17,13 @@ from tests.helpers import (
     split,
     spy,
 )
+from tests.helpers_merging import MERGED_BEFORE
 from tests.helpers_oracle import truth
 
 pytestmark = pytest.mark.product
 
-# visionzip, which merges before the projector and has an order of its own, is in test_decoder_oracle.py.
-both = pytest.mark.parametrize("strategy", [name for name in STRATEGIES if name != "visionzip"])
+# Those that merge at the projector are in test_decoder_oracle.py.
+both = pytest.mark.parametrize("strategy", [name for name in STRATEGIES if name not in MERGED_BEFORE])
 cases = pytest.mark.parametrize("case", CASES)
 renumbered = pytest.mark.parametrize("positions", ["keep", "compact"])
 STEPS = 6

@@ -8,19 +8,19 @@ from tests.helpers import CASES, forward, inputs_of, model_of, split
 from tests.helpers_decoder import drops_of, heads_of, resolved, truth
 from tests.helpers_oracle import layouts
 from vtc.core.selection import Selection
-from vtc.core.signals import DecoderAttention, DecoderKeys, Transition
+from vtc.core.signals import DecoderAttention, DecoderKeys, Hidden, Transition
 from vtc.kernels.topk import topk_sorted
 from vtc.strategies import METHODS
 
 LAYERS = (2, 3, 4)
-QUERIES = ("last", "after", "image")
+QUERIES = ("last", "after", "raters", "image")
 
 
 def signals_at(layer):
     """Every kind of signal that a drop before `layer` may ask for."""
     ahead = [DecoderAttention(layer, queries) for queries in QUERIES]
     running = [DecoderAttention(layer - 1, queries, ahead=False) for queries in QUERIES]
-    return (*ahead, *running, DecoderKeys(layer), *(Transition(i) for i in range(layer)))
+    return (*ahead, *running, DecoderKeys(layer), Hidden(), *(Transition(i) for i in range(layer)))
 
 
 @pytest.fixture
@@ -85,6 +85,8 @@ class Definitions:
         places = self.places(image, layer)
         if isinstance(signal, Transition):
             return self.transition(signal.layer)[places]
+        if isinstance(signal, Hidden):
+            return self.entering[layer][0][0, places]
         hidden, view = self.entering[layer] if getattr(signal, "ahead", True) else self.inside[signal.layer]
         block = self.language.layers[signal.layer]
         if isinstance(signal, DecoderKeys):
@@ -101,10 +103,21 @@ class Definitions:
         text, own = ~self.is_image[view.order], torch.isin(view.order, self.runs[image])
         behind = text & (torch.arange(len(text)) > own.nonzero().max())
         last = torch.arange(len(text)) == len(text) - 1
-        rows = {"last": last, "after": behind if behind.any() else last, "image": own}[queries]
+        rows = {"last": last, "after": behind if behind.any() else last, "image": own}
+        if queries == "raters":
+            rows["raters"] = self.raters(rows["after"], view.order, image)
+        rows = rows[queries]
         out = torch.full((len(self.is_image),), torch.nan, dtype=torch.float64)
         out[view.order] = weights[rows].mean(0)
         return out
+
+    def raters(self, after, order, image):
+        """Of the rows `after`, those of text tokens that the image's tokens agree with above average at layer 0."""
+        entered = self.entering[0][0][0]
+        text = order[after]
+        agree = (entered[self.runs[image]] @ entered[text].T).softmax(1).mean(0)
+        chosen = text[agree > agree.mean()] if len(text) > 1 else text
+        return torch.isin(order, chosen)
 
     def transition(self, layer):
         """Length ratio times softmax of one minus cosine, of the attention plus of the MLP [L]."""

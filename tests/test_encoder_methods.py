@@ -31,7 +31,8 @@ def context(stage, encoder, tokens, count, units, seed, step) -> Context:
         signals[signal] = torch.rand(units, tokens, *wide, generator=generator)
         if isinstance(signal, Sizes):
             signals[signal] = torch.randint(1, 9, (units, tokens), generator=generator).float()
-    return Context(tokens, count, None, tuple(range(units)), torch.device("cpu"), signals, step, tuple(range(units)))
+    every = tuple(range(units))
+    return Context(tokens, count, None, every, torch.device("cpu"), signals, step, images=every)
 
 
 @methods

@@ -17,7 +17,7 @@ FAMILY_CASES = ("llava", "llava_next", "qwen2_vl", "qwen2_5_vl", "llava-siglip")
 
 @pytest.mark.product
 @pytest.mark.parametrize("case", FAMILY_CASES)
-@pytest.mark.parametrize("second", ["divprune", "vtc_cls", "visionzip"])
+@pytest.mark.parametrize("second", ["divprune", "vtc_cls", "vispruner"])
 def test_a_stage_at_the_projector_chooses_among_what_is_left(case, second):
     """What a second stage keeps is a part of what the encoder left, and a batch is what its prompts are alone."""
     model, inputs = model_of(case), inputs_of(case)
@@ -103,14 +103,14 @@ def test_gradients_are_those_of_the_survivors(case, stage):
     with vtc.patched(model, stage, keep=0.5):
         number().backward()
         slope = float((weight.grad * weight.grad).sum())
-        step, found = 1e-4 / slope**0.5, []
+        step, found = 3e-3 / slope**0.5, []
         for sign in (1, -1):
             with torch.no_grad():
                 weight.add_(weight.grad, alpha=sign * step)
                 found.append(float(number()))
                 weight.sub_(weight.grad, alpha=sign * step)
     assert slope > 0
-    assert (found[0] - found[1]) / (2 * step) == pytest.approx(slope, rel=1e-4)
+    assert (found[0] - found[1]) / (2 * step) == pytest.approx(slope, rel=1e-3)  # norms are float32 inside
 
 
 @pytest.mark.parametrize("case", ["llava", "llava-siglip", "qwen2_vl"])

@@ -142,7 +142,7 @@ def answers_of(case: Case) -> list[str]:
     return sorted(
         name
         for name, value in fields_of(case).items()
-        if ANSWER.search(name) and not re.search("attn_out|mlp_out", name) and size_of(value)
+        if ANSWER.search(name) and not re.search("attn_out|mlp_out|layer_output", name) and size_of(value)
     )
 
 

@@ -5,7 +5,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vtc.strategies.hiprune import select_tokens
+from vtc.core.signals import AttentionColumns, Encoder
+from vtc.strategies.hiprune import HiPrune, select_tokens
 
 shapes = st.tuples(st.integers(1, 9), st.integers(1, 9), st.integers(1, 3), st.integers(0, 10**6), st.data())
 examples = settings(max_examples=40, deadline=None)
@@ -67,6 +68,22 @@ def test_hiprune_borders_by_hand():
     middle = torch.zeros(1, 20)
     middle[0, 17] = 1.0
     assert select_tokens(middle, deep, 5, 5, 1.0).keep[0].tolist() == [12, 16, 17, 18, 19]
+
+
+def test_neighbours_out_of_range_are_left_out_as_in_the_paper():
+    """edges="drop": an anchor in the first row brings none for the row above, and the last token none for the next;
+    rows wrap as before. The budget goes to registers instead."""
+    scores = {place: torch.zeros(1, 20).index_fill_(1, torch.tensor([place]), 1.0) for place in (2, 5, 19)}
+    deep = torch.arange(20.0).flip(0).div(40)[None].index_fill(1, torch.tensor([0]), 0.0)
+    for place, clamped, dropped in (
+        (2, [0, 1, 2, 3, 7], [1, 2, 3, 4, 7]),
+        (5, [0, 4, 5, 6, 10], [0, 4, 5, 6, 10]),
+        (19, [1, 2, 14, 18, 19], [1, 2, 14, 18, 19]),
+    ):
+        found = [select_tokens(scores[place], deep, 5, 5, 1.0, edges=e).keep[0].tolist() for e in ("clamp", "drop")]
+        assert found == [clamped, dropped]
+    clip = Encoder("llava", 24, True, tuple(range(24)))
+    assert HiPrune(edges="drop", deep_layer=-1).needs(clip) == (AttentionColumns(8), AttentionColumns(23))
 
 
 def test_ties_go_to_the_lower_index():

@@ -12,7 +12,7 @@ import pytest
 import vtc
 from vtc.config.catalog import support_table
 from vtc.core import signals
-from vtc.core.selection import Merge, Selection
+from vtc.core.selection import Extra, Merge, Selection
 from vtc.eval.tasks import Task
 from vtc.patches._family import Family
 from vtc.strategies import METHODS
@@ -43,8 +43,8 @@ Everything public. `make docs` fills this page in from the docstrings; the list 
 """
 CONTRACTS = {
     "Methods": (Stage, EncoderStage, Cut, DecoderStage, Step),
-    "Selections": (Selection, Merge),
-    "What a method is told": (signals.Context, signals.Encoder, signals.Decoder),
+    "Selections": (Selection, Merge, Extra),
+    "What a method is told": (signals.Context, signals.Extent, signals.Encoder, signals.Decoder),
     "Signals": typing.get_args(signals.Signal),
     "Families and benchmarks": (Family, Task),
 }

@@ -8,7 +8,7 @@ import torch
 
 import vtc
 from tests.helpers import build, inputs_of, model_of
-from vtc.core.signals import AttentionColumns, ClsAttention
+from vtc.core.signals import AttentionColumns, ClsAttention, EncoderKeys, ImportantAttention
 from vtc.patching import find_family
 
 CASES = [*vtc.families(), "llava-siglip"]
@@ -46,9 +46,19 @@ def expected_scores(model, family, pictures, layer, kind):
         model.model.get_image_features(**pictures)
     rows = []
     for query, key, weights, scale in seen[layer]:
-        if kind == "cls" and family.encoder.has_cls:
+        if isinstance(kind, tuple):
+            kind, t = kind
+        if kind == "joined":
+            query, key = (x.double().transpose(1, 2).flatten(2).unsqueeze(1) for x in (query, key))
+            weights, scale = (query @ key.transpose(2, 3) * query.shape[3] ** -0.5).softmax(-1), query.shape[3] ** -0.5
+        if kind == "important":
+            received = weights.mean(1).mean(1)
+            chosen = received > t * received.mean(1, keepdim=True)
+            chosen[range(len(chosen)), received.argmax(1)] |= ~chosen.any(1)
+            scores = torch.stack([w[c].mean(0) for w, c in zip(weights.mean(1), chosen, strict=True)])
+        elif kind in ("cls", "joined") and family.encoder.has_cls:
             scores = weights[:, :, 0].mean(1)
-        elif kind == "cls":
+        elif kind in ("cls", "joined"):
             pooled = query.double().mean(2, keepdim=True)
             scores = (pooled @ key.double().transpose(2, 3) * scale).softmax(-1)[:, :, 0].mean(1)
         else:
@@ -124,6 +134,57 @@ def test_cls_attention(case):
     for signal, values in found.items():
         rows = expected_scores(model, family, pictures, signal.layer, "cls")
         compare(values, in_tokens(model, family, pictures, rows))
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_joined_heads(case):
+    """Recoverable Compression's signals: attention and keys of a layer as if it had one head."""
+    model, pictures = build(case, torch.float32), pictures_of(inputs_of(case, dtype=torch.float32))
+    found = observed(model, pictures, strategy="recoverable", keep=0.3, layer=1, text="none")
+    score, keys = ClsAttention(1, True), EncoderKeys(1, True)
+    assert {score, keys} <= set(found)
+    model.set_attn_implementation("eager")
+    family = find_family(model)
+    compare(found[score], in_tokens(model, family, pictures, expected_scores(model, family, pictures, 1, "joined")))
+    with vtc.patched(model, "visionzip", keep=0.3, layer=1), torch.no_grad():
+        plain = model.model.get_image_features(**pictures)._vtc_run.signals[EncoderKeys(1)]
+    for wide, mean in zip(sum(found[keys], []), sum(plain, []), strict=True):
+        assert wide.shape == (len(mean), 2 * mean.shape[1])
+        torch.testing.assert_close(wide.unflatten(1, (2, -1)).mean(1), mean)
+
+
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("t", [1.05, 50.0])
+def test_important_attention(case, t):
+    """VFlowOpt's signal: from tokens that receive more than t times the mean, or from the one that receives most."""
+    model, pictures = build(case, torch.float32), pictures_of(inputs_of(case, dtype=torch.float32))
+    with vtc.patched(model, "vflowopt", t=t, layer=2), torch.no_grad():
+        found = model.model.get_image_features(**pictures)._vtc_run.signals
+    model.set_attn_implementation("eager")
+    family = find_family(model)
+    rows = expected_scores(model, family, pictures, 2, ("important", t))
+    compare(found[ImportantAttention(2, t)], in_tokens(model, family, pictures, rows))
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_pixels_of_each_token(case):
+    """The pixels that are scored for a token are those that it was made of: with all others changed it stays."""
+    model, pictures = build(case, torch.float32), pictures_of(inputs_of(case, dtype=torch.float32))
+    family = find_family(model)
+    layouts = family.image_layouts(pictures)
+    found = family.pixel_scores(pictures, layouts, lambda x: x.flatten(1).sum(1))
+    assert [[len(t) for t in image] for image in found] == [[t.tokens for t in layout.tiles] for layout in layouts]
+    pixels = pictures["pixel_values"]
+    if "image_grid_thw" in pictures:
+        sums = pixels.view(-1, 4, pixels.shape[1]).sum((1, 2))
+        expected = [[part] for part in sums.split([i.tokens for i in layouts])]
+    else:
+        crops = pixels if pixels.ndim == 4 else torch.cat([x[: len(i.tiles)] for x, i in zip(pixels, layouts)])
+        sums = torch.nn.functional.avg_pool2d(crops.sum(1, keepdim=True), 4).flatten(1) * 16
+        expected = [[sums[t.crop][t.patches] for t in layout.tiles] for layout in layouts]
+    for image, same in zip(found, expected, strict=True):
+        for tile, values in zip(image, same, strict=True):
+            torch.testing.assert_close(tile, values, atol=1e-3, rtol=1e-4)
 
 
 def compare(found, expected):

@@ -19,7 +19,9 @@ from vtc.core.signals import (
     EncoderKeys,
     Features,
     FinalHidden,
+    Hidden,
     ImageAttention,
+    Importance,
     KeyNorms,
     TextEmbeddings,
     TextPivots,
@@ -34,9 +36,9 @@ from vtc.strategies import METHODS
 ENCODER = Encoder("test", depth=8, has_cls=True, global_layers=tuple(range(8)))
 NO_CLS = Encoder("test", depth=8, has_cls=False, global_layers=tuple(range(8)))
 DECODER = Decoder("test", 32)
-ROWS = AttentionColumns | ClsAttention | Transition | DecoderAttention | KeyNorms | TextRelevance  # [B, N]
+ROWS = AttentionColumns | ClsAttention | Transition | DecoderAttention | KeyNorms | TextRelevance | Importance  # [B, N]
 ROWS = ROWS | ImageAttention | ValueNorms
-WIDE = Features | EncoderFeatures | EncoderKeys | DecoderKeys | FinalHidden  # [B, N, D]
+WIDE = Features | EncoderFeatures | EncoderKeys | DecoderKeys | FinalHidden | Hidden  # [B, N, D]
 TEXT = TextEmbeddings | TextPivots  # [B, m, D]
 # Those inside the encoder are in test_encoder_methods.py.
 OUTSIDE = [name for name in METHODS if METHODS[name].site != "encoder"]
@@ -94,8 +96,9 @@ def check_merge(selection, tokens, encoder):
     flows = merge.target >= 0
     assert bool((merge.weight[flows] > 0).all())
     assert bool((merge.weight <= 1).all())
-    for target in merge.target:
-        assert set(range(count)) <= set(target.tolist())
+    more = merge.target[:, :0] if merge.extra is None else merge.extra.target
+    for target, others in zip(merge.target, more, strict=True):
+        assert set(range(count)) <= {*target.tolist(), *others.tolist()}
 
 
 @methods

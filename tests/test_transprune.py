@@ -185,6 +185,7 @@ def test_score():
     torch.testing.assert_close(score_tokens(ttv, iga, 0.25), torch.tensor([[0.18125, 0.2125, 0.60625]]))
     torch.testing.assert_close(score_tokens(ttv, None, 1.0), ttv / 8)
     torch.testing.assert_close(score_tokens(None, iga, 0.0), iga * 10, rtol=1e-5, atol=0)
+    torch.testing.assert_close(score_tokens(ttv, iga, 0.5, "raw"), (ttv + iga) / 2)
     assert score_tokens(ttv.bfloat16(), iga.bfloat16(), 0.5).dtype == torch.float32
     assert score_tokens(ttv, iga.double(), 0.5).dtype == torch.float64
     assert bool((score_tokens(torch.zeros(1, 3), torch.zeros(1, 3), 0.5) == 0).all())

@@ -142,8 +142,8 @@ class Oracle:
         return {**self.family.prompt_inputs(ids), **other}
 
     def _choose(self, recording: Recording, is_image: Tensor) -> None:
-        """Rows of the features where tokens were only dropped, the features themselves where any were merged, or changed
-        by what happened inside the encoder."""
+        """Rows of the features where tokens were only dropped, the features themselves where any were merged, or where
+        tokens were dropped inside the encoder."""
         images = [image for prompt in self.prompts for image in prompt]
         if recording.embeds.shape[:2] != is_image.shape:
             raise NoOracle(f"{recording.embeds.shape[1]} tokens entered the language model, not {is_image.shape[1]}")

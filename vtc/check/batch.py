@@ -64,7 +64,7 @@ def forward(model: nn.Module, inputs: dict, **options):
 
 
 @dataclass
-class Written:
+class Generated:
     """What generate() wrote. tokens [B, n]: after the prompt; logits [n, B, V]: of each step, in the model's own type
     (`output_logits` is always float32); output: the object that generate() returned."""
 
@@ -73,7 +73,7 @@ class Written:
     output: object
 
 
-def generate(model: nn.Module, inputs: dict, tokens: int = 8, **options) -> Written:
+def generate(model: nn.Module, inputs: dict, tokens: int = 8, **options) -> Generated:
     """generate(), greedy unless told otherwise, with the logits of each step as the model computed them."""
     steps: list[Tensor] = []
     handle = model.lm_head.register_forward_hook(lambda module, args, output: steps.append(output[:, -1]))
@@ -83,7 +83,7 @@ def generate(model: nn.Module, inputs: dict, tokens: int = 8, **options) -> Writ
     finally:
         handle.remove()
     given = inputs["input_ids"].shape[1] if "input_ids" in inputs else 0
-    return Written(output.sequences[:, given:], torch.stack(steps), output)
+    return Generated(output.sequences[:, given:], torch.stack(steps), output)
 
 
 class Words:

@@ -7,8 +7,8 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from vtc.check.errors import DoesNotApply, Violation
-from vtc.check.subject import TOKENS, Choice, Run, Subject
+from vtc.check.trial import TOKENS, CheckedCall, Choice, Trial
+from vtc.check.verdicts import DoesNotApply, Violation
 from vtc.core.budget import Budget
 from vtc.core.layout import ImageLayout
 from vtc.core.selection import Selection
@@ -19,20 +19,20 @@ OF_WORDS = (TextEmbeddings, TextPivots, TextToVisual)
 """Signals whose second axis is not the visual tokens."""
 
 
-def number(subject: Subject) -> None:
+def number(trial: Trial) -> None:
     """As many as the budget function says; fewer at most for methods whose count depends on the picture."""
-    config = subject.config
+    config = trial.config
     exact = {
         knob if len(config.stages) == 1 else f"{stage.method}.{knob}": value
         for stage in config.stages
         for knob, value in getattr(stage.stage, "fixed_count", {}).items()
     }
-    _number(subject, subject.run(**exact))
-    if not config.decoder and not subject.told:
-        _number(subject, subject.run(keep=TOKENS, **exact))
+    _number(trial, trial.run(**exact))
+    if not config.decoder and not trial.has_budget:
+        _number(trial, trial.run(keep=TOKENS, **exact))
 
 
-def _number(subject: Subject, run: Run) -> None:
+def _number(trial: Trial, run: CheckedCall) -> None:
     for choice in run.choices:
         for b, kept in enumerate(rows(choice.selection)):
             count, adaptive = choice.context.count, choice.stage.stage.adaptive
@@ -42,7 +42,7 @@ def _number(subject: Subject, run: Run) -> None:
                 asked = f"{choice.context.tokens} tokens where the budget says {count}"
                 raise Violation(f"{choice.stage.method} keeps {len(kept)} of {asked} (unit {b})")
     images = iter(run.report.images)
-    for layouts in subject.tiny.layouts(subject.inputs):
+    for layouts in trial.tiny.layouts(trial.inputs):
         budget = run.patch.allocation.projector
         projected = budget is not None and not budget.keeps_all
         quotas = budget.quotas([[tile.tokens for tile in layout.tiles] for layout in layouts]) if projected else None
@@ -50,6 +50,8 @@ def _number(subject: Subject, run: Run) -> None:
             inside = _left_by_encoder(run.patch.allocation.encoder, layout, image)
             entered = inside[-1] if inside else layout.tokens
             entered = min(sum(quotas[j]), entered) if projected else entered
+            if projected and run.patch.stage.stage.adaptive and image.steps:
+                entered = min(entered, image.steps[len(inside)].after)
             expected = [*inside, *[entered] * projected, *run.patch.allocation.counts(layout.tokens, entered)]
             _counts(image, layout.tokens, expected, run)
 
@@ -64,7 +66,7 @@ def _left_by_encoder(budget: Budget | None, layout: ImageLayout, image) -> list[
     return [found if len(layout.tiles) > 1 and found < count else count]
 
 
-def _counts(image, tokens: int, expected: list[int], run: Run) -> None:
+def _counts(image, tokens: int, expected: list[int], run: CheckedCall) -> None:
     """The steps of one image against the numbers that should be left after each."""
     adaptive = {choice.stage.method for choice in run.choices if choice.stage.stage.adaptive}
     if image.before != tokens or len(image.steps) != len(expected):
@@ -77,16 +79,17 @@ def _counts(image, tokens: int, expected: list[int], run: Run) -> None:
         left = step.after
 
 
-def order(subject: Subject) -> None:
+def order(trial: Trial) -> None:
     """Kept indices ascend, each once, inside the unit; each step keeps places of the step before."""
-    run = subject.run()
+    run = trial.run()
     for choice in run.choices:
         for b, kept in enumerate(rows(choice.selection)):
             if (why := misordered(kept, choice.context.tokens)) is not None:
                 raise Violation(f"{choice.stage.method} keeps {shown_row(kept)} (unit {b}), which {why}")
-        merge = choice.selection.merge
-        if merge is not None and not -1 <= int(merge.target.min()) <= int(merge.target.max()) < len(kept):
-            raise Violation(f"{choice.stage.method} merges into slots that are not there")
+            merge = choice.selection.merge
+            slots = None if merge is None else [int(x) for x in merge.target[b].aminmax()]
+            if slots is not None and not -1 <= slots[0] <= slots[1] < len(kept):
+                raise Violation(f"{choice.stage.method} merges into slots that are not there")
     for image in run.report.images:
         left = set(range(image.before))
         for step in image.steps:
@@ -105,10 +108,10 @@ def misordered(kept: Tensor, tokens: int) -> str | None:
     return "does not ascend" if bool((kept[1:] < kept[:-1]).any()) else None
 
 
-def ties(subject: Subject) -> None:
+def ties(trial: Trial) -> None:
     """Of tokens that are alike in every signal, those with the lower index stay."""
     reasons, applied = [], False
-    for choice in _first_of_each(subject.run().choices):
+    for choice in _first_of_each(trial.run().choices):
         mine = [signal for signal in choice.context.signals if not isinstance(signal, OF_WORDS)]
         if not mine:
             reasons.append("it reads no signal of the tokens")
@@ -135,7 +138,7 @@ def _kept_of(choice: Choice, changed: dict) -> list[Tensor]:
     """What the stage keeps of each unit when some signals show something else."""
     stage, context = choice.stage.stage, choice.context
     context = dataclasses.replace(context, signals={**context.signals, **changed})
-    return rows(type(stage).select(stage, context, choice.told))
+    return rows(type(stage).select(stage, context, choice.part))
 
 
 def _groups(tokens: int, generator: torch.Generator) -> Tensor:
@@ -203,18 +206,18 @@ def _check_ties(choice: Choice, tied: list[tuple[Tensor, Tensor]]) -> None:
                 raise Violation(f"{method} keeps token {higher} and not {lower}, which is alike in every signal")
 
 
-def precision(subject: Subject) -> None:
+def precision(trial: Trial) -> None:
     """In half precision the model runs, and stages compute from what they see in float32."""
     for dtype in (torch.float32, torch.bfloat16, torch.float16):
         name = str(dtype).removeprefix("torch.")
-        other = Subject(subject.strategy, subject.tiny.of(dtype), subject.given)
+        other = Trial(trial.strategy, trial.tiny.of(dtype), trial.given)
         run = other.run()
         _usable(run, name)
         for choice in run.choices:
             _check_precision(choice, name)
 
 
-def _usable(run: Run, name: str) -> None:
+def _usable(run: CheckedCall, name: str) -> None:
     for choice in run.choices:
         for kept in rows(choice.selection):
             if (why := misordered(kept.sort().values, choice.context.tokens)) is not None:

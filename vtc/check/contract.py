@@ -2,20 +2,20 @@
 
 from collections.abc import Callable
 
-from vtc.check import calls, choices
-from vtc.check.subject import Subject
+from vtc.check import behaviour, choices
+from vtc.check.trial import Trial
 
-CONTRACT: dict[str, Callable[[Subject], None]] = {
+CONTRACT: dict[str, Callable[[Trial], None]] = {
     "the number kept is the budget's": choices.number,
     "kept indices ascend, unique, inside": choices.order,
     "ties go to the lower index": choices.ties,
     "scores in float32, half precision runs": choices.precision,
-    "a batch chooses as its images alone": calls.batch,
-    "padding changes nothing": calls.padding,
-    "two runs are equal": calls.deterministic,
-    "keep=1.0 leaves the output as it was": calls.keep_all,
-    "cached decoding equals recomputing": calls.decoding,
-    "the report says what happened": calls.reported,
-    "unpatching restores the model": calls.removed,
+    "a batch chooses as its images alone": behaviour.batch,
+    "padding changes nothing": behaviour.padding,
+    "two runs are equal": behaviour.deterministic,
+    "keep=1.0 leaves the output as it was": behaviour.keep_all,
+    "cached decoding equals recomputing": behaviour.decoding,
+    "the report says what happened": behaviour.reported,
+    "unpatching restores the model": behaviour.removed,
 }
 """Each raises `Violation` or `DoesNotApply`; what else comes out of it is an error in the method or the family."""

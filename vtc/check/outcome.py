@@ -7,8 +7,8 @@ from functools import partial
 import torch
 
 from vtc.check.contract import CONTRACT
-from vtc.check.errors import DoesNotApply, Violation
-from vtc.check.subject import Subject, Tiny
+from vtc.check.trial import Tiny, Trial
+from vtc.check.verdicts import DoesNotApply, Violation
 from vtc.core.errors import ConfigError, UnsupportedError, VtcError, one_line, reason, shown
 from vtc.core.registry import located
 from vtc.patches import FAMILIES
@@ -19,7 +19,7 @@ USUAL = ("hiprune", "divprune", "mmtok", "visionzip", "fastv", "visiondrop")
 
 
 @dataclass(frozen=True)
-class Cell:
+class Verdict:
     """state: "ok", "-" (does not apply, or refused by name) or "FAILED"; why: in one line, empty for "ok"."""
 
     state: str
@@ -27,27 +27,27 @@ class Cell:
 
 
 @dataclass
-class Outcome:
-    """name: of the method or family; kind: "method" or "family"; rows: per property, a cell for each column."""
+class ContractTable:
+    """name: of the method or family; kind: "method" or "family"; rows: per property, a verdict for each column."""
 
     name: str
     kind: str
     columns: list[str]
-    rows: dict[str, dict[str, Cell]] = field(default_factory=lambda: {name: {} for name in CONTRACT})
+    rows: dict[str, dict[str, Verdict]] = field(default_factory=lambda: {name: {} for name in CONTRACT})
 
-    def cells(self) -> list[Cell]:
-        """All cells."""
-        return [cell for row in self.rows.values() for cell in row.values()]
+    def verdicts(self) -> list[Verdict]:
+        """All verdicts."""
+        return [verdict for row in self.rows.values() for verdict in row.values()]
 
     @property
     def holds(self) -> bool:
         """Whether nothing failed."""
-        return all(cell.state != "FAILED" for cell in self.cells())
+        return all(verdict.state != "FAILED" for verdict in self.verdicts())
 
     def to_dict(self) -> dict:
         """As plain data."""
         rows = {
-            name: {column: {"state": cell.state, "why": cell.why} for column, cell in row.items()}
+            name: {column: {"state": verdict.state, "why": verdict.why} for column, verdict in row.items()}
             for name, row in self.rows.items()
         }
         return {
@@ -56,15 +56,15 @@ class Outcome:
         }  # fmt: skip
 
 
-def of_method(name: str, families: list[str], given: dict, told: Callable[[str], None]) -> Outcome:
-    """A strategy on each family. told: hears what comes next, before each property. Raises ConfigError where every
-    family refuses it."""
-    return _filled(Outcome(name, "method", families), [(name, family) for family in families], given, told)
+def of_method(name: str, families: list[str], given: dict, announce: Callable[[str], None]) -> ContractTable:
+    """A strategy on each family. announce: is called with what comes next, before each property. Raises ConfigError
+    where every family refuses it."""
+    return _filled(ContractTable(name, "method", families), [(name, family) for family in families], given, announce)
 
 
-def of_family(name: str, methods: list[str], given: dict, told: Callable[[str], None]) -> Outcome:
+def of_family(name: str, methods: list[str], given: dict, announce: Callable[[str], None]) -> ContractTable:
     """A family under each strategy; see `of_method`."""
-    return _filled(Outcome(name, "family", methods), [(method, name) for method in methods], given, told)
+    return _filled(ContractTable(name, "family", methods), [(method, name) for method in methods], given, announce)
 
 
 def family_at(place: str) -> str | None:
@@ -77,42 +77,44 @@ def family_at(place: str) -> str | None:
     return found.name
 
 
-def _filled(outcome: Outcome, pairs: list[tuple[str, str]], given: dict, told: Callable[[str], None]) -> Outcome:
+def _filled(
+    table: ContractTable, pairs: list[tuple[str, str]], given: dict, announce: Callable[[str], None]
+) -> ContractTable:
     tinies: dict[str, Tiny] = {}
-    for column, (strategy, family) in zip(outcome.columns, pairs):
-        told(column)
-        subject = _tried(partial(_subject, strategy, family, tinies, given))
+    for column, (strategy, family) in zip(table.columns, pairs):
+        announce(column)
+        trial = _tried(partial(_trial, strategy, family, tinies, given))
         for name, check in CONTRACT.items():
-            told(f"{column}: {name}")
-            cell = subject if isinstance(subject, Cell) else _tried(partial(check, subject))
-            outcome.rows[name][column] = cell if isinstance(cell, Cell) else Cell("ok")
-    if all(cell.state == "-" for cell in outcome.cells()):
-        first = outcome.cells()[0]
-        raise ConfigError(f"nothing of {outcome.name!r} could be checked: {reason(first.why)}")
-    return outcome
+            announce(f"{column}: {name}")
+            verdict = trial if isinstance(trial, Verdict) else _tried(partial(check, trial))
+            table.rows[name][column] = verdict if isinstance(verdict, Verdict) else Verdict("ok")
+    if all(verdict.state == "-" for verdict in table.verdicts()):
+        first = table.verdicts()[0]
+        raise ConfigError(f"nothing of {table.name!r} could be checked: {reason(first.why)}")
+    return table
 
 
-def _subject(strategy: str, family: str, tinies: dict[str, Tiny], given: dict) -> Subject:
+def _trial(strategy: str, family: str, tinies: dict[str, Tiny], given: dict) -> Trial:
     if family not in tinies:
         tinies[family] = Tiny(family)
-    subject = Subject(strategy, tinies[family], given)
-    with subject.on():
-        return subject
+    trial = Trial(strategy, tinies[family], given)
+    with trial.on():
+        return trial
 
 
 def _tried(call: Callable[[], object]) -> object:
-    """What the call returns, or the cell that its error means. Refusals by name are no failures; whatever else comes
+    """What the call returns, or the verdict that its error means. Refusals by name are no failures; whatever else comes
     out of somebody's method is."""
     try:
         with torch.random.fork_rng([]):
             return call()
     except DoesNotApply as none:
-        return Cell("-", one_line(none))
+        return Verdict("-", one_line(none))
     except (ConfigError, UnsupportedError) as refused:
-        return Cell("-", f"refused: {reason(refused)}")
+        return Verdict("-", f"refused: {reason(refused)}")
     except Violation as violation:
-        return Cell("FAILED", one_line(violation))
+        return Verdict("FAILED", one_line(violation))
     except VtcError as error:
-        return Cell("FAILED", reason(error))
+        return Verdict("FAILED", reason(error))
     except Exception as error:
-        return Cell("FAILED", one_line(f"{type(error).__name__}: {reason(error)}"))
+        return Verdict("FAILED", one_line(f"{type(error).__name__}: {reason(error)}"))

@@ -35,8 +35,8 @@ def check(
       vtc check qwen2_vl --all
     """
     from vtc.check.contract import CONTRACT
+    from vtc.check.contract_table import notes, tables
     from vtc.check.outcome import USUAL, family_at, of_family, of_method
-    from vtc.check.show import notes, tables
     from vtc.config.source import read_strategy
     from vtc.strategies import available
 
@@ -52,10 +52,10 @@ def check(
         total = len(methods if family else columns) * (len(CONTRACT) + 1)
         task = progress.add_task("", total=total)
 
-        def told(what: str) -> None:
+        def announce(what: str) -> None:
             progress.update(task, description=f"vtc check: {what}", advance=1)
 
-        outcome = of_family(family, methods, given, told) if family else of_method(name, columns, given, told)
+        outcome = of_family(family, methods, given, announce) if family else of_method(name, columns, given, announce)
     if as_json:
         say(json.dumps(outcome.to_dict(), indent=2))
     else:

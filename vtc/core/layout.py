@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from vtc.core.selection import Flow
-from vtc.core.signals import Signal
+from vtc.core.signals import Extent, Signal
 
 
 @dataclass(frozen=True)
@@ -15,13 +15,20 @@ class Tile:
 
     crop: its index in the encoder's batch. offsets [n]: places of its tokens in the image's run of tokens.
     patches [n]: the encoder's patches (or merged tokens) that they come from. grid: (rows, columns) of the raster, None
-    where tokens of it are gone.
+    where tokens of it are gone. corner: (row, column) of its first token among those of all tiles, as they lie beside
+    each other on the picture; a crop that shows the whole picture has (0, 0).
     """
 
     crop: int
     offsets: Tensor
     patches: Tensor
     grid: tuple[int, int] | None
+    corner: tuple[int, int] = (0, 0)
+
+    @property
+    def extent(self) -> Extent | None:
+        """Grid and corner, as a stage is told them; None where tokens are gone."""
+        return None if self.grid is None else Extent(*self.grid, *self.corner)
 
     @property
     def tokens(self) -> int:

@@ -1,6 +1,7 @@
 """A Selection: which tokens stay and which are merged into them. It applies to any tensor with a token axis."""
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -16,11 +17,27 @@ class Merge:
     weight [B, N] float32 or float64: its share; the new feature of a slot is the weighted sum of what flows into it.
     unprojected: the sum is taken over what the projector receives, and projected afterwards. With a [CLS] encoder its
     [CLS] then comes first: target and weight are [B, 1 + N].
+    extra: further flows of tokens into slots, for tokens that flow into several.
     """
 
     target: Tensor
     weight: Tensor
     unprojected: bool = False
+    extra: "Extra | None" = None
+
+    def unit(self, b: int) -> "Merge":
+        """That of unit b alone."""
+        target, weight, *extra = (x[b : b + 1] for x in (self.target, self.weight, *(self.extra or ())))
+        return Merge(target, weight, self.unprojected, Extra(*extra) if extra else None)
+
+
+class Extra(NamedTuple):
+    """E more flows of each unit, each [B, E]: the token that flows, counted as `Merge.target` counts them; the slot
+    0..K-1 that it flows into, -1 for no flow; its share."""
+
+    source: Tensor
+    target: Tensor
+    weight: Tensor
 
 
 @dataclass(frozen=True)
@@ -50,7 +67,8 @@ class Selection:
     keep [B, K]: original indices, ascending. valid [B, K] bool: False marks filler at the end of a row when units
     keep different counts (adaptive methods, which may also keep none); None means that every entry counts. merge: see
     Merge; None = pruning.
-    order [B, K]: slots in the order in which they stand in the sequence afterwards, where that is not ascending.
+    order [B, K]: slots in the order in which they stand in the sequence afterwards, where that is not ascending; filler
+    comes last here, too. score [B, K]: how important the slots are, for stages inside the language model that ask.
     Inside the encoder only, by slot: mix [B, K, N] float32 or float64: the weights of a merge in which a token may flow
     into several slots (merge is None then); sizes [B, K]: what the slots hold, where that is not the sum of what flows
     into them; carry [B, K]: numbers that the stage finds again at its next step (the signal `Carried`).
@@ -60,9 +78,16 @@ class Selection:
     valid: Tensor | None = None
     merge: Merge | None = None
     order: Tensor | None = None
+    score: Tensor | None = None
     mix: Tensor | None = None
     sizes: Tensor | None = None
     carry: Tensor | None = None
+
+    @classmethod
+    def marked(cls, kept: Tensor, most: int) -> "Selection":
+        """The tokens that are marked in kept [B, N] bool, at most `most` in each unit; `valid` tells how many."""
+        keep = (~kept).to(torch.uint8).sort(dim=1, stable=True).indices[:, :most]
+        return cls(keep, valid=kept.gather(1, keep))
 
     def check(self, tokens: int) -> "Selection":
         """Raises PatchError when the indices have a wrong shape or type; values are checked by the contract tests,
@@ -90,12 +115,13 @@ class Selection:
             return (weight @ x.to(weight.dtype)).to(x.dtype)
         if self.merge is None:
             return self.apply(x)
-        target = self.merge.target.to(x.device)
         dtype = torch.promote_types(x.dtype, torch.float32)
-        weight = self.merge.weight.to(x.device, dtype).masked_fill(target < 0, 0)
         out = torch.zeros(x.shape[0], self.keep.shape[1], x.shape[2], dtype=dtype, device=x.device)
-        index = target.clamp(min=0).unsqueeze(-1).expand(-1, -1, x.shape[2])
-        return out.scatter_add_(1, index, x.to(out.dtype) * weight.unsqueeze(-1).to(out.dtype)).to(x.dtype)
+        _flow(out, x, self.merge.target, self.merge.weight)
+        if self.merge.extra is not None:
+            source, target, weight = self.merge.extra
+            _flow(out, x.gather(1, _rows(source.to(x.device), x)), target, weight)
+        return out.to(x.dtype)
 
     def targets(self, tokens: int) -> Tensor:
         """The slot [B, N] that each of `tokens` tokens flows into (of several, the one with the largest share), -1 for
@@ -108,3 +134,14 @@ class Selection:
         else:
             found = self.mix.argmax(1).masked_fill(self.mix.amax(1) == 0, -1)
         return found.scatter(1, self.keep, slots)
+
+
+def _rows(index: Tensor, x: Tensor) -> Tensor:
+    return index.unsqueeze(-1).expand(-1, -1, x.shape[2])
+
+
+def _flow(out: Tensor, x: Tensor, target: Tensor, weight: Tensor) -> None:
+    """Adds each row of x [B, n, D], times its weight, to the row of out that is its target; -1 is none."""
+    target = target.to(x.device)
+    weight = weight.to(x.device, out.dtype).masked_fill(target < 0, 0)
+    out.scatter_add_(1, _rows(target.clamp(min=0), x), x.to(out.dtype) * weight.unsqueeze(-1))

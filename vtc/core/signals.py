@@ -2,10 +2,20 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from torch import Tensor
 
 from vtc.core.errors import ConfigError, shown
+from vtc.core.inner_signals import (
+    Carried,
+    ClsValueAttention,
+    ImageAttention,
+    KeyNorms,
+    Sizes,
+    TextToVisual,
+    ValueNorms,
+)
 
 
 @dataclass(frozen=True)
@@ -21,9 +31,28 @@ class AttentionColumns:
 class ClsAttention:
     """Softmax attention of the [CLS] query to each visual token in encoder layer `layer`, head mean, not renormalised
     after the [CLS] key is dropped. On an encoder without [CLS] the query is the mean of all queries of the image
-    (per head, after RoPE). -> [B, N] float32."""
+    (per head, after RoPE). joined: as if the layer had one head, as wide as all of them. -> [B, N] float32."""
 
     layer: int
+    joined: bool = False
+
+
+@dataclass(frozen=True)
+class ImportantAttention:
+    """The attention that each visual token receives in encoder layer `layer` from important queries, averaged over them
+    and over heads. Important is who itself receives more than `t` times the mean; where nobody does, who receives most.
+    -> [B, N] float32."""
+
+    layer: int
+    t: float
+
+
+@dataclass(frozen=True)
+class PatchEntropy:
+    """The entropy of the grey values that the encoder was given of each visual token, as a softmax over all tokens of
+    its crop. released: how they become 8 bits, see `vtc.kernels.entropy`. -> [B, N] float32."""
+
+    released: bool = True
 
 
 @dataclass(frozen=True)
@@ -33,43 +62,11 @@ class Features:
 
 @dataclass(frozen=True)
 class EncoderKeys:
-    """The attention keys of encoder layer `layer` (bias and any RoPE included, unscaled), averaged over heads, [CLS]
-    left out. -> [B, N, e]."""
+    """The attention keys of encoder layer `layer` (bias and any RoPE included, unscaled), averaged over heads, or all
+    heads side by side (joined), [CLS] left out. -> [B, N, e]."""
 
     layer: int
-
-
-@dataclass(frozen=True)
-class ClsValueAttention:
-    """Softmax over all values of encoder layer `layer` of their unscaled products with the value of [CLS], head mean,
-    not renormalised after [CLS] itself is dropped. On an encoder without [CLS] the mean of all values of the image
-    stands in for it. -> [B, N] float32."""
-
-    layer: int
-
-
-@dataclass(frozen=True)
-class ValueNorms:
-    """L1 length of each visual token's head-mean value in layer `layer` of the encoder, or of the decoder for a stage
-    in it; observed while the layer runs. -> [B, N] float32."""
-
-    layer: int
-
-
-@dataclass(frozen=True)
-class Hidden:
-    """Inside the encoder: the hidden states at the step, [CLS] left out (a cell: its patches' mean). -> [B, N, D]."""
-
-
-@dataclass(frozen=True)
-class Sizes:
-    """Inside the encoder: how many original tokens each token holds after the merges so far. -> [B, N] float32."""
-
-
-@dataclass(frozen=True)
-class Carried:
-    """Inside the encoder: what this stage gave as `Selection.carry` at its last step, for the tokens that are left;
-    zero at the first. -> [B, N] float32."""
+    joined: bool = False
 
 
 @dataclass(frozen=True)
@@ -119,8 +116,10 @@ class DecoderAttention:
     the chosen queries, not renormalised. -> [B, N] float32.
 
     queries: "last" (the last prompt token), "after" (all text after the image; the last prompt token if there is
-    none), "image" (the image's own tokens that are left). ahead: computed before the layer runs, from its own norm,
-    projections and rotary positions, on the tokens that are about to enter it; else observed while it runs.
+    none), "raters" (of these the text tokens that agree with the image more than the mean of them, in what enters the
+    language model; see `vtc.kernels.raters`), "image" (the image's own tokens that are left). ahead: computed before
+    the layer runs, from its own norm, projections and rotary positions, on the tokens that are about to enter it; else
+    observed while it runs.
     """
 
     layer: int
@@ -129,21 +128,15 @@ class DecoderAttention:
 
 
 @dataclass(frozen=True)
-class ImageAttention:
-    """Softmax over the image's own tokens that are left of their products with the last prompt token in decoder layer
-    `layer`, divided by sqrt(head dim): of its query with their keys (after RoPE), or (values) of its value with their
-    values; head mean. Observed while the layer runs. -> [B, N] float32."""
-
-    layer: int
-    values: bool = False
+class Hidden:
+    """The hidden states of the visual tokens that are about to enter a layer of the language model, or as they stand at
+    a step inside the encoder (a cell: its patches' mean). -> [B, N, D]."""
 
 
 @dataclass(frozen=True)
-class KeyNorms:
-    """L1 length of the keys (after RoPE, all heads) that decoder layer `layer` computed for each visual token, observed
-    while it runs. -> [B, N] float32."""
-
-    layer: int
+class Importance:
+    """The scores that the stage at the projector gave the visual tokens, see `Selection.score`, carried through every
+    later drop. -> [B, N]."""
 
 
 @dataclass(frozen=True)
@@ -162,14 +155,6 @@ class TextPivots:
 
 
 @dataclass(frozen=True)
-class TextToVisual:
-    """Of the attention that the text after the image pays in decoder layer `layer` (head mean, summed over that text),
-    the share that goes to all visual tokens of the prompt that are left; observed while the layer runs. -> [B]."""
-
-    layer: int
-
-
-@dataclass(frozen=True)
 class DecoderKeys:
     """The keys (after RoPE) of decoder layer `layer`, averaged over key heads, computed before the layer runs.
     -> [B, N, e]."""
@@ -180,11 +165,12 @@ class DecoderKeys:
 Signal = (
     AttentionColumns
     | ClsAttention
+    | ImportantAttention
+    | PatchEntropy
     | Features
     | EncoderKeys
     | ClsValueAttention
     | ValueNorms
-    | Hidden
     | Sizes
     | Carried
     | EncoderFeatures
@@ -195,6 +181,8 @@ Signal = (
     | DecoderAttention
     | ImageAttention
     | KeyNorms
+    | Hidden
+    | Importance
     | FinalHidden
     | TextPivots
     | TextToVisual
@@ -268,14 +256,30 @@ class Decoder:
         return value
 
 
+class Extent(NamedTuple):
+    """Where one of several tiles lies: rows x columns tokens in a row-major run, the first of them at (top, left) of
+    the picture that all tiles but the first show together. The first shows the whole picture by itself, at (0, 0)."""
+
+    rows: int
+    columns: int
+    top: int
+    left: int
+
+    @property
+    def tokens(self) -> int:
+        """Number of tokens."""
+        return self.rows * self.columns
+
+
 @dataclass(frozen=True)
 class Context:
     """The input of a stage: B units (images or tiles) with the same N tokens, the same grid and the same budget.
 
     count: tokens to keep in each. grid: (rows, columns) when the tokens are a full raster, else None. step: which of
     its steps a stage inside a model is at (0-based). ordinals [B]: the index of each unit within its own prompt (for
-    seeding that does not depend on the batch). signals: the tensors that the stage requested, by signal. images [B]:
-    inside the encoder, a number for the image of each unit.
+    seeding that does not depend on the batch). signals: the tensors that the stage requested, by signal. tiles: where
+    several tiles compete, the place of each, in the order of their tokens. images [B]: inside the encoder, a number for
+    the image of each unit.
     """
 
     tokens: int
@@ -285,6 +289,7 @@ class Context:
     device: object
     signals: Mapping[Signal, Tensor] = field(default_factory=dict)
     step: int = 0
+    tiles: tuple[Extent, ...] = ()
     images: tuple[int, ...] = ()
 
     def __getitem__(self, signal: Signal) -> Tensor:

@@ -103,5 +103,5 @@ class PromptCut:
             remember(kwargs["past_key_values"], prompt)
         if self.plan is not None:
             images = Images(batch, placement, grouped)
-            call.inside = Prefill(self.plan, prompt, images, counts, where, ends, mask, report)
+            call.inside = Prefill(self.plan, prompt, images, counts, where, ends, mask, report, kwargs["inputs_embeds"])
         report.select_seconds = clock.now() - start

@@ -200,7 +200,7 @@ class EncoderRun:
         signals = {signal: look(signal) for signal in plan.needs[number]}
         images = tuple(self.images[u] for u in group.units)
         context = Context(
-            group.width, group.counts[number], None, tuple(group.units), flat.device, signals, number, images
+            group.width, group.counts[number], None, tuple(group.units), flat.device, signals, number, images=images
         )
         return plan.stage.select(context, plan.encoder).check(group.width)
 

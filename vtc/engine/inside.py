@@ -6,9 +6,10 @@ import torch
 from torch import Tensor
 
 from vtc.config.allocation import Allocation
+from vtc.core.errors import ConfigError
 from vtc.core.report import Report, StepReport
 from vtc.core.selection import Selection
-from vtc.core.signals import Decoder, Signal
+from vtc.core.signals import Decoder, Importance, Signal
 from vtc.engine import clock
 from vtc.engine.masks import cut_prefill
 from vtc.engine.placement import Batch, Placement
@@ -34,6 +35,13 @@ class Plan:
         for number, step in enumerate(allocation.steps):
             self.steps.setdefault(step.layer, []).append(number)
         self.watched = Needs(self.needs)
+        first = allocation.config.projector
+        if self.watched.scores and not (first and first.stage.gives_score):
+            names = [stage.method for stage, needs in zip(stages, self.needs, strict=False) if Importance() in needs]
+            raise ConfigError(
+                f"{names[0] if names else stages[0].method} ranks by the scores of a stage at the projector, and there "
+                "is none that gives any; possible: vflowopt_projector before it"
+            )
 
 
 @dataclass
@@ -48,11 +56,11 @@ class Images:
 class Prefill:
     """One prefill. prompt: gets a segment for each drop; counts: per image, its tokens after each drop; tokens: where
     the tokens stand at layer 0; ends [B]: one past the column of each prompt's last one; mask: as the caller gave it
-    for the unpruned prompt."""
+    for the unpruned prompt; embeds [B, S, D]: what enters layer 0."""
 
     def __init__(
         self, plan: Plan, prompt: PrunedPrompt, images: Images, counts: list[list[int]], tokens: Tokens,
-        ends: list[int], mask, report: Report,
+        ends: list[int], mask, report: Report, embeds: Tensor,
     ):  # fmt: skip
         self.plan, self.prompt, self.images, self.tokens, self.ends = plan, prompt, images, tokens, ends
         self.counts, self.mask, self.report = counts, mask, report
@@ -61,6 +69,8 @@ class Prefill:
         self.rotary = self.width = None
         self.positions_kept = True  # since layer 0
         self.done = 0
+        with torch.no_grad():
+            self.watch.enter(embeds, self._rows(), self._image_columns(embeds.device))
 
     def before_layer(self, layer: int, args: tuple, kwargs: dict):
         """Layer pre-hook: drops where a step is due; afterwards every layer gets inputs of the new length."""
@@ -143,6 +153,14 @@ class Prefill:
         hidden = hidden.gather(1, local.unsqueeze(-1).expand(-1, -1, hidden.shape[2]))
         self._advance(layer, hidden, local, packing, stage.positions)
         return hidden
+
+    def _image_columns(self, device: torch.device) -> list[list[Tensor]]:
+        """Per prompt, the columns of what is left of each of its images."""
+        images, column = self.images, _columns(self.prompt.segments[-1], self.prompt.length).to(device)
+        return [
+            [column[b, w.to(device)][kept.offsets.to(device)] for w, kept in zip(row, images.kept[b], strict=True)]
+            for b, row in enumerate(images.placement.places)
+        ]
 
     def _advance(self, layer: int, hidden: Tensor, local: Tensor, packing, positions: str) -> None:
         """Everything that has a token axis, at the tokens `local` [B, K] of what was there."""

@@ -61,16 +61,24 @@ class Rows:
         return [len(kept.offsets) for kept in self.kept[b][ordinal:]]
 
 
-def received(query: Tensor, key: Tensor, scale: float | None, rows: Rows, queries: str, ordinal: int) -> Tensor:
+def received(
+    query: Tensor,
+    key: Tensor,
+    scale: float | None,
+    rows: Rows,
+    queries: str,
+    ordinal: int,
+    raters: Tensor | None = None,
+) -> Tensor:
     """Mean over heads and chosen queries of the causal attention that each column receives [B, S] float32.
 
     query [B, H, S, e], key [B, Hkv, S, e]. queries: see `DecoderAttention`; ordinal: the image of each prompt that is
-    meant. A prompt without such an image gets zeros.
+    meant; raters [B, S] bool: its raters. A prompt without such an image gets zeros.
     """
     having = [b for b, kept in enumerate(rows.kept) if ordinal < len(kept)]
     ends, device = rows.ends, query.device
     tails = {b: rows.text_after(b, ordinal) for b in having}
-    if queries == "last" or queries == "after" and not any(tails.values()):
+    if queries == "last" or queries in ("after", "raters") and not any(tails.values()):
         last = upload(torch.tensor(ends), device).unsqueeze(1) - 1
         picked = query.gather(2, last[:, None, :, None].expand(-1, query.shape[1], -1, query.shape[3]))
         return attention_rows(picked, key, scale=scale, key_mask=rows.valid, causal_positions=last)[:, 0]
@@ -87,6 +95,8 @@ def received(query: Tensor, key: Tensor, scale: float | None, rows: Rows, querie
             start, end, wanted = (after, ends[b], text[b]) if tails[b] else (ends[b] - 1, ends[b], column >= 0)
         chosen[b] = wanted & (column >= start) & (column < end)
         first, stop = min(first, start), max(stop, end)
+    if queries == "raters":
+        chosen &= raters.to(device)
     if rows.valid is not None:
         chosen &= rows.valid
     out = attention_columns(

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from vtc.core.budget import Budget
 from vtc.core.layout import ImageLayout, Left
-from vtc.core.selection import Flow, Merge, Selection
-from vtc.core.signals import Context, Signal
+from vtc.core.selection import Flow, Selection
+from vtc.core.signals import Context, Extent, Signal
 from vtc.kernels.transfer import upload
 
 
@@ -20,7 +20,7 @@ class Unit:
 
     image, tile: where it is (tile None = all). offsets [n]: places in the image's run, in the order of the sequence.
     ordinal: its place in the prompt. count: tokens to keep. plain: it is all of an image in order, so that offsets are
-    0..n-1.
+    0..n-1. tiles: see Context.
     """
 
     image: int
@@ -30,6 +30,7 @@ class Unit:
     ordinal: int
     count: int
     plain: bool = False
+    tiles: tuple[Extent, ...] = ()
 
     def of(self, x: Tensor) -> Tensor:
         """Its rows of x [tokens of the image, ...] -> [n, ...]."""
@@ -40,12 +41,13 @@ class Unit:
 class Kept:
     """What stays of one image. offsets [k]: places in the image's run, in the order of the sequence; features [k, D]
     where merged; ordered: the offsets may not ascend; flows: of the units that merged, in the step that just took
-    place."""
+    place; score [k]: see Selection."""
 
     offsets: Tensor
     features: Tensor | None = None
     ordered: bool = False
     flows: tuple[Flow, ...] = ()
+    score: Tensor | None = None
 
 
 def units_of(
@@ -64,7 +66,9 @@ def units_of(
                 offsets = tiles[0].offsets if len(tiles) == 1 else torch.cat([t.offsets for t in tiles])
                 grid = tiles[0].grid if len(tiles) == 1 else None
                 plain = len(tiles) == 1 and tiles[0].tokens == layouts[i].tokens
-                units.append(Unit(i, None, offsets, grid, ordinal, min(counts[0], len(offsets)), plain))
+                count = min(counts[0], len(offsets))
+                extents = tuple(t.extent for t in tiles) if len(tiles) > 1 and tiles[0].grid else ()
+                units.append(Unit(i, None, offsets, grid, ordinal, count, plain, extents))
                 ordinal += 1
                 continue
             for t, (tile, count) in enumerate(zip(tiles, counts, strict=True)):
@@ -100,14 +104,15 @@ def choose(
     groups: dict[tuple, list[tuple[Unit, list[Tensor]]]] = defaultdict(list)
     for unit in units:
         seen = [look(signal, unit) for signal in needs]
-        groups[len(unit.offsets), unit.count, unit.grid, tuple(x.shape for x in seen)].append((unit, seen))
+        shapes = tuple(x.shape for x in seen)
+        groups[len(unit.offsets), unit.count, unit.grid, unit.tiles, shapes].append((unit, seen))
     selected: list[tuple[list[Unit], Selection]] = []
-    for (tokens, count, grid, _), found in groups.items():
+    for (tokens, count, grid, tiles, _), found in groups.items():
         members = [unit for unit, _ in found]
         stacked = [torch.stack(rows) for rows in zip(*(seen for _, seen in found), strict=True)]
         signals = dict(zip(needs, stacked, strict=True))
         ordinals = tuple(unit.ordinal for unit in members)
-        selection = select(Context(tokens, count, grid, ordinals, device, signals, step)).check(tokens)
+        selection = select(Context(tokens, count, grid, ordinals, device, signals, step, tiles)).check(tokens)
         selected.append((members, selection))
     chosen: dict[int, list[Kept]] = defaultdict(list)
     for (members, selection), lengths in zip(selected, lengths_of([s for _, s in selected]), strict=True):
@@ -132,23 +137,28 @@ def _kept(selection: Selection, b: int, length: int, unit: Unit, merged: Callabl
     row, features, flows = selection.keep[b, :length].to(device), None, ()
     kept = row if unit.plain else upload(unit.offsets, device)[row]
     if selection.merge is not None:
-        merge = selection.merge
-        mine = Merge(merge.target[b : b + 1], merge.weight[b : b + 1], merge.unprojected)
-        features = merged(unit, Selection(selection.keep[b : b + 1], None, mine))
-        features, flows = features[:length], (Flow(unit.offsets, selection.keep[b], merge.target[b]),)
+        features = merged(unit, Selection(selection.keep[b : b + 1], None, selection.merge.unit(b)))
+        features, flows = features[:length], (Flow(unit.offsets, selection.keep[b], selection.merge.target[b]),)
+    score = None if selection.score is None else selection.score[b, :length].to(device)
     if selection.order is None:
-        return Kept(kept, features, False, flows)
-    order = selection.order[b].to(device)
-    return Kept(kept[order], None if features is None else features[order.to(features.device)], True, flows)
+        return Kept(kept, features, False, flows, score)
+    order = selection.order[b, :length].to(device)
+    features, score = (None if x is None else x[order.to(x.device)] for x in (features, score))
+    return Kept(kept[order], features, True, flows, score)
 
 
 def _join(parts: list[Kept]) -> Kept:
     if len(parts) == 1 and parts[0].ordered:
         return parts[0]
     offsets = torch.cat([p.offsets for p in parts])
-    features = None if parts[0].features is None else torch.cat([p.features for p in parts])
+    features, score = (_cat([getattr(p, name) for p in parts]) for name in ("features", "score"))
     flows = tuple(flow for p in parts for flow in p.flows)
     if any(p.ordered for p in parts):
-        return Kept(offsets, features, True, flows)
+        return Kept(offsets, features, True, flows, score)
     order = offsets.argsort()
-    return Kept(offsets[order], None if features is None else features[order], False, flows)
+    features, score = (None if x is None else x[order] for x in (features, score))
+    return Kept(offsets[order], features, False, flows, score)
+
+
+def _cat(parts: list[Tensor | None]) -> Tensor | None:
+    return None if parts[0] is None else torch.cat(parts)

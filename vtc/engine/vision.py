@@ -13,12 +13,13 @@ from vtc.core.errors import PatchError
 from vtc.core.hooks import Patchwork
 from vtc.core.layout import VisionRun
 from vtc.core.selection import Selection
-from vtc.core.signals import EncoderFeatures, Features, Signal, TextEmbeddings, TextRelevance, Unprojected
+from vtc.core.signals import EncoderFeatures, Features, PatchEntropy, Signal, TextEmbeddings, TextRelevance, Unprojected
 from vtc.engine import clock
 from vtc.engine.encoder import EncoderPlan
 from vtc.engine.select import Kept, Unit, choose, units_of
 from vtc.engine.state import ThreadState
 from vtc.engine.survivors import finish, put_inside, spread_captured
+from vtc.kernels.entropy import grey_entropy
 
 RUN = "_vtc_run"
 
@@ -30,6 +31,7 @@ class Vision:
     def __init__(self, family, signals: tuple[Signal, ...], thread: ThreadState, plan: EncoderPlan | None = None):
         self.family, self.thread, self.plan = family, thread, plan
         self.observed = tuple(s for s in signals if hasattr(s, "layer"))
+        self.pixels = tuple(s for s in signals if isinstance(s, PatchEntropy))
         self.unprojected = any(isinstance(s, (Unprojected, EncoderFeatures, TextRelevance)) for s in signals)
 
     def put_on(self, work: Patchwork) -> None:
@@ -98,6 +100,8 @@ class Vision:
             if isinstance(output, tuple):
                 return output
             sort_signals(family, run, arguments)
+            for signal in self.pixels:
+                run.signals[signal] = family.pixel_scores(arguments, images, functools.partial(_entropy, signal))
             if run.inside is not None:
                 finish(family, run, arguments)
             expected, found = [i.tokens for i in run.images], [len(f) for f in output.pooler_output]
@@ -148,6 +152,10 @@ class Vision:
     def select(self, stage: StageConfig, budget: Budget, requests, source, run, features, text, device) -> list[Kept]:
         """See `select_images`."""
         return select_images(self.family, stage, budget, requests, source, run, features, text, device)
+
+
+def _entropy(signal: PatchEntropy, pixels: Tensor) -> Tensor:
+    return grey_entropy(pixels, signal.released).softmax(0)
 
 
 def sort_signals(family, run: VisionRun, arguments: dict) -> None:

@@ -9,7 +9,9 @@ from vtc.core.signals import (
     DecoderAttention,
     DecoderKeys,
     FinalHidden,
+    Hidden,
     ImageAttention,
+    Importance,
     KeyNorms,
     Signal,
     TextPivots,
@@ -19,16 +21,20 @@ from vtc.core.signals import (
 )
 from vtc.engine.received import Rows, received
 from vtc.kernels.attention_reduce import attention_rows
+from vtc.kernels.raters import rater_scores, raters
 from vtc.kernels.topk import topk_sorted
 from vtc.kernels.transition import transition_variation
+
+RATERS = "raters"
 
 
 class Needs:
     """Which layers the drops of a plan want to be watched, from the signals of each.
 
     modules: layers whose modules are measured. attention: layers whose attention reveals its queries and keys.
-    running: signals that are taken from it while it runs. held: layers whose keys and values are held until the next
-    drop, since the signals are about what each image has left then.
+    running: signals that are taken from it while it runs. raters: some are of the attention of raters. scores: some are
+    those that the stage at the projector gave. held: layers whose keys and values are held until the next drop, since
+    the signals are about what each image has left then.
     """
 
     def __init__(self, needs: list[tuple[Signal, ...]]):
@@ -39,6 +45,8 @@ class Needs:
         revealing = (DecoderAttention, DecoderKeys, KeyNorms, TextToVisual, ImageAttention, ValueNorms)
         self.held = {s.layer for s in signals if isinstance(s, (ImageAttention, ValueNorms))}
         self.attention = sorted({s.layer for s in signals if isinstance(s, revealing)})
+        self.raters = any(isinstance(s, DecoderAttention) and s.queries == "raters" for s in signals)
+        self.scores = Importance() in signals
         self.running = [
             s
             for s in signals
@@ -53,7 +61,26 @@ class Watch:
         self.needs, self.site, self.images = needs, site, images
         self.seen: dict[object, Tensor] = {}
         self.held: dict[int, tuple[Tensor, ...]] = {}
-        self.probing, self.probed, self.final = False, None, None
+        self.probing, self.probed, self.final, self.hidden = False, None, None, None
+
+    def enter(self, embeds: Tensor, rows: Rows, columns: list[list[Tensor]]) -> None:
+        """Looks at what enters the language model [B, S, D]. columns: of each prompt's images."""
+        if self.needs.scores:
+            scores = embeds.new_zeros(embeds.shape[:2], dtype=torch.promote_types(embeds.dtype, torch.float32))
+            for b, images in enumerate(columns):
+                for mine, kept in zip(images, rows.kept[b], strict=True):
+                    scores[b, mine] = kept.score.to(scores)
+            self.seen[Importance()] = scores
+        if not self.needs.raters:
+            return
+        for ordinal in range(self.images):
+            chosen = torch.zeros(embeds.shape[:2], dtype=torch.bool, device=embeds.device)
+            for b, images in enumerate(columns):
+                if ordinal < len(images):
+                    text = rows.text_columns(b, ordinal)
+                    text = text if len(text) else text.new_full((1,), rows.ends[b] - 1)
+                    chosen[b, text] = raters(rater_scores(embeds[b, images[ordinal]], embeds[b, text]))
+            self.seen[RATERS, ordinal] = chosen
 
     def measure(self, layer: int, x: Tensor, y: Tensor, valid: Tensor | None) -> None:
         """Adds one module's share to the transition signal of a layer."""
@@ -82,11 +109,13 @@ class Watch:
                 continue
             queries = "after" if isinstance(signal, TextToVisual) else signal.queries
             for ordinal in range(self.images):
-                self.seen[signal, ordinal] = received(query, key, scale, rows, queries, ordinal)
+                chosen = self.seen.get((RATERS, ordinal))
+                self.seen[signal, ordinal] = received(query, key, scale, rows, queries, ordinal, chosen)
 
     def look_ahead(self, needs: tuple[Signal, ...], layer: int, hidden: Tensor, rotary) -> None:
         """What these signals need to know of a layer before it runs on hidden [B, S, D]."""
         self.probed = self.final = None
+        self.hidden = hidden
         if any(map(_ahead, needs)):
             self.probing = True
             try:
@@ -98,8 +127,8 @@ class Watch:
 
     def look(self, signal: Signal, b: int, ordinal: int, columns: Tensor, rows: Rows) -> Tensor:
         """One signal of one image: its columns [n] of prompt b; shapes as in `vtc.core.signals`, without [B]."""
-        if isinstance(signal, FinalHidden):
-            return self.final[b, columns]
+        if isinstance(signal, (Hidden, FinalHidden)):
+            return (self.hidden if isinstance(signal, Hidden) else self.final)[b, columns]
         if isinstance(signal, DecoderKeys):
             key = self.probed[1][b]
             return key.mean(0, dtype=torch.promote_types(key.dtype, torch.float32))[columns]
@@ -107,9 +136,10 @@ class Watch:
             return self.final[b, self._pivots(signal, b, ordinal, rows)]
         if isinstance(signal, (ImageAttention, ValueNorms)) and signal.layer in self.held:
             return self._held(signal, b, columns)
-        key = signal if isinstance(signal, (Transition, KeyNorms)) else (signal, ordinal)
+        key = signal if isinstance(signal, (Transition, KeyNorms, Importance)) else (signal, ordinal)
         if isinstance(signal, DecoderAttention) and signal.ahead and key not in self.seen:
-            self.seen[key] = received(*self.probed, rows, signal.queries, ordinal)
+            chosen = self.seen.get((RATERS, ordinal))
+            self.seen[key] = received(*self.probed, rows, signal.queries, ordinal, chosen)
         if key not in self.seen:
             raise PatchError(f"the signal {signal} was not seen; the decoder layer that it reads did not run")
         found = self.seen[key][b].to(columns.device)
@@ -139,7 +169,7 @@ class Watch:
         tokens that were there then, and is forgotten."""
         kept = {key: x for key, x in self.seen.items() if not (isinstance(key, tuple) and _ahead(key[0]))}
         self.seen = {key: x.to(local.device).gather(1, local) for key, x in kept.items()}
-        self.probed = self.final = None
+        self.probed = self.final = self.hidden = None
         for layer, (query, own, *rest) in self.held.items():
             index = local[:, None, :, None]
             rest = [x.gather(2, index.to(x.device).expand(-1, x.shape[1], -1, x.shape[3])) for x in rest]

@@ -66,7 +66,7 @@ def contextual_merge(metric: Tensor, dominant: Tensor, contextual: int) -> Group
     rest = chosen.sort(dim=1, stable=True).indices[:, :n]
     number = torch.arange(contextual, device=metric.device)
     at = number * (n // contextual)
-    nearest = _nearest(metric, rest, at)
+    nearest = most_similar(metric, rest, at)
     nearest[:, at] = number
     joining = weight.new_ones(n).index_fill_(0, at, 0).expand(batch, -1)
     sizes = weight.new_zeros(batch, contextual).scatter_add_(1, nearest, joining)
@@ -74,7 +74,7 @@ def contextual_merge(metric: Tensor, dominant: Tensor, contextual: int) -> Group
     return Groups(rest[:, at], group.scatter_(1, rest, nearest), weight.scatter_(1, rest, share))
 
 
-def _nearest(metric: Tensor, rest: Tensor, at: Tensor) -> Tensor:
+def most_similar(metric: Tensor, rest: Tensor, at: Tensor) -> Tensor:
     """For the tokens `rest` [B, n] the most similar of those in its columns `at` [C] -> [B, n] in 0..C-1."""
     unit = metric.to(torch.promote_types(metric.dtype, torch.float32))
     unit = unit.gather(1, rest.unsqueeze(-1).expand(-1, -1, metric.shape[2]))

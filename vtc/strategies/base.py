@@ -20,7 +20,8 @@ class Stage(ABC):
 
     site: where the stage acts. grid: it needs the tokens as one raster. needs_cls: it ranks by a [CLS] query (see
     ClsAttention for encoders without one). adaptive: the number kept depends on the picture and is at most
-    `context.count`. fixed_count: values of knobs with which exactly `context.count` are kept, where other values may
+    `context.count`, unless it says otherwise. gives_score: its selections have scores, for stages inside the language
+    model. fixed_count: values of knobs with which exactly `context.count` are kept, where other values may
     keep fewer. tile_scope: the scope (see `Budget`) on images of several tiles, unless the strategy states one.
     strategy: of a method from outside of vtc, the strategy that its name stands for, as a mapping or a YAML file;
     without `stages` in it, this method alone.
@@ -30,6 +31,7 @@ class Stage(ABC):
     grid: ClassVar[bool] = False
     needs_cls: ClassVar[bool] = False
     adaptive: ClassVar[bool] = False
+    gives_score: ClassVar[bool] = False
     fixed_count: ClassVar[Mapping[str, object]] = {}
     tile_scope: ClassVar[str] = "per_image"
     strategy: ClassVar[Mapping[str, object] | Traversable | Path | None] = None

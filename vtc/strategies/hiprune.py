@@ -21,7 +21,13 @@ def anchor_count(count: int, alpha: float) -> int:
 
 
 def select_tokens(
-    object_score: Tensor, deep_score: Tensor, width: int, count: int, alpha: float, exclude: str = "exact"
+    object_score: Tensor,
+    deep_score: Tensor,
+    width: int,
+    count: int,
+    alpha: float,
+    exclude: str = "exact",
+    edges: str = "clamp",
 ) -> Selection:
     """Anchors, buffers and registers for B units of N tokens on a raster of `width` columns.
 
@@ -33,7 +39,10 @@ def select_tokens(
     anchors = anchor_count(count, alpha)
     near = topk_sorted(object_score, anchors)
     offsets = upload(torch.tensor([0, -1, 1, -width, width]), near.device)
-    cross = (near.unsqueeze(-1) + offsets).clamp(0, tokens - 1).flatten(1)
+    cross = near.unsqueeze(-1) + offsets
+    if edges == "drop":
+        cross = torch.where((cross >= 0) & (cross < tokens), cross, near.unsqueeze(-1))
+    cross = cross.clamp(0, tokens - 1).flatten(1)
     chosen = torch.zeros(batch, tokens, dtype=torch.bool, device=object_score.device).scatter_(1, cross, True)
     if exclude == "exact":
         # Chosen tokens rank above all others, so the top `count` are exactly they and the best of the rest.
@@ -42,8 +51,7 @@ def select_tokens(
     order = (deep_score.float() - chosen.float()).sort(dim=1, descending=True, stable=True).indices
     rank = torch.empty_like(order).scatter_(1, order, torch.arange(tokens, device=order.device).expand(batch, -1))
     kept = chosen | (rank < registers.unsqueeze(1))
-    keep = (~kept).to(torch.uint8).sort(dim=1, stable=True).indices[:, :count]
-    return Selection(keep, valid=kept.gather(1, keep))
+    return Selection.marked(kept, count)
 
 
 @METHODS.register("hiprune")
@@ -65,8 +73,12 @@ class HiPrune(Stage):
     - exclude: "exact" keeps chosen tokens out of the registers (the paper's eq. 7); "official" subtracts 1 from their
       score as the released code does: the same with mean-reduced scores, but with sum-reduced ones (Qwen) a token can
       be chosen twice and the budget stays under-filled.
+    - edges: "clamp" as above, as in the code; "drop": neighbours before the first and after the last token are left
+      out, as in the paper's eq. 5 (rows wrap there, too).
 
-    Paper: HiPrune, arXiv 2508.00553. Official code: Danielement321/HiPrune @ 6e83a12 (MIT).
+    Paper: HiPrune, arXiv 2508.00553. Official code: Danielement321/HiPrune @ 6e83a12 (MIT). Departures from the paper,
+    with the code: neighbours out of range (edges="drop" is the paper's), and registers from the penultimate layer
+    (deep_layer=-1, the output layer, is the paper's).
     Departures: LLaVA-NeXT keeps the model's own unpadding, so padding never competes; every image has the full
     budget (the code divides it by the batch); several images and batches are selected one by one; scores are
     float32 with ties to the lower index (the code ranks fp16/bf16 scores, so +-1 token there). On SigLIP and Qwen2-VL,
@@ -78,6 +90,7 @@ class HiPrune(Stage):
     deep_layer: int | float = -2
     query_reduction: Literal["mean", "sum"] = "mean"
     exclude: Literal["exact", "official"] = "exact"
+    edges: Literal["clamp", "drop"] = "clamp"
 
     grid = True
     tile_scope = "per_tile"
@@ -95,4 +108,4 @@ class HiPrune(Stage):
     def select(self, context: Context, encoder: Encoder) -> Selection:
         """See `select_tokens`."""
         middle, deep = (context[signal] for signal in self.needs(encoder))
-        return select_tokens(middle, deep, context.columns, context.count, self.alpha, self.exclude)
+        return select_tokens(middle, deep, context.columns, context.count, self.alpha, self.exclude, self.edges)

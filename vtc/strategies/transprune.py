@@ -17,17 +17,18 @@ RATIOS = {"high": (0.875, 0.625, 0.125), "low": (0.5, 0.25, 0.0667), "combined":
 EPS = 1e-8
 
 
-def score_tokens(ttv: Tensor | None, iga: Tensor | None, alpha: float) -> Tensor:
-    """alpha * TTV + (1 - alpha) * IGA, each [B, N] and divided by its sum over the image's N tokens (plus 1e-8) first.
+def score_tokens(ttv: Tensor | None, iga: Tensor | None, alpha: float, terms: str = "shares") -> Tensor:
+    """alpha * TTV + (1 - alpha) * IGA, each [B, N] and divided by its sum over the image's N tokens (plus 1e-8) first;
+    as they are with terms="raw".
 
     A term that is None counts as 0. -> [B, N] float32, or float64 if a term is.
     """
-    terms = []
+    parts = []
     for share, term in ((alpha, ttv), (1 - alpha, iga)):
         if term is not None:
             term = term.to(torch.promote_types(term.dtype, torch.float32))
-            terms.append(share * term / (term.sum(-1, keepdim=True) + EPS))
-    return sum(terms[1:], terms[0])
+            parts.append(share * (term if terms == "raw" else term / (term.sum(-1, keepdim=True) + EPS)))
+    return sum(parts[1:], parts[0])
 
 
 @METHODS.register("transprune")
@@ -49,9 +50,13 @@ class TransPrune(DecoderStage):
     - alpha: weight of TTV against IGA; 1 = TTV alone, 0 = IGA alone.
     - accumulate: first and last layer that is summed, counted from 1 (or relative depth); null = from the first to the
       last of `layers`.
+    - terms: "shares": each term is divided by its sum over the image's tokens first, as in the code; "raw": TTV and IGA
+      are added as they are, as in the paper's eq. 6.
 
     Paper: TransPrune, CVPR 2026, arXiv 2507.20630. Official code (MIT): the two terms are added without alpha, which
-    is alpha=0.5 up to a factor of 2; 1 - c where the paper writes 1 - |c|. Followed here is the code.
+    is alpha=0.5 up to a factor of 2; 1 - c where the paper writes 1 - |c|. Followed here is the code;
+    departures from the paper with it: 1 - c, and terms divided by their sums, which changes about a fifth of the picks
+    on random data (terms="raw" is the paper's).
     Departures: any batch, padded or not (the code takes one prompt with one image and drops the mask); the softmax of
     TTV runs over all real tokens of the prompt, in float32 (the code's in the model's precision); several images are
     scored one by one, each with all text after it; on models with fewer key heads each serves its group of query heads;
@@ -65,6 +70,7 @@ class TransPrune(DecoderStage):
     ratios: tuple[float, ...] | None = None
     alpha: float = 0.5
     accumulate: tuple[int | float, int | float] | None = None
+    terms: Literal["shares", "raw"] = "shares"
 
     def __post_init__(self):
         if not 0 <= self.alpha <= 1:
@@ -105,4 +111,4 @@ class TransPrune(DecoderStage):
         rows = [context[signal] for signal in needed if isinstance(signal, Transition)]
         ttv = torch.stack(rows).sum(0) if rows else None
         iga = context[needed[-1]] if self.alpha < 1 else None
-        return Selection(topk_sorted(score_tokens(ttv, iga, self.alpha), context.count))
+        return Selection(topk_sorted(score_tokens(ttv, iga, self.alpha, self.terms), context.count))

@@ -1,5 +1,7 @@
 """Greedy DPP choice in plain torch, by a Cholesky factor that grows by one row per pick."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -65,13 +67,24 @@ def check(features: Tensor | Cosines, quality: Tensor, k: int) -> None:
 
 def choose(cosines: Cosines, quality: Tensor, k: int) -> Tensor:
     """Picks [B, k] of units that are computed together; quality [B, N]."""
-    units, n = quality.shape
-    unit = torch.arange(units, device=quality.device)
-    rest = quality.square() * cosines.x.square().sum(-1)
+    unit = torch.arange(len(quality), device=quality.device)
+
+    def row(pick: Tensor) -> Tensor:
+        return cosines.rows(pick) * quality * quality[unit, pick][:, None]
+
+    return greedy(quality.square() * cosines.x.square().sum(-1), row, k)
+
+
+def greedy(diagonal: Tensor, row_of: Callable[[Tensor], Tensor], k: int) -> Tensor:
+    """Picks [B, k] for kernels K given by their diagonal [B, N] and, when asked for, a row of each unit: tokens [B] ->
+    a new tensor [B, N]."""
+    units, n = diagonal.shape
+    unit = torch.arange(units, device=diagonal.device)
+    rest = diagonal.clone()
     floor = rest * (DEPENDENT * torch.finfo(rest.dtype).eps)
-    factor = quality.new_empty(units, k, n)
-    order = torch.empty(units, k, dtype=torch.long, device=quality.device)
-    taken = torch.zeros(units, n, dtype=torch.bool, device=quality.device)
+    factor = diagonal.new_empty(units, k, n)
+    order = torch.empty(units, k, dtype=torch.long, device=diagonal.device)
+    taken = torch.zeros(units, n, dtype=torch.bool, device=diagonal.device)
     for i in range(k):
         gain = rest.masked_fill(rest <= floor, 0).masked_fill_(taken, -1)
         pick = gain.argmax(1)
@@ -79,7 +92,7 @@ def choose(cosines: Cosines, quality: Tensor, k: int) -> Tensor:
         taken[unit, pick] = True
         if i + 1 == k:
             break
-        row = cosines.rows(pick) * quality * quality[unit, pick][:, None]
+        row = row_of(pick)
         if i:
             row -= product(factor[unit, :i, pick][:, None], factor[:, :i])[:, 0]
         best = gain[unit, pick][:, None]

@@ -1,13 +1,13 @@
-"""What `vtc check` prints: a table of what holds, and a line for each cell that is not simply ok."""
+"""What `vtc check` prints: a table of what holds, and a line for each verdict that is not simply ok."""
 
-from vtc.check.outcome import Outcome
+from vtc.check.outcome import ContractTable
 
 COLUMNS = 7  # of a table; more follow in another one
 SHOWN = 2  # names of properties in a line
 STYLES = {"ok": "green", "FAILED": "bold red", "-": "dim"}
 
 
-def tables(outcome: Outcome) -> list:
+def tables(outcome: ContractTable) -> list:
     """Rich tables, properties by columns."""
     from rich.table import Table
     from rich.text import Text
@@ -24,13 +24,13 @@ def tables(outcome: Outcome) -> list:
     return found
 
 
-def notes(outcome: Outcome) -> list[str]:
-    """Why cells are not ok, failures first: a line for each property, with what was seen first where columns differ;
+def notes(outcome: ContractTable) -> list[str]:
+    """Why verdicts are not ok, failures first: a line for each property, with what was seen first where columns differ;
     properties with the same line are joined."""
     lines: dict[tuple[str, tuple[str, ...], str], list[str]] = {}
     for name, row in outcome.rows.items():
         for state in ("FAILED", "-"):
-            whys = {column: cell.why for column, cell in row.items() if cell.state == state}
+            whys = {column: verdict.why for column, verdict in row.items() if verdict.state == state}
             if state == "FAILED" and len(set(whys.values())) > 1:
                 first = next(iter(whys))
                 whys = dict.fromkeys(whys, f"on {first}, {whys[first]}")

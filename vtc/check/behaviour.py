@@ -4,20 +4,20 @@ import torch
 from torch import Tensor
 
 from vtc.check.batch import IMAGES, forward, generate, grow, padded
-from vtc.check.errors import Violation
-from vtc.check.subject import Subject, watch
 from vtc.check.trace import state
+from vtc.check.trial import Trial, watch
+from vtc.check.verdicts import Violation
 from vtc.patching import report
 
 NEAR = 1e-6  # of logits in float64; weights of a merge may be float32
 STEPS = 6  # written tokens
 
 
-def batch(subject: Subject, near: float = NEAR) -> None:
+def batch(trial: Trial, near: float = NEAR) -> None:
     """A batch, padded on either side, chooses what its images choose one by one, and its last logits are theirs."""
-    alone = [subject.run(single) for single in subject.tiny.singles(subject.inputs)]
+    alone = [trial.run(single) for single in trial.tiny.singles(trial.inputs)]
     for side in ("left", "right"):
-        run = subject.run(padded(subject.inputs, side))
+        run = trial.run(padded(trial.inputs, side))
         for b, (one, length) in enumerate(zip(alone, run.report.prompts_after)):
             _same_kept(one.kept(0), run.kept(b), f"prompt {b} in a batch padded on the {side}")
             last = run.output.logits[b, -1 if side == "left" else length - 1]
@@ -26,14 +26,14 @@ def batch(subject: Subject, near: float = NEAR) -> None:
             )
 
 
-def padding(subject: Subject, near: float = NEAR) -> None:
+def padding(trial: Trial, near: float = NEAR) -> None:
     """Whatever stands in the padding, on either side: the same tokens are kept, and real columns do not change."""
     for side in ("left", "right"):
-        inputs = padded(subject.inputs, side)
+        inputs = padded(trial.inputs, side)
         gone = inputs["attention_mask"] == 0
         noise = torch.randint(3, 100, gone.shape, generator=torch.Generator().manual_seed(7))
-        run = subject.run(inputs)
-        other = subject.run(dict(inputs, input_ids=torch.where(gone, noise, inputs["input_ids"])))
+        run = trial.run(inputs)
+        other = trial.run(dict(inputs, input_ids=torch.where(gone, noise, inputs["input_ids"])))
         for b, length in enumerate(run.report.prompts_after):
             real = slice(-length, None) if side == "left" else slice(length)
             what = f"prompt {b} with other ids in the padding on the {side}"
@@ -41,13 +41,13 @@ def padding(subject: Subject, near: float = NEAR) -> None:
             _near(other.output.logits[b, real], run.output.logits[b, real], f"the logits of {what}", near)
 
 
-def deterministic(subject: Subject) -> None:
+def deterministic(trial: Trial) -> None:
     """A second run is bit-equal, whatever random numbers were drawn before."""
     runs = []
     for seed in (1, 2):
         with torch.random.fork_rng([]):
             torch.manual_seed(seed)
-            runs.append(subject.run())
+            runs.append(trial.run())
     first, second = runs
     for b in range(len(IMAGES)):
         _same_kept(first.kept(b), second.kept(b), f"prompt {b} in a second run")
@@ -55,70 +55,70 @@ def deterministic(subject: Subject) -> None:
         raise Violation("a second run keeps the same and gives other logits")
 
 
-def keep_all(subject: Subject) -> None:
+def keep_all(trial: Trial) -> None:
     """keep=1.0 leaves the model's output exactly as it was."""
-    stock = forward(subject.model, subject.inputs).logits
-    with subject.on(keep=1.0):
-        if not torch.equal(forward(subject.model, subject.inputs).logits, stock):
+    stock = forward(trial.model, trial.inputs).logits
+    with trial.on(keep=1.0):
+        if not torch.equal(forward(trial.model, trial.inputs).logits, stock):
             raise Violation("keep=1.0 changes the logits")
 
 
-def decoding(subject: Subject, near: float = NEAR) -> None:
+def decoding(trial: Trial, near: float = NEAR) -> None:
     """Greedy steps on the pruned cache give the logits of whole forwards over prompt and text so far, with the same
     tokens kept."""
-    with subject.on():
-        choices = watch(subject.model)
-        cached = generate(subject.model, subject.inputs, STEPS)
+    with trial.on():
+        choices = watch(trial.model)
+        cached = generate(trial.model, trial.inputs, STEPS)
         chosen = [choice.selection for choice in choices]
     for step in range(STEPS):
-        with subject.on():
-            watch(subject.model, chosen)
-            again = forward(subject.model, grow(subject.inputs, cached.tokens[:, :step]))
+        with trial.on():
+            watch(trial.model, chosen)
+            again = forward(trial.model, grow(trial.inputs, cached.tokens[:, :step]))
         _near(cached.logits[step], again.logits[:, -1], f"the logits of step {step} computed anew", near)
 
 
-def reported(subject: Subject) -> None:
+def reported(trial: Trial) -> None:
     """The report's counts and lengths are those of placeholders, cache tensors and what entered the language model."""
-    entered, mask = [], subject.inputs["attention_mask"]
-    language = subject.tiny.family.language_model
+    entered, mask = [], trial.inputs["attention_mask"]
+    language = trial.tiny.family.language_model
 
     def seen(module, args, kwargs):
         entered.append((kwargs["inputs_embeds"].shape[1], kwargs.get("attention_mask")))
 
-    with subject.on():
-        choices = watch(subject.model)
+    with trial.on():
+        choices = watch(trial.model)
         handle = language.register_forward_pre_hook(seen, with_kwargs=True)
         try:
-            output = forward(subject.model, subject.inputs, use_cache=True)
+            output = forward(trial.model, trial.inputs, use_cache=True)
         finally:
             handle.remove()
-        told = report(subject.model)
+        proof = report(trial.model)
     width, packed = entered[0]
     two = packed if isinstance(packed, Tensor) and packed.ndim == 2 else None
     lengths = [width] * len(mask) if two is None else two.sum(1).tolist()
     projected = [c for c in choices if c.stage.stage.site == "projector"]
     stages = sum(len(c.selection.row(b)) for c in projected for b in range(len(c.selection.keep)))
+    placeholders = int((trial.inputs["input_ids"] == trial.tiny.family.image_token_id).sum())
     if not projected:  # what the encoder left, if anything is dropped in it
-        stages = told.tokens_before - (int(mask.sum()) - sum(lengths))
-    placeholders = int((subject.inputs["input_ids"] == subject.tiny.family.image_token_id).sum())
+        stages = placeholders - (int(mask.sum()) - sum(lengths))
     facts = {
-        "visual tokens before": (told.tokens_before, placeholders),
-        "prompts before": (told.prompts_before, mask.sum(1).tolist()),
-        "prompts at the first layer": (told.prompts_entered, lengths),
-        "prompts at the last layer": (max(told.prompts_after), output.logits.shape[1]),
-        "lengths of the KV cache": (told.kv_lengths, [layer.keys.shape[2] for layer in output.past_key_values.layers]),
-        "visual tokens that enter": (sum(i.entered for i in told.images), stages),
+        "visual tokens before": (proof.tokens_before, placeholders),
+        "prompts before": (proof.prompts_before, mask.sum(1).tolist()),
+        "prompts at the first layer": (proof.prompts_entered, lengths),
+        "prompts at the last layer": (max(proof.prompts_after), output.logits.shape[1]),
+        "lengths of the KV cache": (proof.kv_lengths, [layer.keys.shape[2] for layer in output.past_key_values.layers]),
+        "visual tokens that enter": (sum(i.entered for i in proof.images), stages),
     }  # fmt: skip
     for what, (said, found) in facts.items():
         if said != found:
             raise Violation(f"{what}: the report says {said}, it was {found}")
 
 
-def removed(subject: Subject) -> None:
+def removed(trial: Trial) -> None:
     """Taken off, the model is bit-equal and nothing is left on any module or config."""
-    model, inputs = subject.model, subject.inputs
+    model, inputs = trial.model, trial.inputs
     before, stock = state(model), forward(model, inputs).logits
-    with subject.on():
+    with trial.on():
         generate(model, inputs, 2)
     after = state(model)
     if after != before:

@@ -26,16 +26,16 @@ KEEP, TOKENS = 0.3, 7
 
 @dataclass
 class Choice:
-    """One call of a stage. told: the Encoder or Decoder that it got beside the context."""
+    """One call of a stage. part: the Encoder or Decoder that it got beside the context."""
 
     stage: StageConfig
     context: Context
-    told: object
+    part: object
     selection: Selection
 
 
 @dataclass
-class Run:
+class CheckedCall:
     """One patched call. output: the model's; choices: of its stages, in order; patch: what was on the model."""
 
     output: object
@@ -100,7 +100,7 @@ class Tiny:
         return model.to(self.dtype).eval(), Words()
 
 
-class Subject:
+class Trial:
     """A strategy on a tiny model. given: overrides of the strategy, as `vtc.patch` takes them.
 
     Without a budget in `given`, a strategy at the projector alone keeps KEEP of the tokens, any other what its file or
@@ -109,8 +109,8 @@ class Subject:
 
     def __init__(self, strategy: object, tiny: Tiny, given: dict):
         self.strategy, self.tiny, self.model = strategy, tiny, tiny.model
-        self.told = bool({"keep", "prune_ratio"} & set(given))
-        self.given = given if self.told else _with_budget(strategy, tiny.name, given)
+        self.has_budget = bool({"keep", "prune_ratio"} & set(given))
+        self.given = given if self.has_budget else _with_budget(strategy, tiny.name, given)
         self.config = self.resolved()
         self.inputs = tiny.inputs()
 
@@ -133,12 +133,12 @@ class Subject:
         with patched(self.model, self.strategy, processor=Words(), clip=clip, **options) as model:
             yield model
 
-    def run(self, inputs: dict | None = None, **changes) -> Run:
+    def run(self, inputs: dict | None = None, **changes) -> CheckedCall:
         """One prefill with a cache."""
         with self.on(**changes):
             choices = watch(self.model)
             output = forward(self.model, self.inputs if inputs is None else inputs, use_cache=True)
-            return Run(output, report(self.model), choices, current(self.model))
+            return CheckedCall(output, report(self.model), choices, current(self.model))
 
 
 def _with_budget(strategy: object, family: str, given: dict) -> dict:
@@ -157,9 +157,9 @@ def watch(model: nn.Module, replayed: list[Selection] | None = None) -> list[Cho
     noted, rest = [], None if replayed is None else iter(replayed)
 
     def noting(stage: StageConfig, select: Callable) -> Callable:
-        def noted_select(context: Context, told: object) -> Selection:
-            selection = select(context, told) if rest is None else next(rest)
-            noted.append(Choice(stage, context, told, selection))
+        def noted_select(context: Context, part: object) -> Selection:
+            selection = select(context, part) if rest is None else next(rest)
+            noted.append(Choice(stage, context, part, selection))
             return selection
 
         return noted_select

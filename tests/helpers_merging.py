@@ -1,0 +1,80 @@
+"""What methods that merge make of tokens, written out token by token for the oracles."""
+
+import functools
+
+import torch
+from torch import Tensor
+
+from vtc.strategies.sparsevlm import split
+
+# Methods that merge at the projector; the oracles do not redo that.
+MERGED_BEFORE = ("visiondrop_projector", "visionzip", "apet_projector", "recoverable", "vflowopt_projector")
+ORDERED = ("visiondrop", "sparsevlm")  # strategies that put merged tokens last
+
+
+def merging_of(stage, steps):
+    """What makes merged hidden states of the images' steps in a stage inside the language model (see `Drop.merging`),
+    or None; not for VisionDrop, which the oracle knows."""
+    if stage.method == "sparsevlm":
+        members = [members_of(step.flows) for step in steps]
+        return functools.partial(recycled, members, [split(step.before, step.after)[1] for step in steps])
+    if stage.method == "apet":
+        return functools.partial(reconstructed, stage.stage.basis)
+    return None
+
+
+def members_of(flows) -> dict[int, list[int]]:
+    """The places in an image's run that flow into each."""
+    found = {}
+    for flow in flows:
+        for place, into in zip(*(x.tolist() for x in flow.places()), strict=True):
+            found.setdefault(into, []).append(place)
+    return found
+
+
+def recycled(members, counts, hidden: Tensor, view, drop, runs: list[Tensor]) -> Tensor:
+    """SparseVLM: the last tokens are the mean of what flows into them, divided by its number plus 1e-6."""
+    out = hidden.clone()
+    for run, kept, count, mine in zip(runs, drop.kept, counts, members, strict=True):
+        for place in kept[len(kept) - count :].tolist():
+            assert place in mine[place]
+            assert not set(mine[place]) & set(kept[: len(kept) - count].tolist())
+            out[0, run[place]] = hidden[0, run[mine[place]]].sum(0) / (len(mine[place]) + 1e-6)
+    return out
+
+
+def reconstructed(basis: int, hidden: Tensor, view, drop, runs: list[Tensor]) -> Tensor:
+    """ApET: see `apet`, on the tokens that are left of each image."""
+    out = hidden.clone()
+    for run, kept in zip(runs, drop.kept, strict=True):
+        order = [place for place in view.order.tolist() if place in set(run.tolist())]
+        places, tokens = apet(hidden[0, order], len(kept), basis, by_error=True)
+        assert [order[i] for i in places] == run[kept].tolist()
+        out[0, run[kept]] = tokens
+    return out
+
+
+def apet(x: Tensor, count: int, many: int, by_error: bool = False, own: float = 0.0, first: int = 0):
+    """The kept tokens of x [n, D], ascending, and what becomes of them [count, D]."""
+    if count == len(x):
+        return list(range(count)), x
+    basis = [first]
+    while len(basis) < min(many, max(1, count - 1)):
+        away = [min(float((a - x[j]).square().sum()) for j in basis) for a in x]
+        basis.append(away.index(max(away)))
+    s = x[basis]
+    fit = x @ s.T @ torch.linalg.inv(s @ s.T + 1e-5 * torch.eye(len(s), dtype=x.dtype))
+    errors = (x - fit @ s).norm(dim=1).tolist()
+    listed = sorted(range(len(x)), key=lambda i: (-errors[i], i))[:count]
+    swaps = min(len(basis), count - 1)
+    strong, weak = listed[: count - swaps], listed[count - swaps :]
+    members = {i: [i] for i in strong}
+    for i in range(len(x)):
+        if i not in listed:
+            alike = [float(torch.cosine_similarity(x[i], x[j], dim=0)) for j in strong]
+            members[strong[alike.index(max(alike))]].append(i)
+    tokens = {i: x[mine].mean(0) for i, mine in members.items()}
+    for i, j in zip(weak if by_error else sorted(weak), basis, strict=False):
+        tokens[i] = (1 - own) * x[j] + own * x[i]
+    kept = sorted(listed)
+    return kept, torch.stack([tokens[i] for i in kept])

@@ -1,0 +1,45 @@
+"""Clusters around density peaks: tokens that many others are close to, and that are far from denser ones.
+
+Source: Rodriguez and Laio, Science 2014, in the k-nearest-neighbour form that SparseVLM (arXiv 2410.04417) releases.
+"""
+
+import torch
+from torch import Tensor
+
+from vtc.kernels.gram.reference import float_type, product
+
+
+@torch.no_grad()
+def density_peaks(features: Tensor, clusters: int) -> tuple[Tensor, Tensor]:
+    """The centres and the cluster of every token.
+
+    The distance d of two tokens is the Euclidean one divided by sqrt(D). A token's density is exp(-mean of d^2 over the
+    `clusters` tokens nearest to it, itself included); its separation the distance to the nearest denser token, or the
+    largest distance of all if none is denser. The largest products of the two are centres; every other token joins the
+    nearest of them. Among equals the lower index is the denser, and comes first. One unit after another, [n, n]
+    distances each.
+
+    Args:
+        features: [B, n, D].
+        clusters: 1..n.
+
+    Returns:
+        centres, LongTensor [B, clusters] from the largest product on; cluster 0..clusters-1 of each token [B, n].
+    """
+    found = [_peaks(unit.to(float_type(unit)), clusters) for unit in features]
+    return torch.stack([centres for centres, _ in found]), torch.stack([group for _, group in found])
+
+
+def _peaks(x: Tensor, clusters: int) -> tuple[Tensor, Tensor]:
+    n, width = x.shape
+    x = x - x.mean(0)  # so that little is lost where tokens are alike but long
+    norm = x.square().sum(1)
+    square = (norm[:, None] + norm - 2 * product(x, x.t())).clamp_(min=0).div_(width).fill_diagonal_(0)
+    density = square.topk(clusters, 1, largest=False).values.mean(1).neg().exp()
+    rank = density.sort(descending=True, stable=True).indices.argsort()
+    distance = square.sqrt_()
+    separation = distance.masked_fill(rank[:, None] <= rank, torch.inf).amin(1)
+    separation = torch.where(rank == 0, distance.max(), separation)
+    centres = (density * separation).sort(descending=True, stable=True).indices[:clusters]
+    group = distance[:, centres].argmin(1)
+    return centres, group.scatter(0, centres, torch.arange(clusters, device=x.device))

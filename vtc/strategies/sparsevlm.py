@@ -1,0 +1,130 @@
+"""SparseVLM: drops inside the language model, rated by the text that agrees with the picture; some tokens merge."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from vtc.core.errors import ConfigError, shown
+from vtc.core.selection import Merge, Selection
+from vtc.core.signals import Context, Decoder, DecoderAttention, Hidden, Signal
+from vtc.kernels.density_peaks import density_peaks
+from vtc.kernels.merge import Groups, merged_slots
+from vtc.kernels.topk import topk_sorted
+from vtc.strategies import METHODS
+from vtc.strategies.base import DecoderStage, Step, steps_at
+
+ENTERED = 576  # the tokens that the released lists are meant for
+LISTS = {192: (300, 200, 110), 128: (303, 110, 36), 96: (238, 48, 26), 64: (66, 30, 17)}
+EPS = 1e-6
+
+
+def recycled_count(pruned: int) -> int:
+    """How many of the tokens that go are merged rather than dropped: int(0.3 * pruned) + 1."""
+    return min(pruned, int(0.3 * pruned) + 1)
+
+
+def cluster_count(pruned: int) -> int:
+    """Into how many tokens they merge: int(recycled / 10) + 1."""
+    return recycled_count(pruned) // 10 + 1 if pruned else 0
+
+
+def split(tokens: int, count: int) -> tuple[int, int]:
+    """`count` of `tokens` as tokens that stay and merged ones, as many of the former as leave room for the latter."""
+    if count >= tokens:
+        return tokens, 0
+    plain = next((k for k in range(count, 0, -1) if k + cluster_count(tokens - k) <= count), 1)
+    return plain, count - plain
+
+
+def released_shares(retain_token: int, recycle: bool) -> tuple[float, ...]:
+    """What is left after each drop, merged tokens included, as shares of the 576 that entered."""
+    left, shares = ENTERED, []
+    for kept in LISTS[retain_token]:
+        left = min(kept, left - 1) + (cluster_count(left - min(kept, left - 1)) if recycle else 0)
+        shares.append(left / ENTERED)
+    return tuple(shares)
+
+
+def recycle(score: Tensor, hidden: Tensor, kept: Tensor, clusters: int) -> tuple[Tensor, Groups]:
+    """Which of the tokens that are not in `kept` [B, K] are recycled [B, m], from the best on, and their clusters.
+
+    score [B, N], hidden [B, N, D]. A cluster is the mean of its tokens, divided by their number plus 1e-6.
+    """
+    batch, tokens = score.shape
+    group, weight = kept.new_full((batch, tokens), -1), torch.zeros_like(score)
+    many = recycled_count(tokens - kept.shape[1])
+    order = score.scatter(1, kept, -torch.inf).sort(dim=1, descending=True, stable=True).indices[:, :many]
+    if not clusters:
+        return order, Groups(kept.new_empty(batch, 0), group, weight)
+    centres, found = density_peaks(hidden.gather(1, order.unsqueeze(-1).expand(-1, -1, hidden.shape[2])), clusters)
+    sizes = score.new_zeros(batch, clusters).scatter_add_(1, found, torch.ones_like(found, dtype=score.dtype))
+    share = (sizes + EPS).reciprocal().gather(1, found)
+    return order, Groups(order.gather(1, centres), group.scatter_(1, order, found), weight.scatter_(1, order, share))
+
+
+@METHODS.register("sparsevlm")
+@dataclass(frozen=True)
+class SparseVLM(DecoderStage):
+    """Keeps the tokens that the raters attend to in the layer just run, and merges the best of the others.
+
+    Raters are the tokens of the text after the image that agree with its visual tokens more than the mean, in what
+    enters the language model (see `vtc.kernels.raters`). The score is their attention, averaged over heads and raters.
+    Of P tokens that are pruned the int(0.3 P) + 1 = m best are recycled: int(m / 10) + 1 clusters of their hidden
+    states (see `vtc.kernels.density_peaks`) give a token each, the mean of its members. In the sequence the merged
+    tokens stand behind the others, from the first peak on.
+
+    Knobs:
+    - layers: layers that run before each drop (a number, or relative depth as a float); the last of them gives the
+      attention. 3, 7 and 16 of 32 are published.
+    - retain_token: which of the released lists for 576 tokens, 192, 128, 96 or 64 (about the mean over layers; for 192:
+      300, 200 and 110 tokens and 9, 4 and 3 merged ones), as shares of the tokens that entered.
+    - ratios: shares of one's own instead of a list, merged tokens included.
+    - recycle: whether tokens merge.
+
+    Paper: SparseVLM, ICML 2025, arXiv 2410.04417. Official code: Gumpest/SparseVLMs @ 26a5f488, version 1.0 (licence
+    not recorded by us). Followed is the code: fixed lists at three layers, where the paper takes lambda * (N - rank of
+    the raters' attention) from every layer with a lambda not known to us; means and Euclidean distances, where the
+    paper sums and compares by cosine. Version 2.0 (SparseVLM+) is not here.
+    Departures: no noise in the densities (the code adds up to 1e-6, so that its choice varies); among equals the lower
+    index. A budget counts merged tokens, and is met exactly. Where no text token is above the mean, or no text comes
+    after the image, all of it rates, or the last prompt token. Several images, batches and padding are ours, as are
+    LLaVA-NeXT and Qwen, whose 2-D positions are kept where the code renumbers. Float32.
+    """
+
+    layers: tuple[int | float, ...] = (0.09375, 0.21875, 0.5)
+    retain_token: Literal[192, 128, 96, 64] = 192
+    ratios: tuple[float, ...] | None = None
+    recycle: bool = True
+
+    def __post_init__(self):
+        if self.retain_token not in LISTS:
+            raise ConfigError(
+                f"retain_token={shown(self.retain_token)} is unknown; possible: {', '.join(map(str, LISTS))}, or ratios"
+            )
+
+    def steps(self, decoder: Decoder) -> tuple[Step, ...]:
+        """One step per listed layer."""
+        shares = released_shares(self.retain_token, self.recycle) if self.ratios is None else self.ratios
+        return steps_at(self.layers, shares, decoder)
+
+    def count(self, entered: int, share: float) -> int:
+        """Rounded to nearest, halves to even; at least 1."""
+        return max(1, round(entered * share))
+
+    def needs(self, decoder: Decoder, step: int) -> tuple[Signal, ...]:
+        """The raters' attention in the layer just run and, to merge, the hidden states that it gave."""
+        score = DecoderAttention(self.steps(decoder)[step].layer - 1, "raters", ahead=False)
+        return (score, Hidden()) if self.recycle else (score,)
+
+    def select(self, context: Context, decoder: Decoder) -> Selection:
+        """See `split` and `recycle`; exactly `count` slots."""
+        needed, (plain, clusters) = self.needs(decoder, context.step), split(context.tokens, context.count)
+        score = context[needed[0]].to(torch.promote_types(context[needed[0]].dtype, torch.float32))
+        if not self.recycle or not clusters:
+            return Selection(topk_sorted(score, context.count))
+        kept = topk_sorted(score, plain)
+        _, groups = recycle(score, context[needed[1]], kept, clusters)
+        keep, order, target, weight = merged_slots(kept, groups)
+        return Selection(keep, merge=Merge(target, weight), order=order)

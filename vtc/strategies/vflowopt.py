@@ -1,0 +1,67 @@
+"""VFlowOpt, later stages: the least important tokens leave the language model, by what the encoder found important."""
+
+from dataclasses import dataclass
+
+from vtc.core.errors import ConfigError, shown
+from vtc.core.selection import Selection
+from vtc.core.signals import Context, Decoder, Importance
+from vtc.kernels.topk import topk_sorted
+from vtc.strategies import METHODS
+from vtc.strategies.base import DecoderStage, Step, steps_at
+
+
+@METHODS.register("vflowopt")
+@dataclass(frozen=True)
+class VFlowOpt(DecoderStage):
+    """Drops, before each listed layer, the tokens that `vflowopt_projector` found least important.
+
+    A merged token has the importance of its most important part. Neither text nor the language model is looked at.
+
+    Knobs:
+    - layers: layers before which tokens are dropped (0-based number, or relative depth as a float): 9 and 18 of 28, on
+      LLaVA 10 and 20 of 32.
+    - ratios: what each leaves of the tokens that it finds, of n the n - round(n * (1 - ratio)); the released 25 %.
+
+    Paper: VFlowOpt, ICCV 2025, arXiv 2508.05211. Official code: CC BY-NC 4.0, LLaVA-OneVision only. Released ratios for
+    other budgets stand with `vflowopt_projector`, which has to come first. The average over layers that a budget sets
+    is the paper's, but for the number of merged tokens.
+    Departures: each image of a prompt by itself; at least one token stays. Kept positions are those after the first
+    stage, as in the code.
+    """
+
+    layers: tuple[int | float, ...] = (0.3214, 0.6429)
+    ratios: tuple[float, ...] = (0.9833433139039235, 0.8773258179532721)
+
+    def __post_init__(self):
+        if any(not 0 < ratio <= 1 for ratio in self.ratios):
+            raise ConfigError(f"ratios={shown(list(self.ratios))} is out of range; possible: shares in (0, 1]")
+
+    def shares(self) -> tuple[float, ...]:
+        """What is left after each step, as shares of the tokens that entered."""
+        found, left = [], 1.0
+        for ratio in self.ratios:
+            left *= ratio
+            found.append(left)
+        return tuple(found)
+
+    def steps(self, decoder: Decoder) -> tuple[Step, ...]:
+        """One step per listed layer."""
+        return steps_at(self.layers, self.shares(), decoder)
+
+    def count(self, entered: int, share: float) -> int:
+        """For a share of the released schedule, what its steps leave one after the other; for any other (a budget set
+        by `keep`) that share, rounded to nearest. At least 1."""
+        if share not in self.shares():
+            return max(1, round(entered * share))
+        left = entered
+        for ratio in self.ratios[: self.shares().index(share) + 1]:
+            left -= round(left * (1 - ratio))
+        return max(1, left)
+
+    def needs(self, decoder: Decoder, step: int) -> tuple[Importance]:
+        """The scores of the stage at the projector."""
+        return (Importance(),)
+
+    def select(self, context: Context, decoder: Decoder) -> Selection:
+        """Top `count` by importance."""
+        return Selection(topk_sorted(context[Importance()], context.count))
