@@ -55,3 +55,11 @@ class TextToVisual:
     the share that goes to all visual tokens of the prompt that are left; observed while the layer runs. -> [B]."""
 
     layer: int
+
+
+@dataclass(frozen=True)
+class DecoderKeys:
+    """The keys (after RoPE) of decoder layer `layer`, averaged over key heads, computed before the layer runs.
+    -> [B, N, e]."""
+
+    layer: int

@@ -10,6 +10,7 @@ from vtc.core.errors import ConfigError, shown
 from vtc.core.inner_signals import (
     Carried,
     ClsValueAttention,
+    DecoderKeys,
     ImageAttention,
     KeyNorms,
     Sizes,
@@ -152,14 +153,6 @@ class TextPivots:
 
     layer: int
     count: int
-
-
-@dataclass(frozen=True)
-class DecoderKeys:
-    """The keys (after RoPE) of decoder layer `layer`, averaged over key heads, computed before the layer runs.
-    -> [B, N, e]."""
-
-    layer: int
 
 
 Signal = (
