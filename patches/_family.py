@@ -20,10 +20,11 @@ from vtc.core.signals import (
     Encoder,
     EncoderKeys,
     ImportantAttention,
+    PatchAttention,
     Signal,
     ValueNorms,
 )
-from vtc.kernels.attention_reduce import attention_columns, attention_rows
+from vtc.kernels.attention_reduce import attention_columns, attention_diagonal, attention_rows
 from vtc.kernels.important import important_columns
 from vtc.patches._decoder import DecoderSite
 from vtc.patches._encoder import EncoderSite, Units
@@ -247,6 +248,12 @@ class Family(ABC):
             scores = attention_columns(
                 query, key, scale=scale, reduce_queries=signal.reduce_queries, cu_seqlens=cu_seqlens
             )
+        elif isinstance(signal, PatchAttention):
+            options = dict(scale=scale, cu_seqlens=cu_seqlens)
+            scores = attention_columns(query, key, reduce_queries="sum", **options)
+            scores = scores - attention_diagonal(query, key, **options)
+            if self.encoder.has_cls:
+                scores = scores - attention_rows(query[:, :, :1], key, scale=scale)[:, 0]
         elif self.encoder.has_cls:
             scores = attention_rows(query[:, :, :1], key, scale=scale)[:, 0]
         elif cu_seqlens is None:

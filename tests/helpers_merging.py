@@ -8,8 +8,17 @@ from torch import Tensor
 from vtc.strategies.sparsevlm import split
 
 # Methods that merge at the projector; the oracles do not redo that.
-MERGED_BEFORE = ("visiondrop_projector", "visionzip", "apet_projector", "recoverable", "vflowopt_projector")
-ORDERED = ("visiondrop", "sparsevlm")  # strategies that put merged tokens last
+MERGED_BEFORE = (
+    "visiondrop_projector",
+    "visionzip",
+    "apet_projector",
+    "recoverable",
+    "vflowopt_projector",
+    "prunesid",
+    "visiontrim",
+    "vscan_projector",
+)
+ORDERED = ("visiondrop", "sparsevlm", "autoprune")  # strategies that put merged tokens last
 
 
 def merging_of(stage, steps):
@@ -18,6 +27,10 @@ def merging_of(stage, steps):
     if stage.method == "sparsevlm":
         members = [members_of(step.flows) for step in steps]
         return functools.partial(recycled, members, [split(step.before, step.after)[1] for step in steps])
+    if stage.method == "autoprune" and steps[0].layer > 1:
+        members = [members_of(step.flows) for step in steps]
+        counts = [clusters_of(step, mine) for step, mine in zip(steps, members, strict=True)]
+        return functools.partial(recycled, members, counts, divisor=0.0)
     if stage.method == "apet":
         return functools.partial(reconstructed, stage.stage.basis)
     return None
@@ -32,14 +45,27 @@ def members_of(flows) -> dict[int, list[int]]:
     return found
 
 
-def recycled(members, counts, hidden: Tensor, view, drop, runs: list[Tensor]) -> Tensor:
+def clusters_of(step, members) -> int:
+    """How many of a step's tokens are merged ones of AutoPrune, by its rules for their number and for that of the
+    tokens that flow into them. The last one may have nothing but itself in it; then it does not matter."""
+    kept, found = step.kept.tolist(), set()
+    for plain in range(step.after + 1):
+        gone = step.before - plain
+        some = min(gone, int(0.3 * gone) + 1)
+        count = some // 10 + 1 if gone else 0
+        if plain + count == step.after and sum(len(members[place]) for place in kept[plain:]) == some:
+            found.add(count)
+    return min(found)
+
+
+def recycled(members, counts, hidden: Tensor, view, drop, runs: list[Tensor], divisor: float = 1e-6) -> Tensor:
     """SparseVLM: the last tokens are the mean of what flows into them, divided by its number plus 1e-6."""
     out = hidden.clone()
     for run, kept, count, mine in zip(runs, drop.kept, counts, members, strict=True):
         for place in kept[len(kept) - count :].tolist():
             assert place in mine[place]
             assert not set(mine[place]) & set(kept[: len(kept) - count].tolist())
-            out[0, run[place]] = hidden[0, run[mine[place]]].sum(0) / (len(mine[place]) + 1e-6)
+            out[0, run[place]] = hidden[0, run[mine[place]]].sum(0) / (len(mine[place]) + divisor)
     return out
 
 

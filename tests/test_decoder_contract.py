@@ -67,6 +67,8 @@ def lengths_by_layer(report, inputs) -> list[list[int]]:
 @cases
 def test_counts_are_the_schedules(strategy, case):
     """Without a keep, each step leaves what the method's own steps and count say, in every image."""
+    if strategy == "autoprune":
+        pytest.skip("its counts follow the prompt, see test_autoprune.py")
     _, report = run(strategy, case)
     config = resolved(strategy, case, **options_of(strategy))
     decoder = Decoder(family_of(case), model_of(case).config.get_text_config().num_hidden_layers)

@@ -50,7 +50,7 @@ def test_the_methods_inside_are_tested():
     assert {"transprune", "fastv", "pyramiddrop", "visiondrop"} <= set(INSIDE)
 
 
-@pytest.mark.parametrize("strategy", [*INSIDE, "visionzip", "recoverable"])
+@pytest.mark.parametrize("strategy", [*INSIDE, "visionzip", "recoverable", "prunesid", "visiontrim"])
 @cases
 @renumbered
 def test_generate_equals_oracle(strategy, case, positions):

@@ -8,7 +8,7 @@ import torch
 
 import vtc
 from tests.helpers import build, inputs_of, model_of
-from vtc.core.signals import AttentionColumns, ClsAttention, EncoderKeys, ImportantAttention
+from vtc.core.signals import AttentionColumns, ClsAttention, EncoderKeys, ImportantAttention, PatchAttention
 from vtc.patching import find_family
 
 CASES = [*vtc.families(), "llava-siglip"]
@@ -61,6 +61,9 @@ def expected_scores(model, family, pictures, layer, kind):
         elif kind in ("cls", "joined"):
             pooled = query.double().mean(2, keepdim=True)
             scores = (pooled @ key.double().transpose(2, 3) * scale).softmax(-1)[:, :, 0].mean(1)
+        elif kind == "others":
+            own, first = weights.diagonal(0, 2, 3), int(family.encoder.has_cls)
+            scores = (weights[:, :, first:].sum(2) - own.index_fill(2, torch.arange(first), 0)).mean(1)
         else:
             scores = weights.mean(1).mean(1) if kind == "mean" else weights.mean(1).sum(1)
         rows.append(scores[:, 1:] if family.encoder.has_cls else scores)
@@ -134,6 +137,19 @@ def test_cls_attention(case):
     for signal, values in found.items():
         rows = expected_scores(model, family, pictures, signal.layer, "cls")
         compare(values, in_tokens(model, family, pictures, rows))
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_patch_attention(case):
+    """VisionTrim's signal: what the other patches pay, in windows too, without the diagonal and [CLS]."""
+    model, pictures = build(case, torch.float32), pictures_of(inputs_of(case, dtype=torch.float32))
+    family = find_family(model)
+    for layer in (0, 3):
+        signal = PatchAttention(layer)
+        found = observed(model, pictures, strategy="visiontrim", keep=0.3, layer=layer)[signal]
+        model.set_attn_implementation("eager")
+        compare(found, in_tokens(model, family, pictures, expected_scores(model, family, pictures, layer, "others")))
+        model.set_attn_implementation("sdpa")
 
 
 @pytest.mark.parametrize("case", CASES)

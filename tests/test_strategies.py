@@ -9,6 +9,8 @@ from vtc.core.errors import PatchError
 from vtc.core.selection import Merge, Selection
 from vtc.core.signals import (
     AttentionColumns,
+    ClipPatches,
+    ClipWords,
     ClsAttention,
     Context,
     Decoder,
@@ -23,6 +25,7 @@ from vtc.core.signals import (
     ImageAttention,
     Importance,
     KeyNorms,
+    PatchAttention,
     TextEmbeddings,
     TextPivots,
     TextRelevance,
@@ -36,10 +39,10 @@ from vtc.strategies import METHODS
 ENCODER = Encoder("test", depth=8, has_cls=True, global_layers=tuple(range(8)))
 NO_CLS = Encoder("test", depth=8, has_cls=False, global_layers=tuple(range(8)))
 DECODER = Decoder("test", 32)
-ROWS = AttentionColumns | ClsAttention | Transition | DecoderAttention | KeyNorms | TextRelevance | Importance  # [B, N]
-ROWS = ROWS | ImageAttention | ValueNorms
-WIDE = Features | EncoderFeatures | EncoderKeys | DecoderKeys | FinalHidden | Hidden  # [B, N, D]
-TEXT = TextEmbeddings | TextPivots  # [B, m, D]
+ROWS = AttentionColumns | ClsAttention | PatchAttention | Transition | DecoderAttention | KeyNorms
+ROWS |= TextRelevance | Importance | ImageAttention | ValueNorms  # [B, N]
+WIDE = Features | ClipPatches | EncoderFeatures | EncoderKeys | DecoderKeys | FinalHidden | Hidden  # [B, N, D]
+TEXT = TextEmbeddings | ClipWords | TextPivots  # [B, m, D]
 # Those inside the encoder are in test_encoder_methods.py.
 OUTSIDE = [name for name in METHODS if METHODS[name].site != "encoder"]
 methods = pytest.mark.parametrize("method", [name for name in OUTSIDE if not METHODS[name].adaptive])
@@ -158,6 +161,8 @@ def test_every_row_matters(method):
         seen, new = (context(stage, 16, 16, count, seed=seed, step=step) for seed in (0, 1))
         before = stage.select(seen, site_of(stage))
         for signal in seen.signals:
+            if method == "holov" and signal == Features():
+                continue  # brings both terms of a score to one mean: only where cosines do not vary, see its own test
             changed = {**seen.signals, signal: new.signals[signal]}
             other = Context(256, count, seen.grid, (0,), seen.device, changed, step)
             after = stage.select(other, site_of(stage))

@@ -79,7 +79,7 @@ def patch(
     model's layers (`vtc.config.allocation` says how several stages share it); prune_ratio: fraction removed instead.
     scope, positions, knobs: override the YAML (see `vtc show`); in a composition also as METHOD.KNOB. processor: the
     model's processor, for strategies that read the question (mmtok). clip: (CLIPModel, its tokenizer), for cdpruner
-    with relevance="clip".
+    and visiontrim with relevance="clip".
     Raises ConfigError or UnsupportedError in one line, before the model is touched.
     """
     given = {"keep": keep, "prune_ratio": prune_ratio, "scope": scope, "positions": positions}

@@ -114,6 +114,13 @@ class Allocation:
             per_layer.append(seen)
         return per_layer
 
+    def aim(self, before: int, entered: int) -> tuple[int, int]:
+        """Tokens of one image that enter, and that all layers together are to see; -1 where no budget departs from the
+        published schedules. For stages that find their own numbers (see `vtc.core.signals.Aim`)."""
+        if all(power == 1.0 for power in self.powers(before, entered)):
+            return entered, -1
+        return entered, sum(self.tokens_per_layer(before, entered))
+
     def powers(self, before: int, entered: int) -> tuple[float, ...]:
         """The power of each decoder stage for one image."""
         if self.config.keep is not None:

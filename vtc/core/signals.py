@@ -7,14 +7,23 @@ from typing import NamedTuple
 from torch import Tensor
 
 from vtc.core.errors import ConfigError, shown
-from vtc.core.inner_signals import (
+from vtc.core.signals_inside import (
+    Aim,
     Carried,
     ClsValueAttention,
+    DecoderAttention,
     DecoderKeys,
+    EncoderAttention,
+    FinalHidden,
+    Hidden,
     ImageAttention,
+    Importance,
     KeyNorms,
     Sizes,
+    TextInformation,
+    TextPivots,
     TextToVisual,
+    Transition,
     ValueNorms,
 )
 
@@ -54,6 +63,14 @@ class PatchEntropy:
     its crop. released: how they become 8 bits, see `vtc.kernels.entropy`. -> [B, N] float32."""
 
     released: bool = True
+
+
+@dataclass(frozen=True)
+class PatchAttention:
+    """The attention that each visual token receives from the others in encoder layer `layer`, without its own and
+    without that of a [CLS] query; averaged over heads, summed over queries. -> [B, N] float32."""
+
+    layer: int
 
 
 @dataclass(frozen=True)
@@ -97,67 +114,27 @@ class TextRelevance:
 
 
 @dataclass(frozen=True)
+class ClipPatches:
+    """What the projector receives for each visual token, through CLIP's visual projection and nothing else, at the
+    length that this gives. Needs a CLIP model. -> [B, N, p]."""
+
+
+@dataclass(frozen=True)
+class ClipWords:
+    """Each token of the question in CLIP's common space, the first and last one of the sequence too; a question of more
+    than 77 tokens is cut. Needs a CLIP model. -> [B, m, p]."""
+
+
+@dataclass(frozen=True)
 class Unprojected:
     """What the projector receives for each visual token, for merging before the projector: see `Merge.unprojected`. A
     stage that requests it has it recorded; it is not in the Context."""
 
 
-@dataclass(frozen=True)
-class Transition:
-    """Token transition variation of decoder layer `layer` (0-based): how far its attention and its MLP change the
-    length and the direction of a token, over all tokens of the prompt. See `vtc.kernels.transition`. -> [B, N]
-    float32. Measured when the layer runs, carried through every later drop."""
-
-    layer: int
-
-
-@dataclass(frozen=True)
-class DecoderAttention:
-    """Causal softmax attention that each visual token receives in decoder layer `layer`, averaged over heads and over
-    the chosen queries, not renormalised. -> [B, N] float32.
-
-    queries: "last" (the last prompt token), "after" (all text after the image; the last prompt token if there is
-    none), "raters" (of these the text tokens that agree with the image more than the mean of them, in what enters the
-    language model; see `vtc.kernels.raters`), "image" (the image's own tokens that are left). ahead: computed before
-    the layer runs, from its own norm, projections and rotary positions, on the tokens that are about to enter it; else
-    observed while it runs.
-    """
-
-    layer: int
-    queries: str
-    ahead: bool = True
-
-
-@dataclass(frozen=True)
-class Hidden:
-    """The hidden states of the visual tokens that are about to enter a layer of the language model, or as they stand at
-    a step inside the encoder (a cell: its patches' mean). -> [B, N, D]."""
-
-
-@dataclass(frozen=True)
-class Importance:
-    """The scores that the stage at the projector gave the visual tokens, see `Selection.score`, carried through every
-    later drop. -> [B, N]."""
-
-
-@dataclass(frozen=True)
-class FinalHidden:
-    """The hidden states of the visual tokens that are about to enter a layer, through the model's final norm.
-    -> [B, N, D]."""
-
-
-@dataclass(frozen=True)
-class TextPivots:
-    """`FinalHidden` of the `count` text tokens after the image with the longest keys (`KeyNorms`) in decoder layer
-    `layer`, longest first; fewer where there is less text. -> [B, p, D]."""
-
-    layer: int
-    count: int
-
-
 Signal = (
     AttentionColumns
     | ClsAttention
+    | PatchAttention
     | ImportantAttention
     | PatchEntropy
     | Features
@@ -169,11 +146,16 @@ Signal = (
     | EncoderFeatures
     | TextEmbeddings
     | TextRelevance
+    | ClipPatches
+    | ClipWords
     | Unprojected
     | Transition
     | DecoderAttention
     | ImageAttention
     | KeyNorms
+    | TextInformation
+    | EncoderAttention
+    | Aim
     | Hidden
     | Importance
     | FinalHidden

@@ -102,6 +102,11 @@ class PromptCut:
         if kwargs.get("past_key_values") is not None:
             remember(kwargs["past_key_values"], prompt)
         if self.plan is not None:
-            images = Images(batch, placement, grouped)
+            aims = [self.allocation.aim(n, len(k.offsets)) for n, k in zip(tokens, kept, strict=True)]
+
+            def encoded(signal, image: int) -> Tensor:
+                return self.vision.on_run(signal, run, placement.source[image])
+
+            images = Images(batch, placement, grouped, encoded, aims)
             call.inside = Prefill(self.plan, prompt, images, counts, where, ends, mask, report, kwargs["inputs_embeds"])
         report.select_seconds = clock.now() - start

@@ -1,5 +1,6 @@
 """Prefill inside the language model: tokens dropped between decoder layers, and what the layers after are given."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -9,7 +10,7 @@ from vtc.config.allocation import Allocation
 from vtc.core.errors import ConfigError
 from vtc.core.report import Report, StepReport
 from vtc.core.selection import Selection
-from vtc.core.signals import Decoder, Importance, Signal
+from vtc.core.signals import Aim, Decoder, EncoderAttention, Importance, Signal
 from vtc.engine import clock
 from vtc.engine.masks import cut_prefill
 from vtc.engine.placement import Batch, Placement
@@ -24,7 +25,7 @@ class Plan:
     """What is known of the stages inside the language model before any prompt.
 
     site: the model's layers. steps: by layer, the numbers of the drops before it. needs: per drop, its signals.
-    watched: what these ask of the layers.
+    watched: what these ask of the layers. encoder: what they ask of the encoder.
     """
 
     def __init__(self, site, allocation: Allocation, decoder: Decoder):
@@ -35,6 +36,7 @@ class Plan:
         for number, step in enumerate(allocation.steps):
             self.steps.setdefault(step.layer, []).append(number)
         self.watched = Needs(self.needs)
+        self.encoder = tuple(dict.fromkeys(s for some in self.needs for s in some if isinstance(s, EncoderAttention)))
         first = allocation.config.projector
         if self.watched.scores and not (first and first.stage.gives_score):
             names = [stage.method for stage, needs in zip(stages, self.needs, strict=False) if Importance() in needs]
@@ -46,11 +48,14 @@ class Plan:
 
 @dataclass
 class Images:
-    """The images of a batch of prompts, and what is left of each, per prompt."""
+    """The images of a batch of prompts, and what is left of each, per prompt. encoded: a signal of the encoder of one
+    of all images, on its run of tokens; aims: per image, see `Aim`."""
 
     batch: Batch
     placement: Placement
     kept: list[list[Kept]]
+    encoded: Callable[[EncoderAttention, int], Tensor]
+    aims: list[tuple[int, int]]
 
 
 class Prefill:
@@ -126,6 +131,10 @@ class Prefill:
         @torch.no_grad()
         def look(signal: Signal, unit: Unit) -> Tensor:
             b, j = owner[unit.image]
+            if isinstance(signal, Aim):
+                return torch.tensor(images.aims[unit.image], dtype=torch.float64)
+            if isinstance(signal, EncoderAttention):
+                return images.encoded(signal, unit.image).to(device)[unit.offsets]
             return self.watch.look(signal, b, j, places[b][j][unit.offsets], rows).to(device)
 
         def merge(unit: Unit, selection: Selection) -> Tensor:

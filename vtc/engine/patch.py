@@ -20,7 +20,7 @@ from vtc.engine.labels import Labels
 from vtc.engine.question import QuestionReader
 from vtc.engine.reports import KEEPS_ALL, NO_CALL, NO_IMAGE, Reporter, cache_lengths
 from vtc.engine.state import Call, PrunedPrompt, ThreadState, recall, remember
-from vtc.engine.vision import Vision
+from vtc.engine.vision import Vision, encoder_signal
 
 _NUMBERS = itertools.count(1)
 
@@ -41,8 +41,9 @@ class Patch:
         self.stage = reporter.stage
         needs = () if self.stage is None else self.stage.stage.needs(family.encoder)
         self.patchwork, self.thread, self.number = Patchwork(), ThreadState(), next(_NUMBERS)
+        inside = () if self.plan is None else (encoder_signal(s, family.encoder) for s in self.plan.encoder)
         encoder = plan_of(family, reporter.inside, self.allocation.encoder)
-        self.vision = Vision(family, tuple(dict.fromkeys(needs)), self.thread, encoder)
+        self.vision = Vision(family, tuple(dict.fromkeys([*needs, *inside])), self.thread, encoder)
         self.front = reporter.front
         question = QuestionReader(family, strategy, processor, clip)
         self.cut = PromptCut(

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from vtc.config.strategy import StrategyConfig
 from vtc.core.errors import ConfigError, UnsupportedError
-from vtc.core.signals import Signal, TextEmbeddings, TextRelevance
+from vtc.core.signals import ClipPatches, ClipWords, Signal, TextEmbeddings, TextRelevance
 from vtc.core.text import keywords_of, question_of, without_instructions
 from vtc.engine.placement import Host
 from vtc.kernels.transfer import upload
@@ -30,10 +30,10 @@ class QuestionReader:
                     f"{stage.method} reads the question, and processor={processor!r} has no tokenizer; possible: "
                     f"vtc.patch(model, {strategy.name!r}, processor=AutoProcessor.from_pretrained(...))"
                 )
-        relevance = strategy.projector is not None and any(
-            isinstance(s, TextRelevance) for s in strategy.projector.stage.needs(family.encoder)
+        compares = strategy.projector is not None and any(
+            isinstance(s, (TextRelevance, ClipWords)) for s in strategy.projector.stage.needs(family.encoder)
         )
-        if relevance:
+        if compares:
             self._check_clip()
 
     def _check_clip(self) -> None:
@@ -50,13 +50,17 @@ class QuestionReader:
             )
 
     def look(self, signal: Signal, b: int, host: Host):
-        """A signal of the question of prompt b: embeddings [m, D], or for TextRelevance a function of the encoder's
-        features [N, D] -> [N]."""
+        """A signal of the question of prompt b: [m, D], or for TextRelevance and ClipPatches what maps the encoder's
+        features [N, D] to it."""
+        if isinstance(signal, ClipPatches):
+            return self._patches
         if host.ids is None:
             raise UnsupportedError("the question cannot be read from inputs_embeds; possible: input_ids")
         row, stays = host.ids[b], host.stays(b)
         if isinstance(signal, TextRelevance):
             return self._relevance(without_instructions(self._question(row[stays])))
+        if isinstance(signal, ClipWords):
+            return self._words(self._question(row[stays]))
         return self._embeddings(signal, row, stays, host.is_image[b])
 
     def _question(self, ids: Tensor) -> str:
@@ -74,6 +78,17 @@ class QuestionReader:
             given = self.tokenizer(words, is_split_into_words=True, add_special_tokens=False)["input_ids"]
             ids = torch.tensor(given or row[stays].tolist(), dtype=torch.long)
         return table(upload(ids, table.weight.device)).detach()
+
+    def _patches(self, features: Tensor) -> Tensor:
+        projection = self.clip[0].visual_projection
+        return projection(features.to(projection.weight.device, projection.weight.dtype)).to(features.device)
+
+    def _words(self, question: str) -> Tensor:
+        model, tokenizer = self.clip
+        ids = tokenizer(question)["input_ids"]
+        ids = ids if len(ids) <= SEGMENT else [*ids[: SEGMENT - 1], ids[-1]]
+        ids = upload(torch.tensor([ids], dtype=torch.long), model.text_projection.weight.device)
+        return model.text_projection(model.text_model(input_ids=ids).last_hidden_state[0])
 
     def _relevance(self, question: str) -> Callable[[Tensor], Tensor]:
         model, tokenizer = self.clip

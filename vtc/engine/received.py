@@ -11,6 +11,7 @@ from torch import Tensor
 from vtc.engine.placement import Batch, Placement
 from vtc.engine.state import Segment
 from vtc.kernels.attention_reduce import attention_columns, attention_rows
+from vtc.kernels.information import mutual_information
 from vtc.kernels.transfer import upload
 
 
@@ -104,3 +105,26 @@ def received(
         key_mask=None if rows.valid is None else rows.valid[:, :stop], causal=True,
     )  # fmt: skip
     return torch.nn.functional.pad(out, (0, rows.width - stop))
+
+
+def information(query: Tensor, key: Tensor, scale: float | None, rows: Rows, ordinal: int) -> Tensor:
+    """What the text after an image tells by its attention, as `TextInformation` has it: [B, 2] float64. One head at a
+    time, so that there are never more numbers than text tokens times keys."""
+    heads, group = query.shape[1], query.shape[1] // key.shape[1]
+    out = torch.zeros(len(rows.kept), 2, dtype=torch.float64, device=query.device)
+    for b, kept in enumerate(rows.kept):
+        if ordinal >= len(kept):
+            continue
+        text = rows.text_columns(b, ordinal).to(query.device)
+        text = text if len(text) else text.new_full((1,), rows.ends[b] - 1)
+        (head, tail), place = rows.placement.bounds[b][ordinal], rows.segment.index[b].to(query.device)
+        own = rows.visual(b).to(query.device) & (place >= head) & (place <= tail)
+        width = len(kept[ordinal].offsets)
+        columns = own.to(torch.uint8).sort(descending=True, stable=True).indices[:width]
+        mask = None if rows.valid is None else rows.valid[b : b + 1]
+        for h in range(heads):
+            q, k = query[b : b + 1, h : h + 1, text], key[b : b + 1, h // group : h // group + 1]
+            found = attention_rows(q, k, scale=scale, key_mask=mask, causal_positions=text)[0]
+            out[b, 0] += mutual_information(found[:, columns])
+        out[b, 1] = len(text)
+    return out

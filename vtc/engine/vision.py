@@ -13,15 +13,31 @@ from vtc.core.errors import PatchError
 from vtc.core.hooks import Patchwork
 from vtc.core.layout import VisionRun
 from vtc.core.selection import Selection
-from vtc.core.signals import EncoderFeatures, Features, PatchEntropy, Signal, TextEmbeddings, TextRelevance, Unprojected
+from vtc.core.signals import (
+    AttentionColumns,
+    ClipPatches,
+    ClipWords,
+    ClsAttention,
+    Encoder,
+    EncoderAttention,
+    EncoderFeatures,
+    Features,
+    PatchEntropy,
+    Signal,
+    TextEmbeddings,
+    TextRelevance,
+    Unprojected,
+)
 from vtc.engine import clock
 from vtc.engine.encoder import EncoderPlan
 from vtc.engine.select import Kept, Unit, choose, units_of
 from vtc.engine.state import ThreadState
 from vtc.engine.survivors import finish, put_inside, spread_captured
 from vtc.kernels.entropy import grey_entropy
+from vtc.kernels.transfer import upload
 
 RUN = "_vtc_run"
+ENCODED = Unprojected, EncoderFeatures, TextRelevance, ClipPatches  # made of what the projector receives
 
 
 class Vision:
@@ -32,7 +48,7 @@ class Vision:
         self.family, self.thread, self.plan = family, thread, plan
         self.observed = tuple(s for s in signals if hasattr(s, "layer"))
         self.pixels = tuple(s for s in signals if isinstance(s, PatchEntropy))
-        self.unprojected = any(isinstance(s, (Unprojected, EncoderFeatures, TextRelevance)) for s in signals)
+        self.unprojected = any(isinstance(s, ENCODED) for s in signals)
 
     def put_on(self, work: Patchwork) -> None:
         """Observes the layers that the signals name and wraps `get_image_features`."""
@@ -149,9 +165,23 @@ class Vision:
                 found[b, where] = True
         return run, found
 
+    def on_run(self, signal: EncoderAttention, run: VisionRun, image: int) -> Tensor:
+        """A signal for stages inside the language model, of one image of `run`, on its run of tokens."""
+        layout, found = run.images[image], run.signals[encoder_signal(signal, self.family.encoder)][image]
+        out = found[0].new_zeros(layout.tokens)
+        for tile, values in zip(layout.tiles, found, strict=True):
+            out[upload(tile.offsets, out.device)] = values
+        return out
+
     def select(self, stage: StageConfig, budget: Budget, requests, source, run, features, text, device) -> list[Kept]:
         """See `select_images`."""
         return select_images(self.family, stage, budget, requests, source, run, features, text, device)
+
+
+def encoder_signal(signal: EncoderAttention, encoder: Encoder) -> ClsAttention | AttentionColumns:
+    """What is recorded of an encoder for it."""
+    layer = encoder.layer(signal.encoder_layer, "layer")
+    return ClsAttention(layer) if encoder.has_cls else AttentionColumns(layer)
 
 
 def _entropy(signal: PatchEntropy, pixels: Tensor) -> Tensor:
@@ -204,9 +234,9 @@ def select_images(
             return unit.of(features(unit.image))
         if isinstance(signal, EncoderFeatures):
             return encoded(unit)
-        if isinstance(signal, TextEmbeddings):
+        if isinstance(signal, (TextEmbeddings, ClipWords)):
             return text(signal, prompt[unit.image])
-        if isinstance(signal, TextRelevance):
+        if isinstance(signal, (TextRelevance, ClipPatches)):
             return text(signal, prompt[unit.image])(encoded(unit))
         if signal not in run.signals:
             raise PatchError(f"the signal {signal} was not seen; the vision encoder did not run its observed layer")

@@ -14,12 +14,13 @@ from vtc.core.signals import (
     Importance,
     KeyNorms,
     Signal,
+    TextInformation,
     TextPivots,
     TextToVisual,
     Transition,
     ValueNorms,
 )
-from vtc.engine.received import Rows, received
+from vtc.engine.received import Rows, information, received
 from vtc.kernels.attention_reduce import attention_rows
 from vtc.kernels.raters import rater_scores, raters
 from vtc.kernels.topk import topk_sorted
@@ -42,7 +43,7 @@ class Needs:
         norms = [KeyNorms(s.layer) for s in signals if isinstance(s, TextPivots)]
         signals = list(dict.fromkeys([*signals, *norms]))
         self.modules = sorted({s.layer for s in signals if isinstance(s, Transition)})
-        revealing = (DecoderAttention, DecoderKeys, KeyNorms, TextToVisual, ImageAttention, ValueNorms)
+        revealing = (DecoderAttention, DecoderKeys, KeyNorms, TextInformation, TextToVisual, ImageAttention, ValueNorms)
         self.held = {s.layer for s in signals if isinstance(s, (ImageAttention, ValueNorms))}
         self.attention = sorted({s.layer for s in signals if isinstance(s, revealing)})
         self.raters = any(isinstance(s, DecoderAttention) and s.queries == "raters" for s in signals)
@@ -50,7 +51,9 @@ class Needs:
         self.running = [
             s
             for s in signals
-            if isinstance(s, (KeyNorms, TextToVisual)) or isinstance(s, DecoderAttention) and not s.ahead
+            if isinstance(s, (KeyNorms, TextInformation, TextToVisual))
+            or isinstance(s, DecoderAttention)
+            and not s.ahead
         ]
 
 
@@ -107,6 +110,10 @@ class Watch:
                 dtype = torch.promote_types(key.dtype, torch.float32)
                 self.seen[signal] = torch.linalg.vector_norm(key, 1, dim=(1, 3), dtype=dtype)
                 continue
+            if isinstance(signal, TextInformation):
+                for ordinal in range(self.images):
+                    self.seen[signal, ordinal] = information(query, key, scale, rows, ordinal)
+                continue
             queries = "after" if isinstance(signal, TextToVisual) else signal.queries
             for ordinal in range(self.images):
                 chosen = self.seen.get((RATERS, ordinal))
@@ -143,6 +150,8 @@ class Watch:
         if key not in self.seen:
             raise PatchError(f"the signal {signal} was not seen; the decoder layer that it reads did not run")
         found = self.seen[key][b].to(columns.device)
+        if isinstance(signal, TextInformation):
+            return found
         if isinstance(signal, TextToVisual):
             return found.masked_fill(~rows.visual(b), 0).sum()
         return found[columns]
@@ -168,7 +177,8 @@ class Watch:
         """Carries what was measured to the columns `local` [B, K] that are left. What was asked ahead was asked of the
         tokens that were there then, and is forgotten."""
         kept = {key: x for key, x in self.seen.items() if not (isinstance(key, tuple) and _ahead(key[0]))}
-        self.seen = {key: x.to(local.device).gather(1, local) for key, x in kept.items()}
+        fixed = {key: x for key, x in kept.items() if isinstance(key, tuple) and isinstance(key[0], TextInformation)}
+        self.seen = {key: x.to(local.device).gather(1, local) for key, x in kept.items() if key not in fixed} | fixed
         self.probed = self.final = self.hidden = None
         for layer, (query, own, *rest) in self.held.items():
             index = local[:, None, :, None]

@@ -1,37 +1,28 @@
-"""Tokens that join others, in the terms of a Selection: slots in a given order, and weights by size."""
-
-from typing import NamedTuple
+"""Tokens in groups that each give a number of their own: the first ones of each group in a given order."""
 
 import torch
 from torch import Tensor
 
 
-class Joined(NamedTuple):
-    """keep, order [B, K]; target, weight [B, N]; size [B, K]: see `vtc.core.selection.Selection`."""
+@torch.no_grad()
+def take(order: Tensor, group: Tensor, quota: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """The first quota[g] tokens of each group, group by group: LongTensor [count], and which entries count [count].
 
-    keep: Tensor
-    order: Tensor
-    target: Tensor
-    weight: Tensor
-    size: Tensor
+    order: LongTensor [N], the tokens from the best on. group: LongTensor [N] of 0..G-1. quota: LongTensor [G]. Where
+    the quotas give fewer than `count`, the rest is filler that does not count; where they give more, what is beyond it
+    is left out.
+    """
+    order = order[group[order].sort(stable=True).indices]
+    own = group[order]
+    sizes = torch.zeros_like(quota).scatter_add(0, group, torch.ones_like(group))
+    place = torch.arange(len(order), device=order.device) - (sizes.cumsum(0) - sizes)[own]
+    late = (place >= quota[own]).to(torch.uint8).sort(stable=True)
+    return order[late.indices[:count]], late.values[:count] == 0
 
 
 @torch.no_grad()
-def joined(sequence: Tensor, gone: Tensor, into: Tensor, size: Tensor) -> Joined:
-    """The slots of tokens of which some join others, each slot the mean of what flows into it, weighted by size.
-
-    Args:
-        sequence: LongTensor [B, K], the tokens that stay, in the order in which they stand afterwards.
-        gone: LongTensor [B, g], the tokens that join others.
-        into: LongTensor [B, g], which of the tokens that stay each of them joins.
-        size: [B, N], what a token counts in the mean.
-    """
-    keep, position = sequence.sort(dim=1)
-    order = position.argsort(1)
-    slots = torch.arange(keep.shape[1], device=keep.device).expand_as(keep)
-    target = keep.new_full(size.shape, -1).scatter_(1, keep, slots)
-    target = target.scatter(1, gone, target.gather(1, into))
-    inside = target >= 0
-    held = size.masked_fill(~inside, 0)
-    total = held.new_zeros(keep.shape).scatter_add_(1, target.clamp(min=0), held)
-    return Joined(keep, order, target, held / total.gather(1, target.clamp(min=0)), total)
+def fill(quota: Tensor, cap: Tensor, order: Tensor, short: Tensor) -> Tensor:
+    """Quotas [G] raised by `short` in all, the groups of `order` [G] one after the other up to their caps [G]."""
+    room = (cap - quota)[order]
+    left = short - (room.cumsum(0) - room)
+    return quota.scatter_add(0, order, torch.minimum(left.clamp_min(0), room))

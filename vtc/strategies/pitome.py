@@ -7,7 +7,7 @@ import torch
 from vtc.core.errors import ConfigError
 from vtc.core.selection import Merge, Selection
 from vtc.core.signals import Context, Encoder, Hidden
-from vtc.kernels.groups import joined
+from vtc.kernels.joining import joined
 from vtc.kernels.matching import best_partners, energy
 from vtc.strategies import METHODS
 from vtc.strategies.base import Cut, EncoderStage

@@ -47,10 +47,13 @@ def released_shares(retain_token: int, recycle: bool) -> tuple[float, ...]:
     return tuple(shares)
 
 
-def recycle(score: Tensor, hidden: Tensor, kept: Tensor, clusters: int) -> tuple[Tensor, Groups]:
+def recycle(
+    score: Tensor, hidden: Tensor, kept: Tensor, clusters: int, ranked: bool = True, eps: float = EPS
+) -> tuple[Tensor, Groups]:
     """Which of the tokens that are not in `kept` [B, K] are recycled [B, m], from the best on, and their clusters.
 
-    score [B, N], hidden [B, N, D]. A cluster is the mean of its tokens, divided by their number plus 1e-6.
+    score [B, N], hidden [B, N, D]. A cluster is the sum of its tokens, divided by their number plus eps. ranked: see
+    `density_peaks`.
     """
     batch, tokens = score.shape
     group, weight = kept.new_full((batch, tokens), -1), torch.zeros_like(score)
@@ -58,9 +61,10 @@ def recycle(score: Tensor, hidden: Tensor, kept: Tensor, clusters: int) -> tuple
     order = score.scatter(1, kept, -torch.inf).sort(dim=1, descending=True, stable=True).indices[:, :many]
     if not clusters:
         return order, Groups(kept.new_empty(batch, 0), group, weight)
-    centres, found = density_peaks(hidden.gather(1, order.unsqueeze(-1).expand(-1, -1, hidden.shape[2])), clusters)
+    some = hidden.gather(1, order.unsqueeze(-1).expand(-1, -1, hidden.shape[2]))
+    centres, found = density_peaks(some, clusters, ranked)
     sizes = score.new_zeros(batch, clusters).scatter_add_(1, found, torch.ones_like(found, dtype=score.dtype))
-    share = (sizes + EPS).reciprocal().gather(1, found)
+    share = (sizes + eps).reciprocal().gather(1, found)
     return order, Groups(order.gather(1, centres), group.scatter_(1, order, found), weight.scatter_(1, order, share))
 
 

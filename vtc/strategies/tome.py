@@ -9,7 +9,7 @@ from torch import Tensor
 from vtc.core.errors import ConfigError
 from vtc.core.selection import Merge, Selection
 from vtc.core.signals import Context, Encoder, EncoderKeys, Sizes
-from vtc.kernels.groups import joined
+from vtc.kernels.joining import joined
 from vtc.kernels.matching import best_partners
 from vtc.strategies import METHODS
 from vtc.strategies.base import Cut, EncoderStage

@@ -1,6 +1,7 @@
 """Reductions of softmax attention that never hold the full [H, M, N] matrix: single rows, and sums over columns.
 
-`attention_rows` and `attention_columns` are the entry points; their documentation is with the code in `reference.py`.
+`attention_rows`, `attention_columns` and `attention_diagonal` (torch only) are the entry points; their documentation is
+with the code in `reference.py`.
 """
 
 from functools import wraps
@@ -11,7 +12,9 @@ from torch import Tensor
 import vtc.kernels.attention_reduce.reference as reference
 from vtc.kernels.backend import triton_wanted
 
-__all__ = ["attention_columns", "attention_rows"]
+__all__ = ["attention_columns", "attention_diagonal", "attention_rows"]
+
+attention_diagonal = reference.attention_diagonal
 
 
 def _implementation(*tensors: Tensor) -> ModuleType:

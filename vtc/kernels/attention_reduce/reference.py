@@ -142,6 +142,29 @@ def attention_columns(
     return out.div_(heads) if reduce_heads == "mean" else out
 
 
+@torch.no_grad()
+def attention_diagonal(
+    queries: Tensor, keys: Tensor, *, scale: float | None = None, cu_seqlens: Tensor | Sequence[int] | None = None
+) -> Tensor:
+    """The attention that every token pays to itself, averaged over heads.
+
+    Args:
+        queries, keys, scale, cu_seqlens: as of `attention_columns`, M == N, without masks.
+
+    Returns:
+        [B, N], float32 or float64.
+    """
+    batch, heads, n = queries.shape[:3]
+    bounds = [0, n] if cu_seqlens is None else cu_seqlens.tolist() if isinstance(cu_seqlens, Tensor) else cu_seqlens
+    out = queries.new_zeros((batch, n), dtype=_dtype(queries, keys))
+    for b in range(batch):
+        for start, stop in pairwise(bounds):
+            q, k, total = queries[b, :, start:stop], keys[b, :, start:stop], out[b, start:stop]
+            for _, row, block, _ in _softmax_blocks(q, k, scale, None, None):
+                total[row] += block.diagonal(row.start, 1, 2).sum(0)
+    return out.div_(heads)
+
+
 def _softmax_blocks(
     q: Tensor,
     k: Tensor,

@@ -12,6 +12,8 @@ is therefore the pick of the dense loop as soon as its own bound is up to date. 
 coverage and leaves all gains up to date.
 """
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -22,7 +24,15 @@ HIDDEN, TAKEN = -1.0, -torch.inf  # in the place of a gain, which is never negat
 
 
 @torch.no_grad()
-def coverage_greedy(weights: Tensor, k: int, *, excluded: Tensor | None = None, method: str | None = None) -> Tensor:
+def coverage_greedy(
+    weights: Tensor,
+    k: int,
+    *,
+    excluded: Tensor | None = None,
+    method: str | None = None,
+    quality: Tensor | None = None,
+    combine: str = "multi",
+) -> Tensor:
     """Picks the token that raises f(S) = sum over rows r of max over j in S of weights[r, j] most, again and again.
 
     f of the empty set is 0. Ties, steps in which nothing is gained too, go to the lower index.
@@ -41,18 +51,21 @@ def coverage_greedy(weights: Tensor, k: int, *, excluded: Tensor | None = None, 
             per cent of the matrix per step but looks at numbers on the host. "dense": all gains in every step, without
             waiting for the device. None: lazy on the CPU for all but small matrices, else dense. On the CPU
             the picks are the same.
+        quality: [B, N], not negative: what raises f by g is worth g times the token's quality (combine "multi"), or g
+            plus it ("add"), and the token of the largest worth is picked. None: g alone. Ties go to the lower index,
+            also where everything is covered and all are worth 0.
 
     Returns:
         LongTensor [B, k], in the order of the picks, without duplicates.
 
     Raises:
-        ValueError: a shape, a dtype, k or a method that doesn't fit.
+        ValueError: a shape, a dtype, k, a method or a combine that doesn't fit.
 
-    Source: MMTok (arXiv 2508.18264). Its code sums over the other axis, so sums differ from these by rounding; with
-    more picks than tokens that are not excluded it repeats index 0. Lazy evaluation: Minoux, Accelerated greedy
-    algorithms for maximizing submodular set functions, 1978.
+    Source: MMTok (arXiv 2508.18264), whose code sums over the other axis, so that sums differ from these by rounding,
+    and which repeats index 0 where there are more picks than tokens that are not excluded; with quality SCOPE (arXiv
+    2510.24214). Lazy evaluation: Minoux, Accelerated greedy algorithms for maximizing submodular set functions, 1978.
     """
-    check(weights, k, excluded, method)
+    check(weights, k, excluded, method, quality, combine)
     units, length, n = weights.shape
     lazy = method == "lazy" or (method is None and weights.device.type == "cpu" and length * n > SMALL)
     limit = BLOCK["cpu" if weights.device.type == "cpu" else "other"]
@@ -61,11 +74,19 @@ def coverage_greedy(weights: Tensor, k: int, *, excluded: Tensor | None = None, 
     for b in range(0, units if k else 0, together):
         part = slice(b, b + together)
         hidden = None if excluded is None else excluded[part]
-        order[part] = (_lazy if lazy else _dense)(candidate_major(weights[part]), k, hidden, limit)
+        worth = _worth(None if quality is None else quality[part].to(weights.device), combine)
+        order[part] = (_lazy if lazy else _dense)(candidate_major(weights[part]), k, hidden, limit, worth)
     return order
 
 
-def check(weights: Tensor, k: int, excluded: Tensor | None, method: str | None) -> None:
+def check(
+    weights: Tensor,
+    k: int,
+    excluded: Tensor | None,
+    method: str | None,
+    quality: Tensor | None = None,
+    combine: str = "multi",
+) -> None:
     """Raises ValueError for arguments that don't fit."""
     if weights.ndim != 3 or not weights.is_floating_point():
         raise ValueError(f"weights are {weights.dtype} {list(weights.shape)}; possible: floats [B, R, N]")
@@ -76,6 +97,23 @@ def check(weights: Tensor, k: int, excluded: Tensor | None, method: str | None) 
         raise ValueError(f"excluded is {excluded.dtype} {list(excluded.shape)}; possible: bool [{units}, {n}]")
     if method not in (None, "lazy", "dense"):
         raise ValueError(f"method={method!r}; possible: 'lazy', 'dense' or None")
+    if quality is not None and tuple(quality.shape) != (units, n):
+        raise ValueError(f"quality is {quality.dtype} {list(quality.shape)}; possible: floats [{units}, {n}]")
+    if combine not in ("multi", "add"):
+        raise ValueError(f"combine={combine!r}; possible: 'multi' or 'add'")
+
+
+def _worth(quality: Tensor | None, combine: str) -> Callable[[Tensor, Tensor | None], Tensor]:
+    """What gains [B, n] are worth, of all tokens or of those at index [n]. It rises with the gain, as rounding does, so
+    that bounds stay bounds."""
+
+    def worth(gain: Tensor, index: Tensor | None = None) -> Tensor:
+        if quality is None:
+            return gain
+        factor = (quality if index is None else quality[:, index]).to(gain.dtype)
+        return gain * factor if combine == "multi" else gain + factor
+
+    return worth
 
 
 def candidate_major(weights: Tensor) -> Tensor:
@@ -105,7 +143,7 @@ def _all_gains(rows: Tensor, covered: Tensor, limit: int) -> Tensor:
     return gains
 
 
-def _dense(rows: Tensor, k: int, excluded: Tensor | None, limit: int) -> Tensor:
+def _dense(rows: Tensor, k: int, excluded: Tensor | None, limit: int, worth: Callable) -> Tensor:
     """Picks [B, k] from rows [B, N, R], all gains renewed in every step."""
     units, n, length = rows.shape
     unit = torch.arange(units, device=rows.device)
@@ -113,7 +151,7 @@ def _dense(rows: Tensor, k: int, excluded: Tensor | None, limit: int) -> Tensor:
     taken = torch.zeros(units, n, dtype=torch.bool, device=rows.device)
     order = torch.empty(units, k, dtype=torch.long, device=rows.device)
     for i in range(k):
-        gain = _all_gains(rows, covered, limit)
+        gain = worth(_all_gains(rows, covered, limit))
         if excluded is not None:
             gain.masked_fill_(excluded, HIDDEN)
         pick = gain.masked_fill_(taken, TAKEN).argmax(1)
@@ -123,7 +161,7 @@ def _dense(rows: Tensor, k: int, excluded: Tensor | None, limit: int) -> Tensor:
     return order
 
 
-def _lazy(rows: Tensor, k: int, excluded: Tensor | None, limit: int) -> Tensor:
+def _lazy(rows: Tensor, k: int, excluded: Tensor | None, limit: int, worth: Callable) -> Tensor:
     """Picks [1, k] from rows [1, N, R], gains renewed only where they may decide.
 
     bound [N]: the last known gain. stale [N]: the same where it is of an earlier step, -inf where it is up to date.
@@ -131,7 +169,7 @@ def _lazy(rows: Tensor, k: int, excluded: Tensor | None, limit: int) -> Tensor:
     _, n, length = rows.shape
     most = max(2, limit // max(1, length))
     covered = rows.new_zeros(1, 1, length)
-    bound = _all_gains(rows, covered, limit)[0]
+    bound = worth(_all_gains(rows, covered, limit))[0]
     if excluded is not None:
         bound.masked_fill_(excluded[0], HIDDEN)
     stale = torch.full_like(bound, -torch.inf)
@@ -140,7 +178,7 @@ def _lazy(rows: Tensor, k: int, excluded: Tensor | None, limit: int) -> Tensor:
         size, pick = BATCH, int(bound.argmax())
         while float(stale[pick]) != -torch.inf:
             old, index = stale.topk(min(size, most, n))
-            new = _gains(rows.index_select(1, index), covered)[0]
+            new = worth(_gains(rows.index_select(1, index), covered), index)[0]
             bound[index] = torch.where(old == -torch.inf, bound[index], new)
             stale[index] = -torch.inf
             size, pick = 2 * size, int(bound.argmax())

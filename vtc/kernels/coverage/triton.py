@@ -120,10 +120,18 @@ def _(rows: Tensor, k: int, excluded: Tensor | None) -> Tensor:
 
 
 @torch.no_grad()
-def coverage_greedy(weights: Tensor, k: int, *, excluded: Tensor | None = None, method: str | None = None) -> Tensor:
+def coverage_greedy(
+    weights: Tensor,
+    k: int,
+    *,
+    excluded: Tensor | None = None,
+    method: str | None = None,
+    quality: Tensor | None = None,
+    combine: str = "multi",
+) -> Tensor:
     """`reference.coverage_greedy` in one launch for all units, beside their sums; `method` is checked and makes no
-    difference. Units with more than LONGEST tokens are the reference's."""
-    reference.check(weights, k, excluded, method)
-    if weights.shape[2] > LONGEST:
-        return reference.coverage_greedy(weights, k, excluded=excluded, method=method)
+    difference. Units with more than LONGEST tokens, and choices with a quality, are the reference's."""
+    reference.check(weights, k, excluded, method, quality, combine)
+    if quality is not None or weights.shape[2] > LONGEST:
+        return reference.coverage_greedy(weights, k, excluded=excluded, method=method, quality=quality, combine=combine)
     return torch.ops.vtc.coverage_greedy(reference.candidate_major(weights), k, excluded)

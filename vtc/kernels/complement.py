@@ -1,0 +1,48 @@
+"""Merging by text: what is left over flows, in several rounds, into those of it that the words ask for most.
+
+Source: VisionTrim (ICLR 2026, arXiv 2601.22674).
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from vtc.kernels.gram.reference import product
+
+
+class Complement(NamedTuple):
+    """anchors [C]: indices, ascending. rounds: for each, the anchor 0..C-1 that a token flows into [N], -1 where it
+    does not, and its share there [N] float32: one through the number of those that do."""
+
+    anchors: Tensor
+    rounds: list[tuple[Tensor, Tensor]]
+
+
+@torch.no_grad()
+def complement(tokens: Tensor, words: Tensor, dominant: Tensor, count: int, iterations: int) -> Complement:
+    """Anchors among the tokens of one unit that are not dominant, and which of the others flow into them.
+
+    tokens [N, p], words [m, p] of a common space, compared by cosine. dominant: LongTensor [d]. count: C, 1..N - d.
+    Anchors are the C tokens with the largest mean cosine to the words. In each round, each of the rest goes to the
+    anchor t with the largest sum over the words w of cos(x, w) cos(w, t) (the first among equals), and each anchor adds
+    the mean of what came to it; the next round compares with the sums. In float64, because each round builds on the one
+    before. Without words the first tokens are the anchors.
+    """
+    n = len(tokens)
+    raw, words = tokens.double(), normalize(words.double(), dim=1)
+    unit = normalize(raw, dim=1)
+    score = product(unit, words.sum(0)).index_fill(0, dominant, -torch.inf)
+    best = score.sort(descending=True, stable=True).indices[:count]
+    anchors = best.sort().values
+    kept = torch.zeros(n, dtype=torch.uint8, device=tokens.device).index_fill(0, torch.cat([dominant, anchors]), 1)
+    rest = kept.sort(stable=True).indices[: n - len(dominant) - count]
+    asked, target, rounds = product(unit[rest], words.T), raw[anchors], []
+    for _ in range(iterations):
+        goes = product(asked, product(words, normalize(target, dim=1).T)).argmax(1)
+        share = raw.new_zeros(count).scatter_add(0, goes, raw.new_ones(len(rest))).clamp_min(1).reciprocal()[goes]
+        target = target.index_add(0, goes, raw[rest] * share.unsqueeze(1))
+        group = torch.full((n,), -1, dtype=torch.long, device=tokens.device).scatter(0, rest, goes)
+        rounds.append((group, torch.zeros(n, device=tokens.device).scatter(0, rest, share.float())))
+    return Complement(anchors, rounds)
