@@ -64,7 +64,7 @@ class DecoderSite:
         return None
 
     def observe(self, patchwork: Patchwork, layer: int, record: Callable) -> None:
-        """Has record(query, key, scale, cu_seqlens) called at each attention of a layer."""
+        """Has record(query, key, scale, cu_seqlens, value) called at each attention of a layer."""
         from vtc.patches._observe import observe
 
         observe(patchwork, self.layers[layer].self_attn, record)

@@ -14,10 +14,20 @@ from vtc.core.errors import UnsupportedError
 from vtc.core.flops import LanguageShape
 from vtc.core.hooks import Patchwork
 from vtc.core.layout import ImageLayout, View
-from vtc.core.signals import AttentionColumns, Encoder, EncoderKeys, ImportantAttention, PatchAttention, Signal
+from vtc.core.signals import (
+    AttentionColumns,
+    ClsValueAttention,
+    Encoder,
+    EncoderKeys,
+    ImportantAttention,
+    PatchAttention,
+    Signal,
+    ValueNorms,
+)
 from vtc.kernels.attention_reduce import attention_columns, attention_diagonal, attention_rows
 from vtc.kernels.important import important_columns
 from vtc.patches._decoder import DecoderSite
+from vtc.patches._encoder import EncoderSite, Units
 from vtc.patches._preset import Preset
 
 COMPILED = "_orig_mod"  # where torch.compile keeps the module that it wraps
@@ -75,6 +85,8 @@ class Family(ABC):
         named = ((name.replace(f"{COMPILED}.", ""), module) for name, module in self.tower.named_modules())
         layers = {int(m[1]): module for name, module in named if (m := pattern.fullmatch(name))}
         self.attention = [layers[i] for i in sorted(layers)]
+        parents = {id(child): module for module in self.tower.modules() for child in module.children()}
+        self.blocks = [parents[id(module)] for module in self.attention]
         if not self.attention or any(not hasattr(module, "config") for module in self.attention):
             raise UnsupportedError(
                 f"{self.tower_path} of {type(model).__name__} has no attention layers that can be observed; "
@@ -160,6 +172,19 @@ class Family(ABC):
         return None
 
     @abstractmethod
+    def encoder_site(self) -> EncoderSite:
+        """The layers of the encoder; raises UnsupportedError where tokens cannot be dropped between them."""
+
+    @abstractmethod
+    def units(self, images: list[ImageLayout]) -> Units:
+        """The encoder's sequences in the run that gives these images, with all their tokens."""
+
+    @abstractmethod
+    def sources(self, images: list[ImageLayout], arguments: dict) -> list[list[tuple[int, Tensor | None]]]:
+        """Per image and tile, its unit (see `units`) and the places [n] of its tokens in the unit's sequence, None
+        where these are 0..n-1."""
+
+    @abstractmethod
     def tile_scores(self, captured: list[Tensor], images: list[ImageLayout], arguments: dict) -> list[list[Tensor]]:
         """Sorts what `reduce` gave for one signal, in call order, to images and tiles: a tensor [n] for each tile."""
 
@@ -195,20 +220,27 @@ class Family(ABC):
         """Inputs for `tiny()`: one prompt per entry of `images` with that many images, padded to one length."""
 
     def observe(self, patchwork: Patchwork, layer: int, record: Callable) -> None:
-        """Has `record` called with the q and k of each attention call of an encoder layer (0-based)."""
+        """Has `record` called with what each attention call of an encoder layer (0-based) is given, see
+        `vtc.patches._observe.observe`."""
         from vtc.patches._observe import observe
 
         observe(patchwork, self.attention[layer], record)
 
-    def reduce(self, signal: Signal, query: Tensor, key: Tensor, scale: float | None, cu_seqlens) -> Tensor:
-        """One signal from the q [B, H, N, D] and k of one attention call -> [B, N] float32 (keys: [B, N, D]), [CLS]
+    def reduce(
+        self, signal: Signal, query: Tensor, key: Tensor, scale: float | None, cu_seqlens, value: Tensor | None = None
+    ) -> Tensor:
+        """One signal from the q [B, H, N, D], k and v of one attention call -> [B, N] float32 (keys: [B, N, D]), [CLS]
         removed.
 
         With `cu_seqlens` (flash attention over packed images; a list, or a tensor) each segment attends within itself.
         """
+        if isinstance(signal, ClsValueAttention):
+            query, key, scale = value, value, 1.0
         if getattr(signal, "joined", False):
             query, key, scale = (*(x.transpose(1, 2).flatten(2).unsqueeze(1) for x in (query, key)), None)
-        if isinstance(signal, EncoderKeys):
+        if isinstance(signal, ValueNorms):
+            scores = value.mean(1, dtype=torch.promote_types(value.dtype, torch.float32)).abs().sum(-1)
+        elif isinstance(signal, EncoderKeys):
             scores = key.mean(1, dtype=torch.promote_types(key.dtype, torch.float32))
         elif isinstance(signal, ImportantAttention):
             scores = important_columns(query, key, scale, signal.t, cu_seqlens)

@@ -1,7 +1,13 @@
 """Watching attention without eager mode: one module gets a config that names a recording attention function.
 
-The function records what it was asked for from (q, k) and calls the backend that the model has chosen. Masks are
+The function records what it was asked for from (q, k, v) and calls the backend that the model has chosen. Masks are
 built from the model's own config, so they do not change; no other layer is touched.
+
+What `record` returns, if anything, is added to the logits of each key (tokens that hold several, padding). SDPA and
+eager attention take it as an additive mask of one row, broadcast over heads and queries: no extra memory, but on CUDA
+SDPA then chooses its memory-efficient kernel instead of flash attention. Every other backend takes none; there q gets
+one more dimension of ones and k one of bias / scale, filled up to a multiple of 8 and cut off again: q, k and v are
+copied once, and the attention costs (head_dim + 8) / head_dim.
 """
 
 import sys
@@ -9,10 +15,12 @@ import threading
 from collections.abc import Callable
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from vtc.core.hooks import Patchwork
+from vtc.kernels.augment import augmented
 
 _PREFIX = "vtc_observed_"
 
@@ -46,17 +54,34 @@ class ObservedConfig:
 
 def _observed_attention(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, *args, **kwargs):
     config = module.config
-    config._record(query, key, kwargs.get("scaling"), kwargs.get("cu_seq_lens_q"))
+    bias = config._record(query, key, kwargs.get("scaling"), kwargs.get("cu_seq_lens_q"), value)
     eager = sys.modules[type(module).__module__].eager_attention_forward
     backend = ALL_ATTENTION_FUNCTIONS.get(config._original._attn_implementation, eager)
+    width, takes_mask = value.shape[-1], config._original._attn_implementation in ("sdpa", "eager")
+    if bias is not None and takes_mask:
+        args, kwargs = _with_row(bias.to(query.device, query.dtype)[:, None, None], args, kwargs)
+    elif bias is not None:
+        kwargs["scaling"] = query.shape[-1] ** -0.5 if kwargs.get("scaling") is None else kwargs["scaling"]
+        query, key = augmented(query, key, bias, kwargs["scaling"])
+        value = F.pad(value, (0, query.shape[-1] - width))
     config._backend.running = True
     try:
-        return backend(module, query, key, value, *args, **kwargs)
+        out = backend(module, query, key, value, *args, **kwargs)
+        return out if bias is None or takes_mask else (out[0][..., :width], *out[1:])
     finally:
         config._backend.running = False
 
 
+def _with_row(row: Tensor, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
+    """The arguments behind q, k and v with `row` [B, 1, 1, N] added to their mask."""
+    given = args[0] if args else kwargs.get("attention_mask")
+    if given is not None:
+        row = row + (torch.zeros_like(row).masked_fill(~given, -torch.inf) if given.dtype == torch.bool else given)
+    return ((row, *args[1:]), kwargs) if args else (args, {**kwargs, "attention_mask": row})
+
+
 def observe(patchwork: Patchwork, module: nn.Module, record: Callable) -> None:
-    """Calls record(query [B, H, N, D], key [B, Hkv, N, D], scale or None, cu_seqlens or None) at each attention call
-    of `module`, before the model's own backend runs."""
+    """Calls record(query [B, H, N, D], key [B, Hkv, N, D], scale or None, cu_seqlens or None, value [B, Hkv, N, D]) at
+    each attention call of `module`, before the model's own backend runs. What it returns, None or [B, N], is added to
+    the logits of the keys."""
     patchwork.attribute(module, "config", ObservedConfig(module.config, torch.compiler.disable(record)))

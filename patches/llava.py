@@ -12,8 +12,10 @@ from vtc.core.layout import ImageLayout, Tile, View, boxes, on_picture, raster
 from vtc.core.signals import Encoder
 from vtc.kernels.transfer import upload
 from vtc.patches import FAMILIES
+from vtc.patches._encoder import EncoderSite, Units
 from vtc.patches._family import Family
 from vtc.patches._preset import Preset
+from vtc.patches._resizing import resizing_of
 from vtc.patches._tiny import BOS, EOS, IMAGE_TOKEN, PAD, TEXT, finish, prompts
 
 CLS_TOWERS = {"clip_vision_model": True, "siglip_vision_model": False}
@@ -81,7 +83,7 @@ class Llava(Family):
     towers = tuple(CLS_TOWERS)
     tower_path = "model.vision_tower"
     served = "vtc.vllm.llava:VtcLlavaForConditionalGeneration"
-    published = Encoder("llava", 24, True, tuple(range(24)), 576)
+    published = Encoder("llava", 24, True, tuple(range(24)), 576, output=22)
     presets = {
         "tiny": _preset(_SMALL_TOWER, _SMALL, 39_954_048, "LLaVA, 24 + 8 layers; for a CPU in seconds"),
         "llava-mini": _preset(_BASE_TOWER, _BASE, 307_623_424, "LLaVA, CLIP of base size and 12 layers; for a CPU"),
@@ -99,8 +101,32 @@ class Llava(Family):
                 f"vision_feature_select_strategy={strategy!r} with a {vision.model_type} tower does not give a full "
                 f"grid of patches; possible: {'default' if has_cls else 'full'}"
             )
-        depth = len(self.attention)
-        return Encoder(self.name, depth, has_cls, tuple(range(depth)), self.tokens_per_image(vision))
+        depth, read = len(self.attention), self.model.config.vision_feature_layer
+        output = None if not isinstance(read, int) else depth + read if read < 0 else read - 1
+        return Encoder(self.name, depth, has_cls, tuple(range(depth)), self.tokens_per_image(vision), output=output)
+
+    def encoder_site(self) -> EncoderSite:
+        """The layers of the tower up to the one that the projector reads."""
+        read = self.model.config.vision_feature_layer
+        if not isinstance(read, int) or not 0 <= self.encoder.last < self.encoder.depth:
+            raise UnsupportedError(
+                f"vision_feature_layer={read!r}: tokens cannot be dropped inside an encoder of which several layers, "
+                "or none, are read; possible: one layer, or a stage at the projector"
+            )
+        return EncoderSite(self, self.blocks, self.inner.multi_modal_projector, ("layer_norm2", "mlp"), packed=False)
+
+    def units(self, images: list[ImageLayout]) -> Units:
+        """The crops, each of as many patches as the first of its image, which is never cut."""
+        crops = [(image.tiles[0].tokens, i) for i, image in enumerate(images) for _ in image.tiles]
+        return Units([tokens for tokens, _ in crops], [i for _, i in crops])
+
+    def sources(self, images: list[ImageLayout], arguments: dict) -> list[list[tuple[int, Tensor | None]]]:
+        """The patches of each tile in its crop."""
+        whole = [image.tiles[0].tokens for image in images]
+        return [
+            [(tile.crop, None if tile.tokens == n else tile.patches) for tile in image.tiles]
+            for image, n in zip(images, whole, strict=True)
+        ]
 
     def tokens_per_image(self, vision) -> int | None:
         """Visual tokens of an image where the family fixes them."""
@@ -246,48 +272,3 @@ def resize_tower(tower: nn.Module, side: int, seed: int = 0) -> None:
     new.class_embedding, new.patch_embedding = old.class_embedding, old.patch_embedding
     parent, _, leaf = name.rpartition(".")
     setattr(tower.get_submodule(parent), leaf, new.eval())
-
-
-def resizing_of(
-    images: object, size: tuple[int, int]
-) -> tuple[tuple[int, int], tuple[float, float], tuple[float, float]]:
-    """What an image processor makes of a picture of `size` (height, width): the size of what the encoder is given, and
-    where a pixel p of the picture lies on it, at p * scale + shift (each down, across).
-
-    Padding to a square, resizing to one size or by the shorter edge, and a centre crop are understood; anything else
-    raises UnsupportedError.
-    """
-    now, scale, shift = size, (1.0, 1.0), (0.0, 0.0)
-    if getattr(images, "do_pad", None):
-        if not hasattr(images, "pad_to_square"):
-            raise UnsupportedError(f"{type(images).__name__} pads pictures; possible: do_pad=False")
-        now = (max(size), max(size))
-        shift = (now[0] - size[0]) // 2, (now[1] - size[1]) // 2
-    if images.do_resize:
-        new = _resized(images, now)
-        scale = new[0] / now[0], new[1] / now[1]
-        now, shift = new, (shift[0] * scale[0], shift[1] * scale[1])
-    if getattr(images, "do_center_crop", False):
-        crop = _side(images.crop_size, "height"), _side(images.crop_size, "width")
-        shift = shift[0] - (now[0] - crop[0]) // 2, shift[1] - (now[1] - crop[1]) // 2
-        now = crop
-    return now, scale, shift
-
-
-def _resized(images: object, size: tuple[int, int]) -> tuple[int, int]:
-    """The (height, width) that the processor resizes `size` to."""
-    names = ("shortest_edge", "longest_edge", "height", "width")
-    short, long, high, wide = (_side(images.size, name) for name in names)
-    if short and not long:
-        if size[0] <= size[1]:
-            return short, int(short * size[1] / size[0])
-        return int(short * size[0] / size[1]), short
-    if high and wide:
-        return high, wide
-    raise UnsupportedError(
-        f"size={images.size} of {type(images).__name__} is not understood; possible: shortest_edge, or height and width"
-    )
-
-
-def _side(size: object, name: str) -> int | None:
-    return size.get(name) if isinstance(size, dict) else getattr(size, name, None)

@@ -62,7 +62,7 @@ class LlavaNext(Llava):
     model_types = ("llava_next",)
     sizes = "image_sizes"
     served = "vtc.vllm.llava_next:VtcLlavaNextForConditionalGeneration"
-    published = Encoder("llava_next", 24, True, tuple(range(24)), tiled=True, thumbnail=576)
+    published = Encoder("llava_next", 24, True, tuple(range(24)), tiled=True, thumbnail=576, output=22)
     presets = {"llava-next-7b": Preset(partial(_config, **VICUNA_7B), 7_063_431_168, "LLaVA-NeXT (1.6) Vicuna 7B")}
     tiled = True
 

@@ -1,5 +1,6 @@
 """Qwen2.5-VL: as Qwen2-VL, but the encoder works in window order and most of its layers attend within windows."""
 
+from dataclasses import replace
 from functools import lru_cache, partial
 
 import torch
@@ -48,7 +49,7 @@ class Qwen2_5VL(Qwen2VL):
     name = "qwen2_5_vl"
     model_types = ("qwen2_5_vl",)
     served = "vtc.vllm.qwen2_5_vl:VtcQwen2_5_VLForConditionalGeneration"
-    published = Encoder("qwen2_5_vl", 32, False, (7, 15, 23, 31))
+    published = Encoder("qwen2_5_vl", 32, False, (7, 15, 23, 31), cell=4)
     presets = {
         "qwen2.5-vl-3b": Preset(partial(_config, True, **QWEN_3B), 3_754_622_976, "Qwen2.5-VL-3B"),
         "qwen2.5-vl-7b": Preset(partial(_config, False, **QWEN_7B), 8_292_166_656, "Qwen2.5-VL-7B"),
@@ -56,7 +57,7 @@ class Qwen2_5VL(Qwen2VL):
 
     def describe_encoder(self) -> Encoder:
         """Global layers from the config."""
-        return Encoder(self.name, len(self.attention), False, tuple(sorted(self.tower.config.fullatt_block_indexes)))
+        return replace(super().describe_encoder(), global_layers=tuple(sorted(self.tower.config.fullatt_block_indexes)))
 
     def token_order(self, arguments: dict) -> Tensor:
         """Inverse of the window order, image after image."""

@@ -13,6 +13,7 @@ from vtc.core.layout import ImageLayout, View, even_view, raster
 from vtc.core.signals import Encoder
 from vtc.kernels.transfer import upload
 from vtc.patches import FAMILIES
+from vtc.patches._encoder import EncoderSite, Units
 from vtc.patches._family import Family
 from vtc.patches._preset import Preset
 from vtc.patches._tiny import BOS, EOS, IMAGE_TOKEN, PAD, TEXT, finish, prompts
@@ -57,7 +58,7 @@ class Qwen2VL(Family):
     marks = ("vision_start_token_id", "vision_end_token_id")
     follows = "qwen2_5_vl"
     served = "vtc.vllm.qwen2_vl:VtcQwen2VLForConditionalGeneration"
-    published = Encoder("qwen2_vl", 32, False, tuple(range(32)))
+    published = Encoder("qwen2_vl", 32, False, tuple(range(32)), cell=4)
     presets = {"qwen2-vl-7b": Preset(partial(_config, **QWEN_7B), 8_291_375_616, "Qwen2-VL-7B")}
     tower_path = "model.visual"
     attention_path = r"blocks\.(\d+)\.attn"
@@ -65,7 +66,23 @@ class Qwen2VL(Family):
     def describe_encoder(self) -> Encoder:
         """Every layer is global."""
         depth = len(self.attention)
-        return Encoder(self.name, depth, False, tuple(range(depth)))
+        return Encoder(self.name, depth, False, tuple(range(depth)), cell=self.tower.config.spatial_merge_size**2)
+
+    def encoder_site(self) -> EncoderSite:
+        """The blocks of the tower."""
+        return EncoderSite(self, self.blocks, self.tower.merger, ("norm2", "mlp"), packed=True)
+
+    def units(self, images: list[ImageLayout]) -> Units:
+        """Whole images."""
+        return Units([image.tokens for image in images], list(range(len(images))))
+
+    def sources(self, images: list[ImageLayout], arguments: dict) -> list[list[tuple[int, Tensor | None]]]:
+        """The raster's places in the encoder's sequence of its image."""
+        order, found, start = self.token_order(arguments), [], 0
+        for i, image in enumerate(images):
+            found.append([(i, None if order is None else order[start : start + image.tokens] - start)])
+            start += image.tokens
+        return found
 
     def grids(self, arguments: dict) -> list[tuple[int, int]]:
         """(rows, columns) of merged tokens of each image; frames of a moving image lie below each other."""

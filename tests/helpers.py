@@ -28,11 +28,12 @@ VARIANTS = {
     "llava-qwen2": ("llava", lambda: dict(text=Qwen2Config(**TEXT, **SPECIAL))),
 }
 CASES = [*vtc.families(), *VARIANTS]
-INSIDE = [name for name in vtc.strategies() if vtc.load_strategy(name).decoder]
+IN_ENCODER = [name for name in vtc.strategies() if vtc.load_strategy(name).encoder]
+INSIDE = [name for name in vtc.strategies() if vtc.load_strategy(name).decoder and name not in IN_ENCODER]
 # Those whose choice depends on the prompt's text: without a cache they choose anew when the text has grown.
 READERS = ("cdpruner", "mmtok", "recoverable", "visiontrim")
 ADAPTIVE = [name for name in vtc.strategies() if any(s.stage.adaptive for s in vtc.load_strategy(name).stages)]
-STRATEGIES = [name for name in vtc.strategies() if name not in INSIDE]  # at the projector only
+STRATEGIES = [name for name in vtc.strategies() if name not in (*INSIDE, *IN_ENCODER)]  # at the projector only
 
 
 def family_of(case: str) -> str:

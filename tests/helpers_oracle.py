@@ -52,11 +52,13 @@ def pooled(features: Tensor, kept: Tensor, layout) -> Tensor:
 
 @torch.no_grad()
 def truth(
-    model: nn.Module, single: dict, kept: list[Tensor], positions: str, steps: int = 1, pool: bool = False
-) -> Truth:
+    model: nn.Module, single: dict, kept: list[Tensor], positions: str, steps: int = 1, pool: bool = False,
+    features: list[Tensor] | None = None,
+) -> Truth:  # fmt: skip
     """Runs the shortened prompt through `language_model` and `lm_head` of the unpatched model, then greedy steps.
 
-    kept: per image of the prompt, the places kept in its own run of tokens. The model must not be patched.
+    kept: per image of the prompt, the places kept in its own run of tokens; features: what stands there, if not the
+    model's own. The model must not be patched.
     """
     assert "_vtc_patch" not in vars(model)
     embeds, where = unpruned(model, single)
@@ -66,6 +68,8 @@ def truth(
     for image, places in enumerate(is_image.nonzero().flatten().split(sizes) if kept else []):
         if pool:
             embeds[0, places] = pooled(embeds[0, places], kept[image], layouts(model, single)[image])
+        if features is not None:
+            embeds[0, places[kept[image]]] = features[image]
         stays[places[kept[image]]] = True
     places = stays.nonzero().flatten()
     short = torch.arange(len(places)).expand(*where.shape[:-1], -1) if positions == "compact" else where[..., places]

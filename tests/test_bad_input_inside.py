@@ -8,7 +8,7 @@ from tests.helpers import forward, inputs_of, model_of, refused, state, unharmed
 
 pytestmark = pytest.mark.usefixtures("untouched")
 NAN, INF = float("nan"), float("inf")
-NAMES = "fastv, hiprune, "
+NAMES = "fastv, flowcut, hiprune, "
 FIRST = "possible: at most one at the projector, first"
 DEPTH = "beyond the 6 layers", "possible: 1 to 5"
 SHARES = "must not rise", "possible: shares in (0, 1]"

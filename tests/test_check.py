@@ -7,7 +7,7 @@ import torch
 
 import vtc
 from tests import helpers_wrong
-from tests.helpers import model_of
+from tests.helpers import IN_ENCODER, model_of
 from tests.test_cli import run
 from vtc.check import behaviour
 from vtc.check.contract import CONTRACT
@@ -50,7 +50,8 @@ def test_what_vtc_brings_keeps_the_contract(strategy, family):
     """Every property of every method on every family."""
     table = of_method(strategy, [family], {}, lambda what: None)
     assert not [(name, verdict) for name, row in table.rows.items() if (verdict := row[family]).state == "FAILED"]
-    assert {name for name, row in table.rows.items() if row[family].state == "-"} <= {TIES}
+    undone = {name for name, row in table.rows.items() if row[family].state == "-"}
+    assert undone <= {TIES, *(["the number kept is the budget's"] if strategy in IN_ENCODER else [])}  # out of reach
 
 
 def test_a_good_method_passes_everything():

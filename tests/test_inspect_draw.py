@@ -22,14 +22,14 @@ from vtc.eval.inspect.record import DROPPED, GONE, MERGED, outcomes, read
 from vtc.eval.inspect.write import show, write
 from vtc.patches import FAMILIES
 
-STRATEGIES = ("hiprune", "visionzip", "uniform+fastv", "visiondrop")
+STRATEGIES = ("hiprune", "visionzip", "uniform+fastv", "visiondrop", "tome")
 NASTY = 'What is <script>alert("1")</script> & "that" in $x$?'
 VOID = {"meta", "link", "rect", "path", "br", "img"}
 
 
 @pytest.fixture(scope="module", params=list(FAMILIES))
 def family(request, tmp_path_factory):
-    """A tiny model with its processor, a picture that is not square, and the record of four strategies."""
+    """A tiny model with its processor, a picture that is not square, and the record of five strategies."""
     loaded = models.load(str(save_tiny(request.param, tmp_path_factory.mktemp(request.param))), {}, "cpu")
     across, down = (Image.linear_gradient("L").rotate(turn).resize((150, 100)) for turn in (0, 90))
     picture = Image.merge("RGB", (across, down, across))

@@ -22,6 +22,7 @@ from vtc.core.signals import (
     Features,
     FinalHidden,
     Hidden,
+    ImageAttention,
     Importance,
     KeyNorms,
     PatchAttention,
@@ -30,6 +31,7 @@ from vtc.core.signals import (
     TextRelevance,
     Transition,
     Unprojected,
+    ValueNorms,
 )
 from vtc.kernels.grid import strided_grid
 from vtc.strategies import METHODS
@@ -38,10 +40,12 @@ ENCODER = Encoder("test", depth=8, has_cls=True, global_layers=tuple(range(8)))
 NO_CLS = Encoder("test", depth=8, has_cls=False, global_layers=tuple(range(8)))
 DECODER = Decoder("test", 32)
 ROWS = AttentionColumns | ClsAttention | PatchAttention | Transition | DecoderAttention | KeyNorms
-ROWS |= TextRelevance | Importance  # [B, N]
+ROWS |= TextRelevance | Importance | ImageAttention | ValueNorms  # [B, N]
 WIDE = Features | ClipPatches | EncoderFeatures | EncoderKeys | DecoderKeys | FinalHidden | Hidden  # [B, N, D]
 TEXT = TextEmbeddings | ClipWords | TextPivots  # [B, m, D]
-methods = pytest.mark.parametrize("method", [name for name in METHODS if not METHODS[name].adaptive])
+# Those inside the encoder are in test_encoder_methods.py.
+OUTSIDE = [name for name in METHODS if METHODS[name].site != "encoder"]
+methods = pytest.mark.parametrize("method", [name for name in OUTSIDE if not METHODS[name].adaptive])
 encoders = pytest.mark.parametrize("encoder", [ENCODER, NO_CLS], ids=["cls", "no-cls"])
 shapes = st.tuples(st.integers(1, 9), st.integers(1, 9), st.integers(1, 3), st.integers(0, 10**6), st.data())
 examples = settings(max_examples=40, deadline=None)

@@ -43,7 +43,7 @@ def run(case: str, selector: Selector, inputs: dict, keeps: list, heads=slice(No
         stack.callback(work.undo)
 
         def record(layer):
-            return lambda q, k, scale, bounds: selector.record(layer, q[:, heads], k[:, heads], scale, bounds)
+            return lambda q, k, scale, bounds, value: selector.record(layer, q[:, heads], k[:, heads], scale, bounds)
 
         for layer in selector.layers:
             family.observe(work, layer, record(layer))

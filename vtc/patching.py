@@ -46,7 +46,7 @@ def check_fits(config: StrategyConfig, encoder: Encoder) -> None:
     """Raises ConfigError or UnsupportedError when a strategy asks for what this encoder's images cannot give."""
     stage = config.projector
     scope = "per_image" if stage is None else stage.scope
-    for keep in (config.keep, None if stage is None else stage.keep):
+    for keep in (config.keep, *(front.keep for front in (config.encoder, stage) if front is not None)):
         if isinstance(keep, int) and encoder.tokens is not None and scope != "per_request" and keep > encoder.tokens:
             raise ConfigError(
                 f"keep={keep} is more than the {encoder.tokens} visual tokens of an image of this model; "

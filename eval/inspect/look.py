@@ -14,7 +14,7 @@ from torch import nn
 import vtc
 from vtc.core.errors import ConfigError
 from vtc.eval.data.pictures import rgb
-from vtc.eval.inspect.record import SCHEMA
+from vtc.eval.inspect.record import IN_ENCODER, SCHEMA
 from vtc.eval.models import Loaded
 from vtc.eval.processors import prepare
 from vtc.eval.results.versions import PACKAGES, version
@@ -136,7 +136,8 @@ def _run(config: object, answer: str, report: object, tokens: int) -> dict:
     steps = []
     for number, step in enumerate([] if image is None else image.steps):
         into = image.merged_into(number)
-        steps.append(step.to_dict() | {"merged_into": None if into is None else into.tolist()})
+        layer = IN_ENCODER if step.site == "encoder" else step.layer
+        steps.append(step.to_dict() | {"layer": layer, "merged_into": None if into is None else into.tolist()})
     return {
         "strategy": config.name,
         "keep": config.keep,

@@ -9,7 +9,7 @@
      "full": {"answer"},
      "runs": [{"strategy", "keep": asked or null, "average": tokens in the average layer, "last": in the last layer,
                "answer", "notes", "resolved": the strategy with its knobs,
-               "steps": [{"stage", "layer": null at the projector, "before", "after", "kept": places,
+               "steps": [{"stage", "layer": null at the projector, -1 in the encoder, "before", "after", "kept": places,
                           "merged_into": a place or -1 for every token, or null}]}]}
 
 Places count the picture's visual tokens in the prompt from 0, row ends (LLaVA-NeXT) among them.
@@ -30,6 +30,7 @@ SCHEMA = "vtc.inspect/1"
 MOST, FARTHEST = 10**6, 10**6  # tokens, layers and pixels; pixels from the picture's corner
 RECORD, PICTURE = "selection.json", "picture.png"
 GONE, DROPPED, KEPT, MERGED = range(4)  # gone: dropped by an earlier step
+IN_ENCODER = -1  # the layer of a step inside the vision encoder
 
 
 @dataclass(frozen=True)
@@ -81,7 +82,7 @@ def outcomes(run: Mapping, tokens: int) -> list[Outcome]:
 def columns(record: Mapping) -> list[tuple[int | None, int]]:
     """The stages of all runs in the order in which they happen: (layer, number among those of one run there)."""
     found = {key for run in record["runs"] for key in keys(run)}
-    return sorted(found, key=lambda key: (-1 if key[0] is None else key[0], key[1]))
+    return sorted(found, key=lambda key: (-0.5 if key[0] is None else key[0], key[1]))
 
 
 def keys(run: Mapping) -> list[tuple[int | None, int]]:
@@ -100,7 +101,7 @@ def _box(value: object, where: str) -> list[float]:
 _places, _flows = list_of(whole(0, MOST)), list_of(whole(-1, MOST))
 _step = record(
     {
-        "stage": text, "layer": or_none(whole(0, MOST)), "before": whole(0, MOST), "after": whole(0, MOST),
+        "stage": text, "layer": or_none(whole(IN_ENCODER, MOST)), "before": whole(0, MOST), "after": whole(0, MOST),
         "kept": _places, "merged_into": or_none(_flows),
     }
 )  # fmt: skip

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from vtc.eval.inspect.record import DROPPED, GONE, KEPT, MERGED, Outcome
+from vtc.eval.inspect.record import DROPPED, GONE, IN_ENCODER, KEPT, MERGED, Outcome
 
 Color = tuple[int, int, int]
 ACCENT: Color = (255, 196, 0)  # around what stays
@@ -39,6 +39,8 @@ def groups(outcome: Outcome) -> dict[int, Color]:
 
 def column_title(key: tuple[int | None, int]) -> str:
     """What stands above a column."""
+    if key[0] == IN_ENCODER:
+        return "in the encoder"
     return "at the projector" if key[0] is None else f"before layer {key[0]}"
 
 

@@ -86,8 +86,8 @@ def record(family, run: Callable[[], object], told: Callable[[], Report]) -> Rec
 
 def _entered(image: ImageReport) -> list[int]:
     """Places, in the image's own run, of the tokens that entered the language model, in the order of the sequence."""
-    first = image.steps[0] if image.steps and image.steps[0].layer is None else None
-    return list(range(image.before)) if first is None else first.kept.tolist()
+    before = [step for step in image.steps if step.site != "decoder"]
+    return before[-1].kept.tolist() if before else list(range(image.before))
 
 
 class Oracle:
@@ -116,7 +116,7 @@ class Oracle:
 
         shared = report.strategy.get("positions")
         return [
-            {"positions": s.get("positions", shared), "site": METHODS[s["method"]].site == "projector"}
+            {"positions": s.get("positions", shared), "site": METHODS[s["method"]].site != "decoder"}
             for s in report.strategy["stages"]
         ]
 
@@ -142,14 +142,16 @@ class Oracle:
         return {**self.family.prompt_inputs(ids), **other}
 
     def _choose(self, recording: Recording, is_image: Tensor) -> None:
-        """Rows of the features where tokens were only dropped, the features themselves where any were merged."""
+        """Rows of the features where tokens were only dropped, the features themselves where any were merged, or where
+        tokens were dropped inside the encoder."""
         images = [image for prompt in self.prompts for image in prompt]
         if recording.embeds.shape[:2] != is_image.shape:
             raise NoOracle(f"{recording.embeds.shape[1]} tokens entered the language model, not {is_image.shape[1]}")
         rows = [torch.tensor(_entered(image), device=self.device) for image in images]
         entered = recording.embeds[is_image].split([len(index) for index in rows])
         picked = [x.index_select(0, index) for x, index in zip(recording.features, rows, strict=True)]
-        same = all(torch.equal(a, b.to(a.dtype)) for a, b in zip(entered, picked, strict=True))
+        inside = any(step.site == "encoder" for image in images for step in image.steps)
+        same = not inside and all(torch.equal(a, b.to(a.dtype)) for a, b in zip(entered, picked, strict=True))
         self.rows = None if all(len(i) == image.before for i, image in zip(rows, images)) and same else rows
         self.merged = None if same else [x.clone() for x in entered]
 
@@ -165,7 +167,7 @@ class Oracle:
     def _go_inside(self, recording: Recording, is_image: list[list[bool]]) -> None:
         """Per layer before which tokens are dropped, the columns [B, K] that stay."""
         self.columns: dict[int, Tensor] = {}
-        steps = [sorted({s.layer for i in prompt for s in i.steps if s.layer is not None}) for prompt in self.prompts]
+        steps = [sorted({s.layer for i in prompt for s in i.steps if s.site == "decoder"}) for prompt in self.prompts]
         self.rotary, self.differs = recording.rotary, {}
         if not any(steps):
             return
@@ -173,7 +175,7 @@ class Oracle:
         for layer in sorted({layer for mine in steps for layer in mine}):
             chosen = []
             for b, prompt in enumerate(self.prompts):
-                last = [[s for s in image.steps if s.layer == layer][-1:] for image in prompt]
+                last = [[s for s in image.steps if s.site == "decoder" and s.layer == layer][-1:] for image in prompt]
                 stays = [None if not step else set(step[0].kept.tolist()) for step in last]
                 kept = [c for c, at in enumerate(now[b]) if at is None or stays[at[0]] is None or at[1] in stays[at[0]]]
                 chosen.append(kept)

@@ -99,13 +99,15 @@ def reported(trial: Trial) -> None:
     projected = [c for c in choices if c.stage.stage.site == "projector"]
     stages = sum(len(c.selection.row(b)) for c in projected for b in range(len(c.selection.keep)))
     placeholders = int((trial.inputs["input_ids"] == trial.tiny.family.image_token_id).sum())
+    if not projected:  # what the encoder left, if anything is dropped in it
+        stages = placeholders - (int(mask.sum()) - sum(lengths))
     facts = {
         "visual tokens before": (proof.tokens_before, placeholders),
         "prompts before": (proof.prompts_before, mask.sum(1).tolist()),
         "prompts at the first layer": (proof.prompts_entered, lengths),
         "prompts at the last layer": (max(proof.prompts_after), output.logits.shape[1]),
         "lengths of the KV cache": (proof.kv_lengths, [layer.keys.shape[2] for layer in output.past_key_values.layers]),
-        "visual tokens that enter": (sum(i.entered for i in proof.images), stages if projected else placeholders),
+        "visual tokens that enter": (sum(i.entered for i in proof.images), stages),
     }  # fmt: skip
     for what, (said, found) in facts.items():
         if said != found:

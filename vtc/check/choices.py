@@ -9,6 +9,8 @@ from torch.utils._pytree import tree_leaves
 
 from vtc.check.trial import TOKENS, CheckedCall, Choice, Trial
 from vtc.check.verdicts import DoesNotApply, Violation
+from vtc.core.budget import Budget
+from vtc.core.layout import ImageLayout
 from vtc.core.selection import Selection
 from vtc.core.signals import Aim, ClipWords, TextEmbeddings, TextInformation, TextPivots, TextToVisual
 
@@ -36,6 +38,8 @@ def _number(trial: Trial, run: CheckedCall) -> None:
     for choice in run.choices:
         for b, kept in enumerate(rows(choice.selection)):
             count, adaptive = choice.context.count, choice.stage.stage.adaptive
+            if adaptive and choice.stage.stage.site == "encoder" and len(kept) >= count:
+                continue  # there it is the least
             if len(kept) > count or (len(kept) < count and not adaptive):
                 asked = f"{choice.context.tokens} tokens where the budget says {count}"
                 raise Violation(f"{choice.stage.method} keeps {len(kept)} of {asked} (unit {b})")
@@ -45,11 +49,23 @@ def _number(trial: Trial, run: CheckedCall) -> None:
         projected = budget is not None and not budget.keeps_all
         quotas = budget.quotas([[tile.tokens for tile in layout.tiles] for layout in layouts]) if projected else None
         for j, (layout, image) in enumerate(zip(layouts, images)):
-            entered = sum(quotas[j]) if projected else layout.tokens
+            inside = _left_by_encoder(run.patch.allocation.encoder, layout, image)
+            entered = inside[-1] if inside else layout.tokens
+            entered = min(sum(quotas[j]), entered) if projected else entered
             if projected and run.patch.stage.stage.adaptive and image.steps:
-                entered = min(entered, image.steps[0].after)
-            expected = [entered] * projected + run.patch.allocation.counts(layout.tokens, entered)
+                entered = min(entered, image.steps[len(inside)].after)
+            expected = [*inside, *[entered] * projected, *run.patch.allocation.counts(layout.tokens, entered)]
             _counts(image, layout.tokens, expected, run)
+
+
+def _left_by_encoder(budget: Budget | None, layout: ImageLayout, image) -> list[int]:
+    """The tokens that the encoder should leave of an image, if there is a stage inside it. Of several crops unpadding
+    takes away what it finds, so it may be fewer than the budget's."""
+    if budget is None or budget.keeps_all:
+        return []
+    count = sum(budget.quotas([[layout.tiles[0].tokens] * len(layout.tiles)])[0])
+    found = image.steps[0].after if image.steps else 0
+    return [found if len(layout.tiles) > 1 and found < count else count]
 
 
 def _counts(image, tokens: int, expected: list[int], run: CheckedCall) -> None:

@@ -17,7 +17,7 @@ def table(config: object, family: str | None, layers: int, tokens: int) -> list[
     from vtc.core.flops import LanguageShape, paper_flops
 
     allocation = _allocation(config, family, layers, tokens)
-    entered = tokens if allocation.projector is None else sum(allocation.projector.quotas([[tokens]])[0])
+    entered = allocation.entered(tokens)
     seen = allocation.tokens_per_layer(tokens, entered)
     first = [i for i in range(layers) if i == 0 or seen[i] != seen[i - 1]]
     lines = [f"{layers} decoder layers, counted from 0, and an image of {tokens} visual tokens:"]

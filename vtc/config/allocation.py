@@ -6,13 +6,18 @@ A strategy says in one place what is asked: `StrategyConfig.keep` for the whole,
 
 `keep` of a strategy is the mean over the language model's layers of the visual tokens that they see, as a fraction of
 the image's visual tokens (float) or as a number (int). For a stage at the projector alone that is the fraction it
-keeps. With stages inside the language model:
+keeps; for a stage inside the encoder alone, the fraction that leaves the encoder. With stages inside the language
+model:
 
 - no keep: every stage does what its own budget or its published schedule says;
-- with a stage at the projector: the published schedules inside stay as they are, and the projector keeps as much as
-  the mean needs: keep / (mean share of the schedules). If that is more than everything, it keeps everything and
-  the schedules are relaxed as in the next case;
+- with a stage in front of it (inside the encoder or at the projector): the published schedules inside stay as they are,
+  and that stage keeps as much as the mean needs: keep / (mean share of the schedules). If that is more than
+  everything, it keeps everything and the schedules are relaxed as in the next case;
 - without one: the shares of all schedules are raised to one power. Power 1 is the published schedule, 0 keeps all.
+
+Strategies that have both a stage inside the encoder and one at the projector have no keep of the whole: each of the two
+has its own, both of them a fraction of the image's visual tokens, and the second keeps at most what the first left. An
+encoder's budget is counted crop by crop, before unpadding (LLaVA-NeXT) drops what shows no picture.
 
 A stage's own keep inside the language model means the same, relative to the tokens that enter the language model.
 """
@@ -46,7 +51,7 @@ class Drop:
 class Allocation:
     """What each stage of a strategy keeps on a language model of a given depth.
 
-    projector: the budget of the stage at the projector, from which the count of every unit follows; None without one.
+    encoder, projector: the budgets of the stages there, from which the count of every unit follows; None without one.
     steps: all drops inside the language model in the order in which they happen, see `counts`. stages: the strategy's
     decoder stages. decoder: may be left out where there are none. tokens: of an image, where the model fixes it, so
     that numbers of tokens can be checked too. Raises ConfigError for a keep that the layers cannot give.
@@ -61,9 +66,19 @@ class Allocation:
             for number, step in enumerate(stage.stage.steps(decoder))
         ]
         self.steps = tuple(sorted(drops, key=lambda drop: (drop.layer, drop.index, drop.number)))
-        self.projector = self._projector_budget()
+        self.encoder, self.projector = self._budget(config.encoder), self._budget(config.projector)
         if self.stages and not self.config.keeps_all:
             self._check(tokens)
+
+    @property
+    def front(self) -> Budget | None:
+        """The budget of what reaches the language model."""
+        return self.encoder if self.projector is None else self.projector
+
+    def entered(self, tokens: int) -> int:
+        """Tokens of an image of one tile that reach the language model."""
+        left = tokens if self.encoder is None else self.encoder.count(tokens)
+        return left if self.projector is None else min(left, sum(self.projector.quotas([[tokens]])[0]))
 
     def mean(self, powers: tuple[float, ...] | None = None) -> float:
         """Mean over layers of the share of the entered tokens that they see, roundings aside. powers: one per decoder
@@ -109,17 +124,17 @@ class Allocation:
     def powers(self, before: int, entered: int) -> tuple[float, ...]:
         """The power of each decoder stage for one image."""
         if self.config.keep is not None:
-            fits = self.projector is not None and not self.relaxed(before)
+            fits = self.front is not None and not self.relaxed(before)
             power = 1.0 if fits else self._power(None, self.config.keep, before)
             return (power,) * len(self.stages)
         own = [stage.keep for stage in self.stages]
         return tuple(1.0 if k is None else self._power(i, k, entered) for i, k in enumerate(own))
 
     def relaxed(self, before: int) -> bool:
-        """Whether an image is to keep more on average than the published schedules behind a projector stage allow."""
-        if not self.stages or self.projector is None or self.config.keep is None:
+        """Whether an image is to keep more on average than the published schedules behind the first stage allow."""
+        if not self.stages or self.front is None or self.config.keep is None:
             return False
-        if self.projector.scope == "per_request" and isinstance(self.config.keep, int):
+        if self.front.scope == "per_request" and isinstance(self.config.keep, int):
             return False  # what is shared among images cannot be more than all of one
         return _fraction(self.config.keep, before) > self.mean() + EPS
 
@@ -145,7 +160,7 @@ class Allocation:
             possible = f"more than {mean(high) * (tokens or 1):.4g}, an earlier layer"
             if first is None:
                 why, possible = "no step of its schedule removes any", "a schedule that does"
-            elsewhere = "" if self.projector else f", or a stage at the projector before it (such as hiprune+{names})"
+            elsewhere = "" if self.front else f", or a stage at the projector before it (such as hiprune+{names})"
             raise ConfigError(
                 f"keep={keep!r} of the {f'{tokens} ' if tokens else ''}visual tokens as a mean over layers is out of "
                 f"reach for {names}: {why}; possible: {possible}{elsewhere}"
@@ -156,8 +171,8 @@ class Allocation:
         # The published mean gives the published counts, halves included.
         return 1.0 if abs(high - 1.0) < EPS else high
 
-    def _projector_budget(self) -> Budget | None:
-        stage, keep = self.config.projector, self.config.keep
+    def _budget(self, stage: "StageConfig | None") -> Budget | None:
+        keep = self.config.keep
         if stage is None:
             return None
         if keep is None:
@@ -175,9 +190,9 @@ class Allocation:
             if isinstance(keep, float) or tokens is not None:
                 self.powers(tokens or 1, tokens or 1)
             return
-        if self.projector is not None:
-            shared = self.projector.scope == "per_request" and isinstance(self.projector.keep, int)
-            entered = None if tokens is None or shared else self.projector.count(tokens)
+        if self.front is not None:
+            shared = self.front.scope == "per_request" and isinstance(self.front.keep, int)
+            entered = None if tokens is None or shared else self.front.count(tokens)
         for index, stage in enumerate(self.stages):
             own = stage.keep
             if isinstance(own, float) or own is not None and entered is not None:

@@ -12,6 +12,7 @@ from vtc.patches import FAMILIES
 from vtc.strategies import METHODS
 
 _SHARED = {"scope": ("per_image", SCOPES), "rounding": ("ceil", ROUNDINGS), "positions": ("compact", POSITIONS)}
+SITES = ("encoder", "projector", "decoder")  # in the order in which they run
 _STAGE = ("keep", "prune_ratio", *_SHARED)
 
 
@@ -156,6 +157,10 @@ def _overlay(top: dict, stages: list[dict], section: object, name: str) -> None:
             top[key] = value
             for stage in stages:
                 stage.pop(key, None)
+            if key == "scope" and any(METHODS[stage["method"]].site == "projector" for stage in stages):
+                for stage in stages:  # it is of the stage at the projector
+                    if METHODS[stage["method"]].site == "encoder":
+                        stage[key] = METHODS[stage["method"]].tile_scope
         else:
             method, knob = dotted.get(key, (None, key))
             owners = [s for s in stages if (s["method"] == method if method else knob in knobs[s["method"]])]
@@ -202,14 +207,33 @@ def _checked(name: str, top: dict, stages: list[dict], family: str | None) -> St
     alone, tiled = _only_inside(stages), family is not None and _is_tiled(family)
     configs = tuple(_stage(top, stage, alone, keep is None, tiled) for stage in stages)
     sites = [config.stage.site for config in configs]
-    if sites != sorted(sites, reverse=True) or sites.count("projector") > 1:
+    if sites != sorted(sites, key=SITES.index) or max(sites.count("encoder"), sites.count("projector")) > 1:
+        before = "at most one in the encoder, first, then " if "encoder" in sites else ""
         raise ConfigError(
-            f"strategy {name!r} has stages at {', '.join(sites)}; possible: at most one at the projector, first, then "
-            "any number in the decoder"
+            f"strategy {name!r} has stages at {', '.join(sites)}; possible: {before}at most one at the projector"
+            f"{'' if before else ', first'}, then any number in the decoder"
         )
-    if keep is None and any(config.stage.site == "projector" and config.keep is None for config in configs):
+    if keep is not None and {"encoder", "projector"} <= set(sites):
+        first, second = (config.method for config in configs[:2])
+        raise ConfigError(
+            f"keep={keep!r} cannot be shared by {first} in the encoder and {second} at the projector; possible: "
+            f"{first}.keep and {second}.keep"
+        )
+    _check_rasters(configs)
+    if keep is None and any(config.stage.site != "decoder" and config.keep is None for config in configs):
         raise ConfigError(f"strategy {name!r} names no budget; possible: keep or prune_ratio")
     return StrategyConfig(name, str(top.get("description", "")).strip(), keep, configs)
+
+
+def _check_rasters(configs: tuple[StageConfig, ...]) -> None:
+    """Raises ConfigError where a stage at the projector needs a raster that a stage inside the encoder takes apart."""
+    names = [config.method for config in configs if config.stage.site == "encoder"]
+    for config in configs:
+        if names and config.stage.site == "projector" and config.stage.grid:
+            raise ConfigError(
+                f"{config.method} needs one raster of tokens, and {names[0]} leaves none of the encoder's; possible: a "
+                f"method that looks at no neighbours, or {config.method} alone"
+            )
 
 
 def _is_tiled(family: str) -> bool:
@@ -230,12 +254,17 @@ def _stage(top: dict, data: dict, alone: bool, own_budget: bool, tiled: bool) ->
     method, shared = METHODS[data["method"]], {}
     inside = method.site == "decoder"
     for key, (default, possible) in _SHARED.items():
-        if key == "scope" and tiled and not inside:
+        if key == "scope" and (tiled and not inside or method.site == "encoder"):
             default = method.tile_scope
         given = {**(top if alone or not inside or key == "positions" else {}), **data}
         value = shared[key] = given.get(key, default)
         if value not in possible:
             raise ConfigError(f"{key}={shown(value)} is unknown; possible: {', '.join(possible)}")
+        if method.site == "encoder" and key == "scope" and value != default:
+            raise ConfigError(
+                f"scope={value}: inside the encoder {data['method']} works on one crop at a time; possible: "
+                f"scope={default}, or a stage at the projector"
+            )
         if inside and key != "positions" and key in given and value != default:
             raise ConfigError(
                 f"{key}={shown(value)}: inside the language model {data['method']} ranks whole images and rounds as "

@@ -9,11 +9,11 @@ from typing import Any
 from vtc.config.allocation import Allocation
 from vtc.config.knobs import as_lists
 from vtc.core.signals import Decoder
-from vtc.strategies.base import DecoderStage, Stage
+from vtc.strategies.base import DecoderStage, EncoderStage, Stage
 
 POSITIONS = ("keep", "compact")
 
-Method = Stage | DecoderStage | type[Stage] | type[DecoderStage]
+Method = Stage | DecoderStage | EncoderStage | type[Stage] | type[DecoderStage] | type[EncoderStage]
 Strategy = str | Path | Mapping[str, Any] | Method | Sequence[Any]
 """What `vtc.patch` takes: a name, a file, a mapping, a method, or several of these."""
 
@@ -28,7 +28,7 @@ class StageConfig:
     """
 
     method: str
-    stage: Stage | DecoderStage
+    stage: Stage | DecoderStage | EncoderStage
     keep: float | int | None
     scope: str
     rounding: str
@@ -39,7 +39,8 @@ class StageConfig:
         positions = {"positions": self.positions}
         if self.stage.site == "decoder":
             return positions
-        return {"scope": self.scope, "rounding": self.rounding, **positions}
+        scope = {} if self.stage.site == "encoder" else {"scope": self.scope}
+        return {**scope, "rounding": self.rounding, **positions}
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,8 @@ class StrategyConfig:
     """A strategy resolved for one model family: nothing in it is left to defaults.
 
     keep: the budget of the whole, a mean over the language model's layers (see `vtc.config.allocation`); None when
-    every stage has its own. stages: at most one at the projector, first, then those inside the language model.
+    every stage has its own. stages: at most one inside the encoder, at most one at the projector, then those inside the
+    language model.
     """
 
     name: str
@@ -59,6 +61,11 @@ class StrategyConfig:
     def keeps_all(self) -> bool:
         """True for keep=1.0: the model is then left entirely alone."""
         return isinstance(self.keep, float) and self.keep == 1.0
+
+    @property
+    def encoder(self) -> StageConfig | None:
+        """The stage inside the encoder, if there is one."""
+        return next((s for s in self.stages if s.stage.site == "encoder"), None)
 
     @property
     def projector(self) -> StageConfig | None:

@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+from torch import Tensor
+
 FORMULA = (
     "per layer and prompt of n tokens, a multiply-add counts 2: 2n[2d*h*e + 2d*g*e] (q, o; k, v) + 4n^2*h*e (scores, "
     "values, causal half not deducted) + 2n*m*d*(3 if the MLP is gated else 2); embedding and LM head not counted"
@@ -49,3 +51,46 @@ def paper_flops(shape: LanguageShape, tokens_per_layer: list[int]) -> int:
     print them; see PAPER_FORMULA. LLaVA-1.5-7B with all 576 tokens: 3.82 T."""
     d, m = shape.hidden, shape.mlp
     return sum(4 * n * d * d + 2 * n * n * d + 3 * n * d * m for n in tokens_per_layer)
+
+
+ENCODER_FORMULA = (
+    "per layer and sequence of n tokens that attend to each other, of which m reach the MLP, a multiply-add counts 2: "
+    "8nd^2 + 4n^2d + 2mdw(3 if the MLP is gated else 2); patch embedding and projector not counted"
+)
+
+
+@dataclass(frozen=True)
+class EncoderShape:
+    """The sizes of a vision encoder that matter. layers; hidden d; mlp w; gated: three MLP matrices instead of two."""
+
+    layers: int
+    hidden: int
+    mlp: int
+    gated: bool
+
+    def layer_flops(self, sequences: list[int], reach: int) -> int:
+        """FLOPs of one layer on sequences of these lengths, `reach` of whose tokens reach the MLP; see
+        ENCODER_FORMULA."""
+        d = self.hidden
+        attention = sum(8 * n * d * d + 4 * n * n * d for n in sequences)
+        return attention + 2 * reach * d * self.mlp * (3 if self.gated else 2)
+
+
+@dataclass(frozen=True)
+class EncoderWork:
+    """What one run of an encoder had to do. before, after: per layer, the lengths of the sequences that attend to each
+    other (or a tensor of their bounds, read when it is asked for), and the tokens that reach the MLP."""
+
+    shape: EncoderShape
+    before: list[tuple[list[int] | Tensor, int]]
+    after: list[tuple[list[int] | Tensor, int]]
+
+    @property
+    def flops(self) -> tuple[int, int]:
+        """FLOPs (before, after); see ENCODER_FORMULA."""
+        sides = self.before, self.after
+        return tuple(sum(self.shape.layer_flops(_lengths(n), m) for n, m in side) for side in sides)
+
+
+def _lengths(sequences: list[int] | Tensor) -> list[int]:
+    return sequences if isinstance(sequences, list) else sequences.diff().tolist()

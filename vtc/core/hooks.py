@@ -40,9 +40,11 @@ class Patchwork:
         """Forward pre-hook with keyword arguments: hook(module, args, kwargs) -> None or (args, kwargs)."""
         self._undo.append(module.register_forward_pre_hook(torch.compiler.disable(hook), with_kwargs=True).remove)
 
-    def post_hook(self, module: nn.Module, hook: Callable, always: bool = False) -> None:
-        """Forward hook with keyword arguments; `always` runs it also when the forward raised."""
-        handle = module.register_forward_hook(torch.compiler.disable(hook), with_kwargs=True, always_call=always)
+    def post_hook(self, module: nn.Module, hook: Callable, always: bool = False, first: bool = False) -> None:
+        """Forward hook with keyword arguments; `always` runs it also when the forward raised, `first` before the hooks
+        that are there already, which then see what it returns."""
+        hook = torch.compiler.disable(hook)
+        handle = module.register_forward_hook(hook, with_kwargs=True, always_call=always, prepend=first)
         self._undo.append(handle.remove)
 
     def method(self, target: object, name: str, wrapper: Callable) -> None:

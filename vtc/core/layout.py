@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from vtc.core.selection import Flow
 from vtc.core.signals import Extent, Signal
 
 
@@ -13,21 +14,21 @@ class Tile:
     """The visual tokens that one crop of an image gives to the prompt.
 
     crop: its index in the encoder's batch. offsets [n]: places of its tokens in the image's run of tokens.
-    patches [n]: the encoder's patches (or merged tokens) that they come from. grid: (rows, columns) of the raster.
-    corner: (row, column) of its first token among those of all tiles, as they lie beside each other on the picture; a
-    crop that shows the whole picture has (0, 0).
+    patches [n]: the encoder's patches (or merged tokens) that they come from. grid: (rows, columns) of the raster, None
+    where tokens of it are gone. corner: (row, column) of its first token among those of all tiles, as they lie beside
+    each other on the picture; a crop that shows the whole picture has (0, 0).
     """
 
     crop: int
     offsets: Tensor
     patches: Tensor
-    grid: tuple[int, int]
+    grid: tuple[int, int] | None
     corner: tuple[int, int] = (0, 0)
 
     @property
-    def extent(self) -> Extent:
-        """Grid and corner, as a stage is told them."""
-        return Extent(*self.grid, *self.corner)
+    def extent(self) -> Extent | None:
+        """Grid and corner, as a stage is told them; None where tokens are gone."""
+        return None if self.grid is None else Extent(*self.grid, *self.corner)
 
     @property
     def tokens(self) -> int:
@@ -91,12 +92,23 @@ def raster(crop: int, rows: int, columns: int) -> ImageLayout:
 
 
 @dataclass
+class Left:
+    """What a stage inside the encoder left of one image. positions: per tile, the indices [k] of its tokens that are
+    left, ascending; flows: per tile where tokens merged, in places of the image's run."""
+
+    positions: list[Tensor]
+    flows: tuple[Flow, ...] = ()
+
+
+@dataclass
 class VisionRun:
     """One run of the vision encoder: the recorded signals and the layout of its images.
 
     captured: per signal what was recorded, in call order. signals: per signal, per image, per tile a tensor [n] (keys:
     [n, e]; what the projector receives: [n, D], or [1 + n, D] with [CLS] first). bounds: of packed sequences, see
-    `Family.packed_bounds`.
+    `Family.packed_bounds`. inside: what a stage inside the encoder does in this run; left: of each image, None without
+    such a stage; signals are then those of the tokens that are left; places: by signal, how what was captured of the
+    tokens then left comes to the places of all.
     """
 
     captured: dict[Signal, list[Tensor]] = field(default_factory=dict)
@@ -104,3 +116,6 @@ class VisionRun:
     signals: dict[Signal, list[list[Tensor]]] = field(default_factory=dict)
     bounds: list[int] | None = None
     observe_seconds: float = 0.0
+    inside: object = None
+    left: list[Left] | None = None
+    places: dict[Signal, object] = field(default_factory=dict)

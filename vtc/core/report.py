@@ -6,16 +6,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vtc.core.flops import FORMULA, PAPER_FORMULA, LanguageShape, paper_flops
+from vtc.core.flops import ENCODER_FORMULA, FORMULA, PAPER_FORMULA, EncoderWork, LanguageShape, paper_flops
 from vtc.core.selection import Flow
 
 
 @dataclass
 class StepReport:
-    """One drop. stage: the method; layer: the decoder layer before which it took place (0-based), None for the
-    projector; kept [after]: places of the survivors in the image's own run of tokens, in the order of the sequence
-    (a merged token has the place of the token that the others flow into); flows: of each unit that merged, read
-    through `ImageReport.merged_into`."""
+    """One drop. stage: the method; site: "encoder", "projector" or "decoder"; layer: the decoder layer before which it
+    took place, or the encoder layer that the last of its steps belongs to (0-based), None for the projector; kept
+    [after]: places of the survivors in the image's own run of tokens, in the order of the sequence (a merged token has
+    the place of the token that the others flow into); flows: of each unit that merged, read through
+    `ImageReport.merged_into`."""
 
     stage: str
     layer: int | None
@@ -23,16 +24,17 @@ class StepReport:
     after: int
     kept: Tensor = field(repr=False)
     flows: tuple[Flow, ...] = field(default=(), repr=False)
+    site: str = "projector"
 
     @property
     def where(self) -> str:
-        """The method and its layer in one word."""
-        return self.stage if self.layer is None else f"{self.stage}@{self.layer}"
+        """The method and its place in one word."""
+        return self.stage + {"projector": "", "decoder": f"@{self.layer}", "encoder": "@encoder"}[self.site]
 
     def to_dict(self) -> dict[str, Any]:
         """As plain data."""
         counts = {"before": self.before, "after": self.after}
-        return {"stage": self.stage, "layer": self.layer, **counts, "kept": self.kept.tolist()}
+        return {"stage": self.stage, "site": self.site, "layer": self.layer, **counts, "kept": self.kept.tolist()}
 
 
 @dataclass
@@ -89,7 +91,8 @@ class ImageReport:
         """Visual tokens that each decoder layer sees."""
         counts, count = [], self.entered
         for layer in range(self.layers):
-            count = next((step.after for step in reversed(self.steps) if step.layer == layer), count)
+            dropped = (s.after for s in reversed(self.steps) if s.site == "decoder" and s.layer == layer)
+            count = next(dropped, count)
             counts.append(count)
         return counts
 
@@ -102,7 +105,9 @@ class Report:
     departures on this model (such as the mean query in place of [CLS]). prompts_before, prompts_entered: real tokens
     of each prompt as given and as they reach the first decoder layer. cache_lengths: see kv_lengths. observe_seconds,
     select_seconds: time of the reductions and of selection with packing (on a GPU: of launching, unless
-    `vtc.engine.clock.exact` is on); observe_inside, select_inside: the part of it within the language model.
+    `vtc.engine.clock.exact` is on; what a stage inside the encoder selects is part of the encoder's own time); encoder:
+    the encoder's work, None without a stage inside it; observe_inside, select_inside: the part of these seconds within
+    the language model.
     """
 
     family: str
@@ -118,6 +123,7 @@ class Report:
     select_seconds: float = 0.0
     observe_inside: float = 0.0
     select_inside: float = 0.0
+    encoder: EncoderWork | None = field(default=None, repr=False)
 
     @property
     def kv_lengths(self) -> list[int]:
@@ -169,6 +175,12 @@ class Report:
         return sum(map(cost, self._unpruned())), sum(map(cost, self.prompt_lengths))
 
     @property
+    def encoder_flops(self) -> tuple[int, int] | None:
+        """FLOPs of the vision encoder (before, after) where a stage acts inside it, else None; see
+        `vtc.core.flops.ENCODER_FORMULA`."""
+        return None if self.encoder is None else self.encoder.flops
+
+    @property
     def paper_flops(self) -> tuple[int, int]:
         """FLOPs (before, after) as the papers count them, of visual tokens alone, summed over images; see
         `vtc.core.flops.PAPER_FORMULA`."""
@@ -188,7 +200,8 @@ class Report:
 
     def to_dict(self) -> dict[str, Any]:
         """Everything as plain data."""
-        flops, paper, kv = self.prefill_flops, self.paper_flops, self.kv_bytes
+        flops, paper, kv, vision = self.prefill_flops, self.paper_flops, self.kv_bytes, self.encoder_flops
+        inside = {} if vision is None else {"before": vision[0], "after": vision[1], "formula": ENCODER_FORMULA}
         return {
             "family": self.family,
             "strategy": self.strategy,
@@ -211,12 +224,13 @@ class Report:
             "kv_lengths": self.kv_lengths,
             "prefill_flops": {"before": flops[0], "after": flops[1], "formula": FORMULA},
             "paper_flops": {"before": paper[0], "after": paper[1], "formula": PAPER_FORMULA},
+            **({"encoder_flops": inside} if inside else {}),
             "kv_bytes": {"before": kv[0], "after": kv[1], "saved": kv[0] - kv[1]},
             "seconds": {"observe": self.observe_seconds, "select": self.select_seconds},
         }
 
     def __str__(self) -> str:
-        flops, paper, kv = self.prefill_flops, self.paper_flops, self.kv_bytes
+        flops, paper, kv, vision = self.prefill_flops, self.paper_flops, self.kv_bytes, self.encoder_flops
         methods = "+".join(stage["method"] for stage in self.strategy["stages"])
         asked = "the stages' own budgets" if self.keep is None else f"keep={self.keep} asked"
         width = max((len(step.where) for image in self.images for step in image.steps), default=5)
@@ -234,6 +248,11 @@ class Report:
             f"{self.tokens_after} in the last",
             f"prompt length         {self.prompts_before} -> {self.prompts_after}",
             f"KV cache per layer    {self._kv()}",
+            *(
+                [f"encoder FLOPs         {vision[0]:.4g} -> {vision[1]:.4g} ({vision[1] / vision[0]:.1%})"]
+                if vision
+                else []
+            ),
             f"prefill FLOPs         {flops[0]:.4g} -> {flops[1]:.4g} ({flops[1] / flops[0]:.1%})",
             f"  as papers count     {paper[0]:.4g} -> {paper[1]:.4g} ({paper[1] / paper[0]:.1%}), visual tokens alone",
             f"KV bytes saved        {kv[0] - kv[1]:,} of {kv[0]:,}",

@@ -69,6 +69,9 @@ class Selection:
     Merge; None = pruning.
     order [B, K]: slots in the order in which they stand in the sequence afterwards, where that is not ascending; filler
     comes last here, too. score [B, K]: how important the slots are, for stages inside the language model that ask.
+    Inside the encoder only, by slot: mix [B, K, N] float32 or float64: the weights of a merge in which a token may flow
+    into several slots (merge is None then); sizes [B, K]: what the slots hold, where that is not the sum of what flows
+    into them; carry [B, K]: numbers that the stage finds again at its next step (the signal `Carried`).
     """
 
     keep: Tensor
@@ -76,6 +79,9 @@ class Selection:
     merge: Merge | None = None
     order: Tensor | None = None
     score: Tensor | None = None
+    mix: Tensor | None = None
+    sizes: Tensor | None = None
+    carry: Tensor | None = None
 
     @classmethod
     def marked(cls, kept: Tensor, most: int) -> "Selection":
@@ -104,6 +110,9 @@ class Selection:
     def apply_features(self, x: Tensor) -> Tensor:
         """Features x [B, N, D] -> [B, K, D]: gathered, or summed by the merge weights, in float32 (float64 for
         float64 x)."""
+        if self.mix is not None:
+            weight = self.mix.to(x.device, torch.promote_types(x.dtype, torch.float32))
+            return (weight @ x.to(weight.dtype)).to(x.dtype)
         if self.merge is None:
             return self.apply(x)
         dtype = torch.promote_types(x.dtype, torch.float32)
@@ -113,6 +122,18 @@ class Selection:
             source, target, weight = self.merge.extra
             _flow(out, x.gather(1, _rows(source.to(x.device), x)), target, weight)
         return out.to(x.dtype)
+
+    def targets(self, tokens: int) -> Tensor:
+        """The slot [B, N] that each of `tokens` tokens flows into (of several, the one with the largest share), -1 for
+        one that is dropped."""
+        if self.merge is not None:
+            return self.merge.target
+        slots = torch.arange(self.keep.shape[1], device=self.keep.device).expand_as(self.keep)
+        if self.mix is None:
+            found = self.keep.new_full((len(self.keep), tokens), -1)
+        else:
+            found = self.mix.argmax(1).masked_fill(self.mix.amax(1) == 0, -1)
+        return found.scatter(1, self.keep, slots)
 
 
 def _rows(index: Tensor, x: Tensor) -> Tensor:

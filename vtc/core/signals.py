@@ -9,17 +9,22 @@ from torch import Tensor
 from vtc.core.errors import ConfigError, shown
 from vtc.core.signals_inside import (
     Aim,
+    Carried,
+    ClsValueAttention,
     DecoderAttention,
     DecoderKeys,
     EncoderAttention,
     FinalHidden,
     Hidden,
+    ImageAttention,
     Importance,
     KeyNorms,
+    Sizes,
     TextInformation,
     TextPivots,
     TextToVisual,
     Transition,
+    ValueNorms,
 )
 
 
@@ -134,6 +139,10 @@ Signal = (
     | PatchEntropy
     | Features
     | EncoderKeys
+    | ClsValueAttention
+    | ValueNorms
+    | Sizes
+    | Carried
     | EncoderFeatures
     | TextEmbeddings
     | TextRelevance
@@ -142,6 +151,7 @@ Signal = (
     | Unprojected
     | Transition
     | DecoderAttention
+    | ImageAttention
     | KeyNorms
     | TextInformation
     | EncoderAttention
@@ -159,10 +169,11 @@ Signal = (
 class Encoder:
     """The facts about the vision encoder that a strategy can use before the encoder runs.
 
-    depth: attention layers. has_cls: a [CLS] token exists. global_layers: layers whose attention spans the whole
-    image (all of them, but for encoders with windowed layers). tokens: visual tokens of an image where the family
-    fixes it, else None. tiled: an image may be several crops. thumbnail: tokens of the first of these, which shows the
-    whole picture.
+    depth: attention layers. output, last: the layer whose output the projector receives. cell: patches, next to each
+    other in the encoder's sequence, that the projector joins into a visual token. has_cls: a [CLS] token exists.
+    global_layers: layers whose attention spans the whole image (all of them, but for encoders with windowed layers).
+    tokens: visual tokens of an image where the family fixes it, else None. tiled: an image may be several crops.
+    thumbnail: tokens of the first of these, which shows the whole picture.
     """
 
     family: str
@@ -172,6 +183,13 @@ class Encoder:
     tokens: int | None = None
     tiled: bool = False
     thumbnail: int | None = None
+    output: int | None = None
+    cell: int = 1
+
+    @property
+    def last(self) -> int:
+        """The layer whose output the projector receives."""
+        return self.depth - 1 if self.output is None else self.output
 
     def layer(self, value: int | float, knob: str) -> int:
         """A layer knob as a 0-based index: int = index (negative counts from the end), float in (0, 1] = relative
@@ -233,9 +251,10 @@ class Context:
     """The input of a stage: B units (images or tiles) with the same N tokens, the same grid and the same budget.
 
     count: tokens to keep in each. grid: (rows, columns) when the tokens are a full raster, else None. step: which of
-    its steps a decoder stage is at (0-based). ordinals [B]: the index of each unit within its own prompt (for seeding
-    that does not depend on the batch). signals: the tensors that the stage requested, by signal. tiles: where several
-    tiles compete, the place of each, in the order of their tokens.
+    its steps a stage inside a model is at (0-based). ordinals [B]: the index of each unit within its own prompt (for
+    seeding that does not depend on the batch). signals: the tensors that the stage requested, by signal. tiles: where
+    several tiles compete, the place of each, in the order of their tokens. images [B]: inside the encoder, a number for
+    the image of each unit.
     """
 
     tokens: int
@@ -246,6 +265,7 @@ class Context:
     signals: Mapping[Signal, Tensor] = field(default_factory=dict)
     step: int = 0
     tiles: tuple[Extent, ...] = ()
+    images: tuple[int, ...] = ()
 
     def __getitem__(self, signal: Signal) -> Tensor:
         return self.signals[signal]

@@ -1,4 +1,4 @@
-"""The signals of stages inside the language model; `vtc.core.signals` has them all."""
+"""The signals of stages inside the encoder and inside the language model; `vtc.core.signals` has them all."""
 
 from dataclasses import dataclass
 
@@ -63,7 +63,8 @@ class Aim:
 
 @dataclass(frozen=True)
 class Hidden:
-    """The hidden states of the visual tokens that are about to enter a layer. -> [B, N, D]."""
+    """The hidden states of the visual tokens that are about to enter a layer of the language model, or as they stand at
+    a step inside the encoder (a cell: its patches' mean). -> [B, N, D]."""
 
 
 @dataclass(frozen=True)
@@ -101,3 +102,41 @@ class DecoderKeys:
     -> [B, N, e]."""
 
     layer: int
+
+
+@dataclass(frozen=True)
+class ClsValueAttention:
+    """Softmax over all values of encoder layer `layer` of their unscaled products with the value of [CLS], head mean,
+    not renormalised after [CLS] itself is dropped. On an encoder without [CLS] the mean of all values of the image
+    stands in for it. -> [B, N] float32."""
+
+    layer: int
+
+
+@dataclass(frozen=True)
+class ValueNorms:
+    """L1 length of each visual token's head-mean value in layer `layer` of the encoder, or of the decoder for a stage
+    in it; observed while the layer runs. -> [B, N] float32."""
+
+    layer: int
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Inside the encoder: how many original tokens each token holds after the merges so far. -> [B, N] float32."""
+
+
+@dataclass(frozen=True)
+class Carried:
+    """Inside the encoder: what this stage gave as `Selection.carry` at its last step, for the tokens that are left;
+    zero at the first. -> [B, N] float32."""
+
+
+@dataclass(frozen=True)
+class ImageAttention:
+    """Softmax over the image's own tokens that are left of their products with the last prompt token in decoder layer
+    `layer`, divided by sqrt(head dim): of its query with their keys (after RoPE), or (values) of its value with their
+    values; head mean. Observed while the layer runs. -> [B, N] float32."""
+
+    layer: int
+    values: bool = False

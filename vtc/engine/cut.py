@@ -13,6 +13,7 @@ from vtc.engine.question import QuestionReader
 from vtc.engine.reports import Reporter
 from vtc.engine.select import Kept
 from vtc.engine.state import Call, PrunedPrompt, Segment, ThreadState, remember
+from vtc.engine.survivors import left_of
 from vtc.engine.vision import Vision
 
 
@@ -76,27 +77,27 @@ class PromptCut:
         def text(signal, b: int):
             return self.question.look(signal, b, batch.host)
 
-        if self.stage is None:
-            kept = [Kept(torch.arange(n, device=device)) for n in tokens]
-        else:
+        left = left_of(run, placement.source, device)
+        kept = left or [Kept(torch.arange(n, device=device)) for n in tokens]
+        if self.stage is not None:
             budget = self.allocation.projector
             kept = self.vision.select(self.stage, budget, requests, placement.source, run, features, text, device)
         grouped = [[kept[i] for i in images] for images in requests]
         whole = prefill.whole(kwargs, batch.padded, family.mrope)
-        if self.stage is None:
+        if self.reporter.front is None:
             where, after, ends = whole, placement.lengths, placement.ends
             index = torch.arange(length, device=device).expand(len(requests), -1)
             segment = Segment(0, index, whole.valid, None, whole=True)
         else:
             packing = prefill.pack(batch, placement, grouped)
-            where = prefill.apply(kwargs, packing, whole, self.stage.positions, places, grouped)
+            where = prefill.apply(kwargs, packing, whole, self.reporter.front.positions, places, grouped)
             after, ends, shift = packing.lengths, packing.ends, None
             if where.following is not whole.following:
                 shift = whole.following - where.following
             segment = Segment(0, packing.index, packing.valid, shift)
         # Counts first: a budget that an image cannot give is refused before anything is reported.
         counts = [self.allocation.counts(n, len(k.offsets)) for n, k in zip(tokens, kept, strict=True)]
-        report = self.reporter.report(requests, tokens, kept, placement.lengths, after, run)
+        report = self.reporter.report(requests, tokens, kept, placement.lengths, after, run, left)
         prompt = call.pruned = PrunedPrompt([segment], length, length, whole.following, report, self.number)
         if kwargs.get("past_key_values") is not None:
             remember(kwargs["past_key_values"], prompt)

@@ -104,10 +104,10 @@ class Prefill:
         self.watch.measure(layer, x, y, self.tokens.valid)
         self.report.spent_inside(observe=clock.now() - start)
 
-    def attention(self, layer: int, query: Tensor, key: Tensor, scale: float | None) -> None:
-        """Queries and keys of an observed layer; see `Watch.attention`."""
+    def attention(self, layer: int, query: Tensor, key: Tensor, scale: float | None, value: Tensor) -> None:
+        """Queries, keys and values of an observed layer; see `Watch.attention`."""
         start = clock.now()
-        self.watch.attention(layer, query, key, scale, self._rows())
+        self.watch.attention(layer, query, key, scale, self._rows(), value)
         self.report.spent_inside(observe=clock.now() - start)
 
     def _drop(self, number: int, layer: int, hidden: Tensor) -> Tensor:
@@ -149,7 +149,9 @@ class Prefill:
         for i, (b, j) in enumerate(owner):
             kept = images.kept[b][j] = chosen.get(i, left[i])
             self.report.images[i].steps.append(
-                StepReport(stage.method, layer, len(left[i].offsets), len(kept.offsets), kept.offsets, kept.flows)
+                StepReport(
+                    stage.method, layer, len(left[i].offsets), len(kept.offsets), kept.offsets, kept.flows, "decoder"
+                )
             )
         packing = pack(images.batch, images.placement, images.kept).to(device)
         local = column.gather(1, packing.index)

@@ -14,6 +14,7 @@ from vtc.core.signals import Decoder
 from vtc.engine import decode
 from vtc.engine.calls import Frame, named
 from vtc.engine.cut import PromptCut
+from vtc.engine.encoder import plan_of
 from vtc.engine.inside import Plan, Prefill
 from vtc.engine.labels import Labels
 from vtc.engine.question import QuestionReader
@@ -41,7 +42,9 @@ class Patch:
         needs = () if self.stage is None else self.stage.stage.needs(family.encoder)
         self.patchwork, self.thread, self.number = Patchwork(), ThreadState(), next(_NUMBERS)
         inside = () if self.plan is None else (encoder_signal(s, family.encoder) for s in self.plan.encoder)
-        self.vision = Vision(family, tuple(dict.fromkeys([*needs, *inside])), self.thread)
+        encoder = plan_of(family, reporter.inside, self.allocation.encoder)
+        self.vision = Vision(family, tuple(dict.fromkeys([*needs, *inside])), self.thread, encoder)
+        self.front = reporter.front
         question = QuestionReader(family, strategy, processor, clip)
         self.cut = PromptCut(
             family, self.allocation, self.plan, self.vision, question, reporter, self.thread, self.number
@@ -59,7 +62,7 @@ class Patch:
         work.pre_hook(family.language_model, self._boundary)
         work.post_hook(family.language_model, self._remember)
         Labels(self.thread).put_on(work, family.model)
-        if self.stage is not None and self.stage.positions == "keep" and not family.mrope:
+        if self.front is not None and self.front.positions == "keep" and not family.mrope:
             for layer in family.language_model.layers:
                 work.pre_hook(layer, self._hide_positions)
         if self.plan is not None:
@@ -82,10 +85,10 @@ class Patch:
     def __reduce_ex__(self, protocol: int):
         raise UnsupportedError("a patched model cannot be copied or pickled; possible: vtc.unpatch(model) first")
 
-    def _attention(self, layer: int, query: Tensor, key: Tensor, scale: float | None, cu_seqlens) -> None:
+    def _attention(self, layer: int, query: Tensor, key: Tensor, scale: float | None, cu_seqlens, value) -> None:
         call = self.thread.call
         if call is not None and isinstance(call.inside, Prefill):
-            call.inside.attention(layer, query, key, scale)
+            call.inside.attention(layer, query, key, scale, value)
 
     def _module(self, layer: int, x: Tensor, y: Tensor) -> None:
         call = self.thread.call

@@ -17,34 +17,45 @@ KEEPS_ALL = "keep=1.0 leaves the model alone"
 
 
 class Reporter:
-    """Reports of one patch. notes: what holds for all of them."""
+    """Reports of one patch. notes: what holds for all of them; stage, inside: those at the projector and inside the
+    encoder that leave something out; front: the last of these before the language model, None without one."""
 
     def __init__(self, family, strategy: StrategyConfig, allocation: Allocation, shape: LanguageShape):
         self.name, self.strategy, self.allocation, self.shape = family.name, strategy, allocation, shape
         self.dump, self.notes = strategy.dump(), []
-        self.stage = strategy.projector
+        self.stage, self.inside = strategy.projector, strategy.encoder
+        if self.inside is not None and allocation.encoder.keeps_all:
+            self.inside = None
         if self.stage is not None and allocation.projector.keeps_all:
             self.stage = None
-        if self.stage is not None and self.stage.stage.needs_cls and not family.encoder.has_cls:
+        self.front = self.inside if self.stage is None else self.stage
+        ranking = [front for front in (self.inside, self.stage) if front is not None and front.stage.needs_cls]
+        if ranking and not family.encoder.has_cls:
             self.notes.append("this encoder has no [CLS]: the mean of all queries of an image stands in for it")
 
     def report(
         self, requests: list[list[int]], tokens: list[int], kept: list[Kept], before: list[int], after: list[int],
-        run: VisionRun,
+        run: VisionRun, left: list[Kept] | None = None,
     ) -> Report:  # fmt: skip
-        """requests: per prompt, indices of its images. tokens, kept: of each image. before, after: real tokens of each
-        prompt. Raises PatchError where a budget left something to drop and nothing was dropped."""
+        """requests: per prompt, indices of its images. tokens, kept: of each image; left: the tokens that the encoder
+        left of each, if there is a stage inside it. before, after: real tokens of each prompt. Raises PatchError where
+        a budget left something to drop and nothing was dropped."""
         images = []
         for b, mine in enumerate(requests):
             for j, i in enumerate(mine):
-                image = ImageReport(b, j, tokens[i], len(kept[i].offsets), self.shape.layers)
+                image, seen = ImageReport(b, j, tokens[i], len(kept[i].offsets), self.shape.layers), tokens[i]
+                if left is not None:
+                    found, name, layer = left[i], self.inside.method, run.inside.plan.cuts[-1].layer
+                    steps = found.offsets, found.flows, "encoder"
+                    image.steps.append(StepReport(name, layer, seen, len(found.offsets), *steps))
+                    seen = len(found.offsets)
                 if self.stage is not None:
                     steps = kept[i].offsets, kept[i].flows
-                    image.steps.append(StepReport(self.stage.method, None, tokens[i], image.entered, *steps))
+                    image.steps.append(StepReport(self.stage.method, None, seen, image.entered, *steps))
                 images.append(image)
         notes = list(self.notes)
         if any(map(self.allocation.relaxed, tokens)):
-            first = self.strategy.projector.method
+            first = self.strategy.stages[0].method
             notes.append(
                 f"keep={self.strategy.keep} is more than the schedule inside lets through: {first} keeps everything "
                 "and the schedule is relaxed"
@@ -53,8 +64,9 @@ class Reporter:
             _check_dropped(images, self.allocation.projector)
             notes += _missed(images, self.allocation.projector, len(requests))
         return Report(
-            self.name, self.dump, self.strategy.keep, notes, images, before, after, self.shape, [], run.observe_seconds
-        )
+            self.name, self.dump, self.strategy.keep, notes, images, before, after, self.shape, [], run.observe_seconds,
+            encoder=None if run.inside is None else run.inside.work(),
+        )  # fmt: skip
 
 
 def _check_dropped(images: list[ImageReport], budget: Budget) -> None:

@@ -2,13 +2,13 @@
 
 from collections import defaultdict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from vtc.core.budget import Budget
-from vtc.core.layout import ImageLayout
+from vtc.core.layout import ImageLayout, Left
 from vtc.core.selection import Flow, Selection
 from vtc.core.signals import Context, Extent, Signal
 from vtc.kernels.transfer import upload
@@ -50,11 +50,15 @@ class Kept:
     score: Tensor | None = None
 
 
-def units_of(budget: Budget, requests: list[list[int]], layouts: list[ImageLayout]) -> list[Unit]:
-    """The units of each prompt with their quotas. requests: per prompt, indices into `layouts`."""
+def units_of(
+    budget: Budget, requests: list[list[int]], layouts: list[ImageLayout], left: list[Left] | None = None
+) -> list[Unit]:
+    """The units of each prompt with their quotas. requests: per prompt, indices into `layouts`. left: what the encoder
+    left of each image, if tokens were dropped inside it; the quotas are of the whole images all the same."""
+    whole, layouts = layouts, layouts if left is None else [cut(*each) for each in zip(layouts, left, strict=True)]
     units = []
     for images in requests:
-        sizes = [[t.tokens for t in layouts[i].tiles] for i in images]
+        sizes = [[t.tokens for t in whole[i].tiles] for i in images]
         ordinal = 0
         for i, counts in zip(images, budget.quotas(sizes), strict=True):
             tiles = layouts[i].tiles
@@ -62,15 +66,25 @@ def units_of(budget: Budget, requests: list[list[int]], layouts: list[ImageLayou
                 offsets = tiles[0].offsets if len(tiles) == 1 else torch.cat([t.offsets for t in tiles])
                 grid = tiles[0].grid if len(tiles) == 1 else None
                 plain = len(tiles) == 1 and tiles[0].tokens == layouts[i].tokens
-                extents = tuple(t.extent for t in tiles) if len(tiles) > 1 else ()
-                units.append(Unit(i, None, offsets, grid, ordinal, counts[0], plain, extents))
+                count = min(counts[0], len(offsets))
+                extents = tuple(t.extent for t in tiles) if len(tiles) > 1 and tiles[0].grid else ()
+                units.append(Unit(i, None, offsets, grid, ordinal, count, plain, extents))
                 ordinal += 1
                 continue
             for t, (tile, count) in enumerate(zip(tiles, counts, strict=True)):
-                if count:
-                    units.append(Unit(i, t, tile.offsets, tile.grid, ordinal, count))
+                if count and tile.tokens:
+                    units.append(Unit(i, t, tile.offsets, tile.grid, ordinal, min(count, tile.tokens)))
                 ordinal += 1
     return units
+
+
+def cut(layout: ImageLayout, left: Left) -> ImageLayout:
+    """The layout of the tokens that are left of an image."""
+    tiles = [
+        replace(t, offsets=t.offsets.to(p.device)[p], patches=t.patches.to(p.device)[p], grid=None)
+        for t, p in zip(layout.tiles, left.positions, strict=True)
+    ]
+    return replace(layout, tiles=tuple(tiles))
 
 
 def choose(
@@ -101,13 +115,13 @@ def choose(
         selection = select(Context(tokens, count, grid, ordinals, device, signals, step, tiles)).check(tokens)
         selected.append((members, selection))
     chosen: dict[int, list[Kept]] = defaultdict(list)
-    for (members, selection), lengths in zip(selected, _lengths([s for _, s in selected]), strict=True):
+    for (members, selection), lengths in zip(selected, lengths_of([s for _, s in selected]), strict=True):
         for b, (unit, length) in enumerate(zip(members, lengths, strict=True)):
             chosen[unit.image].append(_kept(selection, b, length, unit, merged, device))
     return {image: _join(found) for image, found in chosen.items()}
 
 
-def _lengths(selections: list[Selection]) -> list[list[int]]:
+def lengths_of(selections: list[Selection]) -> list[list[int]]:
     """How many tokens each unit of each selection keeps. Where that depends on the picture (adaptive methods) the host
     waits for the device, once."""
     found = [[s.keep.shape[1]] * len(s.keep) for s in selections]

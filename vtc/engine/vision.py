@@ -29,8 +29,10 @@ from vtc.core.signals import (
     Unprojected,
 )
 from vtc.engine import clock
+from vtc.engine.encoder import EncoderPlan
 from vtc.engine.select import Kept, Unit, choose, units_of
 from vtc.engine.state import ThreadState
+from vtc.engine.survivors import finish, put_inside, spread_captured
 from vtc.kernels.entropy import grey_entropy
 from vtc.kernels.transfer import upload
 
@@ -39,10 +41,11 @@ ENCODED = Unprojected, EncoderFeatures, TextRelevance, ClipPatches  # made of wh
 
 
 class Vision:
-    """Records what the stage at the projector asks for. signals: of that stage; empty without one."""
+    """Runs the stage inside the encoder, and records what the stage at the projector asks for. signals: of the latter;
+    empty without one. plan: of the former."""
 
-    def __init__(self, family, signals: tuple[Signal, ...], thread: ThreadState):
-        self.family, self.thread = family, thread
+    def __init__(self, family, signals: tuple[Signal, ...], thread: ThreadState, plan: EncoderPlan | None = None):
+        self.family, self.thread, self.plan = family, thread, plan
         self.observed = tuple(s for s in signals if hasattr(s, "layer"))
         self.pixels = tuple(s for s in signals if isinstance(s, PatchEntropy))
         self.unprojected = any(isinstance(s, ENCODED) for s in signals)
@@ -50,28 +53,41 @@ class Vision:
     def put_on(self, work: Patchwork) -> None:
         """Observes the layers that the signals name and wraps `get_image_features`."""
         family = self.family
-        for layer in sorted({s.layer for s in self.observed}):
+        inside = set() if self.plan is None else put_inside(self.plan, work, self.thread)
+        for layer in sorted({s.layer for s in self.observed} | inside):
             family.observe(work, layer, functools.partial(self._record, layer))
         if self.unprojected:
             family.observe_unprojected(work, self._record_unprojected)
         work.method(family.inner, "get_image_features", self._recording(family.inner.get_image_features))
 
-    def _record(self, layer: int, query: Tensor, key: Tensor, scale: float | None, cu_seqlens) -> None:
+    def _record(self, layer: int, query: Tensor, key: Tensor, scale: float | None, cu_seqlens, value: Tensor):
         run = self.thread.recording
         if run is None:
-            return
+            return None
         start = clock.now()
-        if cu_seqlens is not None and run.bounds is not None and len(cu_seqlens) == len(run.bounds):
+        inside, bias, reduce = run.inside, None, self.family.reduce
+        cut = inside is not None and inside.sequence.lengths != inside.sequence.totals
+        if not cut and cu_seqlens is not None and run.bounds is not None and len(cu_seqlens) == len(run.bounds):
             cu_seqlens = run.bounds  # the same, unless there are windows; on the host, where nothing waits for it
+        if inside is not None:
+            bias = inside.bias(key, cu_seqlens)
+            inside.observe(layer, query, key, value, scale, cu_seqlens, bias)
+            reduce = functools.partial(inside.sequence.reduce, self.family, bias=bias)
         for signal in self.observed:
             if signal.layer == layer:
-                run.captured.setdefault(signal, []).append(self.family.reduce(signal, query, key, scale, cu_seqlens))
+                found = reduce(signal, query, key, scale=scale, cu_seqlens=cu_seqlens, value=value)
+                run.captured.setdefault(signal, []).append(found)
+                if cut:
+                    run.places[signal] = inside.sequence.spreader()
         run.observe_seconds += clock.now() - start
+        return bias
 
     def _record_unprojected(self, tokens: object) -> None:
         run = self.thread.recording
         if run is not None:
             run.captured.setdefault(Unprojected(), []).append(tokens)
+            if run.inside is not None:
+                run.places[Unprojected()] = run.inside.sequence.spreader()
 
     def _recording(self, original: Callable) -> Callable:
         """`get_image_features`, with the run's signals and layout attached to what it returns (generate() may call it
@@ -89,7 +105,10 @@ class Vision:
             call = None if self.thread.call is None or self.thread.call.begun else self.thread.call
             if call is not None:
                 call.started = True
-            run = self.thread.recording = VisionRun(images=images, bounds=bounds)
+            run = VisionRun(images=images, bounds=bounds)
+            if self.plan is not None:
+                run.inside = self.plan.begin(images, arguments)
+            self.thread.recording = run
             try:
                 output = original(*args, **kwargs)
             finally:
@@ -99,6 +118,8 @@ class Vision:
             sort_signals(family, run, arguments)
             for signal in self.pixels:
                 run.signals[signal] = family.pixel_scores(arguments, images, functools.partial(_entropy, signal))
+            if run.inside is not None:
+                finish(family, run, arguments)
             expected, found = [i.tokens for i in run.images], [len(f) for f in output.pooler_output]
             if expected != found:
                 raise PatchError(f"the {family.name} encoder gave {found} tokens per image, {expected} were expected")
@@ -170,6 +191,8 @@ def _entropy(signal: PatchEntropy, pixels: Tensor) -> Tensor:
 def sort_signals(family, run: VisionRun, arguments: dict) -> None:
     """Sorts what was captured of a run to its images and tiles. arguments: of the model's `get_image_features`."""
     for signal, captured in run.captured.items():
+        if signal in run.places:
+            captured = spread_captured(signal, captured, run.places[signal], run.inside)
         sort = family.unprojected if isinstance(signal, Unprojected) else family.tile_scores
         run.signals[signal] = sort(captured, run.images, arguments)
     run.captured = {}
@@ -226,6 +249,7 @@ def select_images(
         return mine.apply_features(unit.of(features(unit.image)).unsqueeze(0))[0]
 
     needs = [signal for signal in stage.stage.needs(encoder) if not isinstance(signal, Unprojected)]
-    units = units_of(budget, requests, layouts)
+    left = None if run.left is None else [run.left[s] for s in source]
+    units = units_of(budget, requests, layouts, left)
     chosen = choose(lambda context: stage.stage.select(context, encoder), needs, units, look, merged, device)
     return [chosen[i] for i in range(len(layouts))]

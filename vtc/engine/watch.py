@@ -10,6 +10,7 @@ from vtc.core.signals import (
     DecoderKeys,
     FinalHidden,
     Hidden,
+    ImageAttention,
     Importance,
     KeyNorms,
     Signal,
@@ -17,8 +18,10 @@ from vtc.core.signals import (
     TextPivots,
     TextToVisual,
     Transition,
+    ValueNorms,
 )
 from vtc.engine.received import Rows, information, received
+from vtc.kernels.attention_reduce import attention_rows
 from vtc.kernels.raters import rater_scores, raters
 from vtc.kernels.topk import topk_sorted
 from vtc.kernels.transition import transition_variation
@@ -31,7 +34,8 @@ class Needs:
 
     modules: layers whose modules are measured. attention: layers whose attention reveals its queries and keys.
     running: signals that are taken from it while it runs. raters: some are of the attention of raters. scores: some are
-    those that the stage at the projector gave.
+    those that the stage at the projector gave. held: layers whose keys and values are held until the next drop, since
+    the signals are about what each image has left then.
     """
 
     def __init__(self, needs: list[tuple[Signal, ...]]):
@@ -39,7 +43,8 @@ class Needs:
         norms = [KeyNorms(s.layer) for s in signals if isinstance(s, TextPivots)]
         signals = list(dict.fromkeys([*signals, *norms]))
         self.modules = sorted({s.layer for s in signals if isinstance(s, Transition)})
-        revealing = (DecoderAttention, DecoderKeys, KeyNorms, TextInformation, TextToVisual)
+        revealing = (DecoderAttention, DecoderKeys, KeyNorms, TextInformation, TextToVisual, ImageAttention, ValueNorms)
+        self.held = {s.layer for s in signals if isinstance(s, (ImageAttention, ValueNorms))}
         self.attention = sorted({s.layer for s in signals if isinstance(s, revealing)})
         self.raters = any(isinstance(s, DecoderAttention) and s.queries == "raters" for s in signals)
         self.scores = Importance() in signals
@@ -58,6 +63,7 @@ class Watch:
     def __init__(self, needs: Needs, site, images: int):
         self.needs, self.site, self.images = needs, site, images
         self.seen: dict[object, Tensor] = {}
+        self.held: dict[int, tuple[Tensor, ...]] = {}
         self.probing, self.probed, self.final, self.hidden = False, None, None, None
 
     def enter(self, embeds: Tensor, rows: Rows, columns: list[list[Tensor]]) -> None:
@@ -84,13 +90,19 @@ class Watch:
         found, signal = transition_variation(x, y, valid), Transition(layer)
         self.seen[signal] = found if signal not in self.seen else self.seen[signal] + found
 
-    def attention(self, layer: int, query: Tensor, key: Tensor, scale: float | None, rows: Rows) -> None:
+    def attention(
+        self, layer: int, query: Tensor, key: Tensor, scale: float | None, rows: Rows, value: Tensor | None = None
+    ) -> None:
         """Takes queries and keys of a layer that was asked for them ahead (and stops it), or reduces the attention of
         a running layer to the signals that read it."""
         if self.probing:
             self.probed = query, key, scale
             raise Stop
         key = key[:, :, : query.shape[2]]  # a static cache gives its whole buffer
+        if layer in self.needs.held:
+            value = value[:, :, : query.shape[2]]
+            every, last = torch.arange(len(query)), [end - 1 for end in rows.ends]
+            self.held[layer] = query[every, :, last], value[every, :, last], key, value
         for signal in self.needs.running:
             if signal.layer != layer:
                 continue
@@ -129,6 +141,8 @@ class Watch:
             return key.mean(0, dtype=torch.promote_types(key.dtype, torch.float32))[columns]
         if isinstance(signal, TextPivots):
             return self.final[b, self._pivots(signal, b, ordinal, rows)]
+        if isinstance(signal, (ImageAttention, ValueNorms)) and signal.layer in self.held:
+            return self._held(signal, b, columns)
         key = signal if isinstance(signal, (Transition, KeyNorms, Importance)) else (signal, ordinal)
         if isinstance(signal, DecoderAttention) and signal.ahead and key not in self.seen:
             chosen = self.seen.get((RATERS, ordinal))
@@ -141,6 +155,16 @@ class Watch:
         if isinstance(signal, TextToVisual):
             return found.masked_fill(~rows.visual(b), 0).sum()
         return found[columns]
+
+    def _held(self, signal: ImageAttention | ValueNorms, b: int, columns: Tensor) -> Tensor:
+        """A signal [n] of the columns of one image of prompt b, from the keys and values of a layer."""
+        query, own, key, value = self.held[signal.layer]
+        columns = columns.to(value.device)
+        if isinstance(signal, ValueNorms):
+            mine = value[b][:, columns]
+            return mine.mean(0, dtype=torch.promote_types(mine.dtype, torch.float32)).abs().sum(-1)
+        rows, others = (own, value) if signal.values else (query, key)
+        return attention_rows(rows[b : b + 1, :, None], others[b : b + 1, :, columns])[0, 0]
 
     def _pivots(self, signal: TextPivots, b: int, ordinal: int, rows: Rows) -> Tensor:
         """Columns of the text tokens after an image with the longest keys, longest first."""
@@ -156,6 +180,10 @@ class Watch:
         fixed = {key: x for key, x in kept.items() if isinstance(key, tuple) and isinstance(key[0], TextInformation)}
         self.seen = {key: x.to(local.device).gather(1, local) for key, x in kept.items() if key not in fixed} | fixed
         self.probed = self.final = self.hidden = None
+        for layer, (query, own, *rest) in self.held.items():
+            index = local[:, None, :, None]
+            rest = [x.gather(2, index.to(x.device).expand(-1, x.shape[1], -1, x.shape[3])) for x in rest]
+            self.held[layer] = query, own, *rest
 
 
 def _ahead(signal: Signal) -> bool:

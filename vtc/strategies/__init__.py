@@ -15,9 +15,9 @@ from vtc.core.registry import Registry
 
 
 def _bases() -> tuple[type, ...]:
-    from vtc.strategies.base import DecoderStage, Stage
+    from vtc.strategies.base import DecoderStage, EncoderStage, Stage
 
-    return Stage, DecoderStage
+    return Stage, DecoderStage, EncoderStage
 
 
 METHODS: Registry = Registry("method", "vtc.strategies", "vtc.strategies", _bases, lambda: shipped())

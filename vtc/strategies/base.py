@@ -51,6 +51,62 @@ class Stage(ABC):
 
 
 @dataclass(frozen=True)
+class Cut:
+    """One step inside the vision encoder. layer: 0-based encoder layer. within: between its attention and its MLP; else
+    behind the layer."""
+
+    layer: int
+    within: bool = False
+
+
+@dataclass(frozen=True)
+class EncoderStage(ABC):
+    """A method that drops or merges visual tokens inside the vision encoder, in one or several steps.
+
+    Units are the encoder's sequences (crops, packed images) with the [CLS] left out, which always stays. The tokens of
+    a unit are what the projector makes a visual token of: where it joins patches (Qwen), whole cells of them, unless
+    `singly`. `context.grid` is None once tokens are gone. The other attributes are those of a Stage.
+    """
+
+    site: ClassVar[str] = "encoder"
+    grid: ClassVar[bool] = False
+    needs_cls: ClassVar[bool] = False
+    needs_text: ClassVar[bool] = False
+    adaptive: ClassVar[bool] = False
+    fixed_count: ClassVar[Mapping[str, object]] = {}
+    tile_scope: ClassVar[str] = "per_tile"
+    strategy: ClassVar[Mapping[str, object] | Traversable | Path | None] = None
+
+    @property
+    def proportional(self) -> bool:
+        """Whether a token that holds several attracts attention like as many: + log(size) on its key's logits."""
+        return False
+
+    def singly(self, encoder: Encoder) -> bool:
+        """Whether patches are chosen one by one where the projector joins several: it then joins neighbours among the
+        survivors, which take the first places of the image."""
+        return False
+
+    @abstractmethod
+    def steps(self, encoder: Encoder) -> tuple[Cut, ...]:
+        """The steps in the order in which they run; raises ConfigError beyond the layer that the projector reads."""
+
+    @abstractmethod
+    def counts(self, tokens: int, target: int, encoder: Encoder) -> tuple[int, ...]:
+        """What each step leaves of a unit of `tokens` tokens that is to leave the encoder with `target` of them:
+        exactly, or, if `adaptive`, at least. Raises ConfigError for a target that the steps cannot reach."""
+
+    @abstractmethod
+    def needs(self, encoder: Encoder, step: int) -> tuple[Signal, ...]:
+        """The signals that step number `step` (0-based) reads: of layers since the step before it."""
+
+    @abstractmethod
+    def select(self, context: Context, encoder: Encoder) -> Selection:
+        """Chooses `context.count` of the `context.tokens` that are left in each of the B units (if `adaptive`, that
+        many or more; the last step exactly that many)."""
+
+
+@dataclass(frozen=True)
 class Step:
     """One drop inside the language model. layer: 0-based decoder layer, the first to see fewer tokens. share: the
     fraction of the visual tokens that entered the language model which this layer sees, in (0, 1]."""

@@ -60,6 +60,11 @@ def check(config: StrategyConfig, encoder: Encoder) -> StageConfig:
 def _misfit(config: StrategyConfig, encoder: Encoder) -> tuple[str, str] | None:
     """Why a method cannot be served whatever its budget, in short and in a sentence; None if nothing is in the way."""
     stage = config.projector
+    if config.encoder is not None:
+        return "inside the encoder", (
+            f"drops or merges tokens inside the vision encoder ({config.encoder.method}), whose layers in vLLM are not "
+            "those that vtc hooks"
+        )
     if config.decoder or stage is None:
         inside = ", ".join(dict.fromkeys(s.method for s in config.decoder))
         return "inside the language model", (
