@@ -6,6 +6,7 @@ Also the fixtures that several files share. Without a GPU Triton kernels run in 
 import os
 import zlib
 from collections import defaultdict
+from itertools import combinations
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
@@ -22,27 +23,38 @@ pytest.register_assert_rewrite("tests.helpers", "tests.helpers_decoder", "tests.
 
 
 @pytest.hookimpl(tryfirst=True)  # before -m chooses
-def pytest_collection_modifyitems(items):
-    """Of each test marked `product`, the cases beyond a cover of its parameters' values are marked `full`."""
+def pytest_collection_modifyitems(config, items):
+    """Of each test marked `product`, `make test` runs a cover of its parameters' values and `make test-full` a cover of
+    their pairs, by which every method meets every family; the other cases would show nothing new and are left out."""
     products = defaultdict(list)
     for item in items:
         if item.get_closest_marker("product") and hasattr(item, "callspec"):
             products[item.nodeid.partition("[")[0]].append(item)
+    left_out = set()
     for cases in products.values():
-        for item in set(cases) - cover(cases):
+        few, pairs = cover(cases, 1), cover(cases, 2)
+        for item in pairs - few:
             item.add_marker(pytest.mark.full)
+        left_out |= {*cases} - few - pairs
+    if left_out:
+        config.hook.pytest_deselected(items=[item for item in items if item in left_out])
+        items[:] = [item for item in items if item not in left_out]
 
 
-def cover(cases: list) -> set:
-    """Few of the cases of a test, among which each value of each parameter occurs. Which ones depends on the test's
-    name, so that the values meet others in other tests."""
+def cover(cases: list, size: int) -> set:
+    """Few of the cases of a test, among which each value of each parameter occurs (size 1), or each pair of values that
+    two parameters can have together (size 2). Which ones depends on the test's name, so that the values meet others in
+    other tests."""
     cases = sorted(cases, key=lambda item: zlib.crc32(item.nodeid.encode()))
-    values = {item: {(name, id(value)) for name, value in item.callspec.params.items()} for item in cases}
-    found, missing = set(), set().union(*values.values())
+    shown = {}
+    for item in cases:
+        values = sorted((name, id(value)) for name, value in item.callspec.params.items())
+        shown[item] = {*combinations(values, min(size, len(values)))}
+    found, missing = set(), set().union(*shown.values())
     while missing:
-        best = max(cases, key=lambda item: len(values[item] & missing))
+        best = max(cases, key=lambda item: len(shown[item] & missing))
         found.add(best)
-        missing -= values[best]
+        missing -= shown[best]
     return found
 
 

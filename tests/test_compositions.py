@@ -61,6 +61,7 @@ def comes_back(config: StrategyConfig, path, family) -> None:
     assert vtc.load_strategy(config.dump(), "qwen2_vl").stages == config.stages
 
 
+@pytest.mark.product
 @families
 @pytest.mark.parametrize("keep", [None, 0.2, 1, 1.0, 150])
 @pytest.mark.parametrize("strategy", vtc.strategies())

@@ -138,7 +138,7 @@ def test_a_bias_without_masks_is_the_same(case, monkeypatch):
     del before
 
 
-@pytest.mark.parametrize("case", ["llava", "qwen2_vl"])
+@pytest.mark.parametrize("case", ["llava", pytest.param("qwen2_vl", marks=pytest.mark.full)])
 def test_a_compiled_tower_gives_the_same(case):
     """torch.compile goes around the hooks."""
     model, inputs = build(case), inputs_of(case)

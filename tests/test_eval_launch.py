@@ -64,7 +64,8 @@ def test_two_processes(options, whole, tmp_path):
 ONE, THREE = [(1, 4)], [(2, 3), (1, 4), (3, 3)]
 
 
-@pytest.mark.parametrize("kills", [ONE, pytest.param(THREE, marks=pytest.mark.full)], ids=["one", "three"])
+@pytest.mark.full  # with a kill in a sweep, and an interrupted run, every kind of resuming is in `make test`
+@pytest.mark.parametrize("kills", [ONE, THREE], ids=["one", "three"])
 def test_kills(options, whole, kills, tmp_path):
     """SIGKILL to so many processes once they have written so many lines, then to the end on two."""
     before = 2

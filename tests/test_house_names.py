@@ -17,6 +17,7 @@ FILES = {
     "__main__": "what `python -m` runs",
     "reference": "a kernel's definition",
     "triton": "a kernel for GPUs",
+    "checks": "what a kernel takes",
     "read": "how a room reads what it has written",
     "page": "how a page of HTML comes about",
 }

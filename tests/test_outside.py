@@ -108,6 +108,7 @@ def test_a_family_of_a_package(tmp_path, capsys):
 
 
 @pytest.mark.slow
+@pytest.mark.full
 def test_workers_of_a_sweep_import_it_too(tmp_path, monkeypatch):
     """Each is a new process; the module is in the folder that the command is run in."""
     cells = "limit: 7\nspace:\n  strategy: [tail]\n  keep: [0.5, 0.25]\n"

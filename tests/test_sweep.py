@@ -246,6 +246,7 @@ objectives: [{figure: accuracy, budget: 0.5}, prefill_flops]
     assert "Pareto set" in out
 
 
+@pytest.mark.full
 def test_search_in_a_database(tmp_path):
     """Machines that share nothing but a database divide the trials, and each can conclude."""
     text, url = SEARCH.replace("trials: 9", "trials: 6"), f"sqlite:///{tmp_path}/study.db"

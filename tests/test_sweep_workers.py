@@ -64,6 +64,7 @@ def test_grid_with_a_kill(whole, tmp_path):
     assert_exactly_once(tmp_path / "killed", 7)
 
 
+@pytest.mark.full
 def test_processes(whole, tmp_path):
     """Two processes of a launcher are one worker: they share each cell's samples, and give the same figures."""
     code, out = finish(start(whole.parent / "toy.yaml", tmp_path, "--only", "strategy=uniform", processes=2))

@@ -28,6 +28,7 @@ pytestmark = pytest.mark.product
 
 ONE, BATCH = (1,), (1, 2, 1)
 INSIDE = ("dart", "fastv", "pyramiddrop", "todre", "transprune", "visiondrop")
+QUICK = ("hiprune", "visionzip", "cdpruner", "fastv", "todre", "transprune", "visiondrop")
 PROJECTOR = ("hiprune", "vtc_cls", "random", "uniform", "pool", "visionzip", "cdpruner")
 
 
@@ -74,7 +75,9 @@ def allowed(case: str, strategy: str, images: tuple[int, ...], masked: bool) -> 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("images", [ONE, BATCH], ids=["one", "batch"])
-@pytest.mark.parametrize("strategy", [*PROJECTOR, *INSIDE])
+@pytest.mark.parametrize(
+    "strategy", [pytest.param(name, marks=() if name in QUICK else pytest.mark.full) for name in (*PROJECTOR, *INSIDE)]
+)
 def test_waits_of_a_generation(device, strategy, images):
     """Prefill keeps to its budget, decoding adds nothing, and transformers itself waits no more often than before."""
     case, model, inputs, stock, masked = device

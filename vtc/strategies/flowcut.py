@@ -27,10 +27,11 @@ class FlowCut(EncoderStage):
     [CLS] have no value term, and the mean query stands in for [CLS]. How many stay on the way therefore depends on the
     picture.
 
-    Knobs: merge (Qwen2-VL): "survivors" chooses patches one by one; then four neighbours among those that are left
-    become one visual token, whatever parts of the picture they come from, and these take the first places of the image
-    with their M-RoPE positions, as released. "cells" chooses whole 2 x 2 cells by the mean of their patches' scores and
-    keeps true places, an extension of ours, and the only one on Qwen2.5-VL, whose windows decide who is a neighbour.
+    Knobs:
+    - merge: of Qwen2-VL. "survivors" chooses patches one by one; then four neighbours among those that are left become
+      one visual token, whatever parts of the picture they come from, and these take the first places of the image with
+      their M-RoPE positions, as released. "cells" chooses whole 2 x 2 cells by the mean of their patches' scores and
+      keeps true places, an extension of ours, and the only one on Qwen2.5-VL, whose windows decide who is a neighbour.
 
     Paper: FlowCut, arXiv 2505.19536, NeurIPS 2025; official code: TungChintao/FlowCut @ a2ecd24 (Apache-2.0), packages
     `flowcut` and `FlowCut_Qwen`. As the code, against the paper: no division by the value's dimension (it does not

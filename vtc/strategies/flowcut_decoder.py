@@ -19,8 +19,9 @@ class FlowCutDecoder(DecoderStage):
     a: softmax over the image's tokens of the last prompt token's query with their keys; g: the same of its value with
     their values; both scaled by sqrt(head dim), head means; w: the L1 length of a token's head-averaged value.
 
-    Knobs: layer: layers that see every token (a number, or relative depth as a float): 2 of 32. ratio: share of the
-    tokens that enter which stays; 1 leaves the language model alone.
+    Knobs:
+    - layer: layers that see every token (a number, or relative depth as a float): 2 of 32.
+    - ratio: share of the tokens that enter which stays; 1 leaves the language model alone.
 
     Paper: FlowCut, arXiv 2505.19536, NeurIPS 2025; official code: TungChintao/FlowCut @ a2ecd24 (Apache-2.0): second
     stage on LLaVA-NeXT, where five crops of K / 2 tokens enter and K stay (ratio 0.4), and on Qwen2-VL, where 2K enter

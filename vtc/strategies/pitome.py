@@ -26,10 +26,13 @@ class PiToMe(EncoderStage):
     in `tome`, without energy. The margin falls with the layer l: margin * (1 - l / depth). For the language model
     tokens stand in the order of their places; a group has the place of the token that the others joined.
 
-    Knobs: margin, alpha: see above; alpha is what ELU tends to far below the margin, with the sign changed. plain:
-    share of the layers, from the first on, that match without energy (released code: 13 of 24). keep (the budget)
-    decides the share rho that each layer leaves: the largest that reaches it, r = floor(T - rho T) of T tokens; in
-    layers without energy T counts the [CLS] as well. At most half of the tokens join in one layer.
+    Knobs:
+    - margin: the cosine from which on two tokens count as close, in the first layer.
+    - alpha: what ELU tends to far below the margin, with the sign changed.
+    - plain: share of the layers, from the first on, that match without energy (released code: 13 of 24).
+
+    The budget decides the share rho that each layer leaves: the largest that reaches it, r = floor(T - rho T) of T
+    tokens; in layers without energy T counts the [CLS] as well. At most half of the tokens join in one layer.
 
     Paper: PiToMe (Accelerating Transformers with Spectrum-Preserving Token Merging), arXiv 2405.16148, NeurIPS 2024;
     official code: hchautran/PiToMe @ 550b5dee, its form for LLaVA with CLIP: hidden states behind the MLP as the

@@ -24,15 +24,16 @@ class SoftMerge(EncoderStage):
     is the cosine of a kept token's attention key and any other's, both head means. Then, between attention and MLP,
     X' = W X with W [K, N]:
 
-    - spread "column": S = softmax of tau * c over the kept tokens, so that each token spreads all that it holds, its
-    size
-      s; a kept token holds s' = S s, and W = S diag(s) / s'. Sizes sum to N, and so do size-weighted features. For
+    - Spread "column": S = softmax of tau * c over the kept tokens, so that each token spreads all that it holds, its
+      size s; a kept token holds s' = S s, and W = S diag(s) / s'. Sizes sum to N, and so do size-weighted features. For
       tau -> infinity each token joins the most similar kept one, with sizes as in `tome`.
-    - spread "row": W = softmax of tau * c over all tokens, sizes stay 1. For tau -> infinity it is pruning.
+    - Spread "row": W = softmax of tau * c over all tokens, sizes stay 1. For tau -> infinity it is pruning.
 
-    Knobs: layers: where it happens (index, or relative depth as a float), an equal number of tokens going at each. tau:
-    sharpness; a low one shortens features, since it averages over unlike tokens. spread: see above.
-    proportional_attention: a token attracts attention like as many as it holds (+ log(size) on the logits).
+    Knobs:
+    - layers: where it happens (index, or relative depth as a float), an equal number of tokens going at each.
+    - tau: sharpness; a low one shortens features, since it averages over unlike tokens.
+    - spread: "column" or "row", see above.
+    - proportional_attention: a token attracts attention like as many as it holds (+ log(size) on the logits).
 
     A definition of our own that has pruning and exclusive merging as its limits; it is no paper's method, and tau and
     the layers have no published values. On LLaVA-NeXT each crop merges within itself; on Qwen a token is a 2 x 2 cell

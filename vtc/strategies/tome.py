@@ -39,10 +39,12 @@ class ToMe(EncoderStage):
     the language model tokens stand in the order of their places; a merged token has the place of the one that was
     joined.
 
-    Knobs: inflection: how r changes from the first layer to the last: 0 constant (paper), -1 from 2r to 0, 1 from 0 to
-    2r. proportional_attention: the + log(size) (the authors' setting for models that were not trained with merging).
-    keep (the budget) decides r: the smallest that reaches it in all layers up to the one that the projector reads; what
-    does not divide is left out of the last layers. At most half of the tokens join in one layer.
+    Knobs:
+    - inflection: how r changes from the first layer to the last: 0 constant (paper), -1 from 2r to 0, 1 from 0 to 2r.
+    - proportional_attention: the + log(size) (the authors' setting for models that were not trained with merging).
+
+    The budget decides r: the smallest that reaches it in all layers up to the one that the projector reads; what does
+    not divide is left out of the last layers. At most half of the tokens join in one layer.
 
     Paper: ToMe (Token Merging: Your ViT But Faster), arXiv 2210.09461, ICLR 2023; official code: facebookresearch/ToMe
     @ af95e4b1 (CC-BY-NC 4.0; written from the description here, none of it is copied). Nothing official exists for
