@@ -112,6 +112,7 @@ def test_compiled(case, way, when):
     same(run(model, call, case), stock)
 
 
+@pytest.mark.full
 @torch.no_grad()
 def test_hooks_on_some_modules_only():
     """A layer that is watched, after one of the same class that is not: what was compiled for that one is not used."""

@@ -15,6 +15,10 @@ from tests.helpers_oracle import layouts
 pytestmark = pytest.mark.product
 
 both = pytest.mark.parametrize("strategy", INSIDE)
+QUICK = ("fastv", "transprune", "sparsevlm", "autoprune")
+most = pytest.mark.parametrize(
+    "strategy", [pytest.param(name, marks=() if name in QUICK else pytest.mark.full) for name in INSIDE]
+)
 cases = pytest.mark.parametrize("case", CASES)
 families = pytest.mark.parametrize("case", vtc.families())
 renumbered = pytest.mark.parametrize("positions", ["keep", "compact"])
@@ -61,7 +65,7 @@ def test_generate_equals_oracle(strategy, case, positions):
     assert [len(answer.places) for answer in expected] == report.prompts_after
 
 
-@both
+@most
 @cases
 @renumbered
 def test_static_cache_equals_oracle(strategy, case, positions):
@@ -97,7 +101,7 @@ def test_forward_equals_oracle(strategy, case, padding):
         torch.testing.assert_close(logits[b, real], answer.logits, atol=exact(strategy), rtol=0)
 
 
-@both
+@most
 @families
 @renumbered
 def test_mixed_batch_equals_oracle(strategy, case, positions):
@@ -134,7 +138,7 @@ def test_stages_with_different_positions_equal_oracle(pair, first, second, case)
     agree(out, expected, 1e-9)
 
 
-@both
+@most
 @cases
 def test_eager_attention_equals_oracle(strategy, case):
     """Eager attention, in a batch of two prompts of one length: in float64 the stock eager attention turns its padding
@@ -149,7 +153,7 @@ def test_eager_attention_equals_oracle(strategy, case):
     assert model.config._attn_implementation == "eager"
 
 
-@both
+@most
 @families
 def test_eager_attention_with_padding(strategy, case):
     """In float32 eager attention takes padding: the same tokens are kept and written as with sdpa."""
@@ -163,7 +167,7 @@ def test_eager_attention_with_padding(strategy, case):
     torch.testing.assert_close(out.logits, same.logits, atol=1e-5, rtol=0)
 
 
-@both
+@most
 @families
 @renumbered
 def test_without_a_mask_equals_oracle(strategy, case, positions):
@@ -187,7 +191,7 @@ def test_without_a_mask_equals_oracle(strategy, case, positions):
     assert written[0].tolist() == expected.tokens
 
 
-@both
+@most
 @families
 @pytest.mark.parametrize("padding", ["left", "right"])
 def test_loss_is_that_of_the_surviving_places(strategy, case, padding):

@@ -103,7 +103,7 @@ def test_it_is_in_every_table():
     assert models()["VtcOtherForConditionalGeneration"] == FAMILIES["outsiders_other"].served
 
 
-@pytest.mark.parametrize("name", ["tail", "outsiders_other"])
+@pytest.mark.parametrize("name", [pytest.param("tail", marks=pytest.mark.full), "outsiders_other"])
 def test_the_contract_is_checked(name, capsys):
     """The method on all families, and the family with methods of vtc."""
     code, out, _ = run(capsys, "check", name, "--json")
