@@ -63,11 +63,12 @@ class DecoderSite:
             return "attention sinks"
         return None
 
-    def observe(self, patchwork: Patchwork, layer: int, record: Callable) -> None:
-        """Has record(query, key, scale, cu_seqlens, value) called at each attention of a layer."""
+    def observe(self, patchwork: Patchwork, layer: int, record: Callable, rewrite: Callable | None = None) -> None:
+        """Has record(query, key, scale, cu_seqlens, value) called at each attention of a layer, and what it gives
+        replaced by rewrite; see `vtc.patches._observe.observe`."""
         from vtc.patches._observe import observe
 
-        observe(patchwork, self.layers[layer].self_attn, record)
+        observe(patchwork, self.layers[layer].self_attn, record, rewrite)
 
     def watch(self, patchwork: Patchwork, layer: int, record: Callable) -> None:
         """Has record(input [B, S, D], output [B, S, D]) called for the attention and for the MLP of a layer: what its

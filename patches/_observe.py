@@ -3,6 +3,9 @@
 The function records what it was asked for from (q, k, v) and calls the backend that the model has chosen. Masks are
 built from the model's own config, so they do not change; no other layer is touched.
 
+A second function, `rewrite`, may be named beside it: it gets the same q, k and v and what the backend gave, and returns
+what the module goes on with.
+
 What `record` returns, if anything, is added to the logits of each key (tokens that hold several, padding). SDPA and
 eager attention take it as an additive mask of one row, broadcast over heads and queries: no extra memory, but on CUDA
 SDPA then chooses its memory-efficient kernel instead of flash attention. Every other backend takes none; there q gets
@@ -29,8 +32,8 @@ class ObservedConfig:
     """Stands in for one attention module's config: every attribute is the original's, read at the time of asking
     (so a later change of backend is followed), but for the name of the attention function."""
 
-    def __init__(self, config: object, record: Callable):
-        self.__dict__.update(_original=config, _record=record, _backend=threading.local())
+    def __init__(self, config: object, record: Callable, rewrite: Callable | None = None):
+        self.__dict__.update(_original=config, _record=record, _rewrite=rewrite, _backend=threading.local())
 
     @property
     def _attn_implementation(self) -> str:
@@ -44,7 +47,7 @@ class ObservedConfig:
         return name
 
     def __getattr__(self, name: str):
-        if name in ("_original", "_record", "_backend"):
+        if name in ("_original", "_record", "_rewrite", "_backend"):
             raise AttributeError(name)
         return getattr(self._original, name)
 
@@ -53,7 +56,8 @@ class ObservedConfig:
 
 
 def _observed_attention(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, *args, **kwargs):
-    config = module.config
+    config, given = module.config, (query, key, value)
+    mask, options = args[0] if args else kwargs.get("attention_mask"), dict(kwargs)
     bias = config._record(query, key, kwargs.get("scaling"), kwargs.get("cu_seq_lens_q"), value)
     eager = sys.modules[type(module).__module__].eager_attention_forward
     backend = ALL_ATTENTION_FUNCTIONS.get(config._original._attn_implementation, eager)
@@ -67,9 +71,13 @@ def _observed_attention(module: nn.Module, query: Tensor, key: Tensor, value: Te
     config._backend.running = True
     try:
         out = backend(module, query, key, value, *args, **kwargs)
-        return out if bias is None or takes_mask else (out[0][..., :width], *out[1:])
+        out = out if bias is None or takes_mask else (out[0][..., :width], *out[1:])
     finally:
         config._backend.running = False
+    if config._rewrite is None:
+        return out
+    options["backend"] = config._original._attn_implementation
+    return config._rewrite(*given, mask, options, out)
 
 
 def _with_row(row: Tensor, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
@@ -80,8 +88,13 @@ def _with_row(row: Tensor, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
     return ((row, *args[1:]), kwargs) if args else (args, {**kwargs, "attention_mask": row})
 
 
-def observe(patchwork: Patchwork, module: nn.Module, record: Callable) -> None:
+def observe(patchwork: Patchwork, module: nn.Module, record: Callable, rewrite: Callable | None = None) -> None:
     """Calls record(query [B, H, N, D], key [B, Hkv, N, D], scale or None, cu_seqlens or None, value [B, Hkv, N, D]) at
     each attention call of `module`, before the model's own backend runs. What it returns, None or [B, N], is added to
-    the logits of the keys."""
-    patchwork.attribute(module, "config", ObservedConfig(module.config, torch.compiler.disable(record)))
+    the logits of the keys.
+
+    rewrite(query, key, value, mask, options, out) is called after the backend and returns what takes the place of
+    `out`: ([B, N, H, D], weights or None). mask, options: as the module handed them to the backend, whose name is
+    among the options."""
+    rewrite = None if rewrite is None else torch.compiler.disable(rewrite)
+    patchwork.attribute(module, "config", ObservedConfig(module.config, torch.compiler.disable(record), rewrite))

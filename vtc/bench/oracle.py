@@ -102,6 +102,8 @@ class Oracle:
         report = recording.report
         self.prompts = [[i for i in report.images if i.prompt == b] for b in range(len(inputs["input_ids"]))]
         self.image_token = family.image_token_id
+        if report.attention:
+            raise NoOracle(f"{report.attention[0].stage}, which changes attention")
         if any(s["positions"] == "keep" for s in self._stages(report) if s["site"]) and not family.mrope:
             raise NoOracle(f"positions=keep at the projector of {family.name}")
         self.inputs = self._shortened()

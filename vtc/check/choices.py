@@ -30,7 +30,7 @@ def number(trial: Trial) -> None:
         for knob, value in getattr(stage.stage, "fixed_count", {}).items()
     }
     _number(trial, trial.run(**exact))
-    if not config.decoder and not trial.has_budget:
+    if not (config.decoder or config.attention) and not trial.has_budget:
         _number(trial, trial.run(keep=TOKENS, **exact))
 
 

@@ -146,7 +146,7 @@ def _with_budget(strategy: object, family: str, given: dict) -> dict:
         config = resolve(strategy, family, **given)
     except ConfigError:  # it names no budget, or cannot be had with any
         config = None
-    return given if config is not None and config.decoder else {**given, "keep": KEEP}
+    return given if config is not None and (config.decoder or config.attention) else {**given, "keep": KEEP}
 
 
 def watch(model: nn.Module, replayed: list[Selection] | None = None) -> list[Choice]:
@@ -164,6 +164,6 @@ def watch(model: nn.Module, replayed: list[Selection] | None = None) -> list[Cho
 
         return noted_select
 
-    for stage in current(model).strategy.stages:
+    for stage in (s for s in current(model).strategy.stages if s.stage.site != "attention"):
         object.__setattr__(stage.stage, "select", noting(stage, stage.stage.select))
     return noted

@@ -15,6 +15,7 @@ def table(config: object, family: str | None, layers: int, tokens: int) -> list[
     config: a StrategyConfig. Raises ConfigError for a schedule or budget that does not fit.
     """
     from vtc.core.flops import LanguageShape, paper_flops
+    from vtc.core.signals import Decoder
 
     allocation = _allocation(config, family, layers, tokens)
     entered = allocation.entered(tokens)
@@ -24,6 +25,10 @@ def table(config: object, family: str | None, layers: int, tokens: int) -> list[
     for start, end in zip(first, [*first[1:], layers], strict=True):
         name = f"layer {start}" if end == start + 1 else f"layers {start}-{end - 1}"
         lines.append(f"  {name.ljust(len(f'layers {layers}-{layers}'))}  {seen[start]:>{len(str(tokens))}}")
+    if config.attention is not None:
+        changed = config.attention.stage.layers(Decoder(family or "", layers), HIDDEN)
+        where = f"layers {changed[0]}-{changed[-1]}" if changed else "no layer"
+        lines.append(f"  {config.attention.method} changes attention in {where}, and drops nothing")
     mean = sum(seen) / layers
     shape = LanguageShape(layers, HIDDEN, HIDDEN // 128, HIDDEN // 128, 128, MLP, True, 2)
     paper, ours = (

@@ -12,7 +12,8 @@ from vtc.patches import FAMILIES
 from vtc.strategies import METHODS
 
 _SHARED = {"scope": ("per_image", SCOPES), "rounding": ("ceil", ROUNDINGS), "positions": ("compact", POSITIONS)}
-SITES = ("encoder", "projector", "decoder")  # in the order in which they run
+SITES = ("encoder", "projector", "decoder", "attention")  # in the order in which they run
+_INSIDE = ("decoder", "attention")  # the language model
 _STAGE = ("keep", "prune_ratio", *_SHARED)
 
 
@@ -136,7 +137,7 @@ def _pushed_down(name: str, top: dict, stages: list[dict]) -> list[dict]:
     rows = []
     for stage in stages:
         own = {key: value for key, value in stage.items() if not budget or key not in ("keep", "prune_ratio")}
-        applies = alone or METHODS[stage["method"]].site != "decoder"
+        applies = alone or METHODS[stage["method"]].site not in _INSIDE
         shared = {key: top[key] for key in _SHARED if key in top and (key == "positions" or applies)}
         rows.append({**shared, **budget, **own})
     return rows
@@ -194,7 +195,7 @@ def _known_overrides(section: Mapping, knobs: dict[str, list[str]], dotted: Mapp
 
 
 def _only_inside(stages: list[dict]) -> bool:
-    return all(METHODS[stage["method"]].site == "decoder" for stage in stages)
+    return all(METHODS[stage["method"]].site in _INSIDE for stage in stages)
 
 
 def _checked(name: str, top: dict, stages: list[dict], family: str | None) -> StrategyConfig:
@@ -207,12 +208,15 @@ def _checked(name: str, top: dict, stages: list[dict], family: str | None) -> St
     alone, tiled = _only_inside(stages), family is not None and _is_tiled(family)
     configs = tuple(_stage(top, stage, alone, keep is None, tiled) for stage in stages)
     sites = [config.stage.site for config in configs]
-    if sites != sorted(sites, key=SITES.index) or max(sites.count("encoder"), sites.count("projector")) > 1:
+    if sites != sorted(sites, key=SITES.index) or max(map(sites.count, ("encoder", "projector", "attention"))) > 1:
         before = "at most one in the encoder, first, then " if "encoder" in sites else ""
+        behind = ", then at most one that changes attention" if "attention" in sites else ""
         raise ConfigError(
             f"strategy {name!r} has stages at {', '.join(sites)}; possible: {before}at most one at the projector"
-            f"{'' if before else ', first'}, then any number in the decoder"
+            f"{'' if before else ', first'}, then any number in the decoder{behind}"
         )
+    if set(sites) == {"attention"} and keep is not None and not (isinstance(keep, float) and keep == 1.0):
+        raise ConfigError(_without_budget(keep, configs[0].method))
     if keep is not None and {"encoder", "projector"} <= set(sites):
         first, second = (config.method for config in configs[:2])
         raise ConfigError(
@@ -220,7 +224,7 @@ def _checked(name: str, top: dict, stages: list[dict], family: str | None) -> St
             f"{first}.keep and {second}.keep"
         )
     _check_rasters(configs)
-    if keep is None and any(config.stage.site != "decoder" and config.keep is None for config in configs):
+    if keep is None and any(config.stage.site not in _INSIDE and config.keep is None for config in configs):
         raise ConfigError(f"strategy {name!r} names no budget; possible: keep or prune_ratio")
     return StrategyConfig(name, str(top.get("description", "")).strip(), keep, configs)
 
@@ -248,11 +252,18 @@ def _keep(data: Mapping) -> float | int | None:
     return parse_keep(data["keep"]) if "keep" in data else None
 
 
+def _without_budget(keep: float | int, method: str) -> str:
+    return (
+        f"keep={keep!r}: {method} changes attention and drops nothing, so it has no budget; possible: no keep, or a "
+        f"stage that drops before it (such as hiprune+{method})"
+    )
+
+
 def _stage(top: dict, data: dict, alone: bool, own_budget: bool, tiled: bool) -> StageConfig:
     """alone: there is no projector stage that options at the top could be meant for. own_budget: the strategy has no
     keep of its own. tiled: images are several tiles."""
     method, shared = METHODS[data["method"]], {}
-    inside = method.site == "decoder"
+    inside = method.site in _INSIDE
     for key, (default, possible) in _SHARED.items():
         if key == "scope" and (tiled and not inside or method.site == "encoder"):
             default = method.tile_scope
@@ -271,5 +282,7 @@ def _stage(top: dict, data: dict, alone: bool, own_budget: bool, tiled: bool) ->
                 f"published; possible: {key}={default}, or a stage at the projector"
             )
     own = _keep(data)
+    if method.site == "attention" and own is not None and own_budget:
+        raise ConfigError(_without_budget(own, data["method"]))
     knobs = {key: value for key, value in data.items() if key not in ("method", *_STAGE)}
     return StageConfig(data["method"], build_method(method, knobs), own if own_budget else None, **shared)

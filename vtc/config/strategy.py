@@ -9,11 +9,12 @@ from typing import Any
 from vtc.config.allocation import Allocation
 from vtc.config.knobs import as_lists
 from vtc.core.signals import Decoder
-from vtc.strategies.base import DecoderStage, EncoderStage, Stage
+from vtc.strategies.base import AttentionStage, DecoderStage, EncoderStage, Stage
 
 POSITIONS = ("keep", "compact")
 
-Method = Stage | DecoderStage | EncoderStage | type[Stage] | type[DecoderStage] | type[EncoderStage]
+Method = Stage | DecoderStage | EncoderStage | AttentionStage
+Method |= type[Stage] | type[DecoderStage] | type[EncoderStage] | type[AttentionStage]
 Strategy = str | Path | Mapping[str, Any] | Method | Sequence[Any]
 """What `vtc.patch` takes: a name, a file, a mapping, a method, or several of these."""
 
@@ -28,7 +29,7 @@ class StageConfig:
     """
 
     method: str
-    stage: Stage | DecoderStage | EncoderStage
+    stage: Stage | DecoderStage | EncoderStage | AttentionStage
     keep: float | int | None
     scope: str
     rounding: str
@@ -37,7 +38,7 @@ class StageConfig:
     def options(self) -> dict:
         """Scope, rounding and positions, as far as they mean something for the stage."""
         positions = {"positions": self.positions}
-        if self.stage.site == "decoder":
+        if self.stage.site in ("decoder", "attention"):
             return positions
         scope = {} if self.stage.site == "encoder" else {"scope": self.scope}
         return {**scope, "rounding": self.rounding, **positions}
@@ -49,7 +50,7 @@ class StrategyConfig:
 
     keep: the budget of the whole, a mean over the language model's layers (see `vtc.config.allocation`); None when
     every stage has its own. stages: at most one inside the encoder, at most one at the projector, then those inside the
-    language model.
+    language model, then at most one that changes its attention.
     """
 
     name: str
@@ -74,8 +75,13 @@ class StrategyConfig:
 
     @property
     def decoder(self) -> tuple[StageConfig, ...]:
-        """The stages inside the language model."""
+        """The stages that drop inside the language model."""
         return tuple(s for s in self.stages if s.stage.site == "decoder")
+
+    @property
+    def attention(self) -> StageConfig | None:
+        """The stage that changes the language model's attention, if there is one."""
+        return next((s for s in self.stages if s.stage.site == "attention"), None)
 
     def allocate(self, decoder: Decoder | None = None, tokens: int | None = None) -> Allocation:
         """What each stage keeps on a language model; see `vtc.config.allocation`, whose errors are raised."""

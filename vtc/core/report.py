@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from vtc.core.changes import LayerChange, in_words
 from vtc.core.flops import ENCODER_FORMULA, FORMULA, PAPER_FORMULA, EncoderWork, LanguageShape, paper_flops
 from vtc.core.selection import Flow
 
@@ -106,7 +107,7 @@ class Report:
     of each prompt as given and as they reach the first decoder layer. cache_lengths: see kv_lengths. observe_seconds,
     select_seconds: time of the reductions and of selection with packing (on a GPU: of launching, unless
     `vtc.engine.clock.exact` is on; what a stage inside the encoder selects is part of the encoder's own time); encoder:
-    the encoder's work, None without a stage inside it; observe_inside, select_inside: the part of these seconds within
+    the encoder's work, None without a stage inside it; attention: of each layer whose attention was changed, at prefill; observe_inside, select_inside: the part of these seconds within
     the language model.
     """
 
@@ -124,6 +125,7 @@ class Report:
     observe_inside: float = 0.0
     select_inside: float = 0.0
     encoder: EncoderWork | None = field(default=None, repr=False)
+    attention: list[LayerChange] = field(default_factory=list, repr=False)
 
     @property
     def kv_lengths(self) -> list[int]:
@@ -225,6 +227,7 @@ class Report:
             "prefill_flops": {"before": flops[0], "after": flops[1], "formula": FORMULA},
             "paper_flops": {"before": paper[0], "after": paper[1], "formula": PAPER_FORMULA},
             **({"encoder_flops": inside} if inside else {}),
+            **({"attention": [change.to_dict() for change in self.attention]} if self.attention else {}),
             "kv_bytes": {"before": kv[0], "after": kv[1], "saved": kv[0] - kv[1]},
             "seconds": {"observe": self.observe_seconds, "select": self.select_seconds},
         }
@@ -255,6 +258,7 @@ class Report:
             ),
             f"prefill FLOPs         {flops[0]:.4g} -> {flops[1]:.4g} ({flops[1] / flops[0]:.1%})",
             f"  as papers count     {paper[0]:.4g} -> {paper[1]:.4g} ({paper[1] / paper[0]:.1%}), visual tokens alone",
+            *([f"attention changed     {in_words(self.attention)}"] if self.attention else []),
             f"KV bytes saved        {kv[0] - kv[1]:,} of {kv[0]:,}",
             *[f"note                  {note}" for note in self.notes],
         ]

@@ -12,6 +12,7 @@ from vtc.core.report import Report, StepReport
 from vtc.core.selection import Selection
 from vtc.core.signals import Aim, Decoder, EncoderAttention, Importance, Signal
 from vtc.engine import clock
+from vtc.engine.changing import Changes
 from vtc.engine.masks import cut_prefill
 from vtc.engine.placement import Batch, Placement
 from vtc.engine.prefill import Tokens, merged, move, pack
@@ -25,10 +26,11 @@ class Plan:
     """What is known of the stages inside the language model before any prompt.
 
     site: the model's layers. steps: by layer, the numbers of the drops before it. needs: per drop, its signals.
-    watched: what these ask of the layers. encoder: what they ask of the encoder.
+    watched: what these ask of the layers. encoder: what they ask of the encoder. attention: the stage that changes
+    attention, None without one; changed: the layers in which it does. width: of a hidden state.
     """
 
-    def __init__(self, site, allocation: Allocation, decoder: Decoder):
+    def __init__(self, site, allocation: Allocation, decoder: Decoder, width: int):
         self.site, self.allocation, self.decoder = site, allocation, decoder
         stages = allocation.stages
         self.needs = [stages[step.index].stage.needs(decoder, step.number) for step in allocation.steps]
@@ -36,6 +38,8 @@ class Plan:
         for number, step in enumerate(allocation.steps):
             self.steps.setdefault(step.layer, []).append(number)
         self.watched = Needs(self.needs)
+        self.attention = allocation.config.attention
+        self.changed = () if self.attention is None else self.attention.stage.layers(decoder, width)
         self.encoder = tuple(dict.fromkeys(s for some in self.needs for s in some if isinstance(s, EncoderAttention)))
         first = allocation.config.projector
         if self.watched.scores and not (first and first.stage.gives_score):
@@ -74,6 +78,7 @@ class Prefill:
         self.rotary = self.width = None
         self.positions_kept = True  # since layer 0
         self.done = 0
+        self.changes = Changes(plan, prompt, report)
         with torch.no_grad():
             self.watch.enter(embeds, self._rows(), self._image_columns(embeds.device))
 
@@ -86,6 +91,8 @@ class Prefill:
             hidden = self._drop(number, layer, hidden)
             self.report.spent_inside(select=clock.now() - start)
             self.done += 1
+        if layer in self.plan.changed:
+            self.changes.mark(layer, hidden, self._rows())
         if self.width is None:
             return None
         given = {**kwargs, "position_embeddings": self.rotary}

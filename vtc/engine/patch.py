@@ -13,6 +13,7 @@ from vtc.core.report import Report
 from vtc.core.signals import Decoder
 from vtc.engine import decode
 from vtc.engine.calls import Frame, named
+from vtc.engine.changing import decoded
 from vtc.engine.cut import PromptCut
 from vtc.engine.encoder import plan_of
 from vtc.engine.inside import Plan, Prefill
@@ -36,7 +37,8 @@ class Patch:
         self.shape = family.language_shape()
         self.decoder = Decoder(family.name, self.shape.layers)
         self.allocation = strategy.allocate(self.decoder, family.encoder.tokens)
-        self.plan = Plan(family.decoder_site(), self.allocation, self.decoder) if self.allocation.steps else None
+        inside = bool(self.allocation.steps) or strategy.attention is not None
+        self.plan = Plan(family.decoder_site(), self.allocation, self.decoder, self.shape.hidden) if inside else None
         reporter = Reporter(family, strategy, self.allocation, self.shape)
         self.stage = reporter.stage
         needs = () if self.stage is None else self.stage.stage.needs(family.encoder)
@@ -69,9 +71,10 @@ class Patch:
             self._put_inside(work)
 
     def _put_inside(self, work: Patchwork) -> None:
-        site, first = self.plan.site, min(self.plan.steps)
-        for layer in self.plan.watched.attention:
-            site.observe(work, layer, functools.partial(self._attention, layer))
+        site, first = self.plan.site, min([*self.plan.steps, *self.plan.changed], default=len(self.plan.site.layers))
+        for layer in sorted({*self.plan.watched.attention, *self.plan.changed}):
+            rewrite = functools.partial(self._rewrite, layer) if layer in self.plan.changed else None
+            site.observe(work, layer, functools.partial(self._attention, layer), rewrite)
         for layer in self.plan.watched.modules:
             site.watch(work, layer, functools.partial(self._module, layer))
         for layer in range(first, len(site.layers)):
@@ -89,6 +92,14 @@ class Patch:
         call = self.thread.call
         if call is not None and isinstance(call.inside, Prefill):
             call.inside.attention(layer, query, key, scale, value)
+
+    def _rewrite(self, layer: int, query: Tensor, key: Tensor, value: Tensor, mask, options: dict, out: tuple) -> tuple:
+        call = self.thread.call
+        if call is None or call.pruned is None or layer not in call.pruned.marks:
+            return out
+        if isinstance(call.inside, Prefill):
+            return call.inside.changes.prefill(layer, query, key, value, mask, options, out)
+        return decoded(self.plan, call.pruned, layer, query, key, value, mask, options, out)
 
     def _module(self, layer: int, x: Tensor, y: Tensor) -> None:
         call = self.thread.call
@@ -168,10 +179,12 @@ class Patch:
         return args, Frame(kwargs, call.over) if call.alone else kwargs
 
     def _continue(self, call: Call, prompt: PrunedPrompt, kwargs: dict) -> None:
-        if len(prompt.segments) > 1 and prompt.patch != self.number:
+        changed = prompt.marks or self.plan is not None and self.plan.changed
+        if (len(prompt.segments) > 1 or changed) and prompt.patch != self.number:
+            how = "other changes of attention" if changed else "drops before other layers"
             raise PatchError(
-                "this cache was filled under another patch, with drops before other layers; possible: a fresh "
-                "cache, or the patch that filled it"
+                f"this cache was filled under another patch, with {how}; possible: a fresh cache, or the patch that "
+                "filled it"
             )
         call.pruned = prompt
         call.inside = decode.step(kwargs, prompt, self.family.mrope, None if self.plan is None else self.plan.site)

@@ -10,6 +10,7 @@ from vtc.core.errors import PatchError
 from vtc.core.layout import VisionRun
 from vtc.core.report import Report
 from vtc.engine.masks import Grown
+from vtc.engine.rewriting import Marks
 
 _NOTE = "_vtc_pruned"
 
@@ -42,7 +43,7 @@ class PrunedPrompt:
 
     length: of the unpruned prompt; seen: unpruned tokens so far, decode included; next_position [B]: the unpruned
     position that follows the prompt; report: of the prefill; patch: the number of the patch whose layer hooks its
-    segments need.
+    segments need; marks: of each layer whose attention is changed, what was found at prefill.
     """
 
     segments: list[Segment]
@@ -51,6 +52,7 @@ class PrunedPrompt:
     next_position: Tensor
     report: Report
     patch: int = 0
+    marks: dict[int, Marks] = field(default_factory=dict)
 
     @property
     def dropped(self) -> int:

@@ -15,9 +15,9 @@ from vtc.core.registry import Registry
 
 
 def _bases() -> tuple[type, ...]:
-    from vtc.strategies.base import DecoderStage, EncoderStage, Stage
+    from vtc.strategies.base import AttentionStage, DecoderStage, EncoderStage, Stage
 
-    return Stage, DecoderStage, EncoderStage
+    return Stage, DecoderStage, EncoderStage, AttentionStage
 
 
 METHODS: Registry = Registry("method", "vtc.strategies", "vtc.strategies", _bases, lambda: shipped())

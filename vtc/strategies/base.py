@@ -7,6 +7,8 @@ from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import ClassVar
 
+from torch import Tensor
+
 from vtc.core.errors import ConfigError
 from vtc.core.selection import Selection
 from vtc.core.signals import Context, Decoder, Encoder, Signal
@@ -147,6 +149,36 @@ class DecoderStage(ABC):
     @abstractmethod
     def select(self, context: Context, decoder: Decoder) -> Selection:
         """Chooses `context.count` of the `context.tokens` that are left in each of the B images."""
+
+
+@dataclass(frozen=True)
+class AttentionStage(ABC):
+    """A method that drops nothing and changes what rows of the language model's attention give to each token.
+
+    The rows are those of text after a prompt's first image, at prefill and while decoding; every other row, and every
+    head of these that is left as it was, is the model's own. strategy: as of a Stage.
+    """
+
+    site: ClassVar[str] = "attention"
+    grid: ClassVar[bool] = False
+    needs_cls: ClassVar[bool] = False
+    needs_text: ClassVar[bool] = False
+    adaptive: ClassVar[bool] = False
+    strategy: ClassVar[Mapping[str, object] | Traversable | Path | None] = None
+
+    @abstractmethod
+    def layers(self, decoder: Decoder, width: int) -> tuple[int, ...]:
+        """The 0-based layers in which it acts, ascending. width: of a hidden state. Raises ConfigError beyond either."""
+
+    @abstractmethod
+    def mark(self, hidden: Tensor, first: Tensor, decoder: Decoder) -> Tensor:
+        """The tokens [B, S] bool to remember of one of these layers, from what enters it at prefill: hidden [B, S, D].
+        first [B]: the column of each prompt's first token."""
+
+    @abstractmethod
+    def change(self, attention: Tensor, marked: Tensor, visual: Tensor) -> tuple[Tensor, Tensor]:
+        """Attention [B, H, Q, N] as it is to be, and which rows [B, H, Q] bool are other than they were. marked,
+        visual [B, N] bool: tokens that `mark` chose, and those of images."""
 
 
 def steps_at(layers: tuple[int | float, ...], shares: tuple[float, ...], decoder: Decoder) -> tuple[Step, ...]:

@@ -65,6 +65,11 @@ def _misfit(config: StrategyConfig, encoder: Encoder) -> tuple[str, str] | None:
             f"drops or merges tokens inside the vision encoder ({config.encoder.method}), whose layers in vLLM are not "
             "those that vtc hooks"
         )
+    if config.attention is not None:
+        return "changes attention", (
+            f"changes the attention of the language model ({config.attention.method}), whose kernels in vLLM keep its "
+            "rows to themselves"
+        )
     if config.decoder or stage is None:
         inside = ", ".join(dict.fromkeys(s.method for s in config.decoder))
         return "inside the language model", (
