@@ -33,7 +33,8 @@ INSIDE = [name for name in vtc.strategies() if vtc.load_strategy(name).decoder a
 # Those whose choice depends on the prompt's text: without a cache they choose anew when the text has grown.
 READERS = ("cdpruner", "mmtok", "recoverable", "visiontrim")
 ADAPTIVE = [name for name in vtc.strategies() if any(s.stage.adaptive for s in vtc.load_strategy(name).stages)]
-STRATEGIES = [name for name in vtc.strategies() if name not in (*INSIDE, *IN_ENCODER)]  # at the projector only
+CHANGING = [name for name in vtc.strategies() if vtc.load_strategy(name).attention]  # attention, dropping nothing
+STRATEGIES = [name for name in vtc.strategies() if name not in (*INSIDE, *IN_ENCODER, *CHANGING)]  # projector only
 
 
 def family_of(case: str) -> str:

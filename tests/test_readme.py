@@ -16,7 +16,7 @@ from vtc.core.selection import Extra, Merge, Selection
 from vtc.eval.tasks import Task
 from vtc.patches._family import Family
 from vtc.strategies import METHODS
-from vtc.strategies.base import Cut, DecoderStage, EncoderStage, Stage, Step
+from vtc.strategies.base import AttentionStage, Cut, DecoderStage, EncoderStage, Stage, Step
 from vtc.vllm.capability import table
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -42,7 +42,7 @@ Everything public. `make docs` fills this page in from the docstrings; the list 
 `python -m tests.test_readme`.
 """
 CONTRACTS = {
-    "Methods": (Stage, EncoderStage, Cut, DecoderStage, Step),
+    "Methods": (Stage, EncoderStage, Cut, DecoderStage, Step, AttentionStage),
     "Selections": (Selection, Merge, Extra),
     "What a method is told": (signals.Context, signals.Extent, signals.Encoder, signals.Decoder),
     "Signals": typing.get_args(signals.Signal),

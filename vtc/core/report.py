@@ -107,8 +107,8 @@ class Report:
     of each prompt as given and as they reach the first decoder layer. cache_lengths: see kv_lengths. observe_seconds,
     select_seconds: time of the reductions and of selection with packing (on a GPU: of launching, unless
     `vtc.engine.clock.exact` is on; what a stage inside the encoder selects is part of the encoder's own time); encoder:
-    the encoder's work, None without a stage inside it; attention: of each layer whose attention was changed, at prefill; observe_inside, select_inside: the part of these seconds within
-    the language model.
+    the encoder's work, None without a stage inside it; attention: of each layer whose attention a stage may change, at
+    prefill; observe_inside, select_inside: the part of these seconds within the language model.
     """
 
     family: str

@@ -51,8 +51,8 @@ class Attended:
             raise UnsupportedError("rows of attention cannot be changed under dropout; possible: model.eval()")
         if self.key.shape[2] < self.ends:
             raise UnsupportedError(
-                "rows of attention cannot be changed after a sliding window has left tokens behind; possible: a shorter "
-                "prompt, or model.config without a sliding window"
+                "rows of attention cannot be changed once a sliding window has left tokens behind; possible: a shorter "
+                "prompt, or a model without a sliding window"
             )
         self.scale = self.options.get("scaling")
         self.scale = self.query.shape[-1] ** -0.5 if self.scale is None else self.scale

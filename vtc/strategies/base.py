@@ -168,7 +168,7 @@ class AttentionStage(ABC):
 
     @abstractmethod
     def layers(self, decoder: Decoder, width: int) -> tuple[int, ...]:
-        """The 0-based layers in which it acts, ascending. width: of a hidden state. Raises ConfigError beyond either."""
+        """The 0-based layers in which it acts, ascending. width: of a hidden state. Raises ConfigError beyond both."""
 
     @abstractmethod
     def mark(self, hidden: Tensor, first: Tensor, decoder: Decoder) -> Tensor:
