@@ -19,7 +19,7 @@ import pytest
 import torch
 
 import vtc
-from tests.helpers import READERS, build, family_of, inputs_of
+from tests.helpers import CHANGING, READERS, build, family_of, inputs_of
 from tests.helpers_device import Device, is_masked, on_device, ours, to_device
 from vtc.kernels import backend
 from vtc.patches import FAMILIES
@@ -66,7 +66,7 @@ def own(found: Counter) -> Counter:
 
 def allowed(case: str, strategy: str, images: tuple[int, ...], masked: bool) -> int:
     """The budget of one prefill, as the top of this file has it. masked: one prompt is given a mask."""
-    reads = masked or images != ONE or strategy in (*INSIDE, *READERS)
+    reads = masked or images != ONE or strategy in (*INSIDE, *CHANGING, *READERS)
     sizes = FAMILIES[family_of(case)].sizes is not None
     first = vtc.load_strategy(strategy, family_of(case)).stages[0].stage
     adaptive = strategy == "todre" or getattr(first, "exclude", "exact") != "exact"
@@ -76,7 +76,8 @@ def allowed(case: str, strategy: str, images: tuple[int, ...], masked: bool) -> 
 @pytest.mark.slow
 @pytest.mark.parametrize("images", [ONE, BATCH], ids=["one", "batch"])
 @pytest.mark.parametrize(
-    "strategy", [pytest.param(name, marks=() if name in QUICK else pytest.mark.full) for name in (*PROJECTOR, *INSIDE)]
+    "strategy",
+    [pytest.param(name, marks=() if name in QUICK else pytest.mark.full) for name in (*PROJECTOR, *INSIDE, *CHANGING)],
 )
 def test_waits_of_a_generation(device, strategy, images):
     """Prefill keeps to its budget, decoding adds nothing, and transformers itself waits no more often than before."""

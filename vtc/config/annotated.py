@@ -87,4 +87,9 @@ def _yaml(key: str, value: object) -> list[str]:
 
 
 def _comment(meaning: str, note: str) -> list[str]:
-    return [f"# {line}" for text in (meaning.removesuffix("."), note) for line in textwrap.wrap(text, WIDTH)]
+    return [f"# {line}" for text in (meaning.removesuffix("."), note) for line in _wrapped(text)]
+
+
+def _wrapped(text: str) -> list[str]:
+    """Lines of WIDTH; a name such as paper-general stays whole."""
+    return textwrap.wrap(text, WIDTH, break_on_hyphens=False)

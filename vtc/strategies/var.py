@@ -41,9 +41,9 @@ class Var(AttentionStage):
     stays. Sinks are found once, at prefill; each later token is treated by these.
 
     Knobs:
-    - preset: the values of the next three where they are null. "paper-general", "paper-hallucination" and
-      "paper-vision-centric" move 0.6 where at least 0.8, 0.5 or 0.9 is on no sink and leave the last layer alone;
-      "released-config" moves 0.4 at 0.5 and changes the last layer, too.
+    - preset: the values of the next three where they are null. All of the paper move 0.6 and leave the last layer
+      alone: "paper-general" where at least 0.8 is on no sink, "paper-hallucination" 0.5 and "paper-vision-centric"
+      0.9; "released-config" moves 0.4 where at least 0.5 is on no sink and changes the last layer, too.
     - move_fraction: share of the attention on each sink that is moved, in [0, 1] (the code's p is what stays).
     - min_nonsink_share: of the attention to visual tokens, the share on no sinks that a head needs, in [0, 1] (the
       code's rho is 1 minus this).
