@@ -14,7 +14,6 @@ from vtc.kernels.topk import topk_sorted
 from vtc.strategies import METHODS
 from vtc.strategies.base import Cut, EncoderStage
 
-
 SHARPEST = 1e30  # products with a cosine stay finite in float32
 
 
