@@ -134,3 +134,12 @@ class Refusing(Good):
     def needs(self, encoder):
         """Refused everywhere."""
         raise ConfigError("this method is never possible; possible: another one")
+
+
+@dataclass(frozen=True)
+class Exits(Good):
+    """Ends the program as if all were well."""
+
+    def select(self, context, encoder):
+        """Not caught by `except Exception`."""
+        raise SystemExit(0)

@@ -28,6 +28,7 @@ WRONG = {
     "OwnPrecision": (PRECISION, "otherwise than from the same numbers in float32"),
     "Unseeded": (TWICE, "in a second run keeps others"),
     "HigherFirst": (TIES, "alike in every signal"),
+    "Exits": (REPORT, "SystemExit: 0"),
     "Crashes": (REPORT, "ZeroDivisionError: "),
 }
 

@@ -81,6 +81,14 @@ def test_what_is_no_method_gets_one_line(given, why):
     assert "\n" not in str(error.value)
 
 
+def test_a_module_that_ends_the_program(tmp_path, monkeypatch):
+    """A script with an exit at its end is refused like any other broken module; vtc does not end with it."""
+    (tmp_path / "outsiders_exit.py").write_text("raise SystemExit(0)", encoding="utf-8")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(ConfigError, match="'outsiders_exit:Any' cannot be imported: SystemExit: 0"):
+        vtc.load_strategy("outsiders_exit:Any", keep=0.5)
+
+
 def cell(module: str, name: str = "Cell") -> type:
     """A method as a notebook's cell makes it: a new class at each run."""
     return dataclass(frozen=True)(type(name, (Stage,), {"__module__": module, "__qualname__": name, "select": select}))

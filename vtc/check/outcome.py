@@ -116,5 +116,7 @@ def _tried(call: Callable[[], object]) -> object:
         return Verdict("FAILED", one_line(violation))
     except VtcError as error:
         return Verdict("FAILED", reason(error))
-    except Exception as error:
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # SystemExit, too: it would end the check as if it had passed
         return Verdict("FAILED", one_line(f"{type(error).__name__}: {reason(error)}"))

@@ -59,7 +59,7 @@ def _imported(name: str, what: str) -> ModuleType:
         if not {"", os.getcwd()} & set(sys.path):
             sys.path.append(os.getcwd())
         return importlib.import_module(name)
-    except Exception as error:
+    except (Exception, SystemExit) as error:  # a script ends with SystemExit, and vtc would end with it
         kind = type(error).__name__
         raise ConfigError(f"{what} cannot be imported: {kind}: {reason(error)}; possible: a Python module") from None
 
@@ -171,7 +171,7 @@ class Registry(Generic[T]):
         """Files what an entry point names: a class, or a module that registers its own."""
         try:
             item = entry.load()
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             kind = type(error).__name__
             raise ConfigError(f"{what} cannot be loaded: {kind}: {reason(error)}; possible: to mend it") from None
         if isinstance(item, ModuleType):

@@ -18,10 +18,11 @@ def local_outliers(values: Tensor, neighbors: int, among: Tensor | None = None) 
     density the reciprocal of its mean reachability to its k nearest points (plus 1e-10); its factor their mean density
     divided by its own. k is `neighbors`, at most all other points.
 
-    Exact, in float64: the nearest of sorted numbers stand beside each other, so memory is 2 * neighbors per number.
+    Exact, in float64: the nearest of sorted numbers stand beside each other, so memory is 2 * k per number.
     among [B, n] bool: only these are points.
     """
     batch, n = values.shape
+    neighbors = min(neighbors, max(1, n - 1))
     among = torch.ones_like(values, dtype=torch.bool) if among is None else among
     points = among.sum(1, keepdim=True)
     k = (points - 1).clamp(1, neighbors)

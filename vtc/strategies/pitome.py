@@ -51,8 +51,10 @@ class PiToMe(EncoderStage):
     def __post_init__(self):
         if not 0 <= self.plain <= 1:
             raise ConfigError(f"plain={self.plain} is out of range; possible: a share of the layers, 0 to 1")
-        if not -1 <= self.margin <= 1 or self.alpha <= 0:
-            raise ConfigError(f"margin={self.margin}, alpha={self.alpha}; possible: a cosine, and a number above 0")
+        if not -1 <= self.margin <= 1:
+            raise ConfigError(f"margin={self.margin} is out of range; possible: a cosine, -1 to 1")
+        if not 0 < self.alpha <= torch.finfo(torch.float32).max:
+            raise ConfigError(f"alpha={self.alpha} is out of range; possible: a number above 0, within float32")
 
     def is_plain(self, layer: int, encoder: Encoder) -> bool:
         """Whether a layer matches without energy."""

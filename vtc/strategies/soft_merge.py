@@ -14,6 +14,8 @@ from vtc.kernels.topk import topk_sorted
 from vtc.strategies import METHODS
 from vtc.strategies.base import Cut, EncoderStage
 
+SHARPEST = 1e30  # products with a cosine stay finite in float32
+
 
 @METHODS.register("soft_merge")
 @dataclass(frozen=True)
@@ -50,8 +52,8 @@ class SoftMerge(EncoderStage):
     def __post_init__(self):
         if not self.layers:
             raise ConfigError("layers=[] is empty; possible: layers of the encoder, such as [0.25, 0.5, 0.75]")
-        if self.tau < 0:
-            raise ConfigError(f"tau={self.tau} is out of range; possible: 0 (all alike) or more")
+        if not 0 <= self.tau <= SHARPEST:
+            raise ConfigError(f"tau={self.tau} is out of range; possible: 0 (all alike) to {SHARPEST:g}")
 
     @property
     def proportional(self) -> bool:

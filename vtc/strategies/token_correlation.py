@@ -27,7 +27,7 @@ def information(keys: Tensor, similarity: float, limit: int) -> Tensor:
     """How many of keys [B, N, e] are not redundant, LongTensor [B]: redundant is one with more than `limit` others
     whose cosine to it is above `similarity`."""
     alike = (cosine_matrix(keys) > similarity).sum(2) - 1
-    return keys.shape[1] - (alike > limit).sum(1)
+    return keys.shape[1] - (alike > min(limit, keys.shape[1])).sum(1)
 
 
 @METHODS.register("token_correlation")

@@ -108,8 +108,10 @@ class VFlowOptProjector(Stage):
     def __post_init__(self):
         if not 0 <= self.t < float("inf"):
             raise ConfigError(f"t={shown(self.t)} is out of range; possible: a number from 0")
-        if not 1 <= self.a < float("inf"):
-            raise ConfigError(f"a={shown(self.a)} is out of range; possible: a side from 1 token")
+        if not 1 <= self.a <= 1e6:
+            raise ConfigError(f"a={shown(self.a)} is out of range; possible: a side of 1 to 1e6 tokens")
+        if not abs(self.alpha) <= 1e30:  # sums stay finite in float32
+            raise ConfigError(f"alpha={shown(self.alpha)} is out of range; possible: -1e30 to 1e30")
 
     def needs(self, encoder: Encoder) -> tuple[Signal, ...]:
         """Attention, and entropy if it counts."""

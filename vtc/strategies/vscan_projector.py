@@ -18,6 +18,7 @@ from vtc.strategies.base import Stage
 
 def windows(grid: tuple[int, int], size: int) -> Tensor:
     """The window [N] of each token of a raster; what does not fill one is a part of the last in its row or column."""
+    size = min(size, max(grid))
     rows, columns = (torch.arange(n) // size for n in grid)
     down, right = (max(1, n // size) for n in grid)
     return (rows.clamp(max=down - 1)[:, None] * right + columns.clamp(max=right - 1)).flatten()

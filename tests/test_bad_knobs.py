@@ -1,0 +1,72 @@
+"""Every knob of every method at values far out: refused in one line, or a forward pass that is finite."""
+
+import dataclasses
+
+import pytest
+import torch
+
+import vtc
+from vtc.check.trial import Tiny, Trial
+from vtc.core.errors import VtcError
+from vtc.strategies import METHODS
+
+WRONG = (float("nan"), float("inf"), {}, [[1]], [float("nan")])
+EXTREME = (0, 10**30, 1e308)
+MORE = (-1, 10**9, 1e9, -1e308, [], [0], [1e9], [1.0])
+
+
+def knobs(method: str) -> list[str]:
+    """Its knobs."""
+    return [field.name for field in dataclasses.fields(METHODS[method])]
+
+
+@pytest.fixture(scope="module")
+def tiny():
+    """By family, in float32, where large numbers overflow first."""
+    made: dict[str, Tiny] = {}
+
+    def of(family: str) -> Tiny:
+        if family not in made:
+            made[family] = Tiny(family, torch.float32)
+        return made[family]
+
+    return of
+
+
+def line(error: VtcError) -> str:
+    """What a user sees of it."""
+    text = str(error)
+    assert text.isprintable()
+    assert len(text) <= 500
+    return text
+
+
+@pytest.mark.parametrize("method", sorted(METHODS))
+def test_wrong_values_are_refused(method):
+    """What fits no knob's type, and numbers that are not finite."""
+    budget = {} if METHODS[method].site == "decoder" else {"keep": 0.5}
+    for knob in knobs(method):
+        for value in WRONG:
+            with pytest.raises(vtc.ConfigError) as error:
+                vtc.load_strategy({"stages": [{"method": method, knob: value}]}, **budget)
+            assert knob in line(error.value)
+
+
+@pytest.mark.parametrize(
+    ("family", "values"),
+    [
+        ("llava", EXTREME),
+        *(pytest.param(name, EXTREME + MORE, marks=pytest.mark.full) for name in vtc.families()),
+    ],
+)
+@pytest.mark.parametrize("method", sorted(METHODS))
+def test_extreme_values_are_refused_or_run(method, family, values, tiny):
+    """Whatever is accepted also runs."""
+    for knob in knobs(method):
+        for value in values:
+            try:
+                run = Trial({"stages": [{"method": method, knob: value}]}, tiny(family), {}).run()
+            except VtcError as error:
+                line(error)
+            else:
+                assert run.output.logits.isfinite().all(), (knob, value)
