@@ -159,6 +159,7 @@ def test_signals_in_a_padded_batch(shown, case, padding):
     compare(model_of(case), inputs_of(case, padding=padding), (1, 2, 1), case, shown)
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("case", vtc.families())
 @pytest.mark.parametrize("positions", ["keep", "compact"])
 def test_signals_in_a_mixed_batch(shown, case, positions):

@@ -65,6 +65,7 @@ def pages(tmp_path_factory):
     return {name: report([folder])[0] for name, folder in folders.items()}
 
 
+@pytest.mark.product
 @pytest.mark.parametrize("dark", [False, True])
 @pytest.mark.parametrize("width", WIDTHS)
 @pytest.mark.parametrize("name", ["one", "tasks", "sweep"])

@@ -28,7 +28,7 @@ pytestmark = pytest.mark.product
 
 ONE, BATCH = (1,), (1, 2, 1)
 INSIDE = ("dart", "fastv", "pyramiddrop", "todre", "transprune", "visiondrop")
-QUICK = ("hiprune", "visionzip", "cdpruner", "fastv", "todre", "transprune", "visiondrop")
+QUICK = ("hiprune", "visionzip", "cdpruner", "todre", "transprune")
 PROJECTOR = ("hiprune", "vtc_cls", "random", "uniform", "pool", "visionzip", "cdpruner")
 
 
