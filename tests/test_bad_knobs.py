@@ -41,6 +41,9 @@ def line(error: VtcError) -> str:
     return text
 
 
+QUICK = ("pitome", "recoverable", "soft_merge", "token_correlation", "vflowopt_projector", "vscan_projector")
+
+
 @pytest.mark.parametrize("method", sorted(METHODS))
 def test_wrong_values_are_refused(method):
     """What fits no knob's type, and numbers that are not finite."""
@@ -59,7 +62,9 @@ def test_wrong_values_are_refused(method):
         *(pytest.param(name, EXTREME + MORE, marks=pytest.mark.full) for name in vtc.families()),
     ],
 )
-@pytest.mark.parametrize("method", sorted(METHODS))
+@pytest.mark.parametrize(
+    "method", [pytest.param(m, marks=() if m in QUICK else pytest.mark.full) for m in sorted(METHODS)]
+)
 def test_extreme_values_are_refused_or_run(method, family, values, tiny):
     """Whatever is accepted also runs."""
     for knob in knobs(method):

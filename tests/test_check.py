@@ -75,6 +75,7 @@ def test_each_kind_of_wrong_method_fails(name):
     assert all(verdict.why.isprintable() and len(verdict.why) < 500 for verdict in found.values())
 
 
+@pytest.mark.full
 def test_wrong_methods_fail_nothing_else():
     """A method that only ties wrongly, or only rounds, is not blamed for more."""
     for name in ("HigherFirst", "HalfScores", "OwnPrecision"):

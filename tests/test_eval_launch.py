@@ -50,6 +50,7 @@ def whole(options, tmp_path_factory):
     return output
 
 
+@pytest.mark.full  # test_sweep_workers.py has two processes on one folder in `make test`
 def test_two_processes(options, whole, tmp_path):
     """Two processes write the same lines into the same files, byte for byte but for the order, and the same figures."""
     code, out = finish(start(2, [*options, "--output", str(tmp_path)]))
@@ -64,7 +65,7 @@ def test_two_processes(options, whole, tmp_path):
 ONE, THREE = [(1, 4)], [(2, 3), (1, 4), (3, 3)]
 
 
-@pytest.mark.full  # with a kill in a sweep, and an interrupted run, every kind of resuming is in `make test`
+@pytest.mark.full  # `make test` has a kill in a sweep, and an interrupted run
 @pytest.mark.parametrize("kills", [ONE, THREE], ids=["one", "three"])
 def test_kills(options, whole, kills, tmp_path):
     """SIGKILL to so many processes once they have written so many lines, then to the end on two."""
