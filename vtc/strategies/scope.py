@@ -17,7 +17,9 @@ from vtc.strategies.base import Stage
 TOGETHER = 2**22  # cosines of several images that are held at once
 
 
-def selection_order(features: Tensor, saliency: Tensor, count: int, alpha: float = 1.0, combine: str = "multi"):
+def selection_order(
+    features: Tensor, saliency: Tensor, count: int, alpha: float = 1.0, combine: str = "multi"
+) -> Tensor:
     """The picks [B, count] in their order. features [B, N, D]; saliency [B, N], positive."""
     quality = saliency.to(features.device, torch.promote_types(saliency.dtype, torch.float32)).pow(alpha)
     size = max(1, TOGETHER // features.shape[1] ** 2)
