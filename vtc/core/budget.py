@@ -9,7 +9,7 @@ from fractions import Fraction
 
 from vtc.core.errors import ConfigError, shown
 
-SCOPES = ("per_image", "per_request", "per_tile")
+SCOPES = ("per_image", "per_request", "per_tile", "per_clip", "per_frame")
 ROUNDINGS = ("ceil", "round", "floor")
 
 
@@ -54,10 +54,12 @@ class Budget:
 
     keep: float in (0, 1] = fraction of the visual tokens kept; int >= 1 = number of tokens kept.
     scope: what a number of tokens is counted over.
-        per_image: each image keeps `keep`, its tiles compete with each other.
-        per_request: all images of one prompt share `keep`, each in proportion to its tokens.
+        per_image, per_clip: each image and each clip keeps `keep`; an image's tiles, or a clip's frames, compete with
+            each other.
+        per_request: all images and clips of one prompt share `keep`, each in proportion to its tokens.
         per_tile: each image keeps `keep`, divided evenly over its tiles, which do not compete; a tile with fewer
-            tokens than its part keeps them all, and the rest goes to the other tiles.
+            tokens than its part keeps them all, and the rest goes to the other tiles. Frames are the tiles of a clip.
+        per_frame: clips as in per_tile, images as in per_image.
     rounding: of fraction x tokens, "ceil" unless the strategy's paper rounds otherwise. When a number is divided over
         tiles, "floor" also loses the remainder; otherwise the first tiles get it.
     """
@@ -89,24 +91,31 @@ class Budget:
             count = math.floor(tokens * Fraction(str(self.keep)))
         return min(max(1, count), tokens)
 
-    def quotas(self, request: Sequence[Sequence[int]]) -> list[list[int]]:
+    def quotas(
+        self, request: Sequence[Sequence[int]], clips: Sequence[bool] = (), raster: bool = False
+    ) -> list[list[int]]:
         """Tokens kept in each unit of one request.
 
-        request: per image of one prompt, the tokens of each of its tiles (one entry when the image is one tile).
-        Returns the same nesting; with scope per_image and per_request there is one entry per image.
+        request: per image of one prompt, the tokens of each of its tiles (one entry when the image is one tile). clips:
+        which of them are clips, whose tiles are frames; none if empty. raster: the method needs the tokens of a unit as
+        one raster, so that frames never compete.
+        Returns the same nesting; where tiles compete there is one entry per image.
         """
-        totals = [sum(tiles) for tiles in request]
-        if self.scope == "per_tile":
-            return [self._count_tiles(tiles) for tiles in request]
-        if self.scope == "per_request" and isinstance(self.keep, int):
-            return [[n] for n in _split(min(self.keep, sum(totals)), totals)]
-        return [[self.count(n)] for n in totals]
+        clips, totals = clips or [False] * len(request), [sum(tiles) for tiles in request]
+        shared = self.scope == "per_request" and isinstance(self.keep, int)
+        counts = _split(min(self.keep, sum(totals)), totals) if shared else [self.count(n) for n in totals]
+        units = []
+        for tiles, clip, count in zip(request, clips, counts, strict=True):
+            apart = self.scope == "per_tile" or clip and (raster or self.scope == "per_frame")
+            own = count if shared else self.keep
+            units.append(self._count_tiles(tiles, own) if apart else [count])
+        return units
 
-    def _count_tiles(self, tiles: Sequence[int]) -> list[int]:
+    def _count_tiles(self, tiles: Sequence[int], keep: float | int) -> list[int]:
         """Tokens kept of each tile; tiles smaller than an even share are kept whole, and the others divide the rest."""
-        if not isinstance(self.keep, int):
+        if not isinstance(keep, int):
             return [self.count(n) for n in tiles]
-        counts, budget, larger = list(tiles), min(self.keep, sum(tiles)), list(range(len(tiles)))
+        counts, budget, larger = list(tiles), min(keep, sum(tiles)), list(range(len(tiles)))
         while larger and any(tiles[i] <= budget // len(larger) for i in larger):
             complete = [i for i in larger if tiles[i] <= budget // len(larger)]
             budget -= sum(tiles[i] for i in complete)

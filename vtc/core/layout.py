@@ -1,6 +1,6 @@
 """Where the visual tokens of an image come from and where they are: tiles, images, and one run of the encoder."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -23,12 +23,12 @@ class Tile:
     offsets: Tensor
     patches: Tensor
     grid: tuple[int, int] | None
-    corner: tuple[int, int] = (0, 0)
+    corner: tuple[int, int] | None = (0, 0)
 
     @property
     def extent(self) -> Extent | None:
-        """Grid and corner, as passed to a stage; None if tokens were dropped."""
-        return None if self.grid is None else Extent(*self.grid, *self.corner)
+        """Grid and corner, as passed to a stage; None if tokens were dropped or the corner is unknown."""
+        return None if self.grid is None or self.corner is None else Extent(*self.grid, *self.corner)
 
     @property
     def tokens(self) -> int:
@@ -38,11 +38,12 @@ class Tile:
 
 @dataclass(frozen=True)
 class ImageLayout:
-    """One image in the prompt: a run of `tokens` placeholders. All of them belong to a tile, except structural ones
-    (row-end tokens)."""
+    """One image or clip in the prompt: `tokens` placeholders. All of them belong to a tile, except structural ones
+    (row-end tokens). frames: of a clip, each of which is a tile, in order; 0 for an image."""
 
     tokens: int
     tiles: tuple[Tile, ...]
+    frames: int = 0
 
 
 @dataclass(frozen=True)
@@ -91,6 +92,14 @@ def raster(crop: int, rows: int, columns: int) -> ImageLayout:
     return ImageLayout(rows * columns, (Tile(crop, every, every, (rows, columns)),))
 
 
+def clip(first: int, frames: int, rows: int, columns: int) -> ImageLayout:
+    """A clip whose frames are full rasters, one after another. first: the crop of its first frame."""
+    each = rows * columns
+    raster_of_frame = torch.arange(each)
+    tiles = [Tile(first + f, raster_of_frame + f * each, raster_of_frame, (rows, columns)) for f in range(frames)]
+    return ImageLayout(frames * each, tuple(tiles), frames)
+
+
 @dataclass
 class Left:
     """The tokens of one image that a stage inside the encoder kept. positions: per tile, the indices [k] of its kept
@@ -102,7 +111,7 @@ class Left:
 
 @dataclass
 class VisionRun:
-    """One run of the vision encoder: the recorded signals and the layout of its images.
+    """One run of the vision encoder: the recorded signals and the layout of its images, or of its clips.
 
     captured: per signal, the recorded tensors in call order. signals: per signal, per image, per tile a tensor [n]
     (keys: [n, e]; the projector's input: [n, D], or [1 + n, D] with [CLS] first). bounds: of packed sequences, see
@@ -119,3 +128,46 @@ class VisionRun:
     inside: object = None
     left: list[Left] | None = None
     places: dict[Signal, object] = field(default_factory=dict)
+
+    @classmethod
+    def joined(cls, runs: list["VisionRun"]) -> "VisionRun":
+        """Several runs for one batch of prompts (images and clips), as one: first all images, then all clips."""
+        if len(runs) == 1:
+            return runs[0]
+        parts = [run.left for run in runs]
+        shared = [signal for signal in runs[0].signals if all(signal in run.signals for run in runs)]
+        return cls(
+            images=[image for run in runs for image in run.images],
+            signals={signal: [tiles for run in runs for tiles in run.signals[signal]] for signal in shared},
+            observe_seconds=sum(run.observe_seconds for run in runs),
+            inside=next((run.inside for run in runs if run.inside is not None), None),
+            left=None if any(part is None for part in parts) else [left for part in parts for left in part],
+        )
+
+    def grouped(self, counts: list[int]) -> "VisionRun":
+        """The same run with its crops, so far images of their own, joined to images of counts[i] crops each."""
+        crops, signals, left = iter(self.images), {s: iter(parts) for s, parts in self.signals.items()}, None
+        images = [joined_crops([next(crops) for _ in range(n)]) for n in counts]
+        tiles = {s: [[tile for _ in range(n) for tile in next(parts)] for n in counts] for s, parts in signals.items()}
+        if self.left is not None:
+            remaining = iter(zip(self.images, self.left, strict=True))
+            left = [_joined_left([next(remaining) for _ in range(n)]) for n in counts]
+        return replace(self, images=images, signals=tiles, left=left)
+
+
+def joined_crops(crops: list[ImageLayout]) -> ImageLayout:
+    """One image whose tokens are those of several, one after another."""
+    tiles, start = [], 0
+    for crop in crops:
+        tiles += [replace(tile, offsets=tile.offsets + start, corner=None) for tile in crop.tiles]
+        start += crop.tokens
+    return crops[0] if len(crops) == 1 else ImageLayout(start, tuple(tiles))
+
+
+def _joined_left(crops: list[tuple[ImageLayout, Left]]) -> Left:
+    positions, flows, start = [], [], 0
+    for layout, left in crops:
+        positions += left.positions
+        flows += [replace(flow, offsets=flow.offsets + start) for flow in left.flows]
+        start += layout.tokens
+    return Left(positions, tuple(flows))

@@ -25,6 +25,17 @@ class Merge:
     unprojected: bool = False
     extra: "Extra | None" = None
 
+    def on_tokens(self, tokens: int) -> "Merge":
+        """The same for what has a row for each of `tokens` tokens and none for a [CLS]."""
+        lead = self.target.shape[1] - tokens
+        if not lead:
+            return self
+        extra = self.extra
+        if extra is not None:
+            from_cls = extra.source < lead
+            extra = Extra((extra.source - lead).clamp(min=0), extra.target.masked_fill(from_cls, -1), extra.weight)
+        return Merge(self.target[:, lead:], self.weight[:, lead:], self.unprojected, extra)
+
     def unit(self, b: int) -> "Merge":
         """The merge of unit b alone."""
         target, weight, *extra = (x[b : b + 1] for x in (self.target, self.weight, *(self.extra or ())))

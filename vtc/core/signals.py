@@ -254,7 +254,7 @@ class Context:
     step (0-based) of a stage inside a model. ordinals [B]: the index of each unit within its own prompt (for seeding
     that does not depend on the batch). signals: the tensors that the stage requested, by signal. tiles: if several
     tiles compete, the place of each, in the order of their tokens. images [B]: inside the encoder, the index of each
-    unit's image.
+    unit's image. frames: of a unit that is a whole clip, whose tokens are those of its equal frames in order; else 0.
     """
 
     tokens: int
@@ -266,6 +266,7 @@ class Context:
     step: int = 0
     tiles: tuple[Extent, ...] = ()
     images: tuple[int, ...] = ()
+    frames: int = 0
 
     def __getitem__(self, signal: Signal) -> Tensor:
         return self.signals[signal]

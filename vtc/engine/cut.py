@@ -5,10 +5,12 @@ from torch import Tensor, nn
 
 from vtc.config.allocation import Allocation
 from vtc.core.errors import UnsupportedError
+from vtc.core.layout import VisionRun
 from vtc.engine import clock, prefill
 from vtc.engine.inside import Images, Plan, Prefill
 from vtc.engine.masks import padding_mask
 from vtc.engine.placement import Batch, place
+from vtc.engine.planes import PLANES, Planes
 from vtc.engine.question import QuestionReader
 from vtc.engine.reports import Reporter
 from vtc.engine.select import Kept
@@ -40,9 +42,16 @@ class PromptCut:
             start = clock.now()
             real = padding_mask(kwargs.get("attention_mask"), embeds.shape[1])
             real = None if real is None else real.to(embeds.device)
-            is_image = call.ids == self.family.image_token_id if call.is_image is None else call.is_image
-            batch = Batch(is_image.to(embeds.device), real, call.ids)
-        self._prune(call, kwargs, batch, start)
+            masks = {kind: mask.to(embeds.device) for kind, mask in call.placeholders().items()}
+            runs = [call.runs[kind] for kind in masks]
+            is_visual = masks["image"] | masks["video"] if len(masks) > 1 else next(iter(masks.values()))
+            batch = Batch(is_visual, real, call.ids, masks["video"] if len(masks) > 1 else None)
+        run = VisionRun.joined(runs)
+        if self.family.groups_crops:
+            run = run.grouped(self.family.image_groups([image.tokens for image in run.images], batch.host))
+        if self.family.planes_method is not None and kwargs.get(PLANES) is not None:
+            call.planes = Planes(kwargs[PLANES], is_visual)
+        self._prune(call, run, len(runs[0].images), kwargs, batch, start)
 
     def _check(self, module: nn.Module, kwargs: dict, cache: object) -> None:
         if cache is not None and int(cache.get_seq_length()):
@@ -61,11 +70,11 @@ class PromptCut:
                 "model.gradient_checkpointing_disable(), or a strategy at the projector only"
             )
 
-    def _prune(self, call: Call, kwargs: dict, batch: Batch, start: float) -> None:
-        run, embeds, mask, family = call.run, kwargs["inputs_embeds"], kwargs.get("attention_mask"), self.family
+    def _prune(self, call: Call, run: VisionRun, pictures: int, kwargs: dict, batch: Batch, start: float) -> None:
+        embeds, mask, family = kwargs["inputs_embeds"], kwargs.get("attention_mask"), self.family
         length, device = embeds.shape[1], embeds.device
         from_end = self.thread.outer is not None and self.thread.outer.from_end
-        placement = place(batch, [i.tokens for i in run.images], self.plan is not None, from_end)
+        placement = place(batch, [i.tokens for i in run.images], pictures, self.plan is not None, from_end)
         requests, places = placement.requests, placement.places
         flat = [(b, where) for b, parts in enumerate(places) for where in parts]
         tokens = [len(where) for _, where in flat]
@@ -81,8 +90,14 @@ class PromptCut:
         kept = encoder_kept or [Kept(torch.arange(n, device=device)) for n in tokens]
         if self.stage is not None:
             budget = self.allocation.projector
-            kept = self.vision.select(self.stage, budget, requests, placement.source, run, features, text, device)
+            planes = None if call.planes is None else lambda image: call.planes.of(*flat[image])
+            kept = self.vision.select(
+                self.stage, budget, requests, placement.source, run, features, text, device, planes=planes
+            )
         grouped = [[kept[i] for i in images] for images in requests]
+        if call.planes is not None:
+            for (b, where), image in zip(flat, kept, strict=True):
+                call.planes.merge(b, where, image)
         unpruned = prefill.unpruned_tokens(kwargs, batch.padded, family.mrope)
         if self.reporter.front is None:
             moved, after, ends = unpruned, placement.lengths, placement.ends
@@ -108,5 +123,8 @@ class PromptCut:
                 return self.vision.on_run(signal, run, placement.source[image])
 
             images = Images(batch, placement, grouped, encoded, aims)
-            call.inside = Prefill(self.plan, prompt, images, counts, moved, ends, mask, report, kwargs["inputs_embeds"])
+            embeds = kwargs["inputs_embeds"]
+            call.inside = Prefill(
+                self.plan, prompt, images, counts, moved, ends, mask, report, embeds, call.planes
+            )
         report.select_seconds = clock.now() - start

@@ -15,6 +15,7 @@ from vtc.engine import clock
 from vtc.engine.changing import Changes
 from vtc.engine.masks import cut_prefill
 from vtc.engine.placement import Batch, Placement
+from vtc.engine.planes import Planes
 from vtc.engine.prefill import Tokens, merged, move, pack
 from vtc.engine.received import Rows
 from vtc.engine.select import Kept, Unit, choose
@@ -69,8 +70,9 @@ class Prefill:
 
     def __init__(
         self, plan: Plan, prompt: PrunedPrompt, images: Images, counts: list[list[int]], tokens: Tokens,
-        ends: list[int], mask, report: Report, embeds: Tensor,
+        ends: list[int], mask, report: Report, embeds: Tensor, planes: Planes | None = None,
     ):  # fmt: skip
+        self.planes = planes
         self.plan, self.prompt, self.images, self.tokens, self.ends = plan, prompt, images, tokens, ends
         self.counts, self.mask, self.report = counts, mask, report
         self.watch = Watch(plan.watched, plan.site, max(map(len, images.placement.requests)))
@@ -144,9 +146,13 @@ class Prefill:
                 return images.encoded(signal, unit.image).to(device)[unit.offsets]
             return self.watch.look(signal, b, j, places[b][j][unit.offsets], rows).to(device)
 
-        def merge(unit: Unit, selection: Selection) -> Tensor:
+        def merge(unit: Unit, selection: Selection) -> tuple[Tensor, Tensor | None]:
             b, j = owner[unit.image]
-            return selection.apply_features(hidden[b, places[b][j][unit.offsets]].unsqueeze(0))[0]
+            rows = None
+            if self.planes is not None and layer < len(self.planes.planes):
+                where = images.placement.places[b][j].to(device)[unit.offsets]
+                rows = selection.apply_features(self.planes.of(b, where, layer).unsqueeze(0))[0]
+            return selection.apply_features(hidden[b, places[b][j][unit.offsets]].unsqueeze(0))[0], rows
 
         @torch.no_grad()
         def select(context):
@@ -163,9 +169,11 @@ class Prefill:
         packing = pack(images.batch, images.placement, images.kept).to(device)
         local = column.gather(1, packing.index)
         hidden = merged(hidden, places, images.kept)
-        for row in images.kept:
-            for kept in row:
-                kept.features = None
+        for b, row in enumerate(images.kept):
+            for where, kept in zip(images.placement.places[b], row, strict=True):
+                if kept.planes is not None:
+                    self.planes.write(b, where.to(device)[kept.offsets], kept.planes, layer)
+                kept.features = kept.planes = None
         hidden = hidden.gather(1, local.unsqueeze(-1).expand(-1, -1, hidden.shape[2]))
         self._advance(layer, hidden, local, packing, stage.positions)
         return hidden

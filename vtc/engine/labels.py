@@ -6,6 +6,7 @@ from torch import nn
 from vtc.core.errors import PatchError, UnsupportedError
 from vtc.core.hooks import Patchwork
 from vtc.engine.calls import Frame, named
+from vtc.engine.media import given_kinds
 from vtc.engine.state import OuterCall, PrunedPrompt, ThreadState
 
 
@@ -22,14 +23,14 @@ class Labels:
 
     def _take(self, module: nn.Module, args: tuple, kwargs: dict):
         given = named(module, args, kwargs)
-        images = given.get("pixel_values") is not None or bool(given.get("mm_encoder_outputs"))
+        images = bool(given_kinds(given))
         logits = given.get("logits_to_keep")
         if images and isinstance(logits, torch.Tensor):
             raise UnsupportedError(
                 "logits_to_keep as a tensor of places is not supported; possible: a number of last tokens"
             )
         outer = self.thread.outer = OuterCall(images, from_end=isinstance(logits, int) and logits > 0)
-        if given.get("labels") is None or not images and self.thread.pending[0] is None:
+        if given.get("labels") is None or not images and not self.thread.pending:
             return args, Frame(kwargs, outer.over)
         outer.labels = given.pop("labels")
         return (), Frame(given, outer.over)

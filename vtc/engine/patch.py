@@ -11,13 +11,14 @@ from vtc.core.errors import PatchError, UnsupportedError
 from vtc.core.hooks import Patchwork
 from vtc.core.report import Report
 from vtc.core.signals import Decoder
-from vtc.engine import decode
+from vtc.engine import decode, media
 from vtc.engine.calls import Frame, named
 from vtc.engine.changing import decoded
 from vtc.engine.cut import PromptCut
 from vtc.engine.encoder import plan_of
 from vtc.engine.inside import Plan, Prefill
 from vtc.engine.labels import Labels
+from vtc.engine.planes import adding
 from vtc.engine.question import QuestionReader
 from vtc.engine.reports import KEEPS_ALL, NO_CALL, NO_IMAGE, Reporter, cache_lengths
 from vtc.engine.state import Call, PrunedPrompt, ThreadState, recall, remember
@@ -64,6 +65,9 @@ class Patch:
         work.post_hook(family.inner, self._leave, always=True)
         work.pre_hook(family.language_model, self._boundary)
         work.post_hook(family.language_model, self._remember)
+        if family.planes_method is not None:
+            add = getattr(family.language_model, family.planes_method)
+            work.method(family.language_model, family.planes_method, adding(add, self._planes))
         Labels(self.thread).put_on(work, family.model)
         if self.front is not None and self.front.positions == "keep" and not family.mrope:
             for layer in family.language_model.layers:
@@ -84,7 +88,7 @@ class Patch:
     def take_off(self) -> None:
         """Removes every hook and attribute, and releases the recorded features."""
         self.patchwork.undo()
-        self.thread.pending = None, ()
+        self.thread.pending = {}
 
     def __reduce_ex__(self, protocol: int):
         raise UnsupportedError("a patched model cannot be copied or pickled; possible: vtc.unpatch(model) first")
@@ -101,6 +105,10 @@ class Patch:
         if isinstance(call.inside, Prefill):
             return call.inside.changes.prefill(layer, query, key, value, mask, options, out)
         return decoded(self.plan, call.pruned, layer, query, key, value, mask, options, out)
+
+    def _planes(self) -> tuple:
+        call = self.thread.call
+        return (None, None) if call is None else (call.planes, call.pruned)
 
     def _module(self, layer: int, x: Tensor, y: Tensor) -> None:
         call = self.thread.call
@@ -119,27 +127,17 @@ class Patch:
                 "one process for each device, torch.compile, or vtc.unpatch(model) first"
             )
         given = named(module, args, kwargs)
-        if (
-            given.get("pixel_values_videos") is not None
-            or (given.get("mm_encoder_outputs") or {}).get("video") is not None
-        ):
-            raise UnsupportedError(f"vtc prunes images; video input to {self.family.name} is not supported yet")
-        call, outer = Call(), self.thread.outer
+        kinds = media.given_kinds(given)
+        media.check_supported(self.family, kinds)
+        call, outer = Call(kinds=kinds), self.thread.outer
         self.thread.call = call
         if outer is not None:
             outer.entered = True
-        features = (given.get("mm_encoder_outputs") or {}).get("image")
-        if features is not None:
-            call.run = self.vision.run_of(features)
-            if call.run is None:
-                raise UnsupportedError(
-                    "precomputed image features without vtc's signals (chunked prefill, features from "
-                    "before the patch) are not supported; possible: pass pixel_values"
-                )
         ids, embeds = given.get("input_ids"), given.get("inputs_embeds")
-        if features is not None or given.get("pixel_values") is not None:
-            call.images, call.ids = True, ids
-            call.is_image = self._placeholders(embeds) if ids is None else None
+        if kinds:
+            call.ids, call.runs = ids, media.encoded(given, kinds, self.thread)
+            types = given.get("mm_token_type_ids")
+            call.placeholders = media.placeholders(self.family, kinds, ids, types, embeds)
             return args, Frame(kwargs, call.over)
         tokens = (ids if ids is not None else embeds).shape[1]
         prompt = recall(given.get("past_key_values"), tokens)
@@ -147,11 +145,6 @@ class Patch:
         if prompt is not None and given.get("position_ids") is None:
             args, kwargs = (), {**given, "position_ids": decode.unpruned_positions(prompt, tokens, self.family.mrope)}
         return args, Frame(kwargs, call.over)
-
-    def _placeholders(self, embeds: Tensor) -> Tensor:
-        table = self.family.inner.get_input_embeddings()
-        token = table(torch.full((), self.family.image_token_id, dtype=torch.long, device=embeds.device))
-        return (embeds == token).all(-1)
 
     def _boundary(self, module: nn.Module, args: tuple, kwargs: dict):
         """Language model, before: drops tokens at prefill, maps the bookkeeping at decode."""
@@ -161,21 +154,22 @@ class Patch:
         if call is None or call.begun:  # the language model was called directly
             call = self.thread.call = Call(alone=True)
         call.begun = call.started = True
-        if call.images and call.run is None:
+        if any(kind not in call.runs for kind in call.kinds):
             raise PatchError(
                 "the model was given images, but its get_image_features was replaced or not called, so nothing can be "
                 "dropped; possible: vtc.patch(model, ...) on the model as it is now"
             )
         prompt = None
-        if call.run is None:
+        if not call.runs:
             recalled_cache, prompt = call.recalled
             if recalled_cache is None or recalled_cache is not cache:
                 prompt = recall(cache, embeds.shape[1])
             if prompt is None:
-                call.run, call.is_image = self.vision.find(embeds)
+                call.runs, masks = media.find(embeds, self.thread)
+                call.placeholders = lambda: masks
         if prompt is not None:
             self._continue(call, prompt, kwargs)
-        elif call.run is not None:
+        elif call.runs:
             self.cut(call, module, kwargs)
         return args, Frame(kwargs, call.over) if call.alone else kwargs
 
@@ -195,7 +189,7 @@ class Patch:
         call = self.thread.call
         if call is None or output is None or not call.begun:
             return
-        if call.pruned is not None and call.run is not None:
+        if call.pruned is not None and call.runs:
             self._finish(call.pruned, call.inside, output)
         if call.alone:
             self._end(call)
@@ -217,7 +211,7 @@ class Patch:
         self.thread.call = None
         if call is None or output is None:
             return
-        if call.images and not call.begun:
+        if call.kinds and not call.begun:
             raise PatchError(
                 f"{type(module).__name__} was given images, but its language model did not run as a module, so nothing "
                 "was dropped; possible: vtc.patch(model, ...) on the model as it is now"

@@ -1,7 +1,9 @@
 """State kept between hooks: of the call in progress (per thread), and of a pruned prompt (on its cache object)."""
 
 import threading
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
 
 import torch
 from torch import Tensor
@@ -68,17 +70,19 @@ class PrunedPrompt:
 
 @dataclass
 class Call:
-    """One forward of the inner model, or of the language model alone. images: it has image inputs; run: its run of the
-    vision encoder; pruned: the prompt that was pruned in it, or whose cache it continues; is_image [B, L] bool: the
-    image placeholders if there are no ids; ids [B, L]: of the prompt, None for embeddings; inside: adapts the inputs of
-    the decoder layers, None if they need no change; started: the encoder or the language model ran; begun: the language
-    model was entered; alone: only the language model was called; recalled: its cache and the prompt noted on it."""
+    """One forward of the inner model, or of the language model alone. kinds: of the media that it was given, see
+    `vtc.engine.media`; runs: of the vision encoder, by kind; placeholders: gives by kind which columns [B, L] bool
+    stand for them; pruned: the prompt that was pruned in it, or whose cache it continues; ids [B, L]: of the prompt,
+    None for embeddings; planes: see `vtc.engine.planes`; inside: adapts the inputs of the decoder layers, None if they
+    need no change; started: the encoder or the language model ran; begun: the language model was entered; alone: only
+    the language model was called; recalled: its cache and the prompt noted on it."""
 
-    images: bool = False
-    run: VisionRun | None = None
+    kinds: list[str] = field(default_factory=list)
+    runs: dict[str, VisionRun] = field(default_factory=dict)
+    placeholders: Callable[[], dict[str, Tensor]] | None = None
     pruned: PrunedPrompt | None = None
-    is_image: Tensor | None = None
     ids: Tensor | None = None
+    planes: object = None
     inside: object = None
     started: bool = False
     begun: bool = False
@@ -109,13 +113,13 @@ class OuterCall:
 
 
 class ThreadState(threading.local):
-    """Per thread: the forwards in progress, the encoder run being recorded, the last run whose features were not used
-    yet, and the outcome of the last call: its report, or why it has none (None before the first call)."""
+    """Per thread: the forwards in progress, the encoder run being recorded, the last run of each kind whose features
+    were not used yet, and the outcome of the last call: its report, or why it has none (None before the first call)."""
 
     call: Call | None = None
     outer: OuterCall | None = None
     recording: VisionRun | None = None
-    pending: tuple = (None, ())
+    pending: Mapping[str, tuple] = MappingProxyType({})
     outcome: Report | str | None = None
 
 

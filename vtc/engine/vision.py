@@ -3,6 +3,7 @@
 import functools
 import inspect
 from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -30,13 +31,13 @@ from vtc.core.signals import (
 )
 from vtc.engine import clock
 from vtc.engine.encoder import EncoderPlan
+from vtc.engine.media import RUN
 from vtc.engine.select import Kept, Unit, choose, units_of
 from vtc.engine.state import ThreadState
 from vtc.engine.survivors import finish, put_inside, spread_captured
 from vtc.kernels.entropy import grey_entropy
 from vtc.kernels.transfer import upload
 
-RUN = "_vtc_run"
 ENCODED = Unprojected, EncoderFeatures, TextRelevance, ClipPatches  # computed from the projector's input
 
 
@@ -58,7 +59,9 @@ class Vision:
             family.observe(work, layer, functools.partial(self._record, layer))
         if self.unprojected:
             family.observe_unprojected(work, self._record_unprojected)
-        work.method(family.inner, "get_image_features", self._recording(family.inner.get_image_features))
+        work.method(family.inner, "get_image_features", self._recording("image", family.inner.get_image_features))
+        if family.video is not None:
+            work.method(family.inner, "get_video_features", self._recording("video", family.inner.get_video_features))
 
     def _record(self, layer: int, query: Tensor, key: Tensor, scale: float | None, cu_seqlens, value: Tensor):
         run = self.thread.recording
@@ -89,19 +92,26 @@ class Vision:
             if run.inside is not None:
                 run.places[Unprojected()] = run.inside.sequence.spreader()
 
-    def _recording(self, original: Callable) -> Callable:
-        """`get_image_features`, with the run's signals and layout attached to its output (generate() may call it before
+    def _recording(self, kind: str, original: Callable) -> Callable:
+        """`get_image_features` or its counterpart for clips, with the run's signals and layout attached to its output (generate() may call it before
         the forward, and passes its output on)."""
         signature = inspect.signature(original)
 
         @functools.wraps(original)
-        def get_image_features(*args, **kwargs):
+        def get_features(*args, **kwargs):
+            if self.thread.recording is not None:  # families whose clips go through the method for images
+                return original(*args, **kwargs)
             arguments, family = dict(signature.bind(*args, **kwargs).arguments), self.family
+            clips = kind == "video"
+            if clips:
+                arguments = {family.video.get(name, name): value for name, value in arguments.items()}
             if family.sizes is not None:  # read before the encoder is queued, so that there is nothing to wait for
-                if arguments.get(family.sizes) is None:
+                if arguments.get(family.sizes) is None and not (clips and family.sizes not in family.video.values()):
                     return original(*args, **kwargs)  # it reports what is missing
-                arguments[family.sizes] = torch.as_tensor(arguments[family.sizes]).cpu()
-            images, bounds = family.image_layouts(arguments), family.packed_bounds(arguments)
+                if arguments.get(family.sizes) is not None:
+                    arguments[family.sizes] = torch.as_tensor(arguments[family.sizes]).cpu()
+            images = family.clip_layouts(arguments) if clips else family.image_layouts(arguments)
+            bounds = family.packed_bounds(arguments)
             call = None if self.thread.call is None or self.thread.call.begun else self.thread.call
             if call is not None:
                 call.started = True
@@ -125,45 +135,12 @@ class Vision:
                 raise PatchError(f"the {family.name} encoder gave {counts} tokens per image, {expected} were expected")
             setattr(output, RUN, run)
             if call is not None:
-                call.run = run
+                call.runs[kind] = run
             else:
-                self.thread.pending = run, output.pooler_output
+                self.thread.pending = {**self.thread.pending, kind: (run, output.pooler_output)}
             return output
 
-        return get_image_features
-
-    def run_of(self, output: object) -> VisionRun | None:
-        """The run that produced this output. If its attribute was lost (accelerate's hooks rebuild what they send to a
-        device), the run is recognised by its features."""
-        run, (pending, features) = getattr(output, RUN, None), self.thread.pending
-        self.thread.pending = None, ()
-        if run is None and pending is not None:
-            returned = getattr(output, "pooler_output", ())
-            if [len(f) for f in returned] == [len(f) for f in features] and all(
-                torch.equal(a.to(b.device), b) for a, b in zip(features, returned, strict=True)
-            ):
-                return pending
-        return run
-
-    def find(self, embeds: Tensor) -> tuple[VisionRun | None, Tensor | None]:
-        """The last run of the encoder, if its features were not used yet and occur in embeds [B, L, D], and where they
-        do [B, L] bool: for callers that inserted them themselves. Reads from the device."""
-        (run, features), self.thread.pending = self.thread.pending, (None, ())
-        if run is None or not len(features):
-            return None, None
-        is_image = torch.zeros(embeds.shape[:2], dtype=torch.bool, device=embeds.device)
-        for image in features:
-            image = image.to(embeds.device, embeds.dtype)
-            places = [
-                (b, slice(start, start + len(image)))
-                for b, start in (embeds == image[0]).all(-1).nonzero().tolist()
-                if torch.equal(embeds[b, start : start + len(image)], image)
-            ]
-            if not places:
-                return None, None
-            for b, where in places:
-                is_image[b, where] = True
-        return run, is_image
+        return get_features
 
     def on_run(self, signal: EncoderAttention, run: VisionRun, image: int) -> Tensor:
         """A signal for stages inside the language model: one value for each token of one image of `run`."""
@@ -173,9 +150,9 @@ class Vision:
             out[upload(tile.offsets, out.device)] = values
         return out
 
-    def select(self, stage: StageConfig, budget: Budget, requests, source, run, features, text, device) -> list[Kept]:
+    def select(self, *args, **kwargs) -> list[Kept]:
         """See `select_images`."""
-        return select_images(self.family, stage, budget, requests, source, run, features, text, device)
+        return select_images(self.family, *args, **kwargs)
 
 
 def encoder_signal(signal: EncoderAttention, encoder: Encoder) -> ClsAttention | AttentionColumns:
@@ -209,13 +186,15 @@ def select_images(
     text: Callable[[Signal, int], Tensor],
     device: torch.device,
     project: Callable[[Tensor], Tensor] | None = None,
+    planes: Callable[[int], Tensor] | None = None,
 ) -> list[Kept]:
     """The tokens that a stage keeps of each image of the prompts. budget: of the stage, see `vtc.config.allocation`.
 
     requests: per prompt, indices of its images in prompt order (0..M-1 over all). source [M]: the index of each in
     `run` (beams repeat images). features: gives an image's embeddings [tokens, D]; called only for stages that use
     or merge them. text: gives a signal of a prompt's question. device: the device of the language model's input.
-    project: the projector, if it is not the family's own.
+    project: the projector, if it is not the family's own. planes: gives the rows of an image's tokens in all DeepStack
+    planes [tokens, P * D]; tokens merge there by the same weights as their embeddings.
     """
     layouts, encoder = [run.images[s] for s in source], family.encoder
     prompt = {image: b for b, images in enumerate(requests) for image in images}
@@ -242,14 +221,18 @@ def select_images(
             raise PatchError(f"the signal {signal} was not seen; the vision encoder did not run its observed layer")
         return recorded(signal, unit)
 
-    def merged(unit: Unit, selection: Selection) -> Tensor:
+    def merged(unit: Unit, selection: Selection) -> tuple[Tensor, Tensor | None]:
+        rows = None if planes is None else planes(unit.image)
+        if rows is not None:
+            rows = unit.of(rows).unsqueeze(0)
+            rows = replace(selection, merge=selection.merge.on_tokens(rows.shape[1])).apply_features(rows)[0]
         if selection.merge.unprojected:
             tokens = recorded(Unprojected(), unit).unsqueeze(0)
-            return (project or family.project)(selection.apply_features(tokens)[0])
-        return selection.apply_features(unit.of(features(unit.image)).unsqueeze(0))[0]
+            return (project or family.project)(selection.apply_features(tokens)[0]), rows
+        return selection.apply_features(unit.of(features(unit.image)).unsqueeze(0))[0], rows
 
     needs = [signal for signal in stage.stage.needs(encoder) if not isinstance(signal, Unprojected)]
     left = None if run.left is None else [run.left[s] for s in source]
-    units = units_of(budget, requests, layouts, left)
+    units = units_of(budget, requests, layouts, left, stage.stage.grid)
     chosen = choose(lambda context: stage.stage.select(context, encoder), needs, units, look, merged, device)
     return [chosen[i] for i in range(len(layouts))]
