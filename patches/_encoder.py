@@ -27,7 +27,7 @@ class EncoderSite:
 
     layers: blocks whose forward is h + attention(norm(h)), then h + mlp(norm(h)). packed: hidden states are [S, D]
     with images concatenated; else [crops, n, D]. lead: [CLS] rows before the tokens of a crop. projector: the module
-    that outputs the visual tokens.
+    that outputs the visual tokens. plane_mergers: those that make DeepStack planes of earlier layers.
     """
 
     def __init__(self, family, layers: list[nn.Module], projector: nn.Module, names: tuple[str, str], packed: bool):
@@ -40,6 +40,7 @@ class EncoderSite:
                     f"{type(layers[0]).__name__} has no {name!r}: tokens cannot be merged inside this encoder; "
                     "possible: a stage at the projector (`vtc list`)"
                 )
+        self.plane_mergers = family.plane_mergers()
         self.norms, self.mlps = ([getattr(layer, name) for layer in layers] for name in names)
 
     def check(self, arguments: dict) -> None:

@@ -4,7 +4,6 @@ import inspect
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from itertools import pairwise
 from typing import ClassVar
 
 import torch
@@ -14,21 +13,12 @@ from vtc.core.errors import UnsupportedError
 from vtc.core.flops import LanguageShape
 from vtc.core.hooks import Patchwork
 from vtc.core.layout import ImageLayout, View
-from vtc.core.signals import (
-    AttentionColumns,
-    ClsValueAttention,
-    Encoder,
-    EncoderKeys,
-    ImportantAttention,
-    PatchAttention,
-    Signal,
-    ValueNorms,
-)
-from vtc.kernels.attention_reduce import attention_columns, attention_diagonal, attention_rows
-from vtc.kernels.important import important_columns
+from vtc.core.signals import Encoder, Signal
 from vtc.patches._decoder import DecoderSite
 from vtc.patches._encoder import EncoderSite, Units
 from vtc.patches._preset import Preset
+from vtc.patches._reduce import reduce_attention
+from vtc.patches._shape import language_shape
 
 COMPILED = "_orig_mod"  # where torch.compile keeps the module that it wraps
 
@@ -40,7 +30,11 @@ class Family(ABC):
     decoder; tokens are dropped from its inputs. mrope: positions have 3 axes. tiled: an image may be several crops.
     towers: model types of the supported vision towers, None where the family has only one. sizes: the argument of
     `get_image_features` with the images' sizes, if these determine the layout; None if tensor shapes do. marks: names
-    in the config of the token ids before and after an image's placeholders, if there are any.
+    in the config of the token ids before and after an image's placeholders, if there are any. video: the arguments of
+    `get_video_features`, each with the name that `get_image_features` has for it; None where clips are not supported.
+    planes_method: the method of the text model that adds DeepStack planes, if it has any. groups_crops: only the
+    prompt shows which crops form an image (`image_groups`). since: the version of transformers that brought its class,
+    None if all supported versions have it.
 
     Not inherited by subclasses: follows: the family whose section of a strategy file also applies to this one, if the
     file has none for it. served: its vLLM class as "module:Vtc" followed by the name of the architecture, None if it
@@ -58,6 +52,10 @@ class Family(ABC):
     towers: ClassVar[tuple[str, ...] | None] = None
     sizes: ClassVar[str | None] = None
     marks: ClassVar[tuple[str, str] | tuple[()]] = ()
+    video: ClassVar[Mapping[str, str] | None] = None
+    planes_method: ClassVar[str | None] = None
+    groups_crops: ClassVar[bool] = False
+    since: ClassVar[str | None] = None
     inner_path: ClassVar[str] = "model"
     language_path: ClassVar[str] = "model.language_model"
     attention_path: ClassVar[str]
@@ -118,6 +116,28 @@ class Family(ABC):
     @abstractmethod
     def image_layouts(self, arguments: dict) -> list[ImageLayout]:
         """The layout of each image, in prompt order, from the arguments of the model's `get_image_features`."""
+
+    def clip_layouts(self, arguments: dict) -> list[ImageLayout]:
+        """The layout of each clip, from the arguments of `get_video_features` under the names of `video`."""
+        raise UnsupportedError(f"{self.name} takes no clips; possible: images")
+
+    def image_groups(self, crops: list[int], host) -> list[int]:
+        """Of how many crops each image consists, in order (see `groups_crops`). crops: the tokens of each; host: the
+        prompts, see `vtc.engine.placement.Host`."""
+        raise NotImplementedError(f"{type(self).__name__} groups crops and has no image_groups")
+
+    def token_ids(self) -> dict[str, int]:
+        """The ids of the placeholders of images and clips."""
+        ids = {"image": self.image_token_id, "video": getattr(self.model.config, "video_token_id", None)}
+        return {kind: i for kind, i in ids.items() if i is not None}
+
+    def placeholders(self, ids: Tensor, types: Tensor | None, kind: str) -> Tensor:
+        """Which tokens [B, L] bool are placeholders of a kind ("image", "video"). types: the `mm_token_type_ids`."""
+        return ids == self.token_ids()[kind]
+
+    def plane_mergers(self) -> list[nn.Module]:
+        """The modules of the tower that make the DeepStack planes, one for each."""
+        return []
 
     @abstractmethod
     def views(self, images: object, size: tuple[int, int], layout: ImageLayout) -> tuple[View, ...]:
@@ -234,53 +254,12 @@ class Family(ABC):
 
         With `cu_seqlens` (flash attention over packed images; a list, or a tensor) each segment attends within itself.
         """
-        if isinstance(signal, ClsValueAttention):
-            query, key, scale = value, value, 1.0
-        if getattr(signal, "joined", False):
-            query, key, scale = (*(x.transpose(1, 2).flatten(2).unsqueeze(1) for x in (query, key)), None)
-        if isinstance(signal, ValueNorms):
-            scores = value.mean(1, dtype=torch.promote_types(value.dtype, torch.float32)).abs().sum(-1)
-        elif isinstance(signal, EncoderKeys):
-            scores = key.mean(1, dtype=torch.promote_types(key.dtype, torch.float32))
-        elif isinstance(signal, ImportantAttention):
-            scores = important_columns(query, key, scale, signal.t, cu_seqlens)
-        elif isinstance(signal, AttentionColumns):
-            scores = attention_columns(
-                query, key, scale=scale, reduce_queries=signal.reduce_queries, cu_seqlens=cu_seqlens
-            )
-        elif isinstance(signal, PatchAttention):
-            options = dict(scale=scale, cu_seqlens=cu_seqlens)
-            scores = attention_columns(query, key, reduce_queries="sum", **options)
-            scores = scores - attention_diagonal(query, key, **options)
-            if self.encoder.has_cls:
-                scores = scores - attention_rows(query[:, :, :1], key, scale=scale)[:, 0]
-        elif self.encoder.has_cls:
-            scores = attention_rows(query[:, :, :1], key, scale=scale)[:, 0]
-        elif cu_seqlens is None:
-            scores = attention_rows(query.mean(2, keepdim=True), key, scale=scale)[:, 0]
-        else:
-            bounds = cu_seqlens if isinstance(cu_seqlens, list) else cu_seqlens.tolist()
-            sizes = [stop - start for start, stop in pairwise(bounds)]
-            parts = zip(query.split(sizes, 2), key.split(sizes, 2), strict=True)
-            scores = torch.cat([attention_rows(q.mean(2, keepdim=True), k, scale=scale)[:, 0] for q, k in parts], 1)
-        return scores[:, 1:] if self.encoder.has_cls else scores
+        return reduce_attention(self.encoder.has_cls, signal, query, key, scale, cu_seqlens, value)
 
     def decoder_site(self) -> DecoderSite:
         """The layers of the language model; raises UnsupportedError where tokens cannot be dropped between them."""
         return DecoderSite(self.language_model)
 
     def language_shape(self) -> LanguageShape:
-        """The decoder's sizes, for counting FLOPs and KV bytes."""
-        config = self.model.config.get_text_config()
-        heads = config.num_attention_heads
-        gated = any(name.endswith("gate_proj") for name, _ in self.language_model.layers[0].named_modules())
-        return LanguageShape(
-            layers=config.num_hidden_layers,
-            hidden=config.hidden_size,
-            heads=heads,
-            kv_heads=getattr(config, "num_key_value_heads", None) or heads,
-            head_dim=getattr(config, "head_dim", None) or config.hidden_size // heads,
-            mlp=config.intermediate_size,
-            gated=gated,
-            bytes=next(self.language_model.parameters()).element_size(),
-        )
+        """The decoder's sizes for FLOPs and KV bytes."""
+        return language_shape(self.model.config.get_text_config(), self.language_model)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from vtc.core.hooks import Patchwork
-from vtc.core.layout import ImageLayout, View, even_view, raster
+from vtc.core.layout import ImageLayout, View, clip, even_view, raster
 from vtc.core.signals import Encoder
 from vtc.kernels.transfer import upload
 from vtc.patches import FAMILIES
@@ -56,6 +56,7 @@ class Qwen2VL(Family):
     mrope = True
     sizes = "image_grid_thw"
     marks = ("vision_start_token_id", "vision_end_token_id")
+    video = {"pixel_values_videos": "pixel_values", "video_grid_thw": "image_grid_thw"}
     follows = "qwen2_5_vl"
     served = "vtc.vllm.qwen2_vl:VtcQwen2VLForConditionalGeneration"
     published = Encoder("qwen2_vl", 32, False, tuple(range(32)), cell=4)
@@ -73,21 +74,32 @@ class Qwen2VL(Family):
         return EncoderSite(self, self.blocks, self.tower.merger, ("norm2", "mlp"), packed=True)
 
     def units(self, images: list[ImageLayout]) -> Units:
-        """Whole images."""
-        return Units([image.tokens for image in images], list(range(len(images))))
+        """Whole images, and the frames of clips."""
+        tiles = [(tile.tokens, i) for i, image in enumerate(images) for tile in image.tiles]
+        return Units([tokens for tokens, _ in tiles], [i for _, i in tiles])
 
     def sources(self, images: list[ImageLayout], arguments: dict) -> list[list[tuple[int, Tensor | None]]]:
-        """The places of the raster's tokens in the encoder's sequence of their image."""
-        order, units, start = self.token_order(arguments), [], 0
-        for i, image in enumerate(images):
-            units.append([(i, None if order is None else order[start : start + image.tokens] - start)])
-            start += image.tokens
-        return units
+        """The places of the raster's tokens in the encoder's sequence of their image or frame."""
+        order, found, start, unit = self.token_order(arguments), [], 0, 0
+        for image in images:
+            found.append([])
+            for tile in image.tiles:
+                found[-1].append((unit, None if order is None else order[start : start + tile.tokens] - start))
+                start, unit = start + tile.tokens, unit + 1
+        return found
 
     def grids(self, arguments: dict) -> list[tuple[int, int]]:
         """(rows, columns) of merged tokens of each image; several frames are stacked vertically."""
         merge = self.tower.config.spatial_merge_size
         return [(t * h // merge, w // merge) for t, h, w in torch.as_tensor(arguments["image_grid_thw"]).tolist()]
+
+    def clip_layouts(self, arguments: dict) -> list[ImageLayout]:
+        """A raster per pair of frames (what the encoder joins to one)."""
+        merge, clips, first = self.tower.config.spatial_merge_size, [], 0
+        for t, h, w in torch.as_tensor(arguments["image_grid_thw"]).tolist():
+            clips.append(clip(first, t, h // merge, w // merge))
+            first += t
+        return clips
 
     def image_layouts(self, arguments: dict) -> list[ImageLayout]:
         """One full raster of merged tokens per image, from `image_grid_thw` [images, 3] (patches)."""
@@ -126,13 +138,13 @@ class Qwen2VL(Family):
         """captured: [1, patches, ...] per call, together all patches; mean over each merge block, then raster order."""
         merge = self.tower.config.spatial_merge_size**2
         scores = merged_scores(torch.cat([c[0] for c in captured]), merge, self.token_order(arguments))
-        return [[part] for part in scores.split([image.tokens for image in images])]
+        return by_tile(scores, images)
 
     def pixel_scores(self, arguments: dict, images: list[ImageLayout], score: Callable) -> list[list[Tensor]]:
         """pixel_values [patches, 3 * frames * p * p], the patches of a merged token next to each other."""
         pixels, merge = arguments["pixel_values"], self.tower.config.spatial_merge_size**2
         tokens = pixels.view(-1, merge, 3, pixels.shape[1] // 3).transpose(1, 2).flatten(2)
-        return [[score(part)] for part in tokens.split([image.tokens for image in images])]
+        return [[score(part) for part in parts] for parts in by_tile(tokens, images)]
 
     def observe_unprojected(self, patchwork: Patchwork, record: Callable) -> None:
         """Records the input of the patch merger."""
@@ -143,7 +155,7 @@ class Qwen2VL(Family):
         blocks = torch.cat(captured).reshape(-1, self.tower.config.spatial_merge_size**2 * captured[0].shape[-1])
         order = self.token_order(arguments)
         blocks = blocks if order is None else blocks[upload(order, blocks.device)]
-        return [[part] for part in blocks.split([image.tokens for image in images])]
+        return by_tile(blocks, images)
 
     def encoder_features(self, tokens: Tensor) -> Tensor:
         """The mean of each token's patches."""
@@ -166,6 +178,11 @@ class Qwen2VL(Family):
             "temporal_patch_size": 2,
         }
 
+    @staticmethod
+    def text_sizes() -> dict:
+        """Sizes of the tiny text model."""
+        return dict(TEXT, rope_parameters=dict(ROPE), bos_token_id=BOS, eos_token_id=EOS, pad_token_id=PAD)
+
     @classmethod
     def tiny(cls, **overrides) -> nn.Module:
         """4 encoder layers of 2 heads, 3 decoder layers with GQA."""
@@ -177,9 +194,8 @@ class Qwen2VL(Family):
     def build(cls, config_class: type, model_class: type, **overrides) -> nn.Module:
         """The tiny model of these classes."""
         torch.manual_seed(0)
-        text = dict(TEXT, rope_parameters=dict(ROPE), bos_token_id=BOS, eos_token_id=EOS, pad_token_id=PAD)
         config = config_class(
-            vision_config=cls.vision_sizes(), text_config=text, image_token_id=IMAGE_TOKEN, video_token_id=VIDEO,
+            vision_config=cls.vision_sizes(), text_config=cls.text_sizes(), image_token_id=IMAGE_TOKEN, video_token_id=VIDEO,
             vision_start_token_id=START, vision_end_token_id=END, **overrides,
         )  # fmt: skip
         return finish(model_class(config))
@@ -198,6 +214,12 @@ class Qwen2VL(Family):
         if "mm_token_type_ids" in inspect.signature(model.forward).parameters:
             inputs["mm_token_type_ids"] = (inputs["input_ids"] == IMAGE_TOKEN).int()
         return inputs
+
+
+def by_tile(x: Tensor, images: list[ImageLayout]) -> list[list[Tensor]]:
+    """Rows [tokens of all images, ...], one tile after another, sorted to images and tiles."""
+    parts = iter(x.split([tile.tokens for image in images for tile in image.tiles]))
+    return [[next(parts) for _ in image.tiles] for image in images]
 
 
 def merged_scores(scores: Tensor, block: int, order: Tensor | None) -> Tensor:

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from vtc.config.strategy import StageConfig
 from vtc.core.budget import Budget
-from vtc.core.errors import ConfigError, PatchError
+from vtc.core.errors import ConfigError, PatchError, UnsupportedError
 from vtc.core.flops import EncoderWork
 from vtc.core.selection import Selection
 from vtc.core.signals import Carried, Context, Hidden, Signal, Sizes
@@ -41,6 +41,11 @@ class EncoderPlan:
             self.watched.setdefault(signal.layer, []).append(signal)
         self.singly = self.stage.singly(self.encoder) and self.encoder.cell > 1
         self.cell = 1 if self.singly else self.encoder.cell
+        if self.singly and self.site.plane_mergers:
+            raise UnsupportedError(
+                f"{config.method} chooses patches one by one, but this encoder's DeepStack planes are of whole tokens; "
+                "possible: a stage that keeps the patches of a token together (flowcut: merge=cells)"
+            )
         if self.encoder.tokens is not None:
             self.counts(self.encoder.tokens, budget.count(self.encoder.tokens))
 

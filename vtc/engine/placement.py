@@ -81,7 +81,8 @@ class Placement:
 
 def place(batch: Batch, totals: list[int], pictures: int, read: bool, from_end: bool = False) -> Placement:
     """Assigns the placeholders of a batch to images. totals: tokens of each image of the encoder's run, in order; if
-    the batch has images and clips, the first `pictures` are images. read: whether the host needs to know more than lengths. from_end: the caller counts columns back from the last one.
+    the batch has images and clips, the first `pictures` are images. read: whether the host needs to know more than
+    lengths. from_end: the caller counts columns back from the last one.
 
     Padding after the tokens is kept column by column if the caller counts from the end, or if there is also padding
     before the tokens (trainers pad prompts on the left and answers on the right), so that the last columns of a row

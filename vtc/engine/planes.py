@@ -1,8 +1,8 @@
 """DeepStack: features that a text model adds to the visual tokens after its first layers, for the tokens that are left.
 
 The text model is given planes, one per layer, with a row for each visual token of the batch, and adds them by a method
-of its own (`Family.planes_method`). Reading the mask of the visual tokens there would make the host wait for the device
-once per plane, so the rows are added densely instead: to every column the row of its own token, times whether it is one.
+of its own (`Family.planes_method`). It indexes with a mask, for which the host waits for the device once per plane;
+here the rows are added densely: to every column the row of its token, or zero for text.
 """
 
 from collections.abc import Callable

@@ -106,7 +106,8 @@ def choose(
     """The kept tokens of each image that has units.
 
     select: the stage. look: gives one signal of one unit [n, ...]. merged: gives the features [K, D] of a merging
-    Selection of one unit, and its rows in the DeepStack planes, if there are any. device: the device of the language model's input. step: see Context.
+    Selection of one unit, and its rows in the DeepStack planes, if there are any. device: the device of the language
+    model's input. step: see Context.
     """
     groups: dict[tuple, list[tuple[Unit, list[Tensor]]]] = defaultdict(list)
     for unit in units:

@@ -69,6 +69,8 @@ def put_inside(plan: EncoderPlan, work: Patchwork, thread: ThreadState) -> set[i
     if not site.packed:
         work.pre_hook(site.projector, entering)
     work.post_hook(site.projector, projected, first=True)
+    for merger in site.plane_mergers:
+        work.post_hook(merger, projected, first=True)
     biased = plan.stage.proportional or not site.packed
     return set(plan.watched) | (set(range(first + 1, site.depth)) if biased else set())
 

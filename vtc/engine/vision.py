@@ -93,8 +93,8 @@ class Vision:
                 run.places[Unprojected()] = run.inside.sequence.spreader()
 
     def _recording(self, kind: str, original: Callable) -> Callable:
-        """`get_image_features` or its counterpart for clips, with the run's signals and layout attached to its output (generate() may call it before
-        the forward, and passes its output on)."""
+        """`get_image_features` or its counterpart for clips, with the run's signals and layout attached to its output
+        (generate() may call it before the forward, and passes its output on)."""
         signature = inspect.signature(original)
 
         @functools.wraps(original)
@@ -106,7 +106,7 @@ class Vision:
             if clips:
                 arguments = {family.video.get(name, name): value for name, value in arguments.items()}
             if family.sizes is not None:  # read before the encoder is queued, so that there is nothing to wait for
-                if arguments.get(family.sizes) is None and not (clips and family.sizes not in family.video.values()):
+                if arguments.get(family.sizes) is None and (not clips or family.sizes in family.video.values()):
                     return original(*args, **kwargs)  # it reports what is missing
                 if arguments.get(family.sizes) is not None:
                     arguments[family.sizes] = torch.as_tensor(arguments[family.sizes]).cpu()
