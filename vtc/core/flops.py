@@ -61,8 +61,8 @@ ENCODER_FORMULA = (
 
 @dataclass(frozen=True)
 class EncoderShape:
-    """The sizes of a vision encoder that its cost depends on. layers; hidden d; mlp w; gated: three MLP matrices instead
-    of two."""
+    """The sizes of a vision encoder that its cost depends on. layers; hidden d; mlp w; gated: three MLP matrices
+    instead of two."""
 
     layers: int
     hidden: int

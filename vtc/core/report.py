@@ -61,7 +61,7 @@ class ImageReport:
 
     def merged_into(self, step: int) -> Tensor | None:
         """The place that `steps[step]` merges each token of the image into: LongTensor [before] of places in the
-        image's run of tokens. A kept token has its own place; -1 marks a token that was dropped in this step or earlier. None
+        image's run of tokens. A kept token has its own place; -1 marks a token dropped in this step or earlier. None
         for a method that only drops.
 
         If a kept token has another place, or -1, its place was taken by the encoder's [CLS] (visionzip,

@@ -122,42 +122,42 @@ class Recoverable(Stage):
         vision = _rank(attention) < number[:, None]
         text = torch.zeros_like(vision)
         if similarity is not None:
-            seen = torch.where(vision, similarity.amin(1, keepdim=True), similarity)
-            more = _times(tokens - number, local_outliers(seen, self.lof_k_text), tokens).minimum(most - number)
-            text = _rank(seen) < more[:, None]
-        rest = ~(vision | text)
-        left = rest.sum(1)
-        whole = width if self.mode == "released" else left
-        centres = _times(whole, local_outliers(attention, self.lof_k_center, rest), left.clamp(min=1))
-        centres = centres.minimum(left).minimum(most - (tokens - left) - 1).clamp(min=0)
-        return Parts(vision, text, _rank(attention.masked_fill(~rest, -torch.inf)), centres)
+            masked = torch.where(vision, similarity.amin(1, keepdim=True), similarity)
+            more = _times(tokens - number, local_outliers(masked, self.lof_k_text), tokens).minimum(most - number)
+            text = _rank(masked) < more[:, None]
+        remaining = ~(vision | text)
+        remaining_count = remaining.sum(1)
+        factor = width if self.mode == "released" else remaining_count
+        centres = _times(factor, local_outliers(attention, self.lof_k_center, remaining), remaining_count.clamp(min=1))
+        centres = centres.minimum(remaining_count).minimum(most - (tokens - remaining_count) - 1).clamp(min=0)
+        return Parts(vision, text, _rank(attention.masked_fill(~remaining, -torch.inf)), centres)
 
     def clusters(self, parts: Parts, keys: Tensor, similarity: Tensor | None, most: int) -> tuple[Tensor, Tensor]:
         """The `most` first of the others by attention [B, most], centres or not, and the tokens most like each [B,
         most, cluster_size or fewer], -1 where there are not as many."""
-        rest = ~(parts.vision | parts.text)
+        others = ~(parts.vision | parts.text)
         if self.mode == "released":
-            index = (rest.long().cumsum(1) - 1).clamp(min=0)
+            index = (others.long().cumsum(1) - 1).clamp(min=0)
             keys = keys.gather(1, index.unsqueeze(-1).expand(-1, -1, keys.shape[2]))
         first, unit = parts.rank.argsort(1)[:, :most], unit_vectors(keys)
         likeness = torch.stack([product(x[i], x.t()) for x, i in zip(unit, first, strict=True)])
         if similarity is not None:
             likeness += self.text_gain * similarity.unsqueeze(1)
-        out = ~rest.unsqueeze(1) | (torch.arange(rest.shape[1], device=first.device) == first.unsqueeze(2))
-        order = likeness.masked_fill_(out, -torch.inf).sort(dim=2, descending=True, stable=True)
-        size = min(self.cluster_size, rest.shape[1])
+        ineligible = ~others.unsqueeze(1) | (torch.arange(others.shape[1], device=first.device) == first.unsqueeze(2))
+        order = likeness.masked_fill_(ineligible, -torch.inf).sort(dim=2, descending=True, stable=True)
+        size = min(self.cluster_size, others.shape[1])
         return first, order.indices[:, :, :size].masked_fill(order.values[:, :, :size].isinf(), -1)
 
     def choose(self, attention: Tensor, keys: Tensor, similarity: Tensor | None, width: int, most: int) -> Selection:
         """All of it, as flows of N tokens; most: what is kept at most, below N."""
         parts = self.parts(attention, similarity, width, most)
-        main, some = parts.vision | parts.text, parts.centres > 0
+        main, has_centre = parts.vision | parts.text, parts.centres > 0
         centre = ~main & (parts.rank < parts.centres[:, None])
         kept = main | centre
-        rest = (~kept).to(torch.uint8).argmax(1, keepdim=True)  # the place of the sum of the others
-        kept = kept.scatter(1, rest, some[:, None])
+        sum_place = (~kept).to(torch.uint8).argmax(1, keepdim=True)  # the place of the sum of the others
+        kept = kept.scatter(1, sum_place, has_centre[:, None])
         selection, slot = Selection.marked(kept, most), kept.long().cumsum(1) - 1
-        last = torch.where(some[:, None], slot.gather(1, rest), -1)
+        last = torch.where(has_centre[:, None], slot.gather(1, sum_place), -1)
         stays = main | centre
         target, weight = torch.where(stays, slot, last), torch.where(stays, 1, attention)
 
@@ -169,7 +169,7 @@ class Recoverable(Stage):
 
         tokens = attention.shape[1]
         key = torch.where(main, torch.arange(tokens, device=main.device), tokens + parts.rank)
-        key = key.scatter(1, rest, torch.where(some[:, None], 2 * tokens, key.gather(1, rest)))
+        key = key.scatter(1, sum_place, torch.where(has_centre[:, None], 2 * tokens, key.gather(1, sum_place)))
         order = key.gather(1, selection.keep).masked_fill(~selection.valid, 3 * tokens).sort(dim=1, stable=True).indices
         return Selection(selection.keep, selection.valid, Merge(target, weight, True, extra), order)
 
@@ -182,11 +182,11 @@ class Recoverable(Stage):
             return Selection(every.expand(len(attention), -1).contiguous())
         similarity = None
         if text:
-            seen = [context[signal] for signal in text]
-            similarity = seen[0] if self.text == "clip" else cosine_with_words(*seen)
+            values = [context[signal] for signal in text]
+            similarity = values[0] if self.text == "clip" else cosine_with_words(*values)
             similarity = similarity.to(attention.device, attention.dtype) / WIDTH**0.5
-        found = self.choose(attention, context[keys], similarity, context[features].shape[2], context.count)
-        merge, lead = found.merge, int(encoder.has_cls)
+        selection = self.choose(attention, context[keys], similarity, context[features].shape[2], context.count)
+        merge, lead = selection.merge, int(encoder.has_cls)
         extra = merge.extra._replace(source=merge.extra.source + lead)
         target, weight = pad(merge.target, (lead, 0), value=-1), pad(merge.weight, (lead, 0))
-        return Selection(found.keep, found.valid, Merge(target, weight, True, extra), found.order)
+        return Selection(selection.keep, selection.valid, Merge(target, weight, True, extra), selection.order)

@@ -83,9 +83,9 @@ class TransPrune(DecoderStage):
         steps = steps_at(self.layers, RATIOS[self.schedule] if self.ratios is None else self.ratios, decoder)
         for step in steps if self.alpha > 0 else ():
             if not self._accumulated(decoder, steps, step.layer):
-                given = "" if self.accumulate is None else f"accumulate={list(self.accumulate)}: "
+                prefix = "" if self.accumulate is None else f"accumulate={list(self.accumulate)}: "
                 raise ConfigError(
-                    f"{given}no layer to sum before the drop at layer {step.layer} of {decoder.depth}; possible: "
+                    f"{prefix}no layer to sum before the drop at layer {step.layer} of {decoder.depth}; possible: "
                     f"[first, last] with first at most {steps[0].layer} and last at least first"
                 )
         return steps

@@ -122,22 +122,22 @@ class Var(AttentionStage):
             size = hidden[..., list(known)].abs().amax(-1)
         else:
             start = hidden.gather(1, first[:, None, None].expand(-1, 1, width))[:, 0]
-            found = start.abs().topk(min(self.discovered, width), dim=-1).indices
-            size = hidden.gather(2, found[:, None].expand(-1, hidden.shape[1], -1)).abs().amax(-1)
+            largest = start.abs().topk(min(self.discovered, width), dim=-1).indices
+            size = hidden.gather(2, largest[:, None].expand(-1, hidden.shape[1], -1)).abs().amax(-1)
         times = size / (hidden.square().mean(-1) + EPS).sqrt()
         return times >= self.tau if self.of_paper else times > self.tau
 
     def change(self, attention: Tensor, marked: Tensor, visual: Tensor) -> tuple[Tensor, Tensor]:
         """Redistributes the rows that look at the picture."""
         moved, nonsink = self.shares
-        sinks, rest = marked[:, None, None], (visual & ~marked)[:, None, None]
-        useful = (attention * rest).sum(-1)
+        sinks, targets = marked[:, None, None], (visual & ~marked)[:, None, None]
+        useful = (attention * targets).sum(-1)
         on_sinks = (attention * (marked & visual)[:, None, None]).sum(-1)
-        seen = useful + on_sinks
-        share = on_sinks / (seen + EPS * visual.sum(-1)[:, None, None])
-        changed = (share <= 1 - nonsink) & (seen >= self.min_image_attention) & (useful > 0)
+        on_image = useful + on_sinks
+        share = on_sinks / (on_image + EPS * visual.sum(-1)[:, None, None])
+        changed = (share <= 1 - nonsink) & (on_image >= self.min_image_attention) & (useful > 0)
         changed = changed & (marked if self.of_paper else marked & visual).any(-1)[:, None, None]
         budget = moved * (attention * sinks).sum(-1)
         more = (budget / useful.where(changed, torch.ones_like(useful))).unsqueeze(-1)
-        factor = torch.where(sinks, 1 - moved, torch.where(rest, 1 + more, torch.ones_like(more)))
+        factor = torch.where(sinks, 1 - moved, torch.where(targets, 1 + more, torch.ones_like(more)))
         return torch.where(changed.unsqueeze(-1), attention * factor, attention), changed

@@ -38,11 +38,11 @@ class VFlowOpt(DecoderStage):
 
     def shares(self) -> tuple[float, ...]:
         """What is left after each step, as shares of the tokens that entered."""
-        found, left = [], 1.0
+        shares, remaining = [], 1.0
         for ratio in self.ratios:
-            left *= ratio
-            found.append(left)
-        return tuple(found)
+            remaining *= ratio
+            shares.append(remaining)
+        return tuple(shares)
 
     def steps(self, decoder: Decoder) -> tuple[Step, ...]:
         """One step per listed layer."""
@@ -53,10 +53,10 @@ class VFlowOpt(DecoderStage):
         by `keep`) that share, rounded to nearest. At least 1."""
         if share not in self.shares():
             return max(1, round(entered * share))
-        left = entered
+        remaining = entered
         for ratio in self.ratios[: self.shares().index(share) + 1]:
-            left -= round(left * (1 - ratio))
-        return max(1, left)
+            remaining -= round(remaining * (1 - ratio))
+        return max(1, remaining)
 
     def needs(self, decoder: Decoder, step: int) -> tuple[Importance]:
         """The scores of the stage at the projector."""

@@ -20,14 +20,14 @@ from vtc.strategies.base import Stage
 def cells_of(tiles: tuple[Extent, ...], a: float) -> Tensor:
     """The square cell of side a that each token lies in, numbered from 0: LongTensor [N]. The first of several tiles
     has cells of its own; the others lie beside each other."""
-    found: dict[tuple, int] = {}
+    numbers: dict[tuple, int] = {}
     places = [
         (min(i, 1), int((tile.top + row) / a), int((tile.left + column) / a))
         for i, tile in enumerate(tiles)
         for row in range(tile.rows)
         for column in range(tile.columns)
     ]
-    return torch.tensor([found.setdefault(place, len(found)) for place in places])
+    return torch.tensor([numbers.setdefault(place, len(numbers)) for place in places])
 
 
 @torch.no_grad()
@@ -58,8 +58,8 @@ def recycle(importance: Tensor, cells: Tensor, number: int) -> Selection:
     sizes = importance.new_zeros(units, many + 1).scatter_add_(1, cells, torch.ones_like(importance))
     total, sizes = total.gather(1, cells), sizes.gather(1, cells)
     weight = torch.where(goes, torch.where(total == 0, 1 / sizes, importance / total), 1)
-    found = Selection.marked(kept, min(tokens, tokens - number + many))
-    return Selection(found.keep, found.valid, Merge(into, weight), score=importance.gather(1, found.keep))
+    selection = Selection.marked(kept, min(tokens, tokens - number + many))
+    return Selection(selection.keep, selection.valid, Merge(into, weight), score=importance.gather(1, selection.keep))
 
 
 @METHODS.register("vflowopt_projector")

@@ -99,42 +99,42 @@ class VisionTrim(Stage):
         """What is merged, the words, what the metric is made of, and the projector's input where that is merged."""
         layer, clip = encoder.layer(self.layer, "layer"), self.relevance == "clip"
         attention = ClsAttention(layer) if encoder.has_cls else AttentionColumns(layer, "mean")
-        other = PatchAttention(layer) if self.metric == "released" else EncoderFeatures()
+        second = PatchAttention(layer) if self.metric == "released" else EncoderFeatures()
         compared = (ClipPatches(), ClipWords()) if clip else (Features(), TextEmbeddings())
-        return (*compared, attention, other, *([Unprojected()] if clip else []))
+        return (*compared, attention, second, *([Unprojected()] if clip else []))
 
     def select(self, context: Context, encoder: Encoder) -> Selection:
         """See `released_metric`, `paper_metric` and `complement`; exactly `count` slots."""
-        tokens, words, attention, other = (context[s] for s in self.needs(encoder) if s != Unprojected())
-        every = context.count == context.tokens
-        anchors = 0 if every else round(context.count * self.tgvc)
+        tokens, words, attention, second = (context[s] for s in self.needs(encoder) if s != Unprojected())
+        all_kept = context.count == context.tokens
+        anchors = 0 if all_kept else round(context.count * self.tgvc)
         if self.metric == "released":
-            metric = released_metric(attention, other)
+            metric = released_metric(attention, second)
         else:
             rows = context.tokens // context.columns  # raises where there is no raster
-            local = [local_importance(x.clone(), (rows, context.columns)).to(attention.device) for x in other]
+            local = [local_importance(x.clone(), (rows, context.columns)).to(attention.device) for x in second]
             metric = torch.stack([paper_metric(*pair) for pair in zip(attention, local, strict=True)])
         dominant = topk_sorted(metric.to(tokens.device), context.count - anchors)
         units = zip(tokens, words.to(tokens.device), dominant, strict=True)
-        found = [complement(t.clone(), w.clone(), d, anchors, self.iterations) for t, w, d in units] if anchors else []
+        parts = [complement(t.clone(), w.clone(), d, anchors, self.iterations) for t, w, d in units] if anchors else []
         clip = self.relevance == "clip"
-        return merged(dominant, found, context.tokens, clip, clip and encoder.has_cls)
+        return merged(dominant, parts, context.tokens, clip, clip and encoder.has_cls)
 
 
-def merged(dominant: Tensor, found: list[Complement], tokens: int, unprojected: bool, cls: bool) -> Selection:
+def merged(dominant: Tensor, parts: list[Complement], tokens: int, unprojected: bool, cls: bool) -> Selection:
     """The Selection of dominant tokens [B, d] and the complement of each unit; reports show where a token flows in the
     last round. cls: what the projector receives begins with [CLS], which is dropped."""
     group = dominant.new_full((len(dominant), tokens), -1)
     none = Groups(dominant[:, :0], group, torch.zeros(group.shape, device=group.device))
-    if not found:
+    if not parts:
         keep, order, *last = merged_slots(dominant, none)
         rounds = [last]
     else:
-        anchors = torch.stack([f.anchors for f in found])
-        rounds = [[torch.stack(x) for x in zip(*pairs, strict=True)] for pairs in zip(*(f.rounds for f in found))]
-        own = torch.arange(anchors.shape[1], device=anchors.device).expand(anchors.shape)
+        anchors = torch.stack([f.anchors for f in parts])
+        rounds = [[torch.stack(x) for x in zip(*pairs, strict=True)] for pairs in zip(*(f.rounds for f in parts))]
+        anchor_slots = torch.arange(anchors.shape[1], device=anchors.device).expand(anchors.shape)
         group, weight = rounds.pop()
-        last = Groups(anchors, group.scatter(1, anchors, own), weight.scatter(1, anchors, 1))
+        last = Groups(anchors, group.scatter(1, anchors, anchor_slots), weight.scatter(1, anchors, 1))
         keep, order, *last = merged_slots(dominant, last)
         slots = order[:, dominant.shape[1] :]
         rounds = [(g.where(g < 0, slots.gather(1, g.clamp(min=0))), w) for g, w in rounds]

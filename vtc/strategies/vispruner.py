@@ -22,11 +22,11 @@ def select_tokens(attention: Tensor, features: Tensor, count: int, important_rat
     important = int(count * important_ratio)
     score = attention.to(torch.promote_types(attention.dtype, torch.float32))
     order = score.sort(dim=1, descending=True, stable=True).indices.to(features.device)
-    first, rest = order[:, :important], order[:, important:]
+    leading, others = order[:, :important], order[:, important:]
     diverse = bipartite_prune(
-        features.gather(1, rest.unsqueeze(-1).expand(-1, -1, features.shape[2])), count - important
+        features.gather(1, others.unsqueeze(-1).expand(-1, -1, features.shape[2])), count - important
     )
-    return Selection(torch.cat([first, rest.gather(1, diverse)], 1).sort(dim=1).values)
+    return Selection(torch.cat([leading, others.gather(1, diverse)], 1).sort(dim=1).values)
 
 
 @METHODS.register("vispruner")

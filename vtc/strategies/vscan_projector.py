@@ -46,8 +46,8 @@ def averaged(features: Tensor, keep: Tensor) -> Merge:
     targets = []
     for unit, kept in zip(features, keep, strict=True):
         unit = unit_vectors(unit.clone())
-        own = torch.arange(len(kept), device=kept.device)
-        targets.append(product(unit, unit[kept].T).argmax(1).scatter(0, kept, own))
+        slots = torch.arange(len(kept), device=kept.device)
+        targets.append(product(unit, unit[kept].T).argmax(1).scatter(0, kept, slots))
     target = torch.stack(targets)
     sizes = torch.zeros(keep.shape, device=keep.device).scatter_add_(
         1, target, torch.ones(target.shape, device=keep.device)
@@ -113,7 +113,7 @@ class VScanProjector(Stage):
         picked = local_picks(shallow, window, half, self.local)
         if self.remainder == "released" and count < context.tokens:
             sizes = torch.bincount(window)
-            given = int(sizes.clamp(max=half // len(sizes)).sum()) if self.local == "each" else half
-            count = max(1, given + count - half)
+            local_count = int(sizes.clamp(max=half // len(sizes)).sum()) if self.local == "each" else half
+            count = max(1, local_count + count - half)
         keep = topk_sorted(deep.masked_fill(picked, torch.inf), count).to(features.device)
         return Selection(keep, merge=averaged(features, keep))
