@@ -10,3 +10,12 @@ def _bases() -> tuple[type, ...]:
 
 
 FAMILIES: Registry = Registry("family", "vtc.patches", "vtc.families", _bases)
+
+
+def available(name: str) -> bool:
+    """Whether the installed transformers has the classes of a family; see `Family.since`."""
+    import transformers
+    from packaging.version import Version
+
+    since = FAMILIES[name].since
+    return since is None or Version(transformers.__version__) >= Version(since)

@@ -74,7 +74,7 @@ class PromptCut:
         embeds, mask, family = kwargs["inputs_embeds"], kwargs.get("attention_mask"), self.family
         length, device = embeds.shape[1], embeds.device
         from_end = self.thread.outer is not None and self.thread.outer.from_end
-        placement = place(batch, [i.tokens for i in run.images], pictures, self.plan is not None, from_end)
+        placement = place(batch, [i.tokens for i in run.images], self.plan is not None, from_end, pictures)
         requests, places = placement.requests, placement.places
         flat = [(b, where) for b, parts in enumerate(places) for where in parts]
         tokens = [len(where) for _, where in flat]

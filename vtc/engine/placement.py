@@ -79,7 +79,9 @@ class Placement:
     fixed: bool = False
 
 
-def place(batch: Batch, totals: list[int], pictures: int, read: bool, from_end: bool = False) -> Placement:
+def place(
+    batch: Batch, totals: list[int], read: bool, from_end: bool = False, pictures: int | None = None
+) -> Placement:
     """Assigns the placeholders of a batch to images. totals: tokens of each image of the encoder's run, in order; if
     the batch has images and clips, the first `pictures` are images. read: whether the host needs to know more than
     lengths. from_end: the caller counts columns back from the last one.
@@ -110,7 +112,7 @@ def place(batch: Batch, totals: list[int], pictures: int, read: bool, from_end: 
 
 
 def media_runs(
-    host: Host, totals: list[int], pictures: int
+    host: Host, totals: list[int], pictures: int | None
 ) -> tuple[list[list[int]], list[int], list[list[Tensor]]]:
     """As `image_runs`, with the images and clips of each prompt in one list, ordered by their first place."""
     if host.is_video is None:
