@@ -36,12 +36,13 @@ class ToDRE(DecoderStage):
     - tau: share of the text's attention below which the visual tokens are dropped.
 
     Paper: ToDRE, arXiv 2505.18757 (v2: 28 of 32 layers, tau 0.1). No official code. In the shipped strategy
-    `todre_projector` comes first. Where the paper is ambiguous: its figure removes the tokens at the chosen layer and
-    its text after it; layers are counted from 1 here and the tokens are dropped after the chosen one. Its second
-    condition, on the attention from visual tokens to the text after them, always holds in a causal language model and
-    is not computed. Of several images each is decided on its own, by the text after it and the visual tokens of the
-    whole prompt. Remaining tokens keep their rotary positions. The number kept depends on the prompt, so a budget
-    (`keep`) counts this stage as keeping all.
+    `todre_projector` comes first.
+    Where the paper leaves room: its figure removes the tokens at the chosen layer and its text after it; layers are
+    counted from 1 here and the tokens are dropped after the chosen one. Its second condition, on the attention from
+    visual tokens to the text after them, always holds in a causal language model and is not computed. Of several images
+    each is decided on its own, by the text after it and the visual tokens of the whole prompt. Remaining tokens keep
+    their rotary positions. The number kept depends on the prompt, so a budget (`keep`) counts this stage as keeping
+    all.
     """
 
     layer: int | float = 0.875
