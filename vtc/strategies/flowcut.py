@@ -27,7 +27,7 @@ class FlowCut(EncoderStage):
     have no value term and use the mean query in place of [CLS]. The intermediate counts therefore depend on the image.
 
     Knobs:
-    - merge: for Qwen2-VL. "survivors" selects patches one by one; then each four neighbours in the remaining sequence
+    - merge: for Qwen2-VL. "survivors" selects patches one by one; then every four neighbours in the remaining sequence
       become one visual token, whatever parts of the image they come from, and these take the first places of the image
       with their M-RoPE positions, as released. "cells", our extension, selects whole 2 x 2 cells by the mean of their
       patches' scores and keeps true places; it is the only option on Qwen2.5-VL, whose windows reorder neighbours.

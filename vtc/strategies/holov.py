@@ -48,7 +48,7 @@ class HoloV(Stage):
     The tokens, row by row, are divided into crops of equal length (the first ones are one longer if there is a
     remainder). A token's score is its attention plus the variance of its cosines to the others in its crop, scaled to
     the attention's mean; each crop gets a quota in proportion to its mean score and keeps the tokens with the most
-    attention. (As both terms have the same mean, the variance hardly changes the quotas; so it is in paper and code.)
+    attention. (As both terms have the same mean, the variance hardly changes the quotas, in paper and code alike.)
 
     Knobs:
     - crops: number of crops; null: max(1, int(1024 / 576 * tokens / count)), 16 for 64 of 576.

@@ -1,4 +1,4 @@
-"""Recoverable Compression: tokens by [CLS] attention, more by the question, the rest merged around a few centres."""
+"""Recoverable Compression: tokens by [CLS] attention, others by the question, the rest merged around centres."""
 
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
@@ -31,8 +31,8 @@ WIDTH = 768  # of CLIP's common space, by whose root the text's cosines are divi
 
 
 class Parts(NamedTuple):
-    """What becomes of the tokens. vision, text: bool [B, N], chosen by attention and by the question; rank [B, N]: the
-    place of a token among the others by attention, from 0; centres [B]: how many of these are centres."""
+    """The roles of the tokens. vision, text: bool [B, N], chosen by attention and by the question; rank [B, N]: the
+    attention rank of a token among the others, from 0; centres [B]: how many of these are centres."""
 
     vision: Tensor
     text: Tensor
@@ -41,49 +41,50 @@ class Parts(NamedTuple):
 
 
 def _rank(score: Tensor) -> Tensor:
-    """The place of each of score [B, n] from the largest on, the lower index first among equals."""
+    """The rank of each of score [B, n] in descending order, ties to the lower index."""
     return score.sort(dim=1, descending=True, stable=True).indices.argsort(1)
 
 
 def _times(number: Tensor | int, outliers: Tensor, of: Tensor | int) -> Tensor:
-    """int(number * share of outliers [B, n] among `of`), [B]; in float64, as the code multiplies."""
+    """int(number * share of outliers [B, n] among `of`), [B]; in float64, as in the code."""
     return (number * (outliers.sum(1).double() / of)).long()
 
 
 @METHODS.register("recoverable")
 @dataclass(frozen=True)
 class Recoverable(Stage):
-    """Keeps tokens in three steps, each with a budget of its own: the share of outliers among its scores.
+    """Keeps tokens in three steps, each with its own budget: the share of outliers among its scores.
 
-    1. By the attention of [CLS], as of one head. 2. By the similarity to the question, where those of step 1 count as
-    the least similar. 3. Of the others the most attended to are centres; each takes in the `cluster_size` that are most
-    like it, by the cosine of keys plus text_gain times the similarity to the question, weighted by their attention.
-    Clusters may overlap. One more token is the sum of all others, weighted so; there is none without a centre. In the
-    sequence the tokens of steps 1 and 2 come first, in their order, then the centres by attention, then that token.
-    Outliers are by the local outlier factor (see `vtc.kernels.outliers`). The count is the most that is kept.
+    1. By [CLS] attention, computed as a single head. 2. By similarity to the question, where the tokens of step 1 count
+    as the least similar. 3. Of the others, those with the most attention are centres; each absorbs the `cluster_size`
+    tokens most similar to it (cosine of keys plus text_gain times the similarity to the question), weighted by their
+    attention. Clusters may overlap. If there is a centre, one further token is the attention-weighted sum of all
+    others. In the sequence the tokens of steps 1 and 2 come first, in their order, then the centres by attention, then
+    that token. Outliers are found by the local outlier factor (see `vtc.kernels.outliers`). The count is a maximum.
 
     Knobs:
     - text: the similarity: "embeddings": cosine of the projected token and the mean of the question's input embeddings;
-      "clip": cosine in CLIP's common space, which needs the CLIP model of the tower; "none": step 2 is left out. Both
+      "clip": cosine in CLIP's common space, which needs the CLIP model of the tower; "none": no step 2. Both
       are divided by sqrt(768) as in the code.
-    - mode: "released" has the code's two slips: the number of centres is the features' width times the share of
-      outliers, and the keys compared are those of the first tokens of the image instead of the remaining ones; "fixed":
-      the number of remaining tokens, and their keys.
+    - mode: "released" reproduces two errors of the code: the number of centres is the features' width times the share
+      of outliers, and the keys compared are those of the first tokens of the image instead of the remaining ones;
+      "fixed": the number of remaining tokens, and their keys.
     - lof_k_vision: neighbours of the local outlier factor in step 1.
     - lof_k_text: neighbours in step 2.
     - lof_k_center: neighbours in step 3.
-    - cluster_size: tokens that a centre takes in.
+    - cluster_size: tokens that a centre absorbs.
     - text_gain: weight of the similarity to the question in step 3.
     - layer: the encoder layer of attention and keys (index, or relative depth as a float); the last is published.
 
     Paper: Recoverable Compression, AAAI 2025, arXiv 2409.01179, of which only the abstract and the repository's text
-    were at hand. Official code: banjiuyufen/Recoverable-Compression (licence not recorded by us), LLaVA-1.5, batch 1.
-    Departures: "embeddings" is the default, so that no second model is needed; for "clip" the code takes the question's
-    first line with the system turn, padded, its last place, and patches without the last norm, where vtc takes the
-    question's segments and CLIP's own embeddings. At least one token is kept. The count's limit cuts the last steps
-    first. Without [CLS] (SigLIP, Qwen) the query is the mean of all; the sums are then over all that the projector
-    joins. LLaVA-NeXT, tile by tile, and these are ours. Scores in float32, outliers in float64, ties to the lower
-    index.
+    were available to us. Official code: banjiuyufen/Recoverable-Compression (licence not recorded by us), LLaVA-1.5,
+    batch 1.
+    Departures: "embeddings" is the default, so that no second model is needed; for "clip" the code uses the question's
+    first line with the system turn, padded, at its last position, and patches without the final norm, where vtc uses
+    the question's segments and CLIP's own embeddings. At least one token is kept. The limit of the count cuts the last
+    steps first. Without [CLS] (SigLIP, Qwen) the query is the mean of all queries, and the sums are over all patches
+    that the projector merges. These, and LLaVA-NeXT tile by tile, are our extensions. Scores in float32, outliers in
+    float64, ties to the lower index.
     """
 
     text: Literal["embeddings", "clip", "none"] = "embeddings"
@@ -110,7 +111,7 @@ class Recoverable(Stage):
         return self.text == "clip"
 
     def needs(self, encoder: Encoder) -> tuple[Signal, ...]:
-        """Attention and keys, what is summed, and what the similarity is made of."""
+        """Attention and keys, the features to sum, and the signals for the similarity."""
         layer = encoder.layer(self.layer, "layer")
         text = {"clip": (TextRelevance(),), "embeddings": (Features(), TextEmbeddings()), "none": ()}[self.text]
         return ClsAttention(layer, True), EncoderKeys(layer, True), EncoderFeatures(), Unprojected(), *text
@@ -133,8 +134,8 @@ class Recoverable(Stage):
         return Parts(vision, text, _rank(attention.masked_fill(~remaining, -torch.inf)), centres)
 
     def clusters(self, parts: Parts, keys: Tensor, similarity: Tensor | None, most: int) -> tuple[Tensor, Tensor]:
-        """The `most` first of the others by attention [B, most], centres or not, and the tokens most like each [B,
-        most, cluster_size or fewer], -1 where there are not as many."""
+        """The first `most` of the others by attention [B, most], centres or not, and the tokens most similar to each
+        [B, most, cluster_size or fewer], -1 where there are fewer."""
         others = ~(parts.vision | parts.text)
         if self.mode == "released":
             index = (others.long().cumsum(1) - 1).clamp(min=0)
@@ -149,7 +150,7 @@ class Recoverable(Stage):
         return first, order.indices[:, :, :size].masked_fill(order.values[:, :, :size].isinf(), -1)
 
     def choose(self, attention: Tensor, keys: Tensor, similarity: Tensor | None, width: int, most: int) -> Selection:
-        """All of it, as flows of N tokens; most: what is kept at most, below N."""
+        """The complete Selection of N tokens; most: the maximum to keep, below N."""
         parts = self.parts(attention, similarity, width, most)
         main, has_centre = parts.vision | parts.text, parts.centres > 0
         centre = ~main & (parts.rank < parts.centres[:, None])
@@ -174,7 +175,7 @@ class Recoverable(Stage):
         return Selection(selection.keep, selection.valid, Merge(target, weight, True, extra), order)
 
     def select(self, context: Context, encoder: Encoder) -> Selection:
-        """See `choose`; at most `count`, all where all may stay."""
+        """See `choose`; at most `count`, or all tokens if the budget allows."""
         cls, keys, features, _, *text = self.needs(encoder)
         attention = context[cls].to(torch.promote_types(context[cls].dtype, torch.float32))
         if context.count == context.tokens:
