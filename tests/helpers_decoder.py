@@ -183,7 +183,8 @@ def heads_of(language: nn.Module, layer: nn.Module, projection: str, hidden: Ten
     """Queries ("q_proj") or keys ("k_proj") [L, heads, e] of what is about to enter a layer, after RoPE."""
     states = getattr(layer.self_attn, projection)(layer.input_layernorm(hidden))[0]
     width = layer.self_attn.head_dim
-    states = states.view(len(states), -1, width)
+    norm = getattr(layer.self_attn, f"{projection[0]}_norm", nn.Identity())
+    states = norm(states.view(len(states), -1, width))
     cos, sin = (_one_axis(language, x)[0].unsqueeze(1) for x in _rotary(language, hidden, view.positions))
     turned = torch.cat([-states[..., width // 2 :], states[..., : width // 2]], -1)
     return states * cos + turned * sin
