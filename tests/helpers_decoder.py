@@ -163,15 +163,12 @@ def _mask(view: View, length: int, written: int, window: int | None) -> Tensor:
 
 
 def _dropped(view: View, drop: Drop, runs: list[Tensor]) -> View:
-    """The sequence after a drop: each image's survivors stand where the image stood."""
-    order = view.order.tolist()
-    for run, kept in zip(runs, drop.kept, strict=True):
-        mine, left = set(run.tolist()), run[kept].tolist()
-        assert drop.layer == 0 or set(left) <= set(order)
-        first = next(i for i, place in enumerate(order) if place in mine)
-        after = [place for place in order[first:] if place not in mine]
-        order = [*order[:first], *left, *after]
-    order = torch.tensor(order)
+    """The sequence after a drop: an image's survivors stand in their own order in the places that they had."""
+    visual = {place for run in runs for place in run.tolist()}
+    text, left = set(view.order.tolist()) - visual, [run[kept].tolist() for run, kept in zip(runs, drop.kept, strict=True)]
+    assert drop.layer == 0 or set().union(*left) <= set(view.order.tolist())
+    stands = {slot: place for mine in left for slot, place in zip(sorted(mine), mine, strict=True)}
+    order = torch.tensor([stands.get(slot, slot) for slot in sorted(text.union(*left))])
     if not drop.compact:
         return View(order, view.positions, view.following)
     positions = view.positions.clone()
