@@ -90,6 +90,7 @@ def _resolve(strategy: str, family: str | None, budget: dict, settings: EvalSett
     """The strategy with overrides; --seed reaches a method with a `seed` knob unless --set seed=... does."""
     overrides = {**budget, **settings.overrides}
     config = vtc.load_strategy(strategy, family, **overrides)
-    if "seed" not in settings.overrides and any("seed" in stage for stage in config.dump()["stages"]):
-        config = vtc.load_strategy(strategy, family, **overrides, seed=settings.seed)
-    return config
+    seeded = [stage["method"] for stage in config.dump()["stages"] if "seed" in stage]
+    keys = ["seed"] if len(seeded) == 1 else [f"{method}.seed" for method in dict.fromkeys(seeded)]
+    seeds = {key: settings.seed for key in keys if key not in overrides and "seed" not in overrides}
+    return vtc.load_strategy(strategy, family, **overrides, **seeds) if seeds else config
