@@ -47,16 +47,16 @@ class Loaded:
         the text if that has no places for them. system: the text of a turn before the user's. pad_square: see
         `vtc.eval.processors.square`.
         """
-        turns = [chat(prompt, len(mine), system) for prompt, mine in zip(prompts, images)]
+        turns = [chat(prompt, len(prompt_images), system) for prompt, prompt_images in zip(prompts, images)]
         texts = [self.processor.apply_chat_template(turn, add_generation_prompt=True) for turn in turns]
         bos = self.processor.tokenizer.bos_token
         special = not (bos and texts[0].startswith(bos))
-        pictures = [[rgb(picture) for picture in mine] for mine in images]
+        pictures = [[rgb(picture) for picture in prompt_images] for prompt_images in images]
         if pad_square:
-            pictures = [[square(picture, self.processor) for picture in mine] for mine in pictures]
+            pictures = [[square(picture, self.processor) for picture in prompt_images] for prompt_images in pictures]
         # A prompt without pictures has no entry: processors take a list per prompt, and some refuse an empty one.
-        given = {"images": [mine for mine in pictures if mine]} if any(pictures) else {}
-        inputs = self.processor(text=texts, **given, padding=True, add_special_tokens=special, return_tensors="pt")
+        image_args = {"images": [prompt_images for prompt_images in pictures if prompt_images]} if any(pictures) else {}
+        inputs = self.processor(text=texts, **image_args, padding=True, add_special_tokens=special, return_tensors="pt")
         return dict(inputs.to(self.model.device, dtype=self.model.dtype))
 
     def answer(self, inputs: dict[str, Tensor], max_new_tokens: int) -> Tensor:
@@ -163,8 +163,8 @@ def _reachable(name: str, args: dict) -> None:
             return
         HfApi().model_info(name, revision=revision, timeout=20, token=args.get("token"))
     except Exception as error:
-        what = f"model {shown(name)} is no local directory, and the hub does not give it"
-        raise ConfigError(f"{what}: {reason(error)}") from None
+        problem = f"model {shown(name)} is no local directory, and the hub does not give it"
+        raise ConfigError(f"{problem}: {reason(error)}") from None
 
 
 def _device(name: str | None) -> torch.device:

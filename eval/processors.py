@@ -27,10 +27,10 @@ def pictures_only(kind: type) -> type:
     """A processor class without its video part, which in transformers exists with torchvision only."""
 
     def get_attributes(cls) -> list[str]:
-        return [name for name in super(found, cls).get_attributes() if name != "video_processor"]
+        return [name for name in super(reduced, cls).get_attributes() if name != "video_processor"]
 
-    found = type(kind.__name__, (kind,), {"get_attributes": classmethod(get_attributes)})
-    return found
+    reduced = type(kind.__name__, (kind,), {"get_attributes": classmethod(get_attributes)})
+    return reduced
 
 
 def _class(path: str | Path, args: dict) -> type | None:

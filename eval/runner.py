@@ -40,20 +40,20 @@ class Work:
 
     def __init__(self, task: Task, docs: Docs, rank: int = 0, world: int = 1):
         self.task, self.docs = task, docs
-        self.idents, self.mine, groups = [], [], {}
+        self.idents, self.indices, groups = [], [], {}
         for i in range(len(docs)):
             names = task.names(docs.text(i))
             self.idents.append(names["id"])
             if groups.setdefault(names["group"], len(groups)) % world == rank:
-                self.mine.append(i)
+                self.indices.append(i)
         if len(set(self.idents)) < len(self.idents):
             twice = shown(Counter(self.idents).most_common(1)[0][0])
             raise ConfigError(f"data of task {task.name!r}: the name {twice} stands twice; possible: each id once")
 
     def batches(self, log: SampleLog, size: int) -> Iterator[list[int]]:
         """Batches of this process with a sample that is not done; cut from all, so a restart meets the same ones."""
-        for start in range(0, len(self.mine), size):
-            batch = self.mine[start : start + size]
+        for start in range(0, len(self.indices), size):
+            batch = self.indices[start : start + size]
             if not all(log.done(self.idents[i]) for i in batch):
                 yield batch
 
@@ -109,8 +109,8 @@ def evaluate(
     output = _writable(settings.output)
     given, processes = processes, processes or Processes()
     docs = [task.open(settings.split, settings.limit, place) for task, place in zip(tasks, places)]
-    for task, found in zip(tasks, docs):
-        task.check(found)
+    for task, task_docs in zip(tasks, docs):
+        task.check(task_docs)
     works = [Work(*one, processes.rank, processes.world) for one in zip(tasks, docs)]
     loaded = loaded or load(settings.model, settings.model_args, processes.device(settings.device))
     runs = plan(settings, None if loaded.family is None else loaded.family.name)
@@ -130,7 +130,7 @@ def evaluate(
                 )  # fmt: skip
                 stack.callback(log.close)
                 jobs.append(EvalJob(run, work, log))
-        with Monitor(sum(len(job.work.mine) for job in jobs), silent=quiet or not processes.first) as monitor:
+        with Monitor(sum(len(job.work.indices) for job in jobs), silent=quiet or not processes.first) as monitor:
             notes = [_answer(job, loaded, settings, batch, monitor, processes) for job in jobs]
         if not processes.first:
             for job in jobs:
@@ -151,7 +151,7 @@ def _conclude(
     jobs: Sequence[EvalJob], notes: list, loaded: Loaded, output: Path, cards: list, console: Terminal | None
 ) -> int:
     """Results, and with a console pictures and tables, from the logs of all processes."""
-    for job, said in zip(jobs, notes):
+    for job, job_notes in zip(jobs, notes):
         job.log.gather()
         missing = len(job.work.idents) - len(job.rows())
         if missing:
@@ -159,7 +159,7 @@ def _conclude(
                 f"{missing} samples of {job.log.name!r} are in no log of {str(output)!r}; possible: an --output that "
                 "all machines share"
             )
-        write_run(output, loaded.record, job, said)
+        write_run(output, loaded.record, job, job_notes)
     summary = write_summary(output, loaded.record, jobs)
     if console is not None:
         print_summary(summary, output, draw(summary, output / "accuracy_vs_tokens.png"), console)
@@ -227,10 +227,10 @@ def _answer(
     job: EvalJob, loaded: Loaded, settings: EvalSettings, batch: int, monitor: Monitor, processes: Processes
 ) -> list[str] | None:
     """Answers what the job's log does not have; returns the patch's notes on the model, None if nothing was missing."""
-    done = sum(job.log.done(job.work.idents[i]) for i in job.work.mine)
+    done = sum(job.log.done(job.work.idents[i]) for i in job.work.indices)
     part = "" if processes.world == 1 else f", process 1 of {processes.world}"
     monitor.begin(f"{job.run.name}, {job.task.name}{part}", done)
-    if done == len(job.work.mine):
+    if done == len(job.work.indices):
         return None
     torch.manual_seed(settings.seed)
     most = settings.max_new_tokens or job.task.max_new_tokens

@@ -81,7 +81,7 @@ def score_folder(folder: Path, tasks: str | None, dialect: str | None, cards: st
     dialect: other than that of the run, the results go to `scored-DIALECT/` in the folder, with copies of the logs'
     figures only. Raises ConfigError if there is no log.
     """
-    wanted = _wanted(tasks)
+    selected = _task_names(tasks)
     loaded_cards = [load_card(name) for name in (split_list("against", cards) if cards else ())]
     jobs, other = [], False
     for path in sorted((folder / "samples").glob("*.jsonl")):
@@ -90,7 +90,7 @@ def score_folder(folder: Path, tasks: str | None, dialect: str | None, cards: st
             continue
         identity = checked(header["identity"], f"line 1 of {str(path)!r}", IDENTITY, ANEW)
         name, ran = (identity["task"][key] for key in ("name", "dialect"))
-        if not path.name.endswith(f".{name}.jsonl") or (wanted and name not in wanted):
+        if not path.name.endswith(f".{name}.jsonl") or (selected and name not in selected):
             continue
         other = other or dialect not in (None, ran)
         jobs.append(SavedJob(path, header, rows, TASKS[name](dialect=dialect or ran)))
@@ -100,11 +100,11 @@ def score_folder(folder: Path, tasks: str | None, dialect: str | None, cards: st
     models = {json.dumps(model := _model(folder, job), sort_keys=True): model for job in jobs}
     console = Terminal(stderr=as_json)
     for model in models.values():
-        mine = [job for job in jobs if _model(folder, job) == model]
-        for job in mine:
+        model_jobs = [job for job in jobs if _model(folder, job) == model]
+        for job in model_jobs:
             job.store()
             write_run(output, model, job, None)
-        summary = write_summary(output, model, mine)
+        summary = write_summary(output, model, model_jobs)
         picture = draw(summary, output / "accuracy_vs_tokens.png")
         print_summary(summary, output, picture, console)
         for card in loaded_cards:
@@ -113,7 +113,7 @@ def score_folder(folder: Path, tasks: str | None, dialect: str | None, cards: st
         say(json.dumps(summary, indent=2, ensure_ascii=False))
 
 
-def _wanted(tasks: str | None) -> tuple[str, ...]:
+def _task_names(tasks: str | None) -> tuple[str, ...]:
     """The names in --tasks, none if it is not given; raises ConfigError for one that is no benchmark."""
     return tuple(TASKS[name].name for name in (split_list("tasks", tasks) if tasks else ()))
 
@@ -133,7 +133,7 @@ def score_answers(place: Path, tasks: str | None, dialect: str | None, dataset_p
     place: a file, a folder with such files, or a folder of folders that are named after benchmarks. tasks: the one
     benchmark; None if its name begins that of the place. Raises ConfigError in one line for anything that does not fit.
     """
-    wanted = _wanted(tasks)
+    selected = _task_names(tasks)
     if not place.exists():
         raise ConfigError(f"{shown(str(place))} does not exist; possible: a folder of `vtc eval`, or files of answers")
     if tasks is None and place.is_dir() and not _answer_files(place):
@@ -143,10 +143,10 @@ def score_answers(place: Path, tasks: str | None, dialect: str | None, dataset_p
             score_answers(folder, None, dialect, dataset_path, as_json)
         if below:
             return
-    names = wanted or _named_after(place)
+    names = selected or _named_after(place)
     if len(names) != 1:
-        given = "--tasks is missing" if tasks is None else f"--tasks {shown(tasks)} is not one benchmark"
-        raise ConfigError(f"{given}; possible: --tasks with the one that {shown(str(place))} answers")
+        problem = "--tasks is missing" if tasks is None else f"--tasks {shown(tasks)} is not one benchmark"
+        raise ConfigError(f"{problem}; possible: --tasks with the one that {shown(str(place))} answers")
     task = TASKS[names[0]](dialect=dialect or "llava")
     places = parse_places(dataset_path or {})
     check_places(places, names)
@@ -187,10 +187,10 @@ def _named_after(place: Path) -> tuple[str, ...]:
 
 
 def _files(place: Path) -> list[Path]:
-    found = _answer_files(place) if place.is_dir() else [place]
-    if not found or not all(file.is_file() for file in found):
+    files = _answer_files(place) if place.is_dir() else [place]
+    if not files or not all(file.is_file() for file in files):
         raise ConfigError(f"{str(place)!r} holds no answers; possible: {', '.join(ANSWER_FILES)}")
-    return found
+    return files
 
 
 def answered(task: Task, file: Path, docs: Docs | None) -> list[dict]:
@@ -204,12 +204,12 @@ def answered(task: Task, file: Path, docs: Docs | None) -> list[dict]:
         column = next((name for name in TEXTS if isinstance(raw.get(name), str)), None)
         if column is None:
             raise ConfigError(f"{where} has columns {shown(list(raw))}; possible for its text: {', '.join(TEXTS)}")
-        doc = {**raw, ROW: number, FOLDER: file.parent} if known is None else _found(task, raw, known, where)
+        doc = {**raw, ROW: number, FOLDER: file.parent} if known is None else _doc_of(task, raw, known, where)
         rows.append(_row(task, doc, raw[column], where))
     return rows
 
 
-def _found(task: Task, raw: Mapping, known: Mapping, where: str) -> Mapping:
+def _doc_of(task: Task, raw: Mapping, known: Mapping, where: str) -> Mapping:
     """The doc that an answer belongs to, by the task's own name for it or by the usual columns."""
     for name in (lambda: task.ident(raw), *[lambda key=key: str(raw[key]) for key in ("id", "question_id", "index")]):
         if (ident := _try(name)) in known:

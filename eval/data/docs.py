@@ -68,9 +68,9 @@ class Docs(Sequence[dict]):
             row, fault = {}, f"its type is {type(row).__name__}; possible: an object with columns"
         return {**row, ROW: number, FOLDER: self.folder, FAULT: fault}
 
-    def where(self, wanted: Callable[[Mapping], bool]) -> "Docs":
+    def where(self, matches: Callable[[Mapping], bool]) -> "Docs":
         """The docs for which `wanted`, which sees no pictures, is true."""
-        return self._of([self.chosen[i] for i in range(len(self)) if wanted(self.text(i))])
+        return self._of([self.chosen[i] for i in range(len(self)) if matches(self.text(i))])
 
     def limited(self, limit: int | None, group: Callable[[Mapping], str]) -> "Docs":
         """The docs of the first groups (in the order of their first docs) that together have at most `limit` docs.
@@ -138,8 +138,8 @@ def _hub(task: str, ids: Iterable[str], config: str | None, split: str, pictures
 def _revision(rows) -> str | None:
     """The commit that a data set was loaded from: it is in the addresses of its files."""
     for address in rows.info.download_checksums or {}:
-        if found := re.search(r"@([0-9a-f]{40})/", address):
-            return found[1]
+        if match := re.search(r"@([0-9a-f]{40})/", address):
+            return match[1]
     return None
 
 
@@ -169,10 +169,10 @@ def _files(folder: Path, config: str | None, split: str) -> list[Path]:
         if place.is_dir():
             folder = place
     for place in (folder, folder / "data"):
-        there = sorted(f for f in place.iterdir() if f.name.endswith(SUFFIXES)) if place.is_dir() else []
-        named = [f for f in there if re.match(rf"{re.escape(split)}(-\d+-of-\d+)?\.", f.name)]
-        if named or len(there) == 1:
-            return named or there
+        candidates = sorted(f for f in place.iterdir() if f.name.endswith(SUFFIXES)) if place.is_dir() else []
+        named = [f for f in candidates if re.match(rf"{re.escape(split)}(-\d+-of-\d+)?\.", f.name)]
+        if named or len(candidates) == 1:
+            return named or candidates
     return []
 
 
@@ -222,11 +222,11 @@ def _docs(rows, record: dict, pictures: Sequence[str]) -> Docs:
     import datasets
 
     raw = datasets.Image(decode=False)
-    there = [column for column in pictures if column in rows.column_names]
-    for column in there:
+    present = [column for column in pictures if column in rows.column_names]
+    for column in present:
         feature = rows.features[column]
         if isinstance(feature, datasets.Image):
             rows = rows.cast_column(column, raw)
         elif isinstance(getattr(feature, "feature", None), datasets.Image):
             rows = rows.cast_column(column, datasets.Sequence(raw))
-    return Docs(rows, rows.remove_columns(there), record)
+    return Docs(rows, rows.remove_columns(present), record)

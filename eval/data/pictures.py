@@ -69,21 +69,21 @@ def _decoded(value: str | bytes) -> bytes | None:
     return data
 
 
-def _opened(source: bytes | Path, what: str) -> Image.Image:
+def _opened(source: bytes | Path, label: str) -> Image.Image:
     """The decoded picture; raises ConfigError, whichever way a decoder fails."""
     try:
         if isinstance(source, Path) and not source.is_file():
-            raise ConfigError(f"{what} of a picture does not exist; {POSSIBLE}")
+            raise ConfigError(f"{label} of a picture does not exist; {POSSIBLE}")
         with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
             image.load()
             return rgb(image)
     except (ConfigError, MemoryError):
         raise
     except Image.UnidentifiedImageError:
-        raise ConfigError(f"{what}: no picture that Pillow can read") from None
+        raise ConfigError(f"{label}: no picture that Pillow can read") from None
     except Exception as error:  # decoders raise many kinds, such as SyntaxError and struct.error
         why = getattr(error, "strerror", None) or " ".join(str(error).split())[:80] or type(error).__name__
-        raise ConfigError(f"{what}: the picture cannot be read, {why}") from None
+        raise ConfigError(f"{label}: the picture cannot be read, {why}") from None
 
 
 def rgb(image: Image.Image) -> Image.Image:

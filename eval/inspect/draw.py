@@ -80,7 +80,7 @@ class Sheet:
 
 def draw(record: Mapping, picture: Image.Image) -> Figure:
     """The figure of a record (see `vtc.eval.inspect.record`) and its picture."""
-    found = [outcomes(run, record["tokens"]) for run in record["runs"]]
+    outcome_rows = [outcomes(run, record["tokens"]) for run in record["runs"]]
     stages, views = columns(record) or [(None, 0)], len(record["views"])
     wide, high = (LONGER * x / max(picture.size) for x in picture.size)
     grow = max(1.0, FLATTEST / min(wide, high))  # nothing too flat to look at
@@ -88,17 +88,17 @@ def draw(record: Mapping, picture: Image.Image) -> Figure:
     cell, alone = views * wide + (views - 1) * BETWEEN, len(stages) == 1
     title = TITLE + (0.17 if views > 1 else 0)
     if alone:
-        cell, across = max(cell, LABEL - 0.2), min(ACROSS, len(found))
+        cell, across = max(cell, LABEL - 0.2), min(ACROSS, len(outcome_rows))
         left, row = 0.15, title + high + WORDS + TEXT
-        width, tall = left + across * (cell + GAP), -(-len(found) // across) * row
+        width, tall = left + across * (cell + GAP), -(-len(outcome_rows) // across) * row
     else:
         left, row = LABEL, max(high, TEXT + 0.25) + WORDS + GAP
-        width, tall = left + len(stages) * (cell + GAP), title + len(found) * row
-    entries = _lines(used(record, found), max(width, NARROWEST))
+        width, tall = left + len(stages) * (cell + GAP), title + len(outcome_rows) * row
+    entries = _lines(used(record, outcome_rows), max(width, NARROWEST))
     sheet = Sheet(max(width, NARROWEST), HEAD + tall + FOOT + 0.24 * (len(entries) - 1))
     _header(sheet, record, picture)
     large = enlarge(picture, 2 * round(max(wide, high) * DPI))
-    for r, (run, row_of) in enumerate(zip(record["runs"], found)):
+    for r, (run, row_of) in enumerate(zip(record["runs"], outcome_rows)):
         done = dict(zip(keys(run), row_of))
         if alone:
             x, y = left + r % across * (cell + GAP), HEAD + r // across * row
@@ -144,13 +144,13 @@ def _names(sheet: Sheet, record: Mapping, left: float, top: float, wide: float) 
 
 
 def _label(sheet: Sheet, record: Mapping, run: Mapping, left: float, top: float, room: float) -> None:
-    same, said = verdict(record, run)
-    asked, came = budget(run, record["tokens"])
+    same, verdict_text = verdict(record, run)
+    requested, achieved = budget(run, record["tokens"])
     color = GREEN if same else RED
-    top += 0.18 * sheet.fitted(left, top, asked, 8.5, (room, 1), color=GREY)
-    top += 0.155 * sheet.fitted(left, top, came, 8.5, (room, 2), color=GREY) + 0.07
+    top += 0.18 * sheet.fitted(left, top, requested, 8.5, (room, 1), color=GREY)
+    top += 0.155 * sheet.fitted(left, top, achieved, 8.5, (room, 2), color=GREY) + 0.07
     top += 0.2 * sheet.fitted(left, top, quoted(run["answer"]), 12, (room, 2), color=color, weight="bold") + 0.05
-    sheet.text(left, top, said, 8.5, color)
+    sheet.text(left, top, verdict_text, 8.5, color)
 
 
 def _cell(
@@ -169,15 +169,15 @@ def _cell(
 
 def _lines(entries: list, width: float) -> list[list]:
     """The legend's entries in lines that are about as wide as the figure."""
-    found, used_up = [[]], 0.15
+    lines, used_up = [[]], 0.15
     for entry in entries:
         wide = 0.5 + 0.072 * len(entry[0])
-        if found[-1] and used_up + wide > width:
-            found.append([])
+        if lines[-1] and used_up + wide > width:
+            lines.append([])
             used_up = 0.15
-        found[-1].append(entry)
+        lines[-1].append(entry)
         used_up += wide
-    return found
+    return lines
 
 
 def _legend(sheet: Sheet, lines: list[list]) -> None:

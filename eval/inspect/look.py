@@ -47,7 +47,7 @@ def wrap(model: nn.Module, processor: object) -> Loaded:
 
 def configs_of(family: object, strategies: Sequence, keeps: Sequence, options: Mapping) -> list:
     """Every strategy with every budget (None: its own), resolved for a family; raises ConfigError."""
-    found = []
+    configs = []
     for strategy in strategies:
         if strategy in ("none", "downsample"):
             raise ConfigError(
@@ -55,9 +55,9 @@ def configs_of(family: object, strategies: Sequence, keeps: Sequence, options: M
                 "model is always asked too)"
             )
         for keep in keeps:
-            given = dict(options) if keep is None else {**options, "keep": keep}
-            found.append(vtc.load_strategy(strategy, family.name, **given))
-    return found
+            settings = dict(options) if keep is None else {**options, "keep": keep}
+            configs.append(vtc.load_strategy(strategy, family.name, **settings))
+    return configs
 
 
 def look(
@@ -98,8 +98,8 @@ def look(
     runs = []
     for config in configs:
         with vtc.patched(model, config.dump(), processor=loaded.processor):
-            said = answer()
-            runs.append(_run(config, said, None if config.keeps_all else vtc.report(model), layout.tokens))
+            text = answer()
+            runs.append(_run(config, text, None if config.keeps_all else vtc.report(model), layout.tokens))
     shown = picture.copy()
     shown.thumbnail((LARGEST, LARGEST), Image.Resampling.LANCZOS)
     record = {

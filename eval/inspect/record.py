@@ -53,7 +53,7 @@ class Outcome:
 
 def outcomes(run: Mapping, tokens: int) -> list[Outcome]:
     """What each step of a run did to the picture's tokens, merges of merges followed."""
-    every, found, summaries, ranks = np.arange(tokens), [], np.arange(0), {}
+    every, results, summaries, ranks = np.arange(tokens), [], np.arange(0), {}
     into, present = every, np.ones(tokens, bool)
     for step in run["steps"]:
         kept = np.zeros(tokens, bool)
@@ -69,20 +69,20 @@ def outcomes(run: Mapping, tokens: int) -> list[Outcome]:
         for place in holders:
             ranks.setdefault(place, len(ranks))
         moved = present & (flow >= 0) & (flow != every)
-        found.append(
+        results.append(
             Outcome(
                 step, state, into, {place: ranks[place] for place in holders}, tuple(summaries.tolist()),
                 int(moved.sum()), int((present & (flow < 0)).sum()), len(np.unique(flow[moved])),
             )
         )  # fmt: skip
         present = kept
-    return found
+    return results
 
 
 def columns(record: Mapping) -> list[tuple[int | None, int]]:
     """The stages of all runs in the order in which they happen: (layer, number among those of one run there)."""
-    found = {key for run in record["runs"] for key in keys(run)}
-    return sorted(found, key=lambda key: (-0.5 if key[0] is None else key[0], key[1]))
+    stages = {key for run in record["runs"] for key in keys(run)}
+    return sorted(stages, key=lambda key: (-0.5 if key[0] is None else key[0], key[1]))
 
 
 def keys(run: Mapping) -> list[tuple[int | None, int]]:
@@ -130,7 +130,7 @@ RECORD_SHAPE = record(
 def read(path: Path) -> tuple[dict, Image.Image]:
     """A record and its picture from `selection.json`, or from the folder that holds it; raises ConfigError."""
     path = path / RECORD if path.is_dir() else path
-    found = read_json(path, _whole, f"possible: the {RECORD} that vtc inspect wrote")
+    saved = read_json(path, _whole, f"possible: the {RECORD} that vtc inspect wrote")
     beside = path.parent / PICTURE
     try:
         with Image.open(beside) as opened:
@@ -138,23 +138,23 @@ def read(path: Path) -> tuple[dict, Image.Image]:
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         why = "does not exist" if isinstance(error, FileNotFoundError) else "is no picture"
         raise ConfigError(f"{str(beside)!r} {why}; possible: the one that was written with {RECORD}") from None
-    wanted = found["picture"]["width"] / found["picture"]["height"]
-    if abs(picture.width - picture.height * wanted) > 1 + wanted:
+    aspect = saved["picture"]["width"] / saved["picture"]["height"]
+    if abs(picture.width - picture.height * aspect) > 1 + aspect:
         raise ConfigError(f"{str(beside)!r} has another shape than the picture of {RECORD}; possible: its own picture")
-    return found, picture
+    return saved, picture
 
 
 def _whole(value: object, where: str) -> dict:
     """The shape of a record in which everything that is drawn is there and fits."""
     if (said := record({"schema": anything})(value, where)["schema"]) != SCHEMA:
         raise wrong("schema", said, repr(SCHEMA))
-    found = RECORD_SHAPE(value, where)
-    tokens = found["tokens"]
-    for v, view in enumerate(found["views"]):
+    data = RECORD_SHAPE(value, where)
+    tokens = data["tokens"]
+    for v, view in enumerate(data["views"]):
         _within(view["offsets"], tokens, f"views[{v}].offsets")
         if len(view["boxes"]) != len(view["offsets"]):
             raise wrong(f"views[{v}].boxes", len(view["boxes"]), f"as many as offsets, {len(view['offsets'])}")
-    for r, run in enumerate(found["runs"]):
+    for r, run in enumerate(data["runs"]):
         for i, step in enumerate(run["steps"]):
             place = f"runs[{r}].steps[{i}]"
             _within(step["kept"], tokens, f"{place}.kept")
@@ -165,7 +165,7 @@ def _whole(value: object, where: str) -> dict:
                 if len(step["merged_into"]) != tokens:
                     said = f"a place for each of {tokens} tokens"
                     raise wrong(f"{place}.merged_into", len(step["merged_into"]), said)
-    return found
+    return data
 
 
 def _within(places: list[int], tokens: int, where: str) -> None:

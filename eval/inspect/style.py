@@ -59,9 +59,9 @@ def caption(outcome: Outcome, shown: np.ndarray) -> str:
 
 def budget(run: Mapping, tokens: int) -> tuple[str, str]:
     """What was asked for, and what that came to."""
-    asked = "its stages' own budgets" if run["keep"] is None else f"keep {run['keep']} asked"
+    requested = "its stages' own budgets" if run["keep"] is None else f"keep {run['keep']} asked"
     share = run["average"] / tokens
-    return asked, f"{run['average']:.1f} of {tokens} tokens in the average layer ({share:.1%})"
+    return requested, f"{run['average']:.1f} of {tokens} tokens in the average layer ({share:.1%})"
 
 
 def verdict(record: Mapping, run: Mapping) -> tuple[bool, str]:
@@ -75,10 +75,10 @@ def quoted(text: str) -> str:
     return f"“{text}”" if text else "(nothing)"
 
 
-def used(record: Mapping, found: list[list[Outcome]]) -> list[tuple[str, object]]:
+def used(record: Mapping, outcome_rows: list[list[Outcome]]) -> list[tuple[str, object]]:
     """The entries of the legend that occur in the pictures."""
     states = set()
-    for outcome in (outcome for row in found for outcome in row):
+    for outcome in (outcome for row in outcome_rows for outcome in row):
         states |= set(np.unique(outcome.state).tolist())
         states |= {"summary"} if outcome.summaries else set()
     if any(is_cut(record, view) for view in record["views"]):

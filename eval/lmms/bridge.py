@@ -213,13 +213,13 @@ class VtcModel(lmms):
             visual = [(row["visual_before"], row["visual_average"]) for row in rows]
             for chat, (before, average) in zip(chats, visual):
                 if counts.dropped_nothing(report.keep, len(chat.pictures), before, average):
-                    asked = f"keep={report.keep!r} asks for fewer"
-                    raise PatchError(f"all {before} visual tokens of a prompt were kept where {asked}")
+                    budget = f"keep={report.keep!r} asks for fewer"
+                    raise PatchError(f"all {before} visual tokens of a prompt were kept where {budget}")
         self._visual += [pair for chat, pair in zip(chats, visual) if chat.pictures and None not in pair]
         texts = loaded.processor.batch_decode(answers, skip_special_tokens=True)
         for text, length, pair, written in zip(texts, lengths, visual, loaded.new_tokens(answers)):
-            seen = length if None in pair else length - pair[0] + pair[1]
-            tokens = TokenCounts(input_tokens=round(seen), output_tokens=written)
+            input_tokens = length if None in pair else length - pair[0] + pair[1]
+            tokens = TokenCounts(input_tokens=round(input_tokens), output_tokens=written)
             yield GenerationResult(text=cut(text, gen.get("until")), token_counts=tokens)
 
     def _search(self, gen: dict) -> dict:
@@ -228,17 +228,17 @@ class VtcModel(lmms):
         if ignored:
             self._ignored |= set(ignored)
             logger.warning(f"vtc: generation_kwargs without a meaning here, ignored: {', '.join(ignored)}")
-        found = {key: gen[key] for key in SEARCH if gen.get(key) not in (None, 1)}
+        arguments = {key: gen[key] for key in SEARCH if gen.get(key) not in (None, 1)}
         if gen.get("temperature") and gen.get("do_sample") is not False:
-            return {**found, "do_sample": True, **{key: gen[key] for key in SAMPLING if gen.get(key) is not None}}
-        return {**found, "do_sample": False, **dict.fromkeys(SAMPLING)} if found else {}
+            return {**arguments, "do_sample": True, **{key: gen[key] for key in SAMPLING if gen.get(key) is not None}}
+        return {**arguments, "do_sample": False, **dict.fromkeys(SAMPLING)} if arguments else {}
 
     def _log(self, seconds: float, written: int) -> None:
         """Into the `throughput` of lmms-eval's results: time, and of rank 0 the mean visual tokens of a prompt."""
         extra = {}
         if self._visual:
-            before, seen = (sum(column) / len(self._visual) for column in zip(*self._visual))
-            extra = {"visual_tokens": before, "visual_tokens_kept": seen}
+            before, average = (sum(column) / len(self._visual) for column in zip(*self._visual))
+            extra = {"visual_tokens": before, "visual_tokens_kept": average}
         log_metrics(seconds, written, written / seconds if seconds else 0.0, additional_metrics=extra)
 
 
@@ -251,8 +251,8 @@ def cut(text: str, until: str | Sequence[str] | None) -> str:
     return text.strip()
 
 
-def _picture(given: object) -> Image.Image:
-    return given if isinstance(given, Image.Image) else Image.open(given)
+def _picture(source: object) -> Image.Image:
+    return source if isinstance(source, Image.Image) else Image.open(source)
 
 
 def _whole(name: str, value: object) -> int:
@@ -264,8 +264,8 @@ def _whole(name: str, value: object) -> int:
 
 def _read(key: str, value: object) -> object:
     """lmms-eval reads numbers and true/false; a text is YAML here, so that lists and null are possible."""
-    what = f"{key}={shown(value)} in --model_args"
-    return parse(value, what) if isinstance(value, str) else value
+    where = f"{key}={shown(value)} in --model_args"
+    return parse(value, where) if isinstance(value, str) else value
 
 
 def _device(name: str | None) -> str | None:

@@ -38,7 +38,7 @@ def names(sums: Mapping, prefix: str = "n/") -> list[str]:
 
 def accuracy(sums: Mapping) -> dict:
     """`accuracy` over all rows, `macro` as mean over categories, and `accuracy/CATEGORY`, from the sums of `tally`."""
-    found = names(sums)
-    per = {name: ratio(sums[f"correct/{name}"], sums[f"n/{name}"]) for name in found}
-    whole = ratio(sum(sums[f"correct/{name}"] for name in found), sum(sums[f"n/{name}"] for name in found))
+    categories = names(sums)
+    per = {name: ratio(sums[f"correct/{name}"], sums[f"n/{name}"]) for name in categories}
+    whole = ratio(sum(sums[f"correct/{name}"] for name in categories), sum(sums[f"n/{name}"] for name in categories))
     return {"accuracy": whole, "macro": mean(list(per.values())), **{PER_CATEGORY + k: v for k, v in per.items()}}

@@ -50,25 +50,25 @@ def find_letter(text: str, letters: Sequence[str] = "ABCDEFGH") -> str:
     bare, text = text.strip(), f" {text} "
     lower = text.lower()
     behind = [lower.find(phrase) + len(phrase) for phrase in _PHRASES if phrase in lower]
-    found = []
+    candidates = []
     for letter in letters:
         if bare.startswith(letter) and not bare[1:2].isalpha():
-            found.append((10, 0, letter))
+            candidates.append((10, 0, letter))
         if bare.endswith(letter) and not bare[-2:-1].isalpha():
-            found.append((9, 0, letter))
-        found += [(7, text.find(letter, start), letter) for start in behind if letter in text[start:]]
+            candidates.append((9, 0, letter))
+        candidates += [(7, text.find(letter, start), letter) for start in behind if letter in text[start:]]
         for rank, form in _RANKED:
             if (form := form.format(letter)) in text:
-                found.append((rank, text.rfind(form), letter))
-    if not found:
-        found = [(0, text.rfind(letter), letter) for letter in letters if letter in text]
-    return max(found)[2] if found else ""
+                candidates.append((rank, text.rfind(form), letter))
+    if not candidates:
+        candidates = [(0, text.rfind(letter), letter) for letter in letters if letter in text]
+    return max(candidates)[2] if candidates else ""
 
 
 def _named_option(text: str, options: Mapping[str, object]) -> str | None:
     """The one option whose text stands in the answer, case ignored."""
-    found = [letter for letter, option in options.items() if str(option).lower() in text.lower()]
-    return found[0] if len(found) == 1 else None
+    letters = [letter for letter, option in options.items() if str(option).lower() in text.lower()]
+    return letters[0] if len(letters) == 1 else None
 
 
 def mmbench_prefetch(text: str, options: Mapping[str, object]) -> str | None:
@@ -81,9 +81,9 @@ def mmbench_prefetch(text: str, options: Mapping[str, object]) -> str | None:
     words = text.split()
     if FAILED not in text:
         for form in _TOKENS:
-            found = [letter for letter in "ABCDE" if form.format(letter) in words]
-            if len(found) == 1 and not (form == "{}" and found == ["A"] and len(words) > 3):
-                return found[0]
+            letters = [letter for letter in "ABCDE" if form.format(letter) in words]
+            if len(letters) == 1 and not (form == "{}" and letters == ["A"] and len(words) > 3):
+                return letters[0]
     return _named_option(text, options)
 
 
@@ -107,10 +107,10 @@ def vlmevalkit_letter(text: str, options: Mapping[str, object]) -> str | None:
         if any(refusal in text for refusal in REFUSALS):
             return REFUSED
         words = text.translate(_SPACED).split()
-        found = [letter for letter in options if letter in words]
-        if len(found) == 1 and words.index(found[0]) > len(words) - 5:
-            return found[0]
-        if not found and REFUSED in words:
+        letters = [letter for letter in options if letter in words]
+        if len(letters) == 1 and words.index(letters[0]) > len(words) - 5:
+            return letters[0]
+        if not letters and REFUSED in words:
             return REFUSED
         declared = _DECLARED.search(text)
         if declared and declared[1].upper() in options:
@@ -146,8 +146,8 @@ def seed(pred: str, answer: str) -> float:
 
 def ai2d_answer(text: str) -> str:
     """The letter if the answer begins with one and a full stop, else the answer: lmms-eval's filter for AI2D."""
-    found = _LEADING.match(text)
-    return found[1] if found else text
+    match = _LEADING.match(text)
+    return match[1] if match else text
 
 
 def ai2d(pred: str, answer: str) -> float:
@@ -171,8 +171,8 @@ def scienceqa_letter(text: str) -> str | None:
     """
     if text[:1] in tuple("ABCDE") and (len(text) == 1 or text[1:3] == ". "):
         return text[0]
-    found = _SCIENCEQA.findall(text)
-    return found[0] if len(found) == 1 else None
+    letters = _SCIENCEQA.findall(text)
+    return letters[0] if len(letters) == 1 else None
 
 
 def scienceqa_llava(pred: str, n_choices: int) -> str | None:

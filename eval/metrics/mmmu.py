@@ -31,13 +31,13 @@ def mmmu_choice(text: str, options: Mapping[str, str]) -> str | None:
         text = text.strip(mark)
     text = f" {text} "
     for form, place in (("({})", "({})"), ("{} ", " {} "), ("{}.", " {} ")):
-        found = [letter for letter in options if form.format(letter) in text]
-        if found:
-            return max(found, key=lambda letter: text.rfind(place.format(letter)))
+        letters = [letter for letter in options if form.format(letter) in text]
+        if letters:
+            return max(letters, key=lambda letter: text.rfind(place.format(letter)))
     lower = text.lower()
-    found = [letter for letter, option in options.items() if option.lower() in lower]
-    if found and len(text.split()) > 5:
-        return max(found, key=lambda letter: lower.rfind(options[letter].lower()))
+    letters = [letter for letter, option in options.items() if option.lower() in lower]
+    if letters and len(text.split()) > 5:
+        return max(letters, key=lambda letter: lower.rfind(options[letter].lower()))
     return None
 
 
@@ -69,9 +69,9 @@ def mmmu_open(text: str) -> list[str | float]:
     text = text.strip().strip(".").lower()
     lines = text.split("\n")
     ends = [_tail(line, _KEYS) for line in lines[:-1]] + [_tail(lines[-1], (*_KEYS, "="))]
-    kept = [end for end in ends if end and not (len(end) == 1 and end in _MARKS)] or [text]
-    numbers = [number for end in kept for pattern in _NUMBERS for number in pattern.findall(end)]
-    return sorted({candidate for part in (*kept, *numbers) for candidate in _normal(part)}, key=str)
+    endings = [end for end in ends if end and not (len(end) == 1 and end in _MARKS)] or [text]
+    numbers = [number for end in endings for pattern in _NUMBERS for number in pattern.findall(end)]
+    return sorted({candidate for part in (*endings, *numbers) for candidate in _normal(part)}, key=str)
 
 
 def mmmu_open_score(pred: str, answer: str | Sequence[str]) -> float:

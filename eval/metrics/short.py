@@ -60,11 +60,11 @@ def anls(pred: str, answers: Sequence[str]) -> float:
     (https://arxiv.org/abs/1905.13648, https://arxiv.org/abs/2007.00398) makes it 0.
     """
     pred = pred.strip()
-    best, mine = 0.0, " ".join(pred.lower().split())
+    best, prediction = 0.0, " ".join(pred.lower().split())
     for answer in answers:
         length = max(len(answer.upper()), len(pred.upper()))
         half = length // 2  # with more edits the score is below 0.5
-        distance = levenshtein(" ".join(answer.lower().split()), mine, limit=half)
+        distance = levenshtein(" ".join(answer.lower().split()), prediction, limit=half)
         if distance <= half:
             best = max(best, 1 - distance / length if length else 1.0)
     return best
@@ -84,10 +84,10 @@ def relaxed_accuracy(pred: str, answer: str) -> float:
     equal but for case: `0.0` for 0, `1,000` for 1000 and `5%` for 5 are wrong. Source: Qwen-VL's evaluate_vqa.py and
     lmms-eval's tasks/chartqa/utils.py.
     """
-    mine, target = _number(pred), _number(answer)
-    if mine is None or not target:
+    value, target = _number(pred), _number(answer)
+    if value is None or not target:
         return float(pred.lower() == answer.lower())
-    return float(abs(mine - target) / abs(target) <= 0.05)
+    return float(abs(value - target) / abs(target) <= 0.05)
 
 
 def ocrbench(pred: str, answers: str | Sequence[str], dataset: str) -> float:
@@ -103,8 +103,8 @@ def ocrbench(pred: str, answers: str | Sequence[str], dataset: str) -> float:
             return text.strip().replace("\n", "").replace(" ", "")
         return text.translate(_FULL_WIDTH).lower().strip().replace("\n", " ")
 
-    mine = plain(pred.strip())
-    return float(any(plain(answer) in mine for answer in ([answers] if isinstance(answers, str) else answers)))
+    prediction = plain(pred.strip())
+    return float(any(plain(answer) in prediction for answer in ([answers] if isinstance(answers, str) else answers)))
 
 
 def realworldqa(pred: str, answer: str) -> float:

@@ -39,8 +39,8 @@ def pope_vlmevalkit(text: str) -> str | None:
     digits only if it is alone. Source: https://github.com/open-compass/VLMEvalKit, vlmeval/dataset/utils/yorn.py.
     """
     words = replace_punctuation(text.lower(), _COMMA, _LONE_STOP).split()
-    found = [word for word in ("yes", "no") if word in words]
-    return found[0] if len(found) == 1 else None
+    answers = [word for word in ("yes", "no") if word in words]
+    return answers[0] if len(answers) == 1 else None
 
 
 def mme(text: str) -> str:

@@ -30,12 +30,12 @@ def against(card: PaperCard, summary: Mapping, console: Terminal | None = None, 
     measured figures are in the paper's scale, `..._of_full` are fractions. Where nothing can be compared, the card's
     command lines are printed.
     """
-    found = compare(card, summary)
+    comparison = compare(card, summary)
     if console is not None:
-        _print(card, found, console)
+        _print(card, comparison, console)
     if output is not None:
-        write_json(Path(output) / f"against_{card.name}.json", found)
-    return found
+        write_json(Path(output) / f"against_{card.name}.json", comparison)
+    return comparison
 
 
 def show(names: Sequence[str], output: Path | None, console: Terminal) -> None:
@@ -50,11 +50,11 @@ def show(names: Sequence[str], output: Path | None, console: Terminal) -> None:
         against(card, summary, console, output)
 
 
-def _print(card: PaperCard, found: Mapping, console: Terminal) -> None:
+def _print(card: PaperCard, comparison: Mapping, console: Terminal) -> None:
     console = console.wide(PIPE_WIDTH)
     say = console.say
     say(f"\nagainst {card.name}: {card.title} ({card.year}), {card.url}", "bold")
-    compared = [model for model in found["models"] if model["rows"]]
+    compared = [model for model in comparison["models"] if model["rows"]]
     for model in compared:
         if not model["same_checkpoint"]:
             names = f"measured {model['measured_with']}, published {model['checkpoint']}"
@@ -67,7 +67,7 @@ def _print(card: PaperCard, found: Mapping, console: Terminal) -> None:
             f"{model['published_without_method']} are of methods that vtc has not got"
         )
     if not compared:
-        lines = commands(card, {model["checkpoint"] for model in found["models"] if model["same_checkpoint"]})
+        lines = commands(card, {model["checkpoint"] for model in comparison["models"] if model["same_checkpoint"]})
         say(f"no run here is one of the card's{'; these would be:' if lines else ', which has averages alone'}")
         for line in lines:
             say(f"  {line}")

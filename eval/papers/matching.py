@@ -102,19 +102,19 @@ def is_row(entry: Model, row: PublishedRow, run: Mapping) -> bool:
     return _same_budget(row.asked, method["keep"], entry.tokens or _tokens(run))
 
 
-def _same_budget(published: int | float | None, asked: int | float | None, tokens: float | None) -> bool:
-    if published is None or asked is None:
+def _same_budget(published: int | float | None, requested: int | float | None, tokens: float | None) -> bool:
+    if published is None or requested is None:
         return False
-    if isinstance(published, int) == isinstance(asked, int):
-        return published == asked if isinstance(asked, int) else abs(published - asked) <= CLOSE
-    fraction, count = sorted((published, asked), key=lambda keep: isinstance(keep, int))
+    if isinstance(published, int) == isinstance(requested, int):
+        return published == requested if isinstance(requested, int) else abs(published - requested) <= CLOSE
+    fraction, count = sorted((published, requested), key=lambda keep: isinstance(keep, int))
     return tokens is not None and round(fraction * tokens) == count
 
 
 def _tokens(run: Mapping) -> float | None:
     """Visual tokens of a sample without pruning, where all tasks of the run agree."""
-    found = {task.get("tokens", {}).get("visual_before") for task in run["tasks"].values()}
-    return found.pop() if len(found) == 1 else None
+    counts = {task.get("tokens", {}).get("visual_before") for task in run["tasks"].values()}
+    return counts.pop() if len(counts) == 1 else None
 
 
 def _resolved(row: PublishedRow, run: Mapping, settings: Mapping) -> dict | None:
@@ -135,7 +135,7 @@ def _other_settings(row: PublishedRow, run: Mapping) -> list[str]:
     if expected is None:
         return []
     pairs = [(ran, expected), *zip(ran.get("stages", []), expected["stages"])]
-    return [f"{k}={v}" for mine, own in pairs for k, v in mine.items() if k != "stages" and v != own.get(k)]
+    return [f"{k}={v}" for actual, default in pairs for k, v in actual.items() if k != "stages" and v != default.get(k)]
 
 
 def _figure(run: Mapping, task: str, score: Score) -> Mapping | None:
@@ -176,10 +176,10 @@ def _of_full(
     known = comparison.get(task, {}).get(run["name"], {}).get("relative")
     if known is not None and score.figure in (None, run["tasks"][task]["primary"]):
         return known
-    mine, alike = run["tasks"][task], ("n", "dialect", "split")
+    result, alike = run["tasks"][task], ("n", "dialect", "split")
     for other in runs:
         base = other["tasks"].get(task) if other["method"]["name"] == FULL else None
-        if base is not None and all(base.get(key) == mine.get(key) for key in alike):
+        if base is not None and all(base.get(key) == result.get(key) for key in alike):
             figure = _figure(other, task, score)
             return value / figure["value"] if figure is not None and figure["value"] else None
     return None
@@ -187,15 +187,15 @@ def _of_full(
 
 def _remarks(entry: Model, task: str, result: Mapping) -> list[str]:
     """What makes a measured figure another one than the published: dialect, split, samples left out."""
-    found, dialect, split = [], entry.dialect_of(task), (entry.splits or {}).get(task)
+    remarks, dialect, split = [], entry.dialect_of(task), (entry.splits or {}).get(task)
     if dialect is not None and result["dialect"] != dialect:
-        found.append(f"other dialect: {result['dialect']}")
+        remarks.append(f"other dialect: {result['dialect']}")
     if split is not None and result["split"] != split:
-        found.append(f"split {result['split']}, published {split}")
-    seen = result["n"] + result.get("n_errors", 0)
-    if result["split"] == TASKS[task].splits[0] and seen < ENOUGH * SIZES.get(task, 0):
-        found.append(f"first {seen} only")
-    return found + ([f"{result['n_errors']} failed"] if result.get("n_errors") else [])
+        remarks.append(f"split {result['split']}, published {split}")
+    samples = result["n"] + result.get("n_errors", 0)
+    if result["split"] == TASKS[task].splits[0] and samples < ENOUGH * SIZES.get(task, 0):
+        remarks.append(f"first {samples} only")
+    return remarks + ([f"{result['n_errors']} failed"] if result.get("n_errors") else [])
 
 
 def _means(scores: Sequence[Mapping]) -> dict:

@@ -56,7 +56,7 @@ FLOPS = Cost("prefill FLOPs", "prefill FLOPs of the language model, % of none", 
 
 def points(grid: Grid, cost: Cost, task: str | None) -> list[Point]:
     """The runs of which figure and cost are known; task: None for the mean over tasks relative to `none`."""
-    section, found = grid.section, []
+    section, plotted = grid.section, []
     series = section.series()
     for i, entry in enumerate(section.entries):
         value, error, x, x_error = _figures(grid, i, cost, task)
@@ -66,8 +66,8 @@ def points(grid: Grid, cost: Cost, task: str | None) -> list[Point]:
         costs = cost.text(x, x_error) + (" (that would hold as much; all are used)" if hollow else "")
         tip = f"{named(grid, i)}: {with_error(value, error)} at {costs}"
         place = None if entry.full else series.index(section.series_of(i))
-        found.append(Point(named(grid, i), place, section.labels[i], x, value, x_error, error, tip, hollow))
-    return found
+        plotted.append(Point(named(grid, i), place, section.labels[i], x, value, x_error, error, tip, hollow))
+    return plotted
 
 
 def _figures(grid: Grid, i: int, cost: Cost, task: str | None) -> tuple:

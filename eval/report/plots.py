@@ -102,9 +102,9 @@ def _threads(panel, points: Sequence[Point], axes: Axes) -> None:
     for point in points:
         if point.series is not None:
             threads[point.series, point.thread, point.hollow].append(point)
-    for (series, _, hollow), mine in threads.items():
-        if len(mine) > 1:
-            places = sorted((_place(point, axes, points), point.y) for point in mine)
+    for (series, _, hollow), members in threads.items():
+        if len(members) > 1:
+            places = sorted((_place(point, axes, points), point.y) for point in members)
             (line,) = panel.plot(
                 *zip(*places), color=svg.colour(series % len(COLORS)), lw=1.3, ls=":" if hollow else "-", zorder=2
             )

@@ -56,17 +56,17 @@ def read(folders: Sequence[Path]) -> list[ReportFolder]:
 
     Two folders of one name are told apart by their place among the folders given.
     """
-    given = [Path(os.path.abspath(Path(folder).expanduser())) for folder in folders]
-    names = [folder.name for folder in given]
-    found = []
-    for number, (folder, name) in enumerate(zip(given, names), 1):
-        if given.index(folder) != number - 1:
+    paths = [Path(os.path.abspath(Path(folder).expanduser())) for folder in folders]
+    names = [folder.name for folder in paths]
+    reports = []
+    for number, (folder, name) in enumerate(zip(paths, names), 1):
+        if paths.index(folder) != number - 1:
             raise ConfigError(f"{str(folder)!r} stands twice; possible: each folder once")
         if not folder.is_dir():
             raise ConfigError(f"no results in {str(folder)!r}: it is no folder; {POSSIBLE}")
         called = name if names.count(name) == 1 else f"{name} ({number})"
-        found.append(_sweep(folder, called) if (folder / "sweep.json").is_file() else _evaluation(folder, called))
-    return found
+        reports.append(_sweep(folder, called) if (folder / "sweep.json").is_file() else _evaluation(folder, called))
+    return reports
 
 
 def _evaluation(folder: Path, name: str) -> ReportFolder:
@@ -87,8 +87,8 @@ def _entries(path: Path, folder: Path, source: str, cell: Mapping | None = None)
 def _compared(data: Mapping, name: str) -> dict:
     """By task, where `none` is in the comparison too."""
     tasks = data.get("comparison") or {}
-    found = {task: entries.get(name) for task, entries in tasks.items() if "none" in entries}
-    return {task: entry for task, entry in found.items() if entry and entry.get("difference") is not None}
+    by_task = {task: entries.get(name) for task, entries in tasks.items() if "none" in entries}
+    return {task: entry for task, entry in by_task.items() if entry and entry.get("difference") is not None}
 
 
 def _sweep(folder: Path, name: str) -> ReportFolder:

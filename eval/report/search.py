@@ -52,21 +52,21 @@ def _value(value: object) -> str:
 
 def blocks(source: ReportFolder, prefix: str) -> list:
     """All that a sweep adds to the page."""
-    sweep, found = source.sweep, []
+    sweep, parts = source.sweep, []
     objectives = {one["name"]: one for one in sweep.get("objectives") or []}
     search = sweep.get("search")
     if sweep.get("heldout"):
-        found += [Heading(3, "Does the choice hold?"), _heldout(sweep, objectives)]
+        parts += [Heading(3, "Does the choice hold?"), _heldout(sweep, objectives)]
     if sweep.get("best"):
-        found += [Heading(3, "Best configurations"), *_best(source, objectives)]
+        parts += [Heading(3, "Best configurations"), *_best(source, objectives)]
     if search:
-        found.append(Heading(3, "The search"))
+        parts.append(Heading(3, "The search"))
         finished = sum(trial["state"].upper() == "COMPLETE" for trial in search["trials"])
         trials = f"{len(search['trials'])} trials, {finished} complete"
-        found.append(Text(f"Sampler {search['sampler']}, seed {search['seed']}; {trials}."))
-        found.append(Figures([*_trials(search, objectives, prefix), *_importance(search, prefix)]))
-        found.append(Fold("All trials", [_trial_table(sweep, search, objectives)]))
-    return found
+        parts.append(Text(f"Sampler {search['sampler']}, seed {search['seed']}; {trials}."))
+        parts.append(Figures([*_trials(search, objectives, prefix), *_importance(search, prefix)]))
+        parts.append(Fold("All trials", [_trial_table(sweep, search, objectives)]))
+    return parts
 
 
 def shown(value: float | None, objective: Mapping | None, sign: str = "") -> str:
@@ -92,34 +92,34 @@ def _head(name: str, objective: Mapping | None) -> str:
 
 def verdict(sweep: Mapping) -> Text:
     """Whether the search's best is better than the paper's default on samples that the search never saw."""
-    held = sweep["heldout"]
-    objective = {one["name"]: one for one in sweep.get("objectives") or []}.get(held.get("objective"))
-    gap, there, here = (held.get(key) or {} for key in ("difference", "heldout_split", "search_split"))
+    heldout = sweep["heldout"]
+    objective = {one["name"]: one for one in sweep.get("objectives") or []}.get(heldout.get("objective"))
+    gap, unseen, searched = (heldout.get(key) or {} for key in ("difference", "heldout_split", "search_split"))
     error = "" if gap.get("stderr") is None else f" ± {shown(gap['stderr'], objective)}"
     chance = gap.get("p") is not None and gap["p"] >= ALPHA
     p = "" if gap.get("p") is None else f" (paired bootstrap, p = {gap['p']:.2g}{', not significant' * chance})"
-    word = {True: "yes, at least as good as the paper's default", False: "no"}.get(held.get("holds"), "not known")
+    word = {True: "yes, at least as good as the paper's default", False: "no"}.get(heldout.get("holds"), "not known")
     line = (
-        f"Holds on the held-out split ({held['split']}): {word}, difference {shown(gap.get('value'), objective, '+')}"
-        f"{error}{p}. The search's best has {shown(there.get('best'), objective)} there, the paper's default "
-        f"{shown(there.get('reference'), objective)}; on the split of the search they had "
-        f"{shown(here.get('best'), objective)} and {shown(here.get('reference'), objective)}."
+        f"Holds on the held-out split ({heldout['split']}): {word}, difference "
+        f"{shown(gap.get('value'), objective, '+')}{error}{p}. The search's best has {shown(unseen.get('best'), objective)} there, the paper's default "
+        f"{shown(unseen.get('reference'), objective)}; on the split of the search they had "
+        f"{shown(searched.get('best'), objective)} and {shown(searched.get('reference'), objective)}."
     )
-    return Text(line, "good" if held.get("holds") and not chance else "bad")
+    return Text(line, "good" if heldout.get("holds") and not chance else "bad")
 
 
 def _heldout(sweep: Mapping, objectives: Mapping) -> Table:
-    held = sweep["heldout"]
-    objective = objectives.get(held.get("objective"))
+    heldout = sweep["heldout"]
+    objective = objectives.get(heldout.get("objective"))
     cells = {cell["id"]: cell for cell in sweep["cells"]}
     rows = []
     for role, called in (("best", "best of the search"), ("reference", "paper's default")):
-        cell = cells.get(held.get(role), {"params": {}})
-        sides = [(held.get(key) or {}).get(role) for key in ("search_split", "heldout_split")]
+        cell = cells.get(heldout.get(role), {"params": {}})
+        sides = [(heldout.get(key) or {}).get(role) for key in ("search_split", "heldout_split")]
         texts = (called, settings(cell["params"]) or UNKNOWN, *(shown(value, objective) for value in sides))
         rows.append([*map(Cell, texts)])
     columns = [Column("", False), Column("settings", False), Column("split of the search"), Column("held-out split")]
-    return Table(f"{held.get('objective')}: on the split of the search, and on one that it never saw", columns, rows)
+    return Table(f"{heldout.get('objective')}: on the split of the search, and on one that it never saw", columns, rows)
 
 
 def _best(source: ReportFolder, objectives: Mapping) -> list:
@@ -141,7 +141,7 @@ def _best(source: ReportFolder, objectives: Mapping) -> list:
 
 
 def _trials(search: Mapping, objectives: Mapping, prefix: str) -> list[Figure]:
-    found = []
+    figures = []
     for number, (name, objective) in enumerate(objectives.items()):
         values = [(t["number"], (t.get("values") or {}).get(name)) for t in search["trials"]]
         scale = unit_of(objective)[0]
@@ -160,12 +160,12 @@ def _trials(search: Mapping, objectives: Mapping, prefix: str) -> list[Figure]:
         picture = plots.trials(scaled, up, _head(name, objective), f"{prefix}t{number}-", alt)
         rows = [[Cell(str(n)), Cell(shown(v, objective))] for n, v in values]
         table = Table(f"Numbers of the plot: {title}", [Column("trial"), Column(_head(name, objective))], rows)
-        found.append(Figure(picture, title, f"Best: trial {best[0]}.", alt, table))
-    return found
+        figures.append(Figure(picture, title, f"Best: trial {best[0]}.", alt, table))
+    return figures
 
 
 def _importance(search: Mapping, prefix: str) -> list[Figure]:
-    found = []
+    figures = []
     for number, (name, shares) in enumerate((search.get("importance") or {}).items()):
         if not shares:
             continue
@@ -174,8 +174,8 @@ def _importance(search: Mapping, prefix: str) -> list[Figure]:
         alt = f"{title}: " + ", ".join(f"{key} {100 * shares[key]:.0f} %" for key in order) + "."
         rows = [[Cell(key), Cell(f"{100 * shares[key]:.1f}")] for key in order]
         table = Table(f"Numbers of the plot: {title}", [Column("parameter", False), Column("share, %")], rows)
-        found.append(Figure(plots.bars(shares, f"{prefix}i{number}-", alt), title, "", alt, table))
-    return found
+        figures.append(Figure(plots.bars(shares, f"{prefix}i{number}-", alt), title, "", alt, table))
+    return figures
 
 
 def _trial_table(sweep: Mapping, search: Mapping, objectives: Mapping) -> Table:

@@ -54,11 +54,11 @@ class Grid:
     def score(self, i: int) -> tuple[float | None, float | None]:
         """What runs are ranked by, and its standard error: the primary figure, times its scale; with several tasks the
         mean over them relative to `none`, in per cent; unknown where a task is missing."""
-        mine, tasks = self.of(i), self.section.tasks
-        if len(mine) < len(tasks):
+        measured, tasks = self.of(i), self.section.tasks
+        if len(measured) < len(tasks):
             return None, None
         if len(tasks) == 1:
-            return _times(mine[0].value, mine[0].scale), _times(mine[0].figure["stderr"], mine[0].scale)
+            return _times(measured[0].value, measured[0].scale), _times(measured[0].figure["stderr"], measured[0].scale)
         averaged = self.average(i)
         if len(averaged["tasks"]) < len(tasks):
             return None, None
@@ -70,18 +70,18 @@ class Grid:
 
     def variant_score(self, i: int) -> float | None:
         """The mean score of the runs that differ from this one in nothing but the seed."""
-        section, mine = self.section, self.section.entries[i].run["method"]["budget"]
+        section, budget = self.section, self.section.entries[i].run["method"]["budget"]
         alike = [
             self.score(j)[0]
             for j, entry in enumerate(section.entries)
-            if section.variants[j] == section.variants[i] and entry.run["method"]["budget"] == mine
+            if section.variants[j] == section.variants[i] and entry.run["method"]["budget"] == budget
         ]
         return None if None in alike else math.fsum(alike) / len(alike)
 
     def cost(self, i: int, of: Callable[[Measured], float | None]) -> float | None:
         """The mean of a cost over all tasks of the section; None where one is unknown."""
-        found = [of(m) for m in self.of(i)]
-        return None if None in found or len(found) < len(self.section.tasks) else math.fsum(found) / len(found)
+        costs = [of(m) for m in self.of(i)]
+        return None if None in costs or len(costs) < len(self.section.tasks) else math.fsum(costs) / len(costs)
 
 
 def _times(value: float | None, scale: float) -> float | None:
@@ -136,24 +136,24 @@ def _budgets(grid: Grid) -> list[BudgetGroup]:
 
     With many budgets, as a search over them has, those within 5 % are one.
     """
-    found: list[tuple[float, list[int]]] = []
+    groups: list[tuple[float, list[int]]] = []
     shares = {i: grid.cost(i, kept) or _mean(kept(m) for m in grid.of(i)) for i in range(len(grid.section.entries))}
     methods = [entry.run["method"] for entry in grid.section.entries]
     pruned = [i for i, entry in enumerate(grid.section.entries) if not entry.full and shares[i] is not None]
-    asked = {}
+    by_keep = {}
     for i in pruned:
         if methods[i]["keep"] is not None:
-            asked.setdefault(repr(methods[i]["keep"]), []).append(i)
-    several = len(asked) <= MOST_BUDGETS
-    found += [(median(shares[i] for i in members), members) for members in asked.values() if several]
+            by_keep.setdefault(repr(methods[i]["keep"]), []).append(i)
+    several = len(by_keep) <= MOST_BUDGETS
+    groups += [(median(shares[i] for i in members), members) for members in by_keep.values() if several]
     for i in sorted((i for i in pruned if methods[i]["keep"] is None or not several), key=lambda i: shares[i]):
-        near = [g for g in found if abs(g[0] - shares[i]) <= ROUNDED * shares[i]]
+        near = [g for g in groups if abs(g[0] - shares[i]) <= ROUNDED * shares[i]]
         if near:
             min(near, key=lambda g: abs(g[0] - shares[i]))[1].append(i)
         else:
-            found.append((shares[i], [i]))
+            groups.append((shares[i], [i]))
     budgets = []
-    for share, members in sorted(found, key=lambda g: (-g[0], g[1])):
+    for share, members in sorted(groups, key=lambda g: (-g[0], g[1])):
         counts = [_mean(tokens(m) for m in grid.of(i)) for i in members]
         known = [count for count in counts if count is not None]
         number = median(known) if known else None
@@ -176,11 +176,11 @@ def _test(grid: Grid, logs: Mapping) -> None:
     full = {i: base for i, entry in enumerate(grid.section.entries) if base is not None and not entry.full}
     grid.replicates = replicates(max(len(full), len(best)))
     for task in grid.section.tasks:
-        mine = {i: rows for (i, name), rows in logs.items() if name == task}
-        if not any(rows is not None for rows in mine.values()):
+        task_logs = {i: rows for (i, name), rows in logs.items() if name == task}
+        if not any(rows is not None for rows in task_logs.values()):
             continue
         judge = TASKS[task](dialect=grid.section.conditions[task]["dialect"])
-        none, rivals = (paired(judge, mine, pairs, grid.replicates) for pairs in (full, best))
+        none, rivals = (paired(judge, task_logs, pairs, grid.replicates) for pairs in (full, best))
         for i, (p, corrected) in none.items():
             grid.cells[i, task].p_none, grid.cells[i, task].holm_none = p, corrected
         for i, (p, corrected) in rivals.items():

@@ -58,34 +58,34 @@ def split(entries: Iterable[Entry]) -> list[Section]:
 
     The largest comes first, equal ones in the order of their first run.
     """
-    found: list[Section] = []
+    sections: list[Section] = []
     for entry in entries:
-        mine = conditions(entry.run)
-        if not mine:
+        new = conditions(entry.run)
+        if not new:
             continue
-        fits = (s for s in found if s.model == entry.run["model"] and _agree(s.conditions, mine))
+        fits = (s for s in sections if s.model == entry.run["model"] and _agree(s.conditions, new))
         section = next(fits, None)
         if section is None:
             section = Section(entry.run["model"])
-            found.append(section)
-        section.conditions = {**section.conditions, **{k: v for k, v in mine.items() if k not in section.conditions}}
+            sections.append(section)
+        section.conditions = {**section.conditions, **{k: v for k, v in new.items() if k not in section.conditions}}
         if any(_keys(entry) == _keys(other) for other in section.entries):
             section.duplicates += 1
         else:
             section.entries.append(entry)
-    for section in found:
+    for section in sections:
         section.entries.sort(key=lambda entry: not entry.full)
         section.labels, section.variants = _labels(section.entries)
-    return sorted(found, key=lambda section: -len(section.entries))
+    return sorted(sections, key=lambda section: -len(section.entries))
 
 
-def _agree(known: Mapping, mine: Mapping) -> bool:
+def _agree(known: Mapping, new: Mapping) -> bool:
     """Whether all shared tasks have equal conditions; runs that share none stay together if they are asked alike."""
-    shared = known.keys() & mine.keys()
+    shared = known.keys() & new.keys()
     if shared:
-        return all(known[name] == mine[name] for name in shared)
-    asked = [{(str(c["dialect"]), repr(c["prompt"])) for c in side.values()} for side in (known, mine)]
-    return asked[0] == asked[1]
+        return all(known[name] == new[name] for name in shared)
+    prompts = [{(str(c["dialect"]), repr(c["prompt"])) for c in side.values()} for side in (known, new)]
+    return prompts[0] == prompts[1]
 
 
 def _keys(entry: Entry) -> tuple:
@@ -94,25 +94,25 @@ def _keys(entry: Entry) -> tuple:
 
 def differences(first: Section, other: Section) -> list[str]:
     """What keeps two sections apart, as `gqa: split 'test' (there 'tune')`."""
-    found = [f"{MODEL}: {text}" for text in _differ(first.model, other.model)]
+    reasons = [f"{MODEL}: {text}" for text in _differ(first.model, other.model)]
     for task in other.tasks:
         if task not in first.conditions:
-            found.append(f"task {task} (not there)")
+            reasons.append(f"task {task} (not there)")
             continue
-        there, here = first.conditions[task], other.conditions[task]
-        texts = _differ(there, here)
-        if there["split"] != here["split"]:  # whatever else follows from it
+        base, here = first.conditions[task], other.conditions[task]
+        texts = _differ(base, here)
+        if base["split"] != here["split"]:  # whatever else follows from it
             texts = [text for text in texts if not text.startswith(("ids ", "data.split "))]
         for text in texts:
             if text.startswith("ids "):
                 sizes = [_samples(section, task) for section in (other, first)]
                 text = "samples: {} (there {})".format(*sizes) if sizes[0] != sizes[1] else "samples: others"
-            found.append(f"{task}: {text}")
-    return found
+            reasons.append(f"{task}: {text}")
+    return reasons
 
 
-def _differ(there: Mapping, here: Mapping) -> list[str]:
-    return [f"{place} {new!r} (there {old!r})" for place, old, new in entries_apart(there, here)]
+def _differ(base: Mapping, here: Mapping) -> list[str]:
+    return [f"{place} {new!r} (there {old!r})" for place, old, new in entries_apart(base, here)]
 
 
 def _samples(section: Section, task: str) -> int:
@@ -125,7 +125,7 @@ def _labels(entries: list[Entry]) -> tuple[list[str], list[str]]:
     plain: dict[str, list[Entry]] = defaultdict(list)
     for entry in entries:
         plain[method_of(entry)].append(entry)
-    varying = {name: _varying(mine) for name, mine in plain.items()}
+    varying = {name: _varying(members) for name, members in plain.items()}
     variants = []
     for entry in entries:
         settings = flat(entry.run)
@@ -136,22 +136,22 @@ def _labels(entries: list[Entry]) -> tuple[list[str], list[str]]:
 
 
 def _varying(entries: list[Entry]) -> list[str]:
-    found: dict[str, set] = defaultdict(set)
+    combinations: dict[str, set] = defaultdict(set)
     keys = sorted({key for entry in entries for key in flat(entry.run)})
     for entry in entries:
         settings = flat(entry.run)
         for key in keys:
-            found[key].add((repr(entry.run["method"]["budget"]), repr(settings.get(key))))
-    return [key for key in keys if len(found[key]) > len({budget for budget, _ in found[key]})]
+            combinations[key].add((repr(entry.run["method"]["budget"]), repr(settings.get(key))))
+    return [key for key in keys if len(combinations[key]) > len({budget for budget, _ in combinations[key]})]
 
 
 def flat(run: Mapping) -> dict[str, object]:
     """The resolved strategy's settings without budget and seed, those of stage i as `i.KEY`."""
     resolved = run["method"].get("resolved") or {}
-    found = {key: value for key, value in resolved.items() if key != "stages" and key not in BUDGETS}
+    settings = {key: value for key, value in resolved.items() if key != "stages" and key not in BUDGETS}
     for i, stage in enumerate(resolved.get("stages", [])):
-        found |= {f"{i}.{key}": v for key, v in stage.items() if key not in (*BUDGETS, "seed", "method")}
-    return found
+        settings |= {f"{i}.{key}": v for key, v in stage.items() if key not in (*BUDGETS, "seed", "method")}
+    return settings
 
 
 def _short(key: str, settings: Mapping) -> str:
@@ -168,10 +168,10 @@ def _text(value: object) -> str:
 def _unique(labels: list[str], entries: list[Entry], more) -> list[str]:
     """Adds `more` to labels that stand twice with the same budget, if it tells them apart."""
     budgets = [entry.run["method"]["budget"] for entry in entries]
-    found = list(labels)
+    unique = list(labels)
     for pair in dict.fromkeys(zip(labels, budgets)):
         same = [i for i, other in enumerate(zip(labels, budgets)) if other == pair]
         if len(same) > 1 and len({more(entries[i]) for i in same}) > 1:
             for i in same:
-                found[i] = f"{labels[i]} ({more(entries[i])})"
-    return found
+                unique[i] = f"{labels[i]} ({more(entries[i])})"
+    return unique

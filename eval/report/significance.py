@@ -22,13 +22,13 @@ def paired(
 
     judge: the task; logs: scored rows by run. Left out are runs without a log, and those with a single group.
     """
-    found = {}
+    p_values = {}
     for i, j in pairs.items():
         if logs.get(i) is not None and logs.get(j) is not None:
             p = statistics.compare(judge, logs[i], logs[j], draws)["difference"]["p"]
             if p is not None:
-                found[i] = p
-    return dict(zip(found, zip(found.values(), holm(list(found.values())))))
+                p_values[i] = p
+    return dict(zip(p_values, zip(p_values.values(), holm(list(p_values.values())))))
 
 
 def holm(p: Sequence[float]) -> list[float]:
@@ -47,10 +47,10 @@ def holm(p: Sequence[float]) -> list[float]:
 def front(points: Sequence[tuple[float, float]]) -> list[int]:
     """Indices of the points (cost, figure) that no other beats: none costs as little and scores more, or costs less and
     scores as much. From cheap to dear; of equal points the first."""
-    found: list[int] = []
+    indices: list[int] = []
     best = -math.inf
     for i in sorted(range(len(points)), key=lambda i: (points[i][0], -points[i][1], i)):
         if points[i][1] > best:
-            found.append(i)
+            indices.append(i)
             best = points[i][1]
-    return found
+    return indices

@@ -88,4 +88,4 @@ def _plain(element: ElementTree.Element, prefix: str) -> None:
 def _colours(style: str) -> str:
     for stand_in, variable in _VARIABLES.items():
         style = style.replace(stand_in, variable)
-    return re.sub(r"#0a00([0-9a-f]{2})", lambda found: f"var(--c{int(found[1], 16)})", style)
+    return re.sub(r"#0a00([0-9a-f]{2})", lambda match: f"var(--c{int(match[1], 16)})", style)

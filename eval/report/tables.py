@@ -46,27 +46,27 @@ def signed(value: float | None, scale: float = 1.0) -> str:
 
 def marks(grid: Grid, measured: Measured, i: int) -> tuple[str, str]:
     """Signs of a figure, and what they say."""
-    found, difference = "", (measured.compared or {}).get("difference") or {}
+    signs, difference = "", (measured.compared or {}).get("difference") or {}
     if measured.holm_none is not None and measured.holm_none < ALPHA and difference.get("value"):
-        found += BETTER if difference["value"] > 0 else WORSE
+        signs += BETTER if difference["value"] > 0 else WORSE
     budget = next((b for b in grid.budgets if i in b.members), None)
     if budget is not None and budget.best == i:
-        found += BEST
+        signs += BEST
     elif measured.holm_best is not None and measured.holm_best >= ALPHA:
-        found += LIKE
-    return found, "; ".join(MARKS[sign] for sign in found)
+        signs += LIKE
+    return signs, "; ".join(MARKS[sign] for sign in signs)
 
 
 def order(grid: Grid) -> list[int | Rule]:
     """Rows of every table: `none`, then budget by budget, the best first."""
-    found: list[int | Rule] = [i for i, entry in enumerate(grid.section.entries) if entry.full]
+    ordered: list[int | Rule] = [i for i, entry in enumerate(grid.section.entries) if entry.full]
     for budget in grid.budgets:
         count = "" if budget.tokens is None else f": about {budget.tokens:.0f} visual tokens"
-        found.append(Rule(f"{budget.name} kept{count}"))
-        found += sorted(budget.members, key=lambda i: (-(grid.score(i)[0] if grid.score(i)[0] is not None else -1), i))
-    placed = {i for i in found if isinstance(i, int)}
+        ordered.append(Rule(f"{budget.name} kept{count}"))
+        ordered += sorted(budget.members, key=lambda i: (-(-1 if (score := grid.score(i)[0]) is None else score), i))
+    placed = {i for i in ordered if isinstance(i, int)}
     rest = [i for i in range(len(grid.section.entries)) if i not in placed]
-    return [*found, *([Rule("tokens kept unknown"), *rest] if rest else [])]
+    return [*ordered, *([Rule("tokens kept unknown"), *rest] if rest else [])]
 
 
 def rows(grid: Grid, cells: Callable[[int], list[Cell]]) -> list:
@@ -140,21 +140,21 @@ def _score(grid: Grid, i: int, task: str, share: bool) -> Cell:
     measured = grid.cells.get((i, task))
     if measured is None:
         return Cell(UNKNOWN)
-    signs, said = marks(grid, measured, i)
+    signs, meaning = marks(grid, measured, i)
     text = with_error(measured.value, measured.figure["stderr"], measured.scale)
     if share and measured.relative is not None and not grid.section.entries[i].full:
         text += f" ({scaled(measured.relative, 100)})"
     failed = measured.result["n_errors"]
-    said = "; ".join(filter(None, (said, f"{failed} samples failed" if failed else "")))
-    return Cell(text, signs + ("†" if failed else ""), said=said, strong=BEST in signs)
+    meaning = "; ".join(filter(None, (meaning, f"{failed} samples failed" if failed else "")))
+    return Cell(text, signs + ("†" if failed else ""), said=meaning, strong=BEST in signs)
 
 
 def _average(grid: Grid, i: int) -> Cell:
-    found = grid.average(i)
-    some = len(found["tasks"]) < len(grid.section.tasks)
-    part = f" ({len(found['tasks'])} of {len(grid.section.tasks)} tasks)" if some and found["tasks"] else ""
+    average = grid.average(i)
+    partial = len(average["tasks"]) < len(grid.section.tasks)
+    part = f" ({len(average['tasks'])} of {len(grid.section.tasks)} tasks)" if partial and average["tasks"] else ""
     best = any(budget.best == i for budget in grid.budgets)
-    return Cell(with_error(found["value"], found["stderr"], 100) + part, BEST if best else "", strong=best)
+    return Cell(with_error(average["value"], average["stderr"], 100) + part, BEST if best else "", strong=best)
 
 
 def kinds(grid: Grid, task: str) -> Table | None:
@@ -169,9 +169,9 @@ def kinds(grid: Grid, task: str) -> Table | None:
 
     def cells(i: int) -> list[Cell]:
         measured = grid.cells.get((i, task))
-        found = {} if measured is None else measured.result["categories"]
-        there = {} if base is None else base.result["categories"]
-        return [first_cell(grid, i), *(_kind(found.get(c), there.get(c), scale) for c in names)]
+        figures = {} if measured is None else measured.result["categories"]
+        base_figures = {} if base is None else base.result["categories"]
+        return [first_cell(grid, i), *(_kind(figures.get(c), base_figures.get(c), scale) for c in names)]
 
     columns = [Column("strategy, budget", False), *(Column(f"{c} (n = {sizes[c]})") for c in names)]
     notes = ["Tint: what is lost against none, strongest where half or more is."] if base else []
@@ -181,12 +181,12 @@ def kinds(grid: Grid, task: str) -> Table | None:
 def _kind(figure: Mapping | None, base: Mapping | None, scale: float) -> Cell:
     if figure is None or figure["value"] is None:
         return Cell(UNKNOWN)
-    heat, said = None, ""
+    heat, base_text = None, ""
     if base and base["value"]:
         lost = 1 - figure["value"] / base["value"]
         heat = max(0, min(DEGREES, math.ceil(DEGREES * lost / HOT - 1e-9)))
-        said = f"none: {scaled(base['value'], scale)}"
-    return Cell(with_error(figure["value"], figure["stderr"], scale), heat=heat, said=said)
+        base_text = f"none: {scaled(base['value'], scale)}"
+    return Cell(with_error(figure["value"], figure["stderr"], scale), heat=heat, said=base_text)
 
 
 def costs(grid: Grid, task: str) -> Table:
@@ -241,30 +241,30 @@ def _count(value: float | None) -> str:
 def agreement(grid: Grid) -> Table | None:
     """Loyalty and the accuracy on compression-sensitive samples, where known."""
     compared = {key: m.compared or {} for key, m in grid.cells.items() if not m.entry.full}
-    wanted = [
+    measures = [
         (task, name)
         for task in grid.section.tasks
         for name in ("loyalty", "sensitive")
         if any(c.get(name) is not None for (_, t), c in compared.items() if t == task)
     ]
-    if not wanted:
+    if not measures:
         return None
 
     def cells(i: int) -> list[Cell]:
-        found = [first_cell(grid, i)]
-        for task, name in wanted:
+        row = [first_cell(grid, i)]
+        for task, name in measures:
             value = compared.get((i, task), {}).get(name)
             if isinstance(value, Mapping):
                 value, n = value["value"], value["n"]
-                found.append(Cell(UNKNOWN if value is None else f"{scaled(value, 100)} (n = {n})"))
+                row.append(Cell(UNKNOWN if value is None else f"{scaled(value, 100)} (n = {n})"))
             else:
-                found.append(Cell(scaled(value, 100)))
-        return found
+                row.append(Cell(scaled(value, 100)))
+        return row
 
     titles = {"loyalty": "loyalty, %", "sensitive": "sensitive, %"}
-    columns = [Column("strategy, budget", False), *(Column(f"{task}: {titles[name]}") for task, name in wanted)]
+    columns = [Column("strategy, budget", False), *(Column(f"{task}: {titles[name]}") for task, name in measures)]
     notes = ["Loyalty: share of answers that are those of none, right or wrong (arXiv 2506.00479)."]
-    if any(name == "sensitive" for _, name in wanted):
+    if any(name == "sensitive" for _, name in measures):
         notes.append(
             "Sensitive: mean score on the samples that none gets right and the downsample run of the same budget (else "
             "the smallest) does not (group A of VTC-Bench, arXiv 2510.07143)."
@@ -279,12 +279,12 @@ def over_seeds(grid: Grid) -> Table | None:
     groups: dict[tuple, list[int]] = {}
     for i, entry in enumerate(section.entries):
         groups.setdefault((section.variants[i], entry.run["method"]["budget"]), []).append(i)
-    found = []
+    lines = []
     for (variant, budget), members in groups.items():
         values = [grid.score(i)[0] for i in members]
         if len(members) > 1 and None not in values:
             name = variant + (f", {budget}" if budget else "")
             texts = (str(len(values)), f"{statistics.fmean(values):.1f}", f"{statistics.stdev(values):.1f}")
-            found.append([Cell(name), *map(Cell, texts)])
+            lines.append([Cell(name), *map(Cell, texts)])
     columns = [Column("strategy, budget", False), *map(Column, ("seeds", "mean", "standard deviation"))]
-    return Table("Over seeds: the best of a budget is chosen by these means", columns, found) if found else None
+    return Table("Over seeds: the best of a budget is chosen by these means", columns, lines) if lines else None

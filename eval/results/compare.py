@@ -63,7 +63,7 @@ def compare_runs(output: Path, like: object, jobs: list, model: Mapping, runs: l
     comparable = _comparable(like, [run for run in runs if run["model"] == model], logs)
     base = logs.rows(BASELINE) if BASELINE in comparable else None
     beside = None if base is None else Beside(task, base, _reduced(comparable.values(), logs, task.name))
-    found = {}
+    comparison = {}
     for name, run in comparable.items():
         result = run["tasks"][task.name]
         entry = {"n": result["n"], "n_errors": result["n_errors"], "relative": None, "difference": None}
@@ -72,8 +72,8 @@ def compare_runs(output: Path, like: object, jobs: list, model: Mapping, runs: l
             entry |= {**beside.of(rows, run["method"]["budget"]), "n": result["n"]}
             if entry["sensitive"] is None:
                 entry["sensitive_reason"] = NO_DOWNSAMPLE
-        found[name] = entry
-    return found
+        comparison[name] = entry
+    return comparison
 
 
 def _reduced(runs: Iterable[dict], logs: "_Logs", task: str) -> Iterator["Reduced"]:
@@ -88,14 +88,14 @@ def _reduced(runs: Iterable[dict], logs: "_Logs", task: str) -> Iterator["Reduce
 def _comparable(like: object, runs: list[dict], logs: "_Logs") -> dict[str, dict]:
     """The runs of one model that answered the same samples, with the logs that their results were made from."""
     results = {run["name"]: run["tasks"].get(like.task.name) for run in runs}
-    wanted = results.get(like.run.name)
-    if wanted is None:
+    reference = results.get(like.run.name)
+    if reference is None:
         return {}
     return {
         run["name"]: run
         for run in runs
         if (result := results[run["name"]]) is not None
-        and all(result[key] == wanted[key] for key in SAME)
+        and all(result[key] == reference[key] for key in SAME)
         and logs.belongs(run["name"], result["key"])
     }
 

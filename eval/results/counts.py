@@ -13,20 +13,20 @@ def of_report(report: object) -> list[dict]:
     the average one. prefill_flops, paper_flops: [before, after] of the language model, each layer with the tokens that
     it saw; of the visual tokens alone, as the papers count (None for a prompt without images). See `vtc.core.flops`.
     """
-    found = []
+    rows = []
     for b, (whole, lengths) in enumerate(zip(report.prompts_before, report.prompt_lengths)):
-        mine = [image for image in report.images if image.prompt == b]
+        images = [image for image in report.images if image.prompt == b]
         layers, cost = len(lengths), report.shape.prefill_flops
-        found.append(
+        rows.append(
             {
-                "visual_before": sum(image.before for image in mine),
-                "visual_after": sum(image.after for image in mine),
-                "visual_average": sum(sum(image.per_layer) for image in mine) / layers,
+                "visual_before": sum(image.before for image in images),
+                "visual_after": sum(image.after for image in images),
+                "visual_average": sum(sum(image.per_layer) for image in images) / layers,
                 "prefill_flops": [cost([whole] * layers), cost(lengths)],
-                "paper_flops": list(dataclasses.replace(report, images=mine).paper_flops) if mine else [None, None],
+                "paper_flops": list(dataclasses.replace(report, images=images).paper_flops) if images else [None, None],
             }
         )
-    return found
+    return rows
 
 
 def of_prompt(before: int | None, after: int | None, text: int | None, shape: object | None) -> dict:

@@ -111,12 +111,12 @@ def unparsed(rows: Iterable[Mapping]) -> int:
 
 def _categories(figures: dict, sizes: Mapping[str, int]) -> dict:
     """The figures per category, with the number of answered rows."""
-    found = {}
+    categories = {}
     for name, figure in figures.items():
         category = name.removeprefix(PER_CATEGORY)
         if category != name:
-            found[category] = {"n": sizes.get(category, 0), "value": figure["value"], "stderr": figure["stderr"]}
-    return found
+            categories[category] = {"n": sizes.get(category, 0), "value": figure["value"], "stderr": figure["stderr"]}
+    return categories
 
 
 def _mean(rows: list[dict], field: str) -> float | None:
@@ -136,11 +136,11 @@ def _cost(rows: list[dict], field: str) -> dict:
 
 def _seconds(times: list[dict]) -> dict:
     """Per part of a sample's time: median and mean."""
-    found = {}
+    by_part = {}
     for part in PARTS:
         known = [seconds[part] for seconds in times if seconds.get(part) is not None]
-        found[part] = {"median": statistics.median(known), "mean": statistics.fmean(known)} if known else UNTIMED
-    return found
+        by_part[part] = {"median": statistics.median(known), "mean": statistics.fmean(known)} if known else UNTIMED
+    return by_part
 
 
 def write_summary(output: Path, model: dict, jobs: list) -> dict:
@@ -155,8 +155,8 @@ def write_summary(output: Path, model: dict, jobs: list) -> dict:
     runs.sort(key=lambda run: (order.get(run["name"], len(order)), run["name"]))
     comparison = {}
     for name in dict.fromkeys(job.task.name for job in jobs):
-        mine = [job for job in jobs if job.task.name == name]
-        like = next((job for job in mine if job.run.name == BASELINE), mine[0])
+        task_jobs = [job for job in jobs if job.task.name == name]
+        like = next((job for job in task_jobs if job.run.name == BASELINE), task_jobs[0])
         comparison[name] = compare_runs(output, like, jobs, model, runs)
     compared: dict[str, dict] = {}
     for task, entries in comparison.items():
@@ -178,11 +178,11 @@ def write_summary(output: Path, model: dict, jobs: list) -> dict:
 def _read(path: Path) -> dict | None:
     """A run's file; None if it has another schema, or is damaged, which is said: it can be made again from its logs."""
     try:
-        found = read_json(path, _run, "it is left out; possible: `vtc eval score`, which makes it anew from its logs")
+        run = read_json(path, _run, "it is left out; possible: `vtc eval score`, which makes it anew from its logs")
     except ConfigError as error:
         say(f"vtc eval: {error}", error=True)
         return None
-    return found if found.get("schema") == SCHEMA else None
+    return run if run.get("schema") == SCHEMA else None
 
 
 def _run(value: object, where: str) -> dict:

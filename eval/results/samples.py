@@ -36,12 +36,12 @@ def parse(path: Path, data: bytes, shape: Shape = saved.row) -> Iterator[dict]:
     """
     for number, line in enumerate(data.split(b"\n")[:-1], 1):  # not splitlines: texts may hold U+2028 and its kin
         where = f"line {number} of {str(path)!r}"
-        found = parsed(line, where, shape if number > 1 else record({}), "possible: --overwrite")
+        value = parsed(line, where, shape if number > 1 else record({}), "possible: --overwrite")
         if number == 1:
-            if found.get("schema", SCHEMA) != SCHEMA:
+            if value.get("schema", SCHEMA) != SCHEMA:
                 raise ConfigError(f"{str(path)!r} is no sample log of this version; {ANEW}")
-            found = parsed(line, where, saved.HEADER if "schema" in found else shape, "possible: --overwrite")
-        yield found
+            value = parsed(line, where, saved.HEADER if "schema" in value else shape, "possible: --overwrite")
+        yield value
 
 
 def read_log(path: Path, shape: Shape = saved.row) -> tuple[dict | None, dict[str, dict]]:
@@ -121,11 +121,11 @@ class Lines:
 
 def rewrite(path: Path, header: dict, rows: Iterable[dict]) -> None:
     """Puts a log with other rows in the place of one that no process writes to; raises ConfigError if one does."""
-    held = Lines(path)
+    lock = Lines(path)
     try:
         write_text(path, "".join(map(line, (header, *rows))))
     finally:
-        held.close()
+        lock.close()
 
 
 class SampleLog:
@@ -165,23 +165,23 @@ class SampleLog:
             self._check(self.path, lines[0])
         if overwrite:
             self._times.clear()
-            for path in self._others(beyond=True):
+            for path in self._other_files(beyond=True):
                 path.unlink()
         else:
             self._times.read(saved.TIMES)
-            for path in self._others():
+            for path in self._other_files():
                 self._take(path)
         for row in lines[1:]:
             self._keep(row)
 
-    def _others(self, beyond: bool = False) -> list[Path]:
+    def _other_files(self, beyond: bool = False) -> list[Path]:
         """Sample files of other processes; beyond: only of those that do not take part now, and their times."""
-        own, ranks = self.path, {self._path("samples", rank) for rank in range(self.world)}
-        found = [*self.path.parent.glob(f"{_literal(self.name)}.rank*.jsonl"), self._path("samples", 0)]
-        found = sorted({path for path in found if path != own and path.is_file() and _is_rank(path, self.name)})
+        own_path, ranks = self.path, {self._path("samples", rank) for rank in range(self.world)}
+        paths = [*self.path.parent.glob(f"{_literal(self.name)}.rank*.jsonl"), self._path("samples", 0)]
+        paths = sorted({path for path in paths if path != own_path and path.is_file() and _is_rank(path, self.name)})
         if not beyond:
-            return found
-        gone = [path for path in found if path not in ranks] if self.rank == 0 else []
+            return paths
+        gone = [path for path in paths if path not in ranks] if self.rank == 0 else []
         return [*gone, *(times for path in gone if (times := self.output / "times" / path.name).is_file())]
 
     def _take(self, path: Path) -> dict[str, dict]:
@@ -197,9 +197,9 @@ class SampleLog:
         if "schema" not in header:
             raise ConfigError(f"{str(path)!r} is no sample log of this version; {ANEW}")
         if header["key"] != self.key:
-            found = islice(differences(header["identity"], self.identity), MOST_DIFFERENCES)
-            what = "; ".join(f"{place}={old!r} (now {now!r})" for place, old, now in found) or "its key"
-            raise ConfigError(f"{str(path)!r} holds another run, it differs in {what}; {ANEW}")
+            changes = islice(differences(header["identity"], self.identity), MOST_DIFFERENCES)
+            text = "; ".join(f"{place}={old!r} (now {now!r})" for place, old, now in changes) or "its key"
+            raise ConfigError(f"{str(path)!r} holds another run, it differs in {text}; {ANEW}")
 
     def _keep(self, row: dict) -> None:
         if row["error"] is None or not self.done(row["id"]):
@@ -217,12 +217,12 @@ class SampleLog:
 
     def gather(self) -> None:
         """Takes over the files of the other processes, which must have closed them, and removes them."""
-        for path in self._others():
+        for path in self._other_files():
             times_path = self.output / "times" / path.name
             times = read_times(times_path)
-            own = read_log(self.path)[1]
+            own_rows = read_log(self.path)[1]
             for ident, row in self._take(path).items():
-                if ident not in own or (own[ident]["error"] is not None and row["error"] is None):
+                if ident not in own_rows or (own_rows[ident]["error"] is not None and row["error"] is None):
                     self.append(row, times.get(ident))
             path.unlink()
             times_path.unlink(missing_ok=True)

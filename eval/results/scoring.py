@@ -12,22 +12,22 @@ SCORED_BY = ("name", "version", "dialect")  # what of a task its scores depend o
 
 def failure(error: Exception) -> str:
     """Why a row has no answer or no score, in one short line that can be written anywhere."""
-    said = f"no column {error}" if isinstance(error, KeyError) else " ".join(str(error).split())
-    return f"{type(error).__name__}: {said}"[:LONGEST_FAILURE].encode(errors="backslashreplace").decode()
+    message = f"no column {error}" if isinstance(error, KeyError) else " ".join(str(error).split())
+    return f"{type(error).__name__}: {message}"[:LONGEST_FAILURE].encode(errors="backslashreplace").decode()
 
 
 def scored(task, rows: Iterable[Mapping], anew: bool = False) -> list[dict]:
     """Rows with scores: a row keeps the one that is stored with it unless `anew`, or unless the task cannot add it up;
     an answer that cannot be scored becomes an error."""
-    found = []
+    scored_rows = []
     for row in rows:
         if row["error"] is None and (anew or not _counts(task, row)):
             try:
                 row = {**row, "score": task.score(row["reference"], row["text"])}
             except Exception as error:
                 row = {**row, "score": None, "error": failure(error)}
-        found.append(row)
-    return found
+        scored_rows.append(row)
+    return scored_rows
 
 
 def _counts(task, row: Mapping) -> bool:

@@ -49,22 +49,22 @@ def compare(task, rows: Iterable[Mapping], baseline: Iterable[Mapping], replicat
     Application, 1997, section 4.4), so never below 2 / (R + 1). mcnemar: see `mcnemar`, None where a score is neither
     0 nor 1. loyalty: see `loyalty`.
     """
-    mine, theirs = shared(rows, baseline)
+    own_rows, base_rows = shared(rows, baseline)
     unknown = {"value": None, "stderr": None, "ci95": None, "p": None}
-    found = {
-        "n": len(mine),
+    result = {
+        "n": len(own_rows),
         "relative": None,
         "relative_stderr": None,
-        "difference": {**unknown, "n": len(mine)},
+        "difference": {**unknown, "n": len(own_rows)},
         "differences": {},
-        "mcnemar": mcnemar(mine, theirs),
-        "loyalty": loyalty(mine, theirs),
+        "mcnemar": mcnemar(own_rows, base_rows),
+        "loyalty": loyalty(own_rows, base_rows),
     }
-    if not mine:
-        return found
-    groups = [row["group"] for row in mine]
-    sums, others = _tallies(task, mine, groups), _tallies(task, theirs, groups)
-    tables = [_table(sums.values()), _table(others.values())]
+    if not own_rows:
+        return result
+    groups = [row["group"] for row in own_rows]
+    sums, base_sums = _tallies(task, own_rows, groups), _tallies(task, base_rows, groups)
+    tables = [_table(sums.values()), _table(base_sums.values())]
     value, other = (_figures(task, names, _total(table)) for names, table in tables)
     drawn: list[dict] = [{}, {}]
     if len(sums) > 1:
@@ -74,31 +74,31 @@ def compare(task, rows: Iterable[Mapping], baseline: Iterable[Mapping], replicat
         if name in other:
             gaps = drawn[0].get(name, np.empty(0)) - drawn[1].get(name, np.empty(0))
             gap = _known(value[name] - other[name])
-            found["differences"][name] = {"value": gap, **_spread(gaps), "p": _two_sided(gaps)}
-    found["difference"] = {**found["differences"].get(task.primary, unknown), "n": len(mine)}
-    if task.primary in found["differences"]:
-        found["relative"] = relative(value[task.primary], other[task.primary])
+            result["differences"][name] = {"value": gap, **_spread(gaps), "p": _two_sided(gaps)}
+    result["difference"] = {**result["differences"].get(task.primary, unknown), "n": len(own_rows)}
+    if task.primary in result["differences"]:
+        result["relative"] = relative(value[task.primary], other[task.primary])
         with np.errstate(divide="ignore", invalid="ignore"):
             ratios = drawn[0].get(task.primary, np.empty(0)) / drawn[1].get(task.primary, np.empty(0))
-        found["relative_stderr"] = _spread(ratios)["stderr"]
-    return found
+        result["relative_stderr"] = _spread(ratios)["stderr"]
+    return result
 
 
 def shared(rows: Iterable[Mapping], others: Iterable[Mapping]) -> tuple[list[Mapping], list[Mapping]]:
     """The rows of the samples that both answered, in the order of the first."""
-    there = {row["id"]: row for row in others if row["error"] is None}
-    mine = [row for row in rows if row["error"] is None and row["id"] in there]
-    return mine, [there[row["id"]] for row in mine]
+    by_id = {row["id"]: row for row in others if row["error"] is None}
+    first = [row for row in rows if row["error"] is None and row["id"] in by_id]
+    return first, [by_id[row["id"]] for row in first]
 
 
-def mcnemar(rows: Sequence[Mapping], others: Sequence[Mapping]) -> dict | None:
+def mcnemar(rows: Sequence[Mapping], baseline: Sequence[Mapping]) -> dict | None:
     """McNemar's test (Psychometrika 12, 1947) on paired right and wrong answers, in its exact form.
 
     b: samples that only `others` (the baseline) got right; c: that only `rows` did; p: two-sided, of a fair coin that
     falls so unevenly in b + c throws. None without rows or if a `correct` is neither 0 nor 1. Takes samples as
     independent: where several make a group, trust the bootstrap's p.
     """
-    pairs = [(row["score"]["correct"], other["score"]["correct"]) for row, other in zip(rows, others)]
+    pairs = [(row["score"]["correct"], other["score"]["correct"]) for row, other in zip(rows, baseline)]
     if not pairs or any(score not in (0, 1) for pair in pairs for score in pair):
         return None
     b, c = pairs.count((0, 1)), pairs.count((1, 0))
@@ -111,13 +111,13 @@ def binomial(k: int, n: int) -> float:
     return min(1.0, 2 * math.fsum(math.exp(log - math.lgamma(i + 1) - math.lgamma(n - i + 1)) for i in range(k + 1)))
 
 
-def loyalty(rows: Sequence[Mapping], others: Sequence[Mapping]) -> float | None:
+def loyalty(rows: Sequence[Mapping], baseline: Sequence[Mapping]) -> float | None:
     """The share of samples with the same answer as the unpruned model's, right or wrong.
 
     The same: equal `parsed` where the task understood both, else equal text up to case and outer white space. Named
     after EffiVLM-Bench (arXiv 2506.00479); arXiv 2503.06794 shows how far it can fall while accuracy stays.
     """
-    same = [_answer(row) == _answer(other) for row, other in zip(rows, others)]
+    same = [_answer(row) == _answer(other) for row, other in zip(rows, baseline)]
     return sum(same) / len(same) if same else None
 
 
@@ -173,7 +173,7 @@ def _tallies(task, rows: Iterable[Mapping], groups: Iterable[str]) -> dict[str, 
     members: dict[str, list] = defaultdict(list)
     for row, group in zip(rows, groups):
         members[group].append(row)
-    return {group: task.tally(mine) for group, mine in members.items()}
+    return {group: task.tally(group_rows) for group, group_rows in members.items()}
 
 
 def _table(tallies: Iterable[Mapping]) -> tuple[list[str], np.ndarray]:
@@ -204,19 +204,19 @@ def _resampled(tables: list[np.ndarray], replicates: int, seed: int) -> list[np.
     parts = [np.ascontiguousarray(part) for part in np.split(kinds, ends, axis=1)]
     generator, total = np.random.default_rng(seed), counts.sum()
     step = max(1, _MOST // len(kinds))
-    found: list[list] = [[] for _ in tables]
+    chunks: list[list] = [[] for _ in tables]
     for start in range(0, replicates, step):
         drawn = generator.multinomial(total, counts / total, size=min(step, replicates - start)).astype(float)
-        for sums, part in zip(found, parts):
+        for sums, part in zip(chunks, parts):
             sums.append(drawn @ part)
-    return [np.concatenate(sums) for sums in found]
+    return [np.concatenate(sums) for sums in chunks]
 
 
 def _figures(task, names: list[str], sums: np.ndarray) -> dict[str, np.ndarray]:
     """The task's figures from sums [K], or [K, R] of replicates; each of shape [] or [R]."""
     with np.errstate(divide="ignore", invalid="ignore"):
-        found = task.figures(dict(zip(names, sums)))
-    return {name: np.broadcast_to(np.asarray(value, dtype=float), sums.shape[1:]) for name, value in found.items()}
+        figures = task.figures(dict(zip(names, sums)))
+    return {name: np.broadcast_to(np.asarray(value, dtype=float), sums.shape[1:]) for name, value in figures.items()}
 
 
 def _known(value: object) -> float | None:

@@ -173,14 +173,14 @@ def parse_places(value: str | Mapping) -> dict[str, str]:
     """`PATH`, or `task=PATH,task=PATH`, as places by task ("" for all); raises ConfigError for an empty path."""
     if isinstance(value, Mapping):
         return {str(key): str(path) for key, path in value.items()}
-    found = {}
+    places = {}
     for part in value.split(",") if re.match(r"\w+=", value) else [value]:
         task, _, path = part.partition("=") if re.match(r"\w+=", part) else ("", "=", part)
         if not path.strip():
-            what = f"--dataset-path {shown(value)}"
-            raise ConfigError(f"{what} has an empty path; possible: PATH, or task=PATH,task=PATH")
-        found[task] = path.strip()
-    return found
+            option = f"--dataset-path {shown(value)}"
+            raise ConfigError(f"{option} has an empty path; possible: PATH, or task=PATH,task=PATH")
+        places[task] = path.strip()
+    return places
 
 
 def parse_model_args(value: str | Mapping) -> dict:
@@ -190,10 +190,10 @@ def parse_model_args(value: str | Mapping) -> dict:
     """
     if isinstance(value, Mapping):
         return dict(value)
-    found = {}
+    args = {}
     for part in value.split(","):
         key, sign, text = part.partition("=")
         if not sign or not key.strip().isidentifier():
             raise ConfigError(f"--model_args {shown(part)} is no argument; possible: KEY=VALUE, such as dtype=float16")
-        found[key.strip()] = parse(text, f"--model_args {shown(part)}: the value")
-    return found
+        args[key.strip()] = parse(text, f"--model_args {shown(part)}: the value")
+    return args

@@ -33,13 +33,13 @@ class Processes:
         """Whether this is the process that writes results and prints."""
         return self.rank == 0
 
-    def device(self, wanted: str | None) -> str | None:
+    def device(self, requested: str | None) -> str | None:
         """The device for this process: of `cuda` the one of its number."""
-        if self.world == 1 or wanted not in (None, "cuda"):
-            return wanted
+        if self.world == 1 or requested not in (None, "cuda"):
+            return requested
         import torch
 
-        return f"cuda:{self.local}" if torch.cuda.is_available() else wanted
+        return f"cuda:{self.local}" if torch.cuda.is_available() else requested
 
     def share(self, value: object = None) -> object:
         """Waits for all processes; returns the first one's value."""

@@ -36,8 +36,8 @@ class Run:
         resolved = None
         if self.kind == "vtc":
             resolved = {key: value for key, value in self.config.dump().items() if key != "description"}
-        asked = {"keep": self.keep, "budget": self.budget}
-        return {"name": self.label, "kind": self.kind, **asked, "resolved": resolved}
+        budget = {"keep": self.keep, "budget": self.budget}
+        return {"name": self.label, "kind": self.kind, **budget, "resolved": resolved}
 
 
 def plan(settings: EvalSettings, family: str | None = None) -> list[Run]:

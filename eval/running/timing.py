@@ -63,17 +63,17 @@ class Stopwatch:
             start = clock.now()
             output = call()
             end = clock.now()
-        told = report()
+        vtc_report = report()
         seconds = dict.fromkeys(PARTS) | {"total": end - start}
         if self.prefill_end is not None:
-            observe, select, *inside = (0.0,) * 4 if told is None else _spent(told)
+            observe, select, *inside = (0.0,) * 4 if vtc_report is None else _spent(vtc_report)
             seconds |= {
                 "vision": self.vision - (observe - inside[0]),
                 "selection": observe + select,
                 "prefill": self.prefill - sum(inside),
                 "decode": end - self.prefill_end,
             }
-        return output, told, seconds
+        return output, vtc_report, seconds
 
 
 def _spent(report) -> tuple[float, ...]:

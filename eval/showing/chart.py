@@ -152,10 +152,10 @@ def _scale_axis(axes, result: dict) -> None:
 
 def _legend(figure, every: list[str]) -> None:
     """One for all panels, beside them, in the order of the styles."""
-    found: dict[str, object] = {}
+    handles: dict[str, object] = {}
     for axes in figure.axes:
         for handle, label in zip(*axes.get_legend_handles_labels()):
-            found.setdefault(label, handle)
-    order = [label for label in (NONE, *every) if label in found]
+            handles.setdefault(label, handle)
+    order = [label for label in (NONE, *every) if label in handles]
     if order:
-        figure.legend([found[o] for o in order], order, loc="outside right center", frameon=False, fontsize=9)
+        figure.legend([handles[o] for o in order], order, loc="outside right center", frameon=False, fontsize=9)

@@ -23,13 +23,13 @@ def print_summary(summary: dict, output: Path, picture: Path, console: Terminal)
     runs = {run["name"]: run for run in summary["runs"]}
     present = [runs[name] for name in summary["present"]]
     for task, comparison in summary["comparison"].items():
-        mine = [run for run in present if task in run["tasks"]]
-        console.print(_fitting(console, task, mine, comparison))
-        for run in mine:
+        task_runs = [run for run in present if task in run["tasks"]]
+        console.print(_fitting(console, task, task_runs, comparison))
+        for run in task_runs:
             result = run["tasks"][task]
             if result["n_errors"]:
-                what = f"{result['n_errors']} samples FAILED, the first with {result['first_error']}"
-                console.say(f"{run['name']}: {what}")
+                failures = f"{result['n_errors']} samples FAILED, the first with {result['first_error']}"
+                console.say(f"{run['name']}: {failures}")
             for remark in result.get("remarks", ()):
                 console.say(f"{run['name']}: {remark}")
     if len(summary["comparison"]) > 1:
@@ -89,8 +89,8 @@ def _new_table(title: str, ascii_only: bool) -> Table:
 def _table(task: str, run: dict, rows: list[dict], left_out: list[str], ascii_only: bool) -> Table:
     result, batch = run["tasks"][task], run["generation"]["batch_size"]
     n = result["n"] + result["n_errors"]
-    said = f"dialect {result['dialect']}, {result['split']}"
-    title = f"model {run['model']['id']}, task {task} ({said}), {n} samples, batch size {batch}"
+    details = f"dialect {result['dialect']}, {result['split']}"
+    title = f"model {run['model']['id']}, task {task} ({details}), {n} samples, batch size {batch}"
     table = _new_table(title, ascii_only)
     shown = [name for name in rows[0] if name not in left_out]
     for name in shown:
@@ -168,8 +168,8 @@ def _scores(shown: list[str], tasks: list[str], runs: list[dict], averages: dict
     results = {task: next(run["tasks"][task] for run in runs if task in run["tasks"]) for task in shown}
     dialects = {result["dialect"] for run in runs for name, result in run["tasks"].items() if name in tasks}
     plural = "s" if len(dialects) > 1 else ""
-    said = f"dialect{plural} {', '.join(sorted(dialects))}"
-    table = _new_table(f"model {runs[0]['model']['id']}, {len(tasks)} tasks ({said})", ascii_only)
+    details = f"dialect{plural} {', '.join(sorted(dialects))}"
+    table = _new_table(f"model {runs[0]['model']['id']}, {len(tasks)} tasks ({details})", ascii_only)
     for name in (NAME, BUDGET):
         table.add_column(name, justify="left" if name == NAME else "right", no_wrap=True)
     for task, result in results.items():
@@ -195,8 +195,8 @@ def _average(entry: dict | None, tasks: int, ascii_only: bool) -> str:
     """With the number of tasks that are in it where some are not."""
     if entry is None or entry["value"] is None:
         return "-"
-    some = "" if len(entry["tasks"]) == tasks else f" ({len(entry['tasks'])} of {tasks})"
-    return _with_error(entry, 100, ascii_only) + some
+    coverage = "" if len(entry["tasks"]) == tasks else f" ({len(entry['tasks'])} of {tasks})"
+    return _with_error(entry, 100, ascii_only) + coverage
 
 
 def _print_remarks(console: Terminal, runs: list[dict]) -> None:

@@ -87,8 +87,8 @@ def cell_of(
         **{key: spec.settings.get(key) for key in SETTINGS if key in spec.settings},
     }  # fmt: skip
     params = {**dict.fromkeys(SETTINGS), **params, **changed}
-    own = {part: _digest(Path(part)) for part in strategy.split("+") if Path(part).is_file()}
-    return SweepCell({**params, **({"files": own} if own else {})}, role)
+    digests = {part: _digest(Path(part)) for part in strategy.split("+") if Path(part).is_file()}
+    return SweepCell({**params, **({"files": digests} if digests else {})}, role)
 
 
 def _digest(file: Path) -> str:
@@ -107,8 +107,8 @@ def fixed_cells(spec: Spec) -> list[SweepCell]:
 def heldout_cells(spec: Spec, best: Mapping) -> list[SweepCell]:
     """`none`, the reference and the best assignment on the held-out split."""
     changed = {"split": spec.heldout.split, "limit": spec.heldout.limit or spec.settings.get("limit")}
-    wanted = ({"strategy": NONE}, spec.heldout.reference, best)
-    return [cell_of(spec, assigned, role=HELDOUT, **changed) for assigned in wanted]
+    assignments = ({"strategy": NONE}, spec.heldout.reference, best)
+    return [cell_of(spec, assigned, role=HELDOUT, **changed) for assigned in assignments]
 
 
 def planned(spec: Spec) -> list[SweepCell]:
@@ -121,25 +121,25 @@ def planned(spec: Spec) -> list[SweepCell]:
                 cells.append(dataclasses.replace(cell_of(spec, assigned, model, seed), excluded=excluded))
                 if len(cells) > MOST:
                     raise ConfigError(f"the sweep has more than {MOST} cells; possible: a smaller space, mode: random")
-    found: dict[str, SweepCell] = {}
+    unique: dict[str, SweepCell] = {}
     for cell in cells:
-        if not (cell.excluded and cell.id in found):
-            found[cell.id] = cell
-    return list(found.values())
+        if not (cell.excluded and cell.id in unique):
+            unique[cell.id] = cell
+    return list(unique.values())
 
 
 def _assignments(spec: Spec, model: int) -> Iterator[dict]:
     if spec.mode == "grid":
         yield from grid(spec.space)
         return
-    seen, name = set(), spec.models[model][0]
+    drawn, name = set(), spec.models[model][0]
     for number in range(TRIES * spec.n):
         assigned = draw(spec.space, spec.seed, number)
         ident = cell_of(spec, assigned).id
-        if ident not in seen and not is_excluded({"model": name, **assigned}, spec.exclude):
-            seen.add(ident)
+        if ident not in drawn and not is_excluded({"model": name, **assigned}, spec.exclude):
+            drawn.add(ident)
             yield assigned
-        if len(seen) == spec.n:
+        if len(drawn) == spec.n:
             return
 
 

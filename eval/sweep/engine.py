@@ -38,8 +38,8 @@ class Asked:
 def sweep(name: str, asked: Asked, console: Terminal | None = None) -> int:
     """Runs a sweep, or what is left of it; returns the number of failed cells. Raises ConfigError in one line."""
     spec = load_spec(name)
-    many = int(os.environ.get("WORLD_SIZE", "1")) > 1
-    if many and (asked.workers > 1 or asked.dry_run):
+    distributed = int(os.environ.get("WORLD_SIZE", "1")) > 1
+    if distributed and (asked.workers > 1 or asked.dry_run):
         raise ConfigError("--workers and --dry-run are not for accelerate launch; possible: neither of them")
     if asked.storage is not None and spec.mode != "search":
         raise ConfigError(f"--storage means nothing in mode {spec.mode}; possible: mode: search")
@@ -52,10 +52,10 @@ def sweep(name: str, asked: Asked, console: Terminal | None = None) -> int:
         return 0
     place, start = Place(asked.output), uuid.uuid4().hex
     first = int(os.environ.get("RANK", "0")) == 0
-    own, *others = _shares(asked.max_cells, asked.workers)
+    share, *helper_shares = _shares(asked.max_cells, asked.workers)
     with Board(spec, place, cells, start, silent=not first, watch=asked.workers > 1) as board:
-        with _helpers(spec, asked, others, cells, start, board):
-            summary = _work(spec, place, replace(asked, max_cells=own, device=_device(asked, 0)), cells, start, board)
+        with _helpers(spec, asked, helper_shares, cells, start, board):
+            summary = _work(spec, place, replace(asked, max_cells=share, device=_device(asked, 0)), cells, start, board)
         board.look()
     if summary is None:
         return board.failed
@@ -119,11 +119,11 @@ def _helpers(
 ) -> Iterator[None]:
     """Worker processes beside this one while the block runs, one per share (of the cells that may be run)."""
     context = multiprocessing.get_context("spawn")
-    given = [
+    helpers = [
         replace(asked, max_cells=share, device=_device(asked, i)) for i, share in enumerate(shares, 1) if share != 0
     ]
     workers = [
-        context.Process(target=_worker, args=(spec.text, spec.name, one, cells, start), daemon=True) for one in given
+        context.Process(target=_worker, args=(spec.text, spec.name, one, cells, start), daemon=True) for one in helpers
     ]
     with _divided(asked.workers):
         for worker in workers:
@@ -160,12 +160,12 @@ def _threads(workers: int) -> int:
 @contextlib.contextmanager
 def _divided(workers: int) -> Iterator[None]:
     """Workers divide the cores among them, unless the user has decided; more threads than cores are very slow."""
-    given = "OMP_NUM_THREADS" in os.environ
+    user_set = "OMP_NUM_THREADS" in os.environ
     os.environ.setdefault("OMP_NUM_THREADS", str(_threads(workers)))
     try:
         yield
     finally:
-        if not given:
+        if not user_set:
             del os.environ["OMP_NUM_THREADS"]
 
 

@@ -55,8 +55,8 @@ class Objective:
         """The figure of a run's `tasks`, whatever the budget; base: those of the unpruned run. None: unknown."""
         if self.figure == "relative":
             return _mean([_ratio(_primary(result), base and _primary(base[name])) for name, result in tasks.items()])
-        found = _READ[self.figure]
-        return _mean([found(result) for name, result in tasks.items() if self.task in (None, name)])
+        read = _READ[self.figure]
+        return _mean([read(result) for name, result in tasks.items() if self.task in (None, name)])
 
     def excess(self, tasks: Mapping) -> float:
         """By how many of its visual tokens a run is above the budget, as a share; 0 or less: it is within."""
@@ -103,11 +103,11 @@ def _excess(tokens: Mapping, budget: float | int | None) -> float:
 def read_objectives(raw: object, tasks: Sequence[str], parameters: Sequence) -> tuple[Objective, ...]:
     """The objectives of a YAML; raises ConfigError."""
     rows = raw if isinstance(raw, list) else [raw]
-    found = [objective for row in rows for objective in _read(row, tasks, parameters)]
-    names = [objective.name for objective in found]
-    if not found or len(set(names)) < len(names):
+    objectives = [objective for row in rows for objective in _read(row, tasks, parameters)]
+    names = [objective.name for objective in objectives]
+    if not objectives or len(set(names)) < len(names):
         raise ConfigError(f"objectives={shown(raw)}; possible: a list of {', '.join(FIGURES)}, each name once")
-    return tuple(found)
+    return tuple(objectives)
 
 
 def _read(row: object, tasks: Sequence[str], parameters: Sequence) -> list[Objective]:

@@ -38,9 +38,9 @@ class Board:
         self.failed = 0
         self._lock, self._over = threading.RLock(), threading.Event()
         self._watch = threading.Thread(target=self._looking, daemon=True) if watch else None
-        self._seen = {cell.parent.name for cell in (place.folder / "cells").glob("*/cell.json")
+        self._reported = {cell.parent.name for cell in (place.folder / "cells").glob("*/cell.json")
                       if place.state(cell.parent.name) == DONE}  # fmt: skip
-        self.done = len(self._seen & set(self.cells)) if spec.mode != "search" else len(self._seen)
+        self.done = len(self._reported & set(self.cells)) if spec.mode != "search" else len(self._reported)
         self.total = len(cells) + (spec.trials if spec.mode == "search" else 0)
         self.bar = bar(self.console, hidden=silent or not self.console.is_terminal)
 
@@ -69,8 +69,8 @@ class Board:
     def finished(self, cell: SweepCell) -> None:
         """A cell has ended, well or badly."""
         with self._lock:
-            if cell.id not in self._seen:
-                self._seen.add(cell.id)
+            if cell.id not in self._reported:
+                self._reported.add(cell.id)
                 self._count(cell)
 
     def _count(self, cell: SweepCell) -> None:
@@ -98,7 +98,7 @@ class Board:
         """Finds what other processes have finished."""
         for file in sorted((self.place.folder / "cells").glob("*/cell.json"), key=lambda f: f.stat().st_mtime):
             ident = file.parent.name
-            if ident not in self._seen:
+            if ident not in self._reported:
                 known = self.place.read(ident)
                 over = self.place.state(ident) == DONE or self.place.error(ident).get("start") == self.start
                 if known and over:
@@ -113,26 +113,26 @@ def dry_run(spec: Spec, cells: Sequence[SweepCell], asked, console: Terminal) ->
         line = f"{states[cell.id]:8} {cell.id}  {cell.told(spec)}"
         console.say(line)
     done = [cell for cell in cells if states[cell.id] == DONE]
-    left, what = len(cells) - len(done), f"{len(cells)} cells"
+    remaining, content = len(cells) - len(done), f"{len(cells)} cells"
     if spec.mode == "search":
-        others = len(place.finished() - set(states))
-        left += max(0, spec.trials - others)
-        what = f"{len(cells)} fixed cells and {spec.trials} trials ({spec.sampler}), {others} of these done"
+        finished_trials = len(place.finished() - set(states))
+        remaining += max(0, spec.trials - finished_trials)
+        content = f"{len(cells)} fixed cells and {spec.trials} trials ({spec.sampler}), {finished_trials} of these done"
     if asked.max_cells is not None:
-        left = min(left, asked.max_cells)
+        remaining = min(remaining, asked.max_cells)
     failed = sum(state == FAILED for state in states.values())
-    lines = [f"sweep {spec.name}, mode {spec.mode}: {what}; {len(done)} done, {failed} failed, {left} to run"]
+    lines = [f"sweep {spec.name}, mode {spec.mode}: {content}; {len(done)} done, {failed} failed, {remaining} to run"]
     if spec.heldout is not None:
         lines.append(f"held out: 3 cells on split {spec.heldout.split}")
-        left += 3
+        remaining += 3
     samples = _samples(spec, place)
     lines.append(f"samples: {samples[0]} per cell ({', '.join(spec.tasks)}){samples[1]}")
     rates = [(row["seconds"], row["fresh"]) for ident in place.finished() if (row := place.read(ident)).get("fresh")]
-    if not left:
+    if not remaining:
         lines.append("estimate: nothing is left to run")
     elif rates and isinstance(samples[0], int):
         each = sum(seconds for seconds, _ in rates) / sum(fresh for _, fresh in rates)
-        minutes = each * samples[0] * left / asked.workers / 60
+        minutes = each * samples[0] * remaining / asked.workers / 60
         lines.append(f"estimate: {minutes:.1f} min on {asked.workers} worker(s), at {each:.3f} s per sample of "
                      f"{len(rates)} finished cells")  # fmt: skip
     else:
@@ -149,8 +149,8 @@ class _Nothing(Place):
 
     def finished(self) -> set[str]:
         """The finished cells in it."""
-        found = {file.parent.name for file in (self.folder / "cells").glob("*/cell.json")}
-        return {ident for ident in found if self.state(ident) == DONE}
+        idents = {file.parent.name for file in (self.folder / "cells").glob("*/cell.json")}
+        return {ident for ident in idents if self.state(ident) == DONE}
 
 
 def _samples(spec: Spec, place: _Nothing) -> tuple[int | str, str]:
@@ -221,18 +221,18 @@ def _number(value: float | None, objective: Objective) -> str:
     return f"{value:.4f}" if objective.figure != "tokens" else f"{value:.1f}"
 
 
-def _heldout(found: Mapping, spec: Spec) -> str:
-    here, there, gap = found["search_split"], found["heldout_split"], found["difference"]
-    objective = next(o for o in spec.objectives if o.name == found["objective"])
+def _heldout(heldout: Mapping, spec: Spec) -> str:
+    search_values, heldout_values, gap = heldout["search_split"], heldout["heldout_split"], heldout["difference"]
+    objective = next(o for o in spec.objectives if o.name == heldout["objective"])
 
     def pair(values: Mapping) -> str:
         return f"best {_number(values['best'], objective)}, reference {_number(values['reference'], objective)}"
 
-    if None in there.values():
-        return f"held out ({found['split']}): not run yet"
+    if None in heldout_values.values():
+        return f"held out ({heldout['split']}): not run yet"
     error = "" if gap["stderr"] is None else f" ± {gap['stderr']:.4f} (paired bootstrap, p = {gap['p']:.3f})"
-    verdict = "holds" if found["holds"] else "does NOT hold"
+    verdict = "holds" if heldout["holds"] else "does NOT hold"
     return (
-        f"{objective.name}: {pair(here)} where it was searched; held out ({found['split']}): {pair(there)}, "
-        f"difference {gap['value']:+.4f}{error}: it {verdict}"
+        f"{objective.name}: {pair(search_values)} where it was searched; held out ({heldout['split']}): "
+        f"{pair(heldout_values)}, difference {gap['value']:+.4f}{error}: it {verdict}"
     )

@@ -83,9 +83,9 @@ def _code(value: object) -> object:
     return value if value is None or isinstance(value, bool | int | float | str) else json.dumps(value)
 
 
-def same(value: object, wanted: object) -> bool:
+def same(value: object, expected: object) -> bool:
     """Whether the value is the wanted one, or one of a list of these; 1 and True differ, 1 and 1.0 do not."""
-    options = [wanted, *wanted] if isinstance(wanted, list | tuple) else [wanted]
+    options = [expected, *expected] if isinstance(expected, list | tuple) else [expected]
     return any(value == one and isinstance(value, bool) == isinstance(one, bool) for one in options)
 
 
@@ -120,20 +120,20 @@ def read_parameter(name: object, raw: object, mode: str) -> Parameter:
 def _range(name: str, raw: Mapping, when: Mapping, mode: str, where: str) -> Parameter:
     whole, log, step = raw.get("int", False), raw.get("log", False), raw.get("step")
     kinds = (int,) if whole is True else (int, float)
-    given = [raw.get("low"), raw.get("high"), *([] if step is None else [step])]
+    bounds = [raw.get("low"), raw.get("high"), *([] if step is None else [step])]
     fine = whole in (True, False) and log in (True, False) and not (log and step is not None)
-    numbers = all(type(value) in kinds and math.isfinite(value) for value in given)
-    if not fine or not numbers or not given[0] < given[1]:
+    numbers = all(type(value) in kinds and math.isfinite(value) for value in bounds)
+    if not fine or not numbers or not bounds[0] < bounds[1]:
         possible = "whole numbers" if whole else "numbers"
         raise ConfigError(f"{where}={shown(dict(raw))}; possible: low < high ({possible}), with step or log: true")
-    if step is not None and step <= 0 or log and given[0] <= 0:
+    if step is not None and step <= 0 or log and bounds[0] <= 0:
         raise ConfigError(f"{where}={shown(dict(raw))}; possible: a step > 0; for log a low > 0")
     if mode == "grid" and (log or step is None and not whole):
         raise ConfigError(f"{where} is a range without a step in a grid; possible: a list, a step, mode: random")
     step = 1 if whole and step is None and not log else step
-    if not (given[1] - given[0]) / (step or 1) < 2**53:
+    if not (bounds[1] - bounds[0]) / (step or 1) < 2**53:
         raise ConfigError(f"{where}={shown(dict(raw))} is too wide; possible: fewer steps")
-    return Parameter(name, None, given[0], given[1], step, log, whole, when)
+    return Parameter(name, None, bounds[0], bounds[1], step, log, whole, when)
 
 
 def _when(raw: object, where: str) -> dict[str, tuple]:
@@ -144,18 +144,19 @@ def _when(raw: object, where: str) -> dict[str, tuple]:
 
 def ordered(parameters: Sequence[Parameter]) -> tuple[Parameter, ...]:
     """Each parameter after those that it depends on, else as written; raises ConfigError where that cannot be."""
-    names, found, left = [p.name for p in parameters], [], list(parameters)
+    names, result, remaining = [p.name for p in parameters], [], list(parameters)
     for parameter in parameters:
         for other in parameter.when:
             if other not in names:
                 raise ConfigError(unknown(f"parameter in space.{parameter.name}.when", other, names))
-    while left:
-        ready = next((p for p in left if set(p.when) <= {q.name for q in found}), None)
+    while remaining:
+        ready = next((p for p in remaining if set(p.when) <= {q.name for q in result}), None)
         if ready is None:
-            raise ConfigError(f"space: {', '.join(p.name for p in left)} depend on each other; possible: no circle")
-        found.append(ready)
-        left.remove(ready)
-    return tuple(found)
+            circle = ", ".join(parameter.name for parameter in remaining)
+            raise ConfigError(f"space: {circle} depend on each other; possible: no circle")
+        result.append(ready)
+        remaining.remove(ready)
+    return tuple(result)
 
 
 def grid(parameters: Sequence[Parameter], assigned: Mapping | None = None) -> Iterator[dict]:
@@ -202,19 +203,19 @@ def chosen(only: str | None, cells: Sequence) -> list:
     """
     if only is None:
         return list(cells)
-    wanted, known = _filters(only), [_filtered(cell) for cell in cells]
-    for key, values in wanted.items():
-        there = [mine[key] for mine in known if key in mine]
-        if not there:
-            raise ConfigError(unknown("key in --only", key, sorted({name for mine in known for name in mine})))
+    filters, known = _filters(only), [_filtered(cell) for cell in cells]
+    for key, values in filters.items():
+        existing = [params[key] for params in known if key in params]
+        if not existing:
+            raise ConfigError(unknown("key in --only", key, sorted({name for params in known for name in params})))
         for value in values:
-            if not any(same(one, [value]) for one in there):
-                possible = shown(list(dict.fromkeys(map(str, there))))
+            if not any(same(one, [value]) for one in existing):
+                possible = shown(list(dict.fromkeys(map(str, existing))))
                 raise ConfigError(f"--only {shown(f'{key}={value}')} matches no cell; possible: {possible}")
-    found = [all(k in mine and same(mine[k], values) for k, values in wanted.items()) for mine in known]
-    if not any(found):
+    matches = [all(k in params and same(params[k], values) for k, values in filters.items()) for params in known]
+    if not any(matches):
         raise ConfigError(f"--only {shown(only)} matches no cell; possible: values that stand together in one")
-    return [cell for cell, wished in zip(cells, found) if wished or cell.role == "baseline"]
+    return [cell for cell, wished in zip(cells, matches) if wished or cell.role == "baseline"]
 
 
 def _filtered(cell) -> dict:
@@ -224,10 +225,10 @@ def _filtered(cell) -> dict:
 
 def _filters(only: str) -> dict[str, list]:
     """The values of each key; raises ConfigError for what is no filter."""
-    wanted: dict[str, list] = {}
+    filters: dict[str, list] = {}
     for part in only.split(","):
         key, sign, text = part.partition("=")
         if not sign or not key.strip():
             raise ConfigError(f"--only {shown(part)} is no filter; possible: KEY=VALUE, such as strategy=hiprune")
-        wanted.setdefault(key.strip(), []).append(parse(text, f"--only {shown(part)}: the value"))
-    return wanted
+        filters.setdefault(key.strip(), []).append(parse(text, f"--only {shown(part)}: the value"))
+    return filters

@@ -81,10 +81,10 @@ class Spec:
     @property
     def aims(self) -> tuple[Objective, ...]:
         """The objectives without their budgets, each figure once: what Pareto sets and searches look at."""
-        found = {}
+        by_figure = {}
         for objective in self.objectives:
-            found.setdefault((objective.figure, objective.task), objective)
-        return tuple(found.values())
+            by_figure.setdefault((objective.figure, objective.task), objective)
+        return tuple(by_figure.values())
 
 
 def shipped() -> dict[str, object]:
@@ -139,11 +139,11 @@ def _spec(raw: object, text: str, stem: str) -> Spec:
     tasks = tuple(map(str, _listed(raw.get("tasks", "demo"), "tasks")))
     seeds = tuple(_whole(seed, "seeds", 0) for seed in _listed(raw.get("seeds", 0), "seeds"))
     models = _models(raw)
-    for what, given in (("models", models), ("seeds", seeds)):
-        if mode == "search" and len(given) > 1:
-            raise ConfigError(f"mode search with {len(given)} {what}; possible: one, and a file for each other one")
-        if "heldout" in raw and len(given) > 1:
-            raise ConfigError(f"heldout with {len(given)} {what}; possible: one")
+    for label, entries in (("models", models), ("seeds", seeds)):
+        if mode == "search" and len(entries) > 1:
+            raise ConfigError(f"mode search with {len(entries)} {label}; possible: one, and a file for each other one")
+        if "heldout" in raw and len(entries) > 1:
+            raise ConfigError(f"heldout with {len(entries)} {label}; possible: one")
     objectives = read_objectives(raw.get("objectives", ["accuracy"]), tasks, parameters)
     numbers = {key: _whole(raw[key], key, 0 if key == "seed" else 1) for key in ("n", "trials", "seed") if key in raw}
     for key in ("n", "trials"):
@@ -167,7 +167,7 @@ def _models(raw: Mapping) -> tuple[tuple[str, dict], ...]:
         raise ConfigError("'models' and 'model' are both given; possible: one of them")
     rows = _listed(raw.get("models", [{"model": raw.get("model", "demo"), "model_args": raw.get("model_args", {})}]),
                    "models")  # fmt: skip
-    found = []
+    models = []
     for row in rows:
         row = known({"model": row} if isinstance(row, str) else row, ("model", "model_args"), "models")
         args = row.get("model_args", {})
@@ -176,8 +176,8 @@ def _models(raw: Mapping) -> tuple[tuple[str, dict], ...]:
             raise ConfigError(f"models={shown(row)}; possible: {possible}")
         if "token" in args:
             raise ConfigError("model_args.token would be written into files; possible: a login of the hub's own client")
-        found.append((row["model"], dict(args)))
-    return tuple(found)
+        models.append((row["model"], dict(args)))
+    return tuple(models)
 
 
 def _excluded(raw: object, parameters: tuple[Parameter, ...]) -> tuple[Mapping, ...]:
@@ -204,10 +204,10 @@ def _heldout(raw: object, objectives: tuple[Objective, ...]) -> Heldout:
 
 
 def _listed(value: object, where: str) -> list:
-    found = value if isinstance(value, list) else [value]
-    if not found or any(found.count(one) > 1 for one in found):
+    items = value if isinstance(value, list) else [value]
+    if not items or any(items.count(one) > 1 for one in items):
         raise ConfigError(f"{where}={shown(value)}; possible: a list that is not empty, with each entry once")
-    return found
+    return items
 
 
 def _one_of(value: object, possible: tuple[str, ...], where: str) -> str:

@@ -90,23 +90,23 @@ class Search:
 
     def _sampler(self, number: int):
         """A sampler that depends on the seed and on how many trials there are."""
-        own = "" if self.here == "shared" else self.here
-        seed = int(hashlib.sha256(f"{self.spec.seed}/{number}/{own}".encode()).hexdigest()[:8], 16)
+        folder = "" if self.here == "shared" else self.here
+        seed = int(hashlib.sha256(f"{self.spec.seed}/{number}/{folder}".encode()).hexdigest()[:8], 16)
         samplers = self.optuna.samplers
         limited = any(o.budget is not None for o in self.spec.objectives)
         older = limited and not hasattr(self.optuna.trial.Trial, "set_constraint")
-        given = {"seed": seed, **({"constraints_func": _excesses} if older else {})}
+        options = {"seed": seed, **({"constraints_func": _excesses} if older else {})}
         if self.spec.sampler == "random":
             return samplers.RandomSampler(seed=seed)
         if self.spec.sampler == "tpe":
-            return samplers.TPESampler(**given, constant_liar=True)
+            return samplers.TPESampler(**options, constant_liar=True)
         if self.spec.sampler == "nsgaii":
-            return samplers.NSGAIISampler(**given, population_size=max(4, min(20, self.spec.trials // 4)))
+            return samplers.NSGAIISampler(**options, population_size=max(4, min(20, self.spec.trials // 4)))
         try:
             import scipy  # noqa: F401
         except ImportError:
             raise ConfigError("sampler gp needs scipy; possible: pip install scipy, or sampler: tpe") from None
-        return samplers.GPSampler(**given, deterministic_objective=True)
+        return samplers.GPSampler(**options, deterministic_objective=True)
 
     @property
     def trials(self) -> list:
@@ -151,20 +151,20 @@ class Search:
         """A trial and its cell, held while the block runs: one that was left, else a new one; None: nothing to do."""
         with contextlib.ExitStack() as stack:
             with self.place.lock(self.place.folder / "study.lock", wait=True):
-                found = self._left(stack) or self._new(stack)
-            yield found
+                claimed = self._abandoned(stack) or self._new(stack)
+            yield claimed
 
-    def _left(self, stack: contextlib.ExitStack) -> tuple | None:
+    def _abandoned(self, stack: contextlib.ExitStack) -> tuple | None:
         """While `study.lock` is held nobody is between asking and claiming, so a free cell has been left."""
         for trial in self.trials:
-            own = trial.user_attrs.get("place", self.here if self.here == "shared" else None)
-            if trial.state.name == "RUNNING" and own == self.here:
+            place = trial.user_attrs.get("place", self.here if self.here == "shared" else None)
+            if trial.state.name == "RUNNING" and place == self.here:
                 ident = trial.user_attrs.get("cell")
                 if ident is not None and not _free(self.place, ident):
                     continue
-                found = self._claimed(self.optuna.trial.Trial(self.study, trial._trial_id), stack)
-                if found is not None:
-                    return found
+                claimed = self._claimed(self.optuna.trial.Trial(self.study, trial._trial_id), stack)
+                if claimed is not None:
+                    return claimed
         return None
 
     def _new(self, stack: contextlib.ExitStack) -> tuple | None:
@@ -172,9 +172,9 @@ class Search:
             self.study.sampler = self._sampler(len(self.trials))
             trial = self.study.ask()
             trial.set_user_attr("place", self.here)
-            found = self._claimed(trial, stack)
-            if found is not None:
-                return found
+            claimed = self._claimed(trial, stack)
+            if claimed is not None:
+                return claimed
         return None
 
     def _claimed(self, trial, stack: contextlib.ExitStack) -> tuple | None:
@@ -204,17 +204,17 @@ class Search:
                 trial.set_constraint(f"budget {i}", excess)
         self.study.tell(trial, values)
 
-    def importance(self) -> dict:
+    def by_aim(self) -> dict:
         """Per aim the share of each parameter (PED-ANOVA, arXiv 2304.10255); empty where trials are too few."""
-        found, fixed = {}, [p.name for p in self.spec.space if p.values is not None and len(p.values) == 1]
+        by_aim, fixed = {}, [p.name for p in self.spec.space if p.values is not None and len(p.values) == 1]
         for i, objective in enumerate(self.spec.aims):
             with contextlib.suppress(Exception), warnings.catch_warnings():
                 warnings.simplefilter("ignore")
                 evaluator = self.optuna.importance.PedAnovaImportanceEvaluator()
                 target = None if len(self.spec.aims) == 1 else lambda t, i=i: t.values[i]
                 shares = self.optuna.importance.get_param_importances(self.study, evaluator=evaluator, target=target)
-                found[objective.name] = {name: share for name, share in sorted(shares.items()) if name not in fixed}
-        return found
+                by_aim[objective.name] = {name: share for name, share in sorted(shares.items()) if name not in fixed}
+        return by_aim
 
 
 def _excesses(trial) -> tuple:

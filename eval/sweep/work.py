@@ -66,21 +66,21 @@ class Worker:
     def cells(self, cells: Sequence[SweepCell], wait: bool | None = None) -> None:
         """Runs those that are not done, failed ones last; with `wait` returns when others are done with theirs, too."""
         wait = self.options.wait if wait is None else wait
-        left = sorted(cells, key=lambda cell: self.place.state(cell.id) == FAILED)
-        while left:
-            left = [cell for cell in left if self._wanted(cell)]
-            busy = [cell for cell in left if self.left != 0 and not self._try(cell)]
+        waiting = sorted(cells, key=lambda cell: self.place.state(cell.id) == FAILED)
+        while waiting:
+            waiting = [cell for cell in waiting if self._is_to_run(cell)]
+            busy = [cell for cell in waiting if self.left != 0 and not self._try(cell)]
             if not busy or not wait or self.left == 0:
                 return
-            left = busy
+            waiting = busy
             time.sleep(NAP)
 
     def search(self, search: Search) -> None:
         """Asks the study for trials, runs and tells them, until there are enough."""
         while self.left != 0:
-            with search.next() as found:
-                if found is not None:
-                    search.tell(found[0], self._trial(search, *found))
+            with search.next() as claimed:
+                if claimed is not None:
+                    search.tell(claimed[0], self._trial(search, *claimed))
                     continue
             if not (self.options.wait and search.busy()):
                 return
@@ -89,23 +89,23 @@ class Worker:
     def _trial(self, search: Search, trial, cell: SweepCell) -> dict | None:
         """What a trial found: from the folder, from an equal trial elsewhere, or by running its cell now."""
         if self.place.state(cell.id) != DONE:
-            told = search.elsewhere(cell.id)
-            if told is not None:
-                return {key: told[key] for key in KEPT}
-        if self._wanted(cell):
+            attributes = search.elsewhere(cell.id)
+            if attributes is not None:
+                return {key: attributes[key] for key in KEPT}
+        if self._is_to_run(cell):
             self.run(cell)
         return outcome(self.spec, self.place, cell) if self.place.state(cell.id) == DONE else None
 
-    def _wanted(self, cell: SweepCell) -> bool:
+    def _is_to_run(self, cell: SweepCell) -> bool:
         state = self.place.state(cell.id)
         return state != DONE and not (state == FAILED and self.place.error(cell.id)["start"] == self.options.start)
 
     def _try(self, cell: SweepCell) -> bool:
         """Runs a cell if nobody else does."""
-        with self.place.claim(cell.id) as mine:
-            if mine and self._wanted(cell):
+        with self.place.claim(cell.id) as claimed:
+            if claimed and self._is_to_run(cell):
                 self.run(cell)
-            return mine
+            return claimed
 
     def run(self, cell: SweepCell) -> None:
         """Evaluates a cell that is claimed; what goes wrong is written into its folder."""

@@ -63,7 +63,7 @@ class Task(ABC):
         data cannot be had.
         """
         docs = self.load(split or self.splits[0], place)
-        return docs.where(self._wanted).limited(limit, lambda doc: self.names(doc)["group"])
+        return docs.where(self._belongs).limited(limit, lambda doc: self.names(doc)["group"])
 
     def load(self, split: str, place: str | None) -> Docs:
         """All rows of a split; raises ConfigError in one line if they cannot be had."""
@@ -73,18 +73,18 @@ class Task(ABC):
         """Raises ConfigError, before anything is asked, if there are no docs or none has a column that is needed."""
         if not len(docs):
             raise ConfigError(f"the data of task {self.name!r} has no row for it; possible: another split or place")
-        there = docs.columns
+        existing = docs.columns
         needed = [(one,) if isinstance(one, str) else one for one in self.columns]
         if self.pictures and any(self.needs_picture(docs.text(i)) for i in range(len(docs))):
             needed.append(self.pictures)
-        missing = [" or ".join(map(repr, names[:3])) for names in needed if not set(names) & set(there)]
+        missing = [" or ".join(map(repr, names[:3])) for names in needed if not set(names) & set(existing)]
         if missing:
-            seen = ", ".join(map(shown, there[:12])) + (", ..." if len(there) > 12 else "")
+            listing = ", ".join(map(shown, existing[:12])) + (", ..." if len(existing) > 12 else "")
             raise ConfigError(
-                f"the data of task {self.name!r} has no column {', no '.join(missing)}; there are: {seen}"
+                f"the data of task {self.name!r} has no column {', no '.join(missing)}; there are: {listing}"
             )
 
-    def _wanted(self, doc: Mapping) -> bool:
+    def _belongs(self, doc: Mapping) -> bool:
         """`wants`, and yes for a row that does not let itself be asked: it becomes an error row."""
         try:
             return bool(doc.get(FAULT)) or self.wants(doc)
@@ -129,14 +129,14 @@ class Task(ABC):
         for a text that cannot be written, such as one with half of a surrogate pair."""
         if doc.get(FAULT):
             raise ConfigError(f"row {doc[ROW]}: {doc[FAULT]}")
-        found = {"id": self.ident(doc), "group": self.group(doc), "category": self.category(doc)}
-        found |= {"prompt": self.prompt(doc), "reference": self.reference(doc)}
+        row = {"id": self.ident(doc), "group": self.group(doc), "category": self.category(doc)}
+        row |= {"prompt": self.prompt(doc), "reference": self.reference(doc)}
         try:
-            json.dumps(found, ensure_ascii=False, allow_nan=False).encode()
+            json.dumps(row, ensure_ascii=False, allow_nan=False).encode()
         except (TypeError, ValueError, RecursionError) as error:
             kind = "a lone surrogate" if isinstance(error, UnicodeError) else "a value"
             raise ConfigError(f"row {doc[ROW]} holds {kind} that cannot be written") from None
-        return found
+        return row
 
     def needs_picture(self, doc: Mapping) -> bool:
         """Whether the question is about a picture; without one it is not asked."""
@@ -145,11 +145,11 @@ class Task(ABC):
     def images(self, doc: Mapping) -> list:
         """The pictures, PIL in RGB, in the order of the prompt; raises ConfigError for one that is missing or broken,
         and if there is none where the question needs one."""
-        held = [doc.get(column) for column in self.pictures]
-        found = [one for value in held if not nothing(value) for one in (value if isinstance(value, list) else [value])]
-        if not found and self.needs_picture(doc):
+        cells = [value for column in self.pictures if not nothing(value := doc.get(column))]
+        values = [one for cell in cells for one in (cell if isinstance(cell, list) else [cell])]
+        if not values and self.needs_picture(doc):
             raise ConfigError(f"no picture in {' or '.join(map(repr, self.pictures))}")
-        return [picture(one, doc.get(FOLDER)) for one in found]
+        return [picture(one, doc.get(FOLDER)) for one in values]
 
     def reference(self, doc: Mapping) -> object:
         """All that `score` needs of the doc, as JSON."""

@@ -20,8 +20,8 @@ def references(value: object) -> list[str] | None:
     if isinstance(value, Mapping):
         value = value.get("answer")
     several = value if isinstance(value, list | tuple) else [value]
-    found = [one.get("answer") if isinstance(one, Mapping) else one for one in several]
-    known_ones = [one for one in found if one is not None and one == one]  # NaN is not itself
+    answers = [one.get("answer") if isinstance(one, Mapping) else one for one in several]
+    known_ones = [one for one in answers if one is not None and one == one]  # NaN is not itself
     texts = [one if isinstance(one, str) else plain(one, "an accepted answer") for one in known_ones]
     return texts if any(text.strip() for text in texts) else None
 

@@ -56,10 +56,10 @@ def first_id(doc: Mapping, *columns: str) -> str:
 
 def listed(value: object, where: str) -> list:
     """A list, also one that is written as text; empty for what says nothing. Raises ConfigError for anything else."""
-    held = list_or_mapping(value, where)
-    if isinstance(held, Mapping):
+    items = list_or_mapping(value, where)
+    if isinstance(items, Mapping):
         raise ConfigError(f"{where}={shown(value)} is no list; possible: a list of texts")
-    return held
+    return items
 
 
 def list_or_mapping(value: object, where: str) -> list | Mapping:
@@ -67,14 +67,14 @@ def list_or_mapping(value: object, where: str) -> list | Mapping:
 
     Raises ConfigError for a text that is neither, and for any other value.
     """
-    held = known(value)
-    if isinstance(held, str):
-        held = _read(held)
-    if held is None and known(value) is None:
+    parsed = known(value)
+    if isinstance(parsed, str):
+        parsed = _read(parsed)
+    if parsed is None and known(value) is None:
         return []
-    if not isinstance(held, list | tuple | Mapping):
+    if not isinstance(parsed, list | tuple | Mapping):
         raise ConfigError(f"{where}={shown(value)} is no list; possible: a list of texts, also written as text")
-    return held if isinstance(held, Mapping) else list(held)
+    return parsed if isinstance(parsed, Mapping) else list(parsed)
 
 
 def _read(text: str) -> object:
@@ -86,20 +86,20 @@ def _read(text: str) -> object:
     return None
 
 
-def options_of(held: object, where: str = "options") -> dict[str, str]:
+def options_of(value: object, where: str = "options") -> dict[str, str]:
     """The options that exist, by letter, from a list, a mapping from letters, or a text that is one.
 
     Raises ConfigError for fewer than two options, for more than there are letters, and for what is no text or number.
     """
-    held = list_or_mapping(held, where)
-    pairs = list(held.items() if isinstance(held, Mapping) else zip(LETTERS, held))
+    value = list_or_mapping(value, where)
+    pairs = list(value.items() if isinstance(value, Mapping) else zip(LETTERS, value))
     letters = [str(letter).strip().upper() for letter, _ in pairs]
-    if len(held) > len(LETTERS) or not set(letters) <= set(LETTERS) or len(set(letters)) < len(letters):
-        raise ConfigError(f"{where}={shown(held)}; possible: at most 26, in a list or by capital letters")
-    found = {letter: _option(text, where) for letter, (_, text) in zip(letters, pairs) if known(text) is not None}
-    if len(found) < 2:
-        raise ConfigError(f"{where}={shown(held)} holds {len(found)} options; possible: two or more")
-    return dict(sorted(found.items()))
+    if len(value) > len(LETTERS) or not set(letters) <= set(LETTERS) or len(set(letters)) < len(letters):
+        raise ConfigError(f"{where}={shown(value)}; possible: at most 26, in a list or by capital letters")
+    options = {letter: _option(text, where) for letter, (_, text) in zip(letters, pairs) if known(text) is not None}
+    if len(options) < 2:
+        raise ConfigError(f"{where}={shown(value)} holds {len(options)} options; possible: two or more")
+    return dict(sorted(options.items()))
 
 
 def _option(value: object, where: str) -> str:
@@ -136,7 +136,7 @@ def _number(text: str) -> float | None:
 
 def yes_or_no(value: object, where: str) -> str:
     """yes or no, in any case and with a final full stop; raises ConfigError for anything else."""
-    said = value.strip().rstrip(".").lower() if isinstance(value, str) else None
-    if said not in ("yes", "no"):
+    answer = value.strip().rstrip(".").lower() if isinstance(value, str) else None
+    if answer not in ("yes", "no"):
         raise ConfigError(f"the right answer of {where} is {shown(value)}; possible: yes, no")
-    return said
+    return answer

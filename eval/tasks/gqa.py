@@ -80,13 +80,13 @@ class GQA(Task):
 def _joined(docs: Docs, images: Docs) -> Docs:
     """The questions of `docs`, each with the picture of its `imageId` from `images`."""
     place = {str(images.text(i).get("id")): i for i in range(len(images))}
-    wanted = [str(docs.text(i).get("imageId")) for i in range(len(docs))]
-    missing = [name for name in wanted if name not in place]
+    image_ids = [str(docs.text(i).get("imageId")) for i in range(len(docs))]
+    missing = [name for name in image_ids if name not in place]
     if missing:
         raise ConfigError(
             f"no picture for {len(missing)} of {len(docs)} questions of GQA, the first is {shown(missing[0])}"
         )
-    rows = _Joined(docs, images, [place[name] for name in wanted])
+    rows = _Joined(docs, images, [place[name] for name in image_ids])
     return Docs(rows, docs.texts, docs.record, folder=images.folder)
 
 

@@ -73,9 +73,9 @@ class Hallusion(Task):
 
     def score(self, reference: Mapping, text: str) -> dict:
         """Whether the answer says what is right; `question` and `figure` are for `tally`."""
-        said = hallusion(text)
+        parsed = hallusion(text)
         names = {name: reference[name] for name in ("question", "figure")}
-        return {"correct": float(LABELS[said] == reference["answer"]), "parsed": said, **names}
+        return {"correct": float(LABELS[parsed] == reference["answer"]), "parsed": parsed, **names}
 
     def tally(self, rows: Sequence[Mapping]) -> dict[str, float]:
         """Of one set: answers, questions and figures; how many, and how many are right throughout."""
@@ -90,10 +90,10 @@ class Hallusion(Task):
 
     def figures(self, sums: Mapping) -> dict:
         """`aAcc`, `qAcc`, `fAcc`, and the share of right answers per category."""
-        found = aggregate.accuracy(sums)
+        accuracies = aggregate.accuracy(sums)
         return {
-            "aAcc": found["accuracy"],
+            "aAcc": accuracies["accuracy"],
             "qAcc": aggregate.ratio(sums["right_questions"], sums["all_questions"]),
             "fAcc": aggregate.ratio(sums["right_figures"], sums["all_figures"]),
-            **{name: value for name, value in found.items() if name.startswith(aggregate.PER_CATEGORY)},
+            **{name: value for name, value in accuracies.items() if name.startswith(aggregate.PER_CATEGORY)},
         }

@@ -68,8 +68,8 @@ class Mme(Task):
 
     def score(self, reference: str, text: str) -> dict:
         """Whether the answer says what is right; one that is neither yes nor no has `parsed` None."""
-        said = mme(text)
-        return {"correct": float(said == reference), "parsed": None if said == "other" else said}
+        parsed = mme(text)
+        return {"correct": float(parsed == reference), "parsed": None if parsed == "other" else parsed}
 
     def tally(self, rows: Sequence[Mapping]) -> dict[str, float]:
         """Questions and pictures of one picture's category: how many, how many right; one answer alone is not both."""
@@ -89,8 +89,8 @@ class Mme(Task):
 
         def added(names: Sequence[str]):
             """The sum of points; a bootstrap replicate that lacks a category has the mean of the others for it."""
-            found = [points[c] for c in names if c in points]
-            return aggregate.mean(found) * len(found) if found else nothing
+            known = [points[c] for c in names if c in points]
+            return aggregate.mean(known) * len(known) if known else nothing
 
         return {
             "perception": added(PERCEPTION),

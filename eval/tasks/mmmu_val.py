@@ -61,8 +61,8 @@ class MmmuVal(Task):
 
     def _named(self, doc: Mapping) -> list[str]:
         """Numbers of the pictures in the order in which the prompt shows them."""
-        found = MENTION.findall("\n".join([text_of(doc, "question"), *_options(doc).values()]))
-        return sorted(set(found), key=int) if self.dialect == "qwen" else list(dict.fromkeys(found))
+        numbers = MENTION.findall("\n".join([text_of(doc, "question"), *_options(doc).values()]))
+        return sorted(set(numbers), key=int) if self.dialect == "qwen" else list(dict.fromkeys(numbers))
 
     def images(self, doc: Mapping) -> list:
         """The pictures that are named, in the prompt's order; raises ConfigError for one that is missing, and if the
@@ -94,8 +94,8 @@ class MmmuVal(Task):
         if options := reference.get("options"):
             letter = mmmu_choice(text, options)
             return {"correct": float(letter == reference["answer"]), "parsed": letter}
-        said = [str(candidate) for candidate in mmmu_open(text)]
-        return {"correct": mmmu_open_score(text, reference["answer"]), "parsed": said}
+        candidates = [str(candidate) for candidate in mmmu_open(text)]
+        return {"correct": mmmu_open_score(text, reference["answer"]), "parsed": candidates}
 
     def tally(self, rows: Sequence[Mapping]) -> dict[str, float]:
         """Rows and right ones per subject, and those in which nothing was found."""

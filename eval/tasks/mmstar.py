@@ -46,10 +46,10 @@ class MMStar(Task):
         question = text_of(doc, "question").strip()
         if self.dialect != "qwen":
             return question.replace(QWEN_YES_NO, "") + LETTER.rstrip(".")
-        found = OPTIONS.fullmatch(question)
-        if found is None:
+        match = OPTIONS.fullmatch(question)
+        if match is None:
             return f"Question: {question}\n{QWEN_CHOICE}"
-        return qwen_choice(found[1], found.groups()[1:])
+        return qwen_choice(match[1], match.groups()[1:])
 
     def ident(self, doc: Mapping) -> str:
         """The index, else the number of the row."""
@@ -61,8 +61,8 @@ class MMStar(Task):
 
     def reference(self, doc: Mapping) -> dict:
         """`answer`, a letter, and `axis`, the `l2_category`; raises ConfigError for an answer that is no option."""
-        found = OPTIONS.fullmatch(text_of(doc, "question").strip())
-        options = dict(zip("ABCD", found.groups()[1:] if found else "ABCD"))
+        match = OPTIONS.fullmatch(text_of(doc, "question").strip())
+        options = dict(zip("ABCD", match.groups()[1:] if match else "ABCD"))
         return {"answer": letter_of(doc["answer"], options), "axis": plain(doc["l2_category"], "l2_category")}
 
     def score(self, reference: Mapping, text: str) -> dict:

@@ -75,19 +75,19 @@ class Pope(Task):
 
     def score(self, reference: str, text: str) -> dict:
         """Whether the answer says what is right; `label` is what is right."""
-        said = READ[self.dialect](text)
-        return {"correct": float(said == reference), "parsed": said, "label": reference}
+        parsed = READ[self.dialect](text)
+        return {"correct": float(parsed == reference), "parsed": parsed, "label": reference}
 
     def tally(self, rows: Sequence[Mapping]) -> dict[str, float]:
         """Per category true and false positives and negatives, answers that are neither, labels that are yes."""
         sums: dict[str, float] = defaultdict(float)
         for row in rows:
-            said, label = row["score"]["parsed"], row["score"]["label"]
-            if said is None and label == "yes" and self.dialect == "qwen":
-                said = "no"
+            answer, label = row["score"]["parsed"], row["score"]["label"]
+            if answer is None and label == "yes" and self.dialect == "qwen":
+                answer = "no"
             sums[f"n/{row['category']}"] += 1
             sums[f"yes/{row['category']}"] += float(label == "yes")
-            sums[f"{COUNTED.get((said, label), 'other')}/{row['category']}"] += 1
+            sums[f"{COUNTED.get((answer, label), 'other')}/{row['category']}"] += 1
         return dict(sums)
 
     def figures(self, sums: Mapping) -> dict:
@@ -97,14 +97,14 @@ class Pope(Task):
         counts = {c: [sums.get(f"{name}/{c}", zero) for name in COUNTS] for c in categories}
         per = {c: _detection(*counts[c]) for c in categories}
         pooled = _detection(*(sum(column) for column in zip(*counts.values())))
-        found = {"f1": aggregate.mean([per[c]["f1"] for c in categories])}
-        found |= {{"f1": "f1_pooled"}.get(name, name): value for name, value in pooled.items()}
+        figures = {"f1": aggregate.mean([per[c]["f1"] for c in categories])}
+        figures |= {{"f1": "f1_pooled"}.get(name, name): value for name, value in pooled.items()}
         n, yes = (sum(sums.get(f"{name}/{c}", zero) for c in categories) for name in ("n", "yes"))
-        found["yes_labels"] = aggregate.ratio(yes, n)
-        return found | {f"{name}/{c}": value for c in categories for name, value in per[c].items()}
+        figures["yes_labels"] = aggregate.ratio(yes, n)
+        return figures | {f"{name}/{c}": value for c in categories for name, value in per[c].items()}
 
 
 def _detection(*counts) -> dict:
     """`detection` with 0 for what it cannot say, nan only where there are no questions at all."""
-    some = sum(counts) > 0
-    return {name: np.where(some & np.isnan(value), 0.0, value)[()] for name, value in detection(*counts).items()}
+    nonzero = sum(counts) > 0
+    return {name: np.where(nonzero & np.isnan(value), 0.0, value)[()] for name, value in detection(*counts).items()}

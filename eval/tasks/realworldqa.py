@@ -66,8 +66,8 @@ class RealWorldQa(Task):
     def score(self, reference: str, text: str) -> dict:
         """Whether the letter, or the whole answer, is right."""
         choice = reference.upper() in tuple("ABCD")
-        said = find_letter(text, "ABCD") if choice else text.strip().rstrip(".").lower()
-        return {"correct": realworldqa(text, reference), "parsed": said or None}
+        parsed = find_letter(text, "ABCD") if choice else text.strip().rstrip(".").lower()
+        return {"correct": realworldqa(text, reference), "parsed": parsed or None}
 
 
 def _options(question: str) -> dict[str, str]:

@@ -101,12 +101,12 @@ class ScienceQaImg(Task):
 
     def figures(self, sums: Mapping) -> dict:
         """`img`, `all`, and the same per category."""
-        found = aggregate.accuracy(sums)
+        figures = aggregate.accuracy(sums)
         image = f"{aggregate.PER_CATEGORY}image"
         return {
-            "img": found.get(image, found["accuracy"] * float("nan")),
-            "all": found["accuracy"],
-            **{name: value for name, value in found.items() if name.startswith(aggregate.PER_CATEGORY)},
+            "img": figures.get(image, figures["accuracy"] * float("nan")),
+            "all": figures["accuracy"],
+            **{name: value for name, value in figures.items() if name.startswith(aggregate.PER_CATEGORY)},
         }
 
 

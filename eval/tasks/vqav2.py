@@ -64,5 +64,5 @@ class VQAv2(ReferencesTask):
 
     def figures(self, sums: Mapping) -> dict:
         """`accuracy`, `server`, `macro` and one per answer type."""
-        asked = sum(sums[f"n/{name}"] for name in aggregate.names(sums))
-        return {**aggregate.accuracy(sums), "server": aggregate.ratio(sums["server"], asked)}
+        questions = sum(sums[f"n/{name}"] for name in aggregate.names(sums))
+        return {**aggregate.accuracy(sums), "server": aggregate.ratio(sums["server"], questions)}
