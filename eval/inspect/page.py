@@ -1,4 +1,4 @@
-"""The page: the figure's content as one HTML file that needs nothing else, for any screen."""
+"""The page: the content of the figure as one self-contained HTML file, for any screen size."""
 
 import base64
 import io
@@ -27,7 +27,7 @@ from vtc.eval.inspect.style import (
 )  # fmt: skip
 from vtc.io.page import render
 
-SWATCH = (1, 1, 9, 9)  # in a square of 10
+SWATCH = (1, 1, 9, 9)  # box in a 10 x 10 square
 STRIPES = "url(#stripes)"
 
 
@@ -60,7 +60,7 @@ def _encoded(picture: Image.Image) -> str:
 
 
 def _run(record: Mapping, run: Mapping, row: list[Outcome], stages: list) -> dict:
-    """A run with its words, and what it does at each stage, None where nothing."""
+    """A run with its texts, and what it does at each stage, None where it does nothing."""
     same, words = verdict(record, run)
     done = dict(zip(keys(run), row))
     cells = [(column_title(key), _step(record, done[key]) if key in done else None) for key in stages]
@@ -76,7 +76,7 @@ def _step(record: Mapping, outcome: Outcome) -> dict:
 
 
 def _shapes(record: Mapping, view: Mapping, outcome: Outcome) -> list[dict]:
-    """What is drawn over a view of the picture, as the attributes of SVG paths, the lowest first."""
+    """The shapes drawn over a view of the picture, as attributes of SVG paths, bottom layer first."""
     wide, high = record["picture"]["width"], record["picture"]["height"]
     places, boxes, colors = np.array(view["offsets"]), np.array(view["boxes"], dtype=float), groups(outcome)
     state, into = outcome.state[places], outcome.into[places]
@@ -101,7 +101,7 @@ def _shapes(record: Mapping, view: Mapping, outcome: Outcome) -> list[dict]:
 
 
 def _swatch(kind: object) -> list[dict]:
-    """The same for a square of the legend."""
+    """The shapes of one swatch of the legend."""
     lined = _lined([SWATCH], ACCENT, 3)
     looks = {
         KEPT: [lined],
@@ -120,7 +120,7 @@ def _lined(boxes: Iterable, color: Color, line: float) -> dict:
 
 
 def _path(boxes: Iterable) -> str:
-    """Boxes as a path; neighbours in a row become one."""
+    """Boxes as an SVG path; adjacent boxes in a row are merged."""
     merged: list[list[float]] = []
     for left, top, right, bottom in boxes:
         if merged and merged[-1][1:4:2] == [top, bottom] and abs(merged[-1][2] - left) < 0.01:

@@ -1,18 +1,18 @@
-"""The record of an inspection, `selection.json`: checked when it is read, and what it says of every token.
+"""The record of an inspection, `selection.json`: validation on reading, and the outcome of every token.
 
     {"schema": "vtc.inspect/1", "created", "versions", "model": {"name", "family", "layers"}, "question",
      "reference": the right answer or null, "max_new_tokens",
      "picture": {"source": its name or null, "width", "height"},
      "tokens": visual tokens of the picture,
-     "views": [{"name": "picture" | "base" | "tiles", "offsets": places of its tokens, "boxes": what each shows,
-                "crops": what the tokens of each crop show}],        (left, top, right, bottom in pixels)
+     "views": [{"name": "picture" | "base" | "tiles", "offsets": positions of its tokens, "boxes": the area of each,
+                "crops": the area of each crop}],                    (left, top, right, bottom in pixels)
      "full": {"answer"},
      "runs": [{"strategy", "keep": asked or null, "average": tokens in the average layer, "last": in the last layer,
                "answer", "notes", "resolved": the strategy with its knobs,
-               "steps": [{"stage", "layer": null at the projector, -1 in the encoder, "before", "after", "kept": places,
-                          "merged_into": a place or -1 for every token, or null}]}]}
+               "steps": [{"stage", "layer": null at the projector, -1 in the encoder, "before", "after", "kept":
+                          positions, "merged_into": a position or -1 for every token, or null}]}]}
 
-Places count the picture's visual tokens in the prompt from 0, row ends (LLaVA-NeXT) among them.
+Positions count the picture's visual tokens in the prompt from 0, including row ends (LLaVA-NeXT).
 """
 
 from collections.abc import Mapping
@@ -27,7 +27,7 @@ from vtc.io.files import read_json
 from vtc.io.shapes import anything, list_of, mapping_of, number, one_of, or_none, record, text, whole, wrong
 
 SCHEMA = "vtc.inspect/1"
-MOST, FARTHEST = 10**6, 10**6  # tokens, layers and pixels; pixels from the picture's corner
+MOST, FARTHEST = 10**6, 10**6  # of tokens, layers and pixels; in pixels from the picture's corner
 RECORD, PICTURE = "selection.json", "picture.png"
 GONE, DROPPED, KEPT, MERGED = range(4)  # gone: dropped by an earlier step
 IN_ENCODER = -1  # the layer of a step inside the vision encoder
@@ -35,11 +35,11 @@ IN_ENCODER = -1  # the layer of a step inside the vision encoder
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of N tokens up to and with a step. state [N]: GONE, DROPPED, KEPT or MERGED. into [N]: the place of
-    the survivor that holds a token's content, -1 for none. ranks: the survivors that hold more than themselves,
-    numbered in the order in which a run has them. summaries: the places where the encoder's [CLS] stands (one for each
-    crop that keeps it), not a token of the picture. merged, dropped, targets: of the tokens that the step found, how
-    many flow into others, how many are dropped, and into how many the former flow."""
+    """The state of N tokens after a step. state [N]: GONE, DROPPED, KEPT or MERGED. into [N]: the position of the kept
+    token that holds a token's content, -1 for none. ranks: the kept tokens that others were merged into, numbered in
+    order of first appearance in the run. summaries: the positions held by the encoder's [CLS] (one for each crop that
+    keeps it) instead of a token of the picture. merged, dropped: how many of the tokens present before the step it
+    merged into others and dropped; targets: how many tokens the merged ones went into."""
 
     step: Mapping
     state: np.ndarray
@@ -52,7 +52,7 @@ class Outcome:
 
 
 def outcomes(run: Mapping, tokens: int) -> list[Outcome]:
-    """What each step of a run did to the picture's tokens, merges of merges followed."""
+    """What each step of a run did to the picture's tokens, following chains of merges."""
     every, results, summaries, ranks = np.arange(tokens), [], np.arange(0), {}
     into, present = every, np.ones(tokens, bool)
     for step in run["steps"]:
@@ -61,7 +61,7 @@ def outcomes(run: Mapping, tokens: int) -> list[Outcome]:
         flow = np.where(kept, every, -1) if step["merged_into"] is None else np.array(step["merged_into"])
         before, into = into, np.where(into < 0, -1, flow[into])
         if step["layer"] is None:
-            # [CLS] stands at a place whose own token flows elsewhere.
+            # [CLS] occupies a position whose own token was merged elsewhere.
             summaries = np.flatnonzero(kept & (flow != every))
         summaries = summaries[kept[summaries]]
         state = np.select([before < 0, into < 0, into == every], [GONE, DROPPED, KEPT], MERGED)
@@ -80,7 +80,7 @@ def outcomes(run: Mapping, tokens: int) -> list[Outcome]:
 
 
 def columns(record: Mapping) -> list[tuple[int | None, int]]:
-    """The stages of all runs in the order in which they happen: (layer, number among those of one run there)."""
+    """The stages of all runs in order of execution: (layer, index among the run's steps at that layer)."""
     stages = {key for run in record["runs"] for key in keys(run)}
     return sorted(stages, key=lambda key: (-0.5 if key[0] is None else key[0], key[1]))
 
@@ -145,9 +145,9 @@ def read(path: Path) -> tuple[dict, Image.Image]:
 
 
 def _whole(value: object, where: str) -> dict:
-    """The shape of a record in which everything that is drawn is there and fits."""
-    if (said := record({"schema": anything})(value, where)["schema"]) != SCHEMA:
-        raise wrong("schema", said, repr(SCHEMA))
+    """A record, checked for everything that is drawn from it."""
+    if (schema := record({"schema": anything})(value, where)["schema"]) != SCHEMA:
+        raise wrong("schema", schema, repr(SCHEMA))
     data = RECORD_SHAPE(value, where)
     tokens = data["tokens"]
     for v, view in enumerate(data["views"]):
@@ -163,8 +163,8 @@ def _whole(value: object, where: str) -> dict:
             if step["merged_into"] is not None:
                 _within(step["merged_into"], tokens, f"{place}.merged_into")
                 if len(step["merged_into"]) != tokens:
-                    said = f"a place for each of {tokens} tokens"
-                    raise wrong(f"{place}.merged_into", len(step["merged_into"]), said)
+                    possible = f"a place for each of {tokens} tokens"
+                    raise wrong(f"{place}.merged_into", len(step["merged_into"]), possible)
     return data
 
 

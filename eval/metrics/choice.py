@@ -36,12 +36,12 @@ def without_punctuation(text: str) -> str:
 
 
 def find_letter(text: str, letters: Sequence[str] = "ABCDEFGH") -> str:
-    """The letter that lmms-eval's letter finder takes for the answer, "" if there is none.
+    """The letter that lmms-eval's letter finder takes as the answer, "" if there is none.
 
-    The text is trimmed of spaces, then of each of `,.!?;:'"` once. Letters are ranked by how they occur: stand-alone at
-    the start 10, at the end 9, after words such as `answer is` 7, `(X)` 6, `X.` 5, `X:` 4, `X)` 3, `X ` 2, anywhere 0
-    if none of these is found; the highest rank wins, then the last place. Case counts: `b` is not found, and `Cat`
-    gives C. Source: https://github.com/EvolvingLMMs-Lab/lmms-eval 0.7.3, tasks/_task_utils/mcq_extract.py; a later
+    The text is stripped of spaces, then of each of `,.!?;:'"` once. Letters are ranked by how they occur: on their own
+    at the start 10, at the end 9, after words such as `answer is` 7, `(X)` 6, `X.` 5, `X:` 4, `X)` 3, `X ` 2, and
+    anywhere 0 if none of these is found; the highest rank wins, then the last position. Matching is case-sensitive: `b`
+    is not found, and `Cat` gives C. Source: https://github.com/EvolvingLMMs-Lab/lmms-eval 0.7.3, tasks/_task_utils/mcq_extract.py; a later
     version gives up more often.
     """
     text = text.strip()
@@ -66,7 +66,7 @@ def find_letter(text: str, letters: Sequence[str] = "ABCDEFGH") -> str:
 
 
 def _named_option(text: str, options: Mapping[str, object]) -> str | None:
-    """The one option whose text stands in the answer, case ignored."""
+    """The letter of the only option whose text occurs in the answer, ignoring case; None unless exactly one does."""
     letters = [letter for letter, option in options.items() if str(option).lower() in text.lower()]
     return letters[0] if len(letters) == 1 else None
 
@@ -74,9 +74,9 @@ def _named_option(text: str, options: Mapping[str, object]) -> str | None:
 def mmbench_prefetch(text: str, options: Mapping[str, object]) -> str | None:
     """The letter that MMBench's rules find before a judge is asked, None if they find none.
 
-    Words between spaces: exactly one of A to E alone (but not A among more than three words, which may be an article),
-    else exactly one as `X.`, as `X,` and so on; else the one option (letter -> text, those that exist) whose text
-    stands in the answer. Source: https://arxiv.org/abs/2307.06281, lmms-eval's tasks/mmbench/mmbench_evals.py.
+    Among the words of the answer: exactly one of A to E on its own (but not A among more than three words, as it may be
+    an article), else exactly one as `X.`, as `X,` and so on; else the only option (letter -> text) whose text occurs
+    in the answer. Source: https://arxiv.org/abs/2307.06281, lmms-eval's tasks/mmbench/mmbench_evals.py.
     """
     words = text.split()
     if FAILED not in text:
@@ -90,7 +90,7 @@ def mmbench_prefetch(text: str, options: Mapping[str, object]) -> str | None:
 def mmbench_letter(text: str, options: Mapping[str, object]) -> str | None:
     """MMBench's letter without a judge, None if there is none: `mmbench_prefetch`, else `find_letter`.
 
-    The form of lmms-eval's mmbench_en_dev_static.
+    This is the rule of lmms-eval's mmbench_en_dev_static.
     """
     return mmbench_prefetch(text, options) or find_letter(text, sorted(options)) or None
 
@@ -98,9 +98,10 @@ def mmbench_letter(text: str, options: Mapping[str, object]) -> str | None:
 def vlmevalkit_letter(text: str, options: Mapping[str, object]) -> str | None:
     """The letter that VLMEvalKit's exact matching finds, "Z" for a refusal, None if it finds none (counted wrong).
 
-    Words once `.()[],:;!*#{}` are spaces: exactly one of the options' letters (letter -> text, those that exist), if it
-    first stands among the last four words; "Z" if only that is there; else A to D in `answer is X`; else the one
-    option whose text stands in the answer, unless the answer is longer than all options twice.
+    Among the words of the answer, with `.()[],:;!*#{}` replaced by spaces: the only letter of an option (letter ->
+    text), if its first occurrence is among the last four words; "Z" if that is the only letter; else A to D in
+    `answer is X`; else the only option whose text occurs in the answer, unless the answer is more than twice as long
+    as all options together.
     Source: https://github.com/open-compass/VLMEvalKit, vlmeval/utils/matching_util.py.
     """
     if FAILED not in text:
@@ -121,9 +122,9 @@ def vlmevalkit_letter(text: str, options: Mapping[str, object]) -> str | None:
 
 
 def circular_hit(items: Iterable[Mapping], letter: Callable[[str, Mapping[str, object]], str | None]) -> float:
-    """1 if all rotations of a question are answered right, else 0: MMBench's CircularEval.
+    """1 if all rotations of a question are answered correctly, else 0: MMBench's CircularEval.
 
-    items: each with `prediction`, `answer` (a letter) and the options `A`, `B`, ... (None: does not exist).
+    items: each with `prediction`, `answer` (a letter) and the options `A`, `B`, ... (None: no such option).
     letter: `mmbench_letter` or `vlmevalkit_letter`.
     """
 
@@ -135,17 +136,17 @@ def circular_hit(items: Iterable[Mapping], letter: Callable[[str, Mapping[str, o
 
 
 def seed_letter(text: str) -> str:
-    """The first character of the trimmed answer: SEED-Bench (https://arxiv.org/abs/2307.16125), LLaVA and lmms-eval."""
+    """The first character of the stripped answer: SEED-Bench (https://arxiv.org/abs/2307.16125), LLaVA and lmms-eval."""
     return text.strip()[:1]
 
 
 def seed(pred: str, answer: str) -> float:
-    """SEED-Bench: whether `seed_letter` is the answer, case ignored."""
+    """SEED-Bench: whether `seed_letter` is the answer, ignoring case."""
     return float(seed_letter(pred).lower() == answer.strip().lower())
 
 
 def ai2d_answer(text: str) -> str:
-    """The letter if the answer begins with one and a full stop, else the answer: lmms-eval's filter for AI2D."""
+    """The letter if the answer begins with one followed by a full stop, else the answer: lmms-eval's filter for AI2D."""
     match = _LEADING.match(text)
     return match[1] if match else text
 
@@ -166,8 +167,8 @@ def mmstar(pred: str, answer: str) -> float:
 def scienceqa_letter(text: str) -> str | None:
     """The letter that LLaVA's script reads for ScienceQA (https://arxiv.org/abs/2209.09513), None if it reads none.
 
-    The answer is A to E, or begins with one and `. `, or holds exactly one `The answer is X` that some character
-    follows. Source: https://github.com/haotian-liu/LLaVA, llava/eval/eval_science_qa.py.
+    The answer is A to E, or begins with one of them and `. `, or contains exactly one `The answer is X` followed by
+    some character. Source: https://github.com/haotian-liu/LLaVA, llava/eval/eval_science_qa.py.
     """
     if text[:1] in tuple("ABCDE") and (len(text) == 1 or text[1:3] == ". "):
         return text[0]
@@ -182,7 +183,7 @@ def scienceqa_llava(pred: str, n_choices: int) -> str | None:
 
 
 def scienceqa_lmms(pred: str, answer_letter: str) -> float:
-    """ScienceQA as lmms-eval scores it: the answer is the letter in any case, or begins with its capital and a stop.
+    """ScienceQA as lmms-eval scores it: the answer is the letter in any case, or begins with its capital and a full stop.
 
     Source: lmms-eval's tasks/scienceqa/utils.py.
     """

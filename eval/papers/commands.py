@@ -1,4 +1,4 @@
-"""The `vtc eval` command lines that would measure a paper card."""
+"""The `vtc eval` command lines that reproduce a paper card."""
 
 import shlex
 from collections import Counter
@@ -6,14 +6,14 @@ from collections.abc import Collection, Iterator
 
 from vtc.eval.papers.card import FULL, Model, PaperCard, PublishedRow
 
-DTYPE = "float16"  # of command lines for models whose card names none
+DTYPE = "float16"  # of command lines, if the card names none
 
 
 def commands(card: PaperCard, checkpoints: Collection[str] = ()) -> list[str]:
-    """Command lines for every model that vtc can prune, in the card's order: one where one is enough.
+    """The command lines for every model that vtc can prune, in the card's order, as few as possible.
 
-    checkpoints: only of these, if any are named. Strategies that share their budgets share a line; tasks of another
-    dialect, and settings in place of a budget, need lines of their own, into the same folder. A strategy with several
+    checkpoints: only these, if any are given. Strategies with the same budgets share a line; tasks of another dialect
+    and settings in place of a budget need lines of their own, with the same output folder. A strategy with several
     settings gets a folder for each.
     """
     models = [m for m in card.models if m.family and (not checkpoints or m.checkpoint in checkpoints)]
@@ -31,7 +31,7 @@ def _of_model(card: PaperCard, model: Model) -> Iterator[str]:
 
 
 def _jobs(model: Model) -> list[tuple[int, tuple[str, ...], tuple, dict]]:
-    """The grids with the number of the folder that each goes to: runs of one strategy with other settings would have
+    """The grids, each with the number of its output folder: runs of one strategy with different settings would have
     the same name."""
     jobs, numbers = [], Counter()
     for strategies, keeps, settings in _grids(model):
@@ -59,12 +59,12 @@ def _line(
 
 
 def _quoted(word: str) -> str:
-    """A word for a shell; text with an apostrophe in double quotes, which read better."""
+    """A word quoted for a shell; double quotes around text with an apostrophe, for readability."""
     return f'"{word}"' if "'" in word and not set(word) & set('"$`\\!') else shlex.quote(word)
 
 
 def _dialects(model: Model) -> dict[str | None, list[str]]:
-    """The tasks of rows that vtc has, by dialect, in the order of the card."""
+    """By dialect, the tasks with scores of strategies that vtc has, in the order of the card."""
     by_dialect: dict[str | None, list[str]] = {}
     for row in model.rows:
         for task, score in row.scores.items():
@@ -75,7 +75,7 @@ def _dialects(model: Model) -> dict[str | None, list[str]]:
 
 
 def _grids(model: Model) -> list[tuple[tuple[str, ...], tuple, dict]]:
-    """Strategies with their budgets, or one strategy with settings, that go on one command line."""
+    """Strategies with their budgets, or one strategy with settings, for one command line each."""
     budgets: dict[str, list] = {}
     with_settings: list[tuple[str, dict]] = []
     for row in model.rows:
@@ -96,7 +96,7 @@ def _grids(model: Model) -> list[tuple[tuple[str, ...], tuple, dict]]:
 
 
 def budget(row: PublishedRow) -> str:
-    """What a row keeps and how vtc is asked for it, in words; empty for the full model."""
+    """The budget of a row, and the settings that vtc needs for it, in words; empty for the full model."""
     if row.strategy == FULL:
         return ""
     parts = [] if row.keep is None else [f"{row.keep} tokens" if isinstance(row.keep, int) else f"{100 * row.keep:g} %"]

@@ -101,7 +101,8 @@ def verdict(sweep: Mapping) -> Text:
     word = {True: "yes, at least as good as the paper's default", False: "no"}.get(heldout.get("holds"), "not known")
     line = (
         f"Holds on the held-out split ({heldout['split']}): {word}, difference "
-        f"{shown(gap.get('value'), objective, '+')}{error}{p}. The search's best has {shown(unseen.get('best'), objective)} there, the paper's default "
+        f"{shown(gap.get('value'), objective, '+')}{error}{p}. The search's best has "
+        f"{shown(unseen.get('best'), objective)} there, the paper's default "
         f"{shown(unseen.get('reference'), objective)}; on the split of the search they had "
         f"{shown(searched.get('best'), objective)} and {shown(searched.get('reference'), objective)}."
     )
