@@ -22,8 +22,8 @@ PROCESSOR_ARGS = ("min_pixels", "max_pixels", "use_fast")
 
 @dataclass(frozen=True)
 class Loaded:
-    """A loaded model. family: vtc's view of it, or None with the reason in `unsupported`. identity: identifies it in run
-    keys. record: its description in results."""
+    """A loaded model. family: vtc's view of it, or None with the reason in `unsupported`. identity: identifies it in
+    run keys. record: its description in results."""
 
     model: nn.Module
     processor: object

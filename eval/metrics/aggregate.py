@@ -37,7 +37,7 @@ def names(sums: Mapping, prefix: str = "n/") -> list[str]:
 
 
 def accuracy(sums: Mapping) -> dict:
-    """`accuracy` over all rows, `macro`, the mean over categories, and `accuracy/CATEGORY`, from the sums of `tally`."""
+    """`accuracy` over all rows, `macro`, its mean over categories, and `accuracy/CATEGORY` from the sums of `tally`."""
     categories = names(sums)
     per = {name: ratio(sums[f"correct/{name}"], sums[f"n/{name}"]) for name in categories}
     whole = ratio(sum(sums[f"correct/{name}"] for name in categories), sum(sums[f"n/{name}"] for name in categories))

@@ -41,8 +41,8 @@ def find_letter(text: str, letters: Sequence[str] = "ABCDEFGH") -> str:
     The text is stripped of spaces, then of each of `,.!?;:'"` once. Letters are ranked by how they occur: on their own
     at the start 10, at the end 9, after words such as `answer is` 7, `(X)` 6, `X.` 5, `X:` 4, `X)` 3, `X ` 2, and
     anywhere 0 if none of these is found; the highest rank wins, then the last position. Matching is case-sensitive: `b`
-    is not found, and `Cat` gives C. Source: https://github.com/EvolvingLMMs-Lab/lmms-eval 0.7.3, tasks/_task_utils/mcq_extract.py; a later
-    version gives up more often.
+    is not found, and `Cat` gives C. Source: https://github.com/EvolvingLMMs-Lab/lmms-eval 0.7.3,
+    tasks/_task_utils/mcq_extract.py; a later version gives up more often.
     """
     text = text.strip()
     for mark in ",.!?;:'\"":
@@ -136,7 +136,7 @@ def circular_hit(items: Iterable[Mapping], letter: Callable[[str, Mapping[str, o
 
 
 def seed_letter(text: str) -> str:
-    """The first character of the stripped answer: SEED-Bench (https://arxiv.org/abs/2307.16125), LLaVA and lmms-eval."""
+    """First character of the stripped answer: SEED-Bench (https://arxiv.org/abs/2307.16125), LLaVA and lmms-eval."""
     return text.strip()[:1]
 
 
@@ -146,7 +146,7 @@ def seed(pred: str, answer: str) -> float:
 
 
 def ai2d_answer(text: str) -> str:
-    """The letter if the answer begins with one followed by a full stop, else the answer: lmms-eval's filter for AI2D."""
+    """The letter if the answer begins with one and a full stop, else the answer: lmms-eval's filter for AI2D."""
     match = _LEADING.match(text)
     return match[1] if match else text
 
@@ -183,7 +183,7 @@ def scienceqa_llava(pred: str, n_choices: int) -> str | None:
 
 
 def scienceqa_lmms(pred: str, answer_letter: str) -> float:
-    """ScienceQA as lmms-eval scores it: the answer is the letter in any case, or begins with its capital and a full stop.
+    """ScienceQA as lmms-eval scores it: the answer is the letter in any case, or begins with the capital and a stop.
 
     Source: lmms-eval's tasks/scienceqa/utils.py.
     """

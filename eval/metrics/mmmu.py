@@ -42,7 +42,7 @@ def mmmu_choice(text: str, options: Mapping[str, str]) -> str | None:
 
 
 def _normal(text: str) -> list[str | float]:
-    """A number rounded to two decimals, or the text in lower case; a single letter is padded with a space on either side."""
+    """A number rounded to two decimals, or the text in lower case; a single letter with a space on either side."""
     text = text.strip()
     try:
         return [round(float(text.replace(",", "")), 2)]
@@ -52,7 +52,10 @@ def _normal(text: str) -> list[str | float]:
 
 
 def _tail(line: str, keys: Iterable[str]) -> str:
-    """The shortest text after the last occurrence of one of the keys, "" if none occurs; a later text replaces an empty one."""
+    """The shortest text after the last occurrence of one of the keys, "" if none occurs.
+
+    An empty text is replaced by the next one.
+    """
     shortest = ""
     for end in (line.rpartition(key)[2].strip() for key in keys if key in line):
         if not shortest or len(end) < len(shortest):

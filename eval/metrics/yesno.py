@@ -36,7 +36,8 @@ def pope_vlmevalkit(text: str) -> str | None:
     """What VLMEvalKit reads in an answer to POPE: "yes" or "no" if that is among the words, None for neither or both.
 
     The text is lower-cased and punctuation handled as in VQA v2, except that a full stop after a digit is kept and only
-    a single comma counts as a comma between digits. Source: https://github.com/open-compass/VLMEvalKit, vlmeval/dataset/utils/yorn.py.
+    a single comma counts as a comma between digits.
+    Source: https://github.com/open-compass/VLMEvalKit, vlmeval/dataset/utils/yorn.py.
     """
     words = replace_punctuation(text.lower(), _COMMA, _LONE_STOP).split()
     answers = [word for word in ("yes", "no") if word in words]
