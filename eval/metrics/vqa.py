@@ -49,7 +49,7 @@ def normalize(text: str) -> str:
 def normalize_evalai(text: str) -> str:
     """An answer as TextVQA and VizWiz compare it: commas and question marks deleted, `'s` split off, then `normalize`.
 
-    Source: https://github.com/facebookresearch/mmf, pythia's EvalAIAnswerProcessor; LLaVA's m4c_evaluator.py is the same.
+    Source: https://github.com/facebookresearch/mmf, pythia's EvalAIAnswerProcessor; LLaVA's m4c_evaluator.py agrees.
     """
     return normalize(text.lower().replace(",", "").replace("?", "").replace("'s", " 's").strip())
 
@@ -82,5 +82,5 @@ def vqa_accuracy_server(pred: str, answers: Sequence[str]) -> float:
 
 
 def textvqa_accuracy(pred: str, answers: Sequence[str]) -> float:
-    """TextVQA (https://arxiv.org/abs/1904.08920) and VizWiz (https://arxiv.org/abs/1802.08218) in LLaVA and lmms-eval."""
+    """TextVQA (https://arxiv.org/abs/1904.08920) and VizWiz (https://arxiv.org/abs/1802.08218), LLaVA and lmms-eval."""
     return soft_accuracy(normalize_evalai(pred), [normalize_evalai(answer) for answer in answers])
