@@ -1,4 +1,4 @@
-"""Saved answers scored again without a model: folders of `vtc eval`, and files of answers from anywhere."""
+"""Scores saved answers again without a model: folders of `vtc eval`, and files of answers from elsewhere."""
 
 import dataclasses
 import json
@@ -25,13 +25,13 @@ from vtc.io.files import checked, finite
 from vtc.io.files import read_json as read_file
 from vtc.io.terminal import Terminal, say
 
-TEXTS = ("text", "pred", "prediction", "response", "answer_text")  # columns that may hold an answer
+TEXTS = ("text", "pred", "prediction", "response", "answer_text")  # columns that may hold the answer
 ANSWER_FILES = (".jsonl", ".jsonl.gz", ".json")
 
 
 @dataclasses.dataclass(frozen=True)
 class SavedRun:
-    """What a log says of the method that was run."""
+    """The method of a run, as recorded in its log."""
 
     name: str
     method: dict
@@ -42,12 +42,12 @@ class SavedRun:
         return self.method["kind"]
 
     def record(self) -> dict:
-        """The method as it was recorded."""
+        """The method as recorded."""
         return dict(self.method)
 
 
 class SavedJob:
-    """One run on one task as its log has it; task: what scores its answers now."""
+    """One run on one task from its log; task: scores its answers now."""
 
     def __init__(self, path: Path, header: dict, rows: dict[str, dict], task: Task):
         self.path, self.task, self._header = path, task, header
@@ -63,7 +63,7 @@ class SavedJob:
         return list(self._rows.values())
 
     def store(self) -> None:
-        """Puts new scores in the place of those in the log, where they are of the same version and dialect."""
+        """Writes the new scores to the log, if they are of the same version and dialect as those in it."""
         better = {i: row for i, row in self._rows.items() if row["error"] is None or self._stored[i]["error"]}
         rows = {**self._stored, **better}
         if holds(self.task, self._header) and rows != self._stored:
@@ -71,15 +71,15 @@ class SavedJob:
 
     @cached_property
     def times(self) -> dict[str, dict]:
-        """Per sample `seconds` and `batch`, where known."""
+        """By sample `seconds` and `batch`, where known."""
         return read_times(self.path.parent.parent / "times" / self.path.name)
 
 
 def score_folder(folder: Path, tasks: str | None, dialect: str | None, cards: str | None, as_json: bool) -> None:
-    """Results, plot and table of a folder of `vtc eval` from its sample logs, scored by the tasks as they are now.
+    """Writes results, plot and tables of a folder of `vtc eval` from its sample logs, with the current scoring.
 
-    dialect: other than that of the run, the results go to `scored-DIALECT/` in the folder, with copies of the logs'
-    figures only. Raises ConfigError if there is no log.
+    dialect: if it is not that of the runs, the results are written to `scored-DIALECT/` in the folder, and the logs
+    stay unchanged. Raises ConfigError if there is no log.
     """
     selected = _task_names(tasks)
     loaded_cards = [load_card(name) for name in (split_list("against", cards) if cards else ())]
@@ -114,12 +114,12 @@ def score_folder(folder: Path, tasks: str | None, dialect: str | None, cards: st
 
 
 def _task_names(tasks: str | None) -> tuple[str, ...]:
-    """The names in --tasks, none if it is not given; raises ConfigError for one that is no benchmark."""
+    """The names in --tasks, empty if it is not given; raises ConfigError for an unknown benchmark."""
     return tuple(TASKS[name].name for name in (split_list("tasks", tasks) if tasks else ()))
 
 
 def _model(folder: Path, job: SavedJob) -> dict:
-    """The model's record in the run's results; where the run was killed before it had any, what its log says."""
+    """The model's record from the run's results or, if the run was killed before it had any, from its log."""
     path = folder / "runs" / f"{job.run.name}.json"
     try:
         return read_file(path, RUN, "")["model"]
@@ -128,10 +128,10 @@ def _model(folder: Path, job: SavedJob) -> dict:
 
 
 def score_answers(place: Path, tasks: str | None, dialect: str | None, dataset_path: str | None, as_json: bool) -> None:
-    """Prints the figures of files of answers to one benchmark, each with its bootstrap error.
+    """Prints the figures for files of answers to one benchmark, each with its bootstrap error.
 
-    place: a file, a folder with such files, or a folder of folders that are named after benchmarks. tasks: the one
-    benchmark; None if its name begins that of the place. Raises ConfigError in one line for anything that does not fit.
+    place: a file, a folder with such files, or a folder of folders named after benchmarks. tasks: the benchmark; None
+    if the name of the place starts with it. Raises ConfigError in one line for anything that does not fit.
     """
     selected = _task_names(tasks)
     if not place.exists():
@@ -181,7 +181,7 @@ def _answer_files(folder: Path) -> list[Path]:
 
 
 def _named_after(place: Path) -> tuple[str, ...]:
-    """Benchmarks whose name, or its first word, is the first word of the file's or folder's name."""
+    """The benchmarks whose first word is the first word of the file's or folder's name."""
     first = place.resolve().name.lower().replace("-", "_").replace(".", "_").split("_")[0]
     return tuple(name for name in TASKS if first == name.split("_")[0])
 
@@ -194,7 +194,7 @@ def _files(place: Path) -> list[Path]:
 
 
 def answered(task: Task, file: Path, docs: Docs | None) -> list[dict]:
-    """Sample rows from a file of answers; docs: where right answers are looked up by name, None if rows have them."""
+    """Sample rows from a file of answers. docs: the data with the right answers, None if the rows have them."""
     known = None if docs is None else {task.names(doc)["id"]: doc for doc in map(docs.text, range(len(docs)))}
     rows = []
     for number, raw in enumerate(read_json(file)):
@@ -210,7 +210,7 @@ def answered(task: Task, file: Path, docs: Docs | None) -> list[dict]:
 
 
 def _doc_of(task: Task, raw: Mapping, known: Mapping, where: str) -> Mapping:
-    """The doc that an answer belongs to, by the task's own name for it or by the usual columns."""
+    """The doc that an answer belongs to, by the task's id or by the usual columns."""
     for name in (lambda: task.ident(raw), *[lambda key=key: str(raw[key]) for key in ("id", "question_id", "index")]):
         if (ident := _try(name)) in known:
             return known[ident]
@@ -220,7 +220,7 @@ def _doc_of(task: Task, raw: Mapping, known: Mapping, where: str) -> Mapping:
 def _try(call: Callable) -> object:
     try:
         return call()
-    except Exception:  # whatever the answer's own columns hold
+    except Exception:  # the answer's columns may hold anything
         return None
 
 

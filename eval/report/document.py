@@ -1,4 +1,4 @@
-"""The whole report as blocks, in the order in which one decides."""
+"""The whole report as blocks, with what matters most for a decision first."""
 
 from collections.abc import Sequence
 
@@ -8,17 +8,17 @@ from vtc.eval.report.read import ReportFolder
 from vtc.eval.report.section_grid import Grid
 from vtc.eval.report.sections import differences
 
-MOST_PLOTS = 16  # of single tasks on a page, which stays small enough to be sent around
+MOST_PLOTS = 16  # of single tasks on a page, so that its file stays small
 
 
 def title(sources: Sequence[ReportFolder]) -> str:
-    """Of the page."""
+    """The title of the page."""
     names = [str(source.sweep.get("name")) if source.sweep else source.name for source in sources]
     return f"vtc report: {', '.join(names)}"
 
 
 def document(sources: Sequence[ReportFolder], grids: Sequence[Grid]) -> list:
-    """All blocks."""
+    """All blocks of the report."""
     blocks: list = [Heading(1, title(sources)), *_head(sources, grids)]
     sweeps = [_sweep(source, number) for number, source in enumerate(sources, 1) if source.sweep]
     blocks += [part for part, first in sweeps if first and part.blocks]
@@ -33,7 +33,7 @@ def document(sources: Sequence[ReportFolder], grids: Sequence[Grid]) -> list:
 
 
 def _sweep(source: ReportFolder, number: int) -> tuple[Part, bool]:
-    """What a sweep adds, and whether it comes first, as a search does: that was to find something."""
+    """The part of a sweep, and whether it comes first: that of a search does, as it holds the result."""
     name = source.sweep.get("name") or source.name
     kind = "Search" if source.sweep.get("search") else "Sweep"
     blocks = search.blocks(source, f"w{number}-")
@@ -41,7 +41,7 @@ def _sweep(source: ReportFolder, number: int) -> tuple[Part, bool]:
 
 
 def _head(sources: Sequence[ReportFolder], grids: Sequence[Grid]) -> list:
-    """What all is about, what to beware of, and the ways to the sections."""
+    """The title's details, warnings, and links to the sections."""
     blocks: list = []
     for source in sources:
         if source.sweep:
@@ -55,7 +55,7 @@ def _head(sources: Sequence[ReportFolder], grids: Sequence[Grid]) -> list:
                 blocks.append(search.verdict(source.sweep))
     if len(grids) > 1:
         blocks.append(
-            Text("Not everything here can be compared. Runs that differ in model, samples, prompts or scoring stand in "
+            Text("Not everything here can be compared. Runs that differ in model, samples, prompts or scoring are in "
                  "sections of their own, and share no plot, table or test:")
         )  # fmt: skip
         lines = [f"{n}. {summary.title(grid)}" for n, grid in enumerate(grids, 1)]
@@ -66,7 +66,7 @@ def _head(sources: Sequence[ReportFolder], grids: Sequence[Grid]) -> list:
 
 
 def _section(grid: Grid, number: int, first: Grid | None) -> list:
-    """first: the grid of section 1, None if there are no others."""
+    """The blocks of one section. first: the grid of section 1, None if this is the only section."""
     name = summary.title(grid)
     apart = "; ".join(differences(first.section, grid.section)) if first else ""
     blocks: list = [Heading(2, f"{number}. {name}" if first else name, f"section-{number}"), summary.lead(grid)]
@@ -90,7 +90,7 @@ def _first_open(in_order: list[Table]) -> list:
 
 
 def _plots(grid: Grid, number: int) -> list:
-    """Figure against tokens, time and FLOPs; of several tasks their mean, then each task against tokens."""
+    """Plots of the figure against tokens, time and FLOPs; for several tasks of their mean, then of each task."""
     alone = grid.section.tasks[0] if len(grid.section.tasks) == 1 else None
     costs = (figures.TOKENS if alone else figures.KEPT, figures.TIME, figures.FLOPS)
     main = [figures.against(grid, cost, alone, f"f{number}-{i}-") for i, cost in enumerate(costs)]

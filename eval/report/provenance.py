@@ -10,7 +10,7 @@ from vtc.eval.report.tables import named
 
 
 def facts(grid: Grid) -> Table:
-    """What all runs of the section share; what they do not is said to differ."""
+    """What all runs of the section share; values that vary are marked DIFFERS."""
     runs = [entry.run for entry in grid.section.entries]
     model = grid.section.model
     named_first = ("id", "type", "family", "digest")
@@ -55,7 +55,7 @@ def _several(values: Iterable) -> str:
 
 
 def runs(grid: Grid) -> Table:
-    """Each run on each task with its key, its seeds, its date."""
+    """Each run on each task with its key, seeds and date."""
     rows = []
     for i, entry in enumerate(grid.section.entries):
         for measured in grid.of(i):
@@ -70,7 +70,7 @@ def runs(grid: Grid) -> Table:
 
 
 def notes(grid: Grid) -> list:
-    """What the patches said, each once."""
+    """The notes of the patches, each once."""
     patch_notes = dict.fromkeys(note for entry in grid.section.entries for note in entry.run["notes"])
     meanings = {
         f"downsample: {entry.run['method']['downsample']['meaning']}": None
@@ -84,7 +84,7 @@ def notes(grid: Grid) -> list:
 
 
 def sweep(source: ReportFolder) -> list:
-    """When a sweep was made, with what, and the file that asked for it."""
+    """The date and versions of a sweep, and its YAML file."""
     about = source.sweep
     versions = ", ".join(f"{name} {version}" for name, version in (about.get("versions") or {}).items())
     name, file = about.get("name") or source.name, str(about.get("file") or "")

@@ -1,4 +1,4 @@
-"""What a sweep adds: its state, the search's trials and parameters, the best configurations, the held-out statement."""
+"""The blocks of a sweep: its state, trials and importance of a search, best configurations, held-out verdict."""
 
 from collections.abc import Mapping
 
@@ -17,14 +17,14 @@ UNITS = {
 
 
 def state(sweep: Mapping) -> str:
-    """How many cells are done, and how many are not."""
+    """The number of cells in each state."""
     states = [cell["state"] for cell in sweep["cells"]]
     counts = [f"{states.count(name)} {name}" for name in ("done", "failed", "pending", "excluded") if name in states]
     return f"{len(states)} cells: {', '.join(counts)}"
 
 
 def unfinished(sweep: Mapping) -> str | None:
-    """A warning where cells are missing."""
+    """A warning if cells have no results."""
     missing = sum(cell["state"] in ("failed", "pending") for cell in sweep["cells"])
     return f"This sweep is not complete: {missing} cells have no results." if missing else None
 
@@ -41,7 +41,7 @@ def failures(source: ReportFolder) -> Table | None:
 
 
 def settings(params: Mapping, more: tuple[str, ...] = ()) -> str:
-    """What makes a cell, in a line: `strategy=hiprune keep=0.25 alpha=0.1`; more: other parameters to say."""
+    """The settings of a cell in a line: `strategy=hiprune keep=0.25 alpha=0.1`. more: other parameters to include."""
     named = {key: params[key] for key in (*more, "strategy", "keep") if params.get(key) is not None}
     return " ".join(f"{key}={_value(value)}" for key, value in {**named, **(params.get("set") or {})}.items())
 
@@ -51,7 +51,7 @@ def _value(value: object) -> str:
 
 
 def blocks(source: ReportFolder, prefix: str) -> list:
-    """All that a sweep adds to the page."""
+    """All blocks of a sweep."""
     sweep, parts = source.sweep, []
     objectives = {one["name"]: one for one in sweep.get("objectives") or []}
     search = sweep.get("search")
@@ -70,7 +70,7 @@ def blocks(source: ReportFolder, prefix: str) -> list:
 
 
 def shown(value: float | None, objective: Mapping | None, sign: str = "") -> str:
-    """A value of an objective as it is printed, see `unit_of`."""
+    """A value of an objective as printed, see `unit_of`."""
     if value is None:
         return UNKNOWN
     scale, _ = unit_of(objective)
@@ -78,7 +78,7 @@ def shown(value: float | None, objective: Mapping | None, sign: str = "") -> str
 
 
 def unit_of(objective: Mapping | None) -> tuple[float, str]:
-    """What an objective's values are printed times, and in what: the figure of a task in the task's own way."""
+    """The factor and the unit with which an objective's values are printed; for accuracy, those of the task."""
     figure, task = (objective or {}).get("figure"), (objective or {}).get("task")
     if figure == "accuracy" and task in TASKS.names():
         return TASKS[task].scale, unit(TASKS[task].scale)

@@ -1,7 +1,7 @@
-"""The figures of a section: each run on each task, its cost, and how it compares with `none`, from the sample logs.
+"""The measurements of a section: each run on each task, its cost, and its comparison with `none`, from sample logs.
 
-What logs there are is read again, so that runs of different folders (the cells of a sweep) are paired sample by sample;
-without logs the figures of results.json stay, and there are no tests.
+Existing logs are read again, so that runs of different folders (the cells of a sweep) can be paired sample by sample;
+without logs the figures of results.json are used, and there are no tests.
 """
 
 import math
@@ -22,8 +22,8 @@ MOST_BUDGETS = 9
 
 @dataclass
 class BudgetGroup:
-    """Runs that keep about as much. share: of the visual tokens, tokens: their number, medians over the runs; best:
-    index of the run with the best variant, None if there is none to choose."""
+    """Runs that keep about the same. share: share of visual tokens kept, tokens: their number, both medians over the
+    runs; best: index of the best run, None if no run can be ranked."""
 
     name: str
     share: float
@@ -43,17 +43,17 @@ class Grid:
     tests: dict[str, tuple[int, int]] = field(default_factory=dict)  # per task: against none, against the best
 
     def of(self, i: int) -> list[Measured]:
-        """All tasks of a run."""
+        """The measurements of a run on all tasks."""
         return [self.cells[i, task] for task in self.section.tasks if (i, task) in self.cells]
 
     @cached_property
     def baseline(self) -> int | None:
-        """The entry that is `none`."""
+        """The index of the entry that is `none`."""
         return next((i for i, entry in enumerate(self.section.entries) if entry.full), None)
 
     def score(self, i: int) -> tuple[float | None, float | None]:
-        """What runs are ranked by, and its standard error: the primary figure, times its scale; with several tasks the
-        mean over them relative to `none`, in per cent; unknown where a task is missing."""
+        """The score that ranks runs, and its standard error: the primary figure times its scale or, with several
+        tasks, the mean over them relative to `none` in per cent; None if a task is missing."""
         measured, tasks = self.of(i), self.section.tasks
         if len(measured) < len(tasks):
             return None, None
@@ -65,11 +65,11 @@ class Grid:
         return _times(averaged["value"], 100), _times(averaged["stderr"], 100)
 
     def average(self, i: int) -> dict:
-        """Mean over tasks relative to `none`, see `statistics.average`."""
+        """The mean over tasks relative to `none`, see `statistics.average`."""
         return statistics.average({m.task: m.compared for m in self.of(i) if m.compared is not None})
 
     def variant_score(self, i: int) -> float | None:
-        """The mean score of the runs that differ from this one in nothing but the seed."""
+        """The mean score of the runs that differ from this one only in the seed, including itself."""
         section, budget = self.section, self.section.entries[i].run["method"]["budget"]
         alike = [
             self.score(j)[0]
@@ -79,7 +79,7 @@ class Grid:
         return None if None in alike else math.fsum(alike) / len(alike)
 
     def cost(self, i: int, of: Callable[[Measured], float | None]) -> float | None:
-        """The mean of a cost over all tasks of the section; None where one is unknown."""
+        """The mean of a cost over all tasks of the section; None if one is unknown."""
         costs = [of(m) for m in self.of(i)]
         return None if None in costs or len(costs) < len(self.section.tasks) else math.fsum(costs) / len(costs)
 
@@ -89,7 +89,7 @@ def _times(value: float | None, scale: float) -> float | None:
 
 
 def measure(section: Section) -> Grid:
-    """All figures of a section."""
+    """Measures a section."""
     cells = {}
     for i, entry in enumerate(section.entries):
         for task in section.tasks:
@@ -107,7 +107,7 @@ def measure(section: Section) -> Grid:
 
 
 def _compare(grid: Grid, task: str, logs: Mapping) -> None:
-    """Every run against `none`, as `vtc eval` does for the runs of one folder."""
+    """Compares every run with `none`, as `vtc eval` does for the runs of one folder."""
     base = grid.baseline
     if base is None or (base, task) not in grid.cells:
         return
@@ -132,9 +132,9 @@ def _compare(grid: Grid, task: str, logs: Mapping) -> None:
 
 
 def _budgets(grid: Grid) -> list[BudgetGroup]:
-    """Runs by what they were asked to keep; one that was asked nothing joins those within 5 % of what it keeps.
+    """Groups runs by requested budget; a run without one joins the group whose share is within 5 % of its own.
 
-    With many budgets, as a search over them has, those within 5 % are one.
+    With many budgets, as in a search over them, those within 5 % form one group.
     """
     groups: list[tuple[float, list[int]]] = []
     shares = {i: grid.cost(i, kept) or _mean(kept(m) for m in grid.of(i)) for i in range(len(grid.section.entries))}
@@ -170,7 +170,7 @@ def _mean(values: Iterable[float | None]) -> float | None:
 
 
 def _test(grid: Grid, logs: Mapping) -> None:
-    """Every run against `none`, and against the best of its budget; the corrections are for the tests of one task."""
+    """Tests every run against `none` and against the best of its budget, with corrections within each task."""
     best = {i: budget.best for budget in grid.budgets for i in budget.members if budget.best not in (None, i)}
     base = grid.baseline
     full = {i: base for i, entry in enumerate(grid.section.entries) if base is not None and not entry.full}

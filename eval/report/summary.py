@@ -1,4 +1,4 @@
-"""The head of a section: what was compared, the best of each budget as cards and in a table, and warnings."""
+"""The head of a section: what was compared, the best run of each budget as cards or in a table, and warnings."""
 
 from vtc.eval.report.blocks import Card, Cards, Cell, Column, Table, Text
 from vtc.eval.report.measured import Measured
@@ -29,7 +29,7 @@ def _words(name: str, values: list[str]) -> str:
 
 
 def lead(grid: Grid) -> Text:
-    """How many runs of what, on how many samples."""
+    """The numbers of runs, methods and samples."""
     entries = grid.section.entries
     methods = {method_of(entry) for entry in entries if not entry.full}
     counts = []
@@ -42,7 +42,7 @@ def lead(grid: Grid) -> Text:
 
 
 def warnings(grid: Grid) -> list[Text]:
-    """What a reader must know before comparing."""
+    """Warnings for readers who compare the runs."""
     runs = [entry.run for entry in grid.section.entries]
     notes = []
     for name in MUST_AGREE:
@@ -62,7 +62,7 @@ def warnings(grid: Grid) -> list[Text]:
 
 
 def best(grid: Grid) -> list:
-    """Cards where they are few enough to be looked at, else a table."""
+    """The best run of each budget as cards, or as a table if there are many."""
     chosen = [budget for budget in grid.budgets if budget.best is not None]
     if not chosen:
         return []
@@ -84,7 +84,7 @@ def _full(grid: Grid, i: int) -> Card:
 
 
 def _figure(grid: Grid, i: int) -> str:
-    """What runs are ranked by, with its unit."""
+    """The score by which runs are ranked, with its unit."""
     if len(grid.section.tasks) > 1:
         return f"{with_error(*grid.score(i))} % of none"
     (measured,) = grid.of(i)
@@ -104,7 +104,7 @@ def _card(grid: Grid, budget: BudgetGroup) -> Card:
 
 
 def _against_none(grid: Grid, i: int) -> str:
-    """How it stands against the full model."""
+    """How a run compares with the full model."""
     if len(grid.section.tasks) > 1:
         tested = [m for m in grid.of(i) if m.holm_none is not None]
         worse = [m.task for m in tested if m.holm_none < ALPHA and _gap(m) < 0]
@@ -144,7 +144,7 @@ def _costs(grid: Grid, i: int) -> str:
 
 
 def _rivals(grid: Grid, budget: BudgetGroup) -> str:
-    """Who else may be as good."""
+    """The runs that may be as good as the best."""
     variant = grid.section.variants[budget.best]
     others = [
         i for i in budget.members
@@ -164,7 +164,7 @@ def _rivals(grid: Grid, budget: BudgetGroup) -> str:
 
 
 def _table(grid: Grid, chosen: list[BudgetGroup]) -> Table:
-    """The best of each budget, one line each."""
+    """The best run of each budget, one row each."""
     columns = [Column("budget", False), Column("best run", False), Column("figure"), Column("against none", False),
                Column("costs", False), Column("rivals", False)]  # fmt: skip
     rows = [

@@ -1,4 +1,4 @@
-"""The tables of a section: scores as papers print them, kinds of question, costs, agreement with the full model."""
+"""The tables of a section: scores as in papers, kinds of question, costs, agreement with the full model."""
 
 import math
 import statistics
@@ -19,7 +19,7 @@ MARKS = {
     BEST: "best run of its budget",
     LIKE: f"not distinguishable from the best of its budget (corrected p >= {ALPHA})",
 }
-HOT = 0.5  # the loss against `none` that has the strongest tint, as a share of its figure
+HOT = 0.5  # the relative loss against `none` with the strongest tint
 DEGREES = 10
 
 
@@ -30,22 +30,22 @@ def named(grid: Grid, i: int) -> str:
 
 
 def with_error(value: float | None, error: float | None, scale: float = 1.0) -> str:
-    """VALUE ± ERROR with one decimal."""
+    """VALUE ± ERROR, each with one decimal."""
     return scaled(value, scale) + ("" if value is None or error is None else f" ± {scaled(error, scale)}")
 
 
 def p_text(p: float | None) -> str:
-    """A p value with two digits that count."""
+    """A p value with two significant digits."""
     return UNKNOWN if p is None else f"{p:.2f}" if p >= 0.1 else f"{p:.2g}"
 
 
 def signed(value: float | None, scale: float = 1.0) -> str:
-    """With its sign, one decimal."""
+    """A value with its sign and one decimal."""
     return UNKNOWN if value is None else f"{scale * value:+.1f}"
 
 
 def marks(grid: Grid, measured: Measured, i: int) -> tuple[str, str]:
-    """Signs of a figure, and what they say."""
+    """The signs of a figure, and their meaning."""
     signs, difference = "", (measured.compared or {}).get("difference") or {}
     if measured.holm_none is not None and measured.holm_none < ALPHA and difference.get("value"):
         signs += BETTER if difference["value"] > 0 else WORSE
@@ -58,7 +58,7 @@ def marks(grid: Grid, measured: Measured, i: int) -> tuple[str, str]:
 
 
 def order(grid: Grid) -> list[int | Rule]:
-    """Rows of every table: `none`, then budget by budget, the best first."""
+    """The rows of every table: `none`, then budget by budget, the best first."""
     ordered: list[int | Rule] = [i for i, entry in enumerate(grid.section.entries) if entry.full]
     for budget in grid.budgets:
         count = "" if budget.tokens is None else f": about {budget.tokens:.0f} visual tokens"
@@ -75,12 +75,12 @@ def rows(grid: Grid, cells: Callable[[int], list[Cell]]) -> list:
 
 
 def first_cell(grid: Grid, i: int) -> Cell:
-    """A row's head."""
+    """The first cell of a row."""
     return Cell(named(grid, i), strong=any(budget.best == i for budget in grid.budgets))
 
 
 def about_tests(grid: Grid) -> list[str]:
-    """What was tested and how it was corrected."""
+    """Notes on the tests and their correction."""
     if not grid.tests:
         return ["No tests: they need the sample logs of the runs and of none."]
     counts = [f"{task}: {none} against none, {best} against the best" for task, (none, best) in grid.tests.items()]
@@ -95,7 +95,7 @@ def about_tests(grid: Grid) -> list[str]:
 
 
 def scores(grid: Grid) -> Table:
-    """The main table; with one task also differences and p values."""
+    """The main table; with a single task it also has differences and p values."""
     section, tasks = grid.section, grid.section.tasks
     legend = [f"{sign} {text}." for sign, text in MARKS.items()] if grid.tests else []
     if len(tasks) > 1:
@@ -158,7 +158,7 @@ def _average(grid: Grid, i: int) -> Cell:
 
 
 def kinds(grid: Grid, task: str) -> Table | None:
-    """Figures per kind of question, tinted by what is lost; None where there is one kind only."""
+    """Figures per kind of question, tinted by loss; None if there is only one kind."""
     base = grid.cells.get((grid.baseline, task)) if grid.baseline is not None else None
     names = list(dict.fromkeys(c for m in grid.cells.values() if m.task == task for c in m.result["categories"]))
     if len(names) < 2:
@@ -190,7 +190,7 @@ def _kind(figure: Mapping | None, base: Mapping | None, scale: float) -> Cell:
 
 
 def costs(grid: Grid, task: str) -> Table:
-    """Tokens, FLOPs and times of one task."""
+    """Tokens, FLOPs and times on one task."""
     heads = (
         "visual tokens", "kept, %", "prefill GFLOPs", "FLOPs, % of none", "papers' FLOPs, %", "first token, ms",
         "first token, % of none", *(f"{part}, ms" for part in (*FIRST, "decode", "total")),
@@ -227,7 +227,7 @@ def costs(grid: Grid, task: str) -> Table:
 
 
 def milliseconds(value: float | None, error: float | None = None) -> str:
-    """Seconds as milliseconds with three digits that count."""
+    """Seconds as milliseconds with three significant digits."""
     if value is None:
         return UNKNOWN
     places = max(0, min(2, 2 - math.floor(math.log10(max(1000 * value, 1e-9))))) if value else 0
@@ -239,7 +239,7 @@ def _count(value: float | None) -> str:
 
 
 def agreement(grid: Grid) -> Table | None:
-    """Loyalty and the accuracy on compression-sensitive samples, where known."""
+    """Loyalty, and the accuracy on samples that are sensitive to compression, if known."""
     compared = {key: m.compared or {} for key, m in grid.cells.items() if not m.entry.full}
     measures = [
         (task, name)
@@ -274,7 +274,7 @@ def agreement(grid: Grid) -> Table | None:
 
 
 def over_seeds(grid: Grid) -> Table | None:
-    """Mean and spread of runs that differ in nothing but the seed; None where there are none."""
+    """Mean and standard deviation of runs that differ only in the seed; None if there are none."""
     section = grid.section
     groups: dict[tuple, list[int]] = {}
     for i, entry in enumerate(section.entries):

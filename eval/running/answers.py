@@ -1,4 +1,4 @@
-"""From docs to rows: prompt, generate, count, score. A sample that fails gives a row that says so."""
+"""From docs to rows: prompt, generate, count, score. A sample that fails gives a row with its error."""
 
 import contextlib
 import functools
@@ -22,7 +22,7 @@ from vtc.eval.tasks import PICTURE, Task
 
 
 class Answerer:
-    """A model made ready for one run by `with`: patched, or with smaller pictures, and with the stopwatch on.
+    """A context manager that prepares a model for one run: patched, or with smaller pictures, and timed.
 
     Calling it with docs answers them, in one generate() call if memory allows, and returns their rows and times, in
     order. system, pad_square: see `vtc.eval.models.Loaded.encode`.
@@ -33,7 +33,7 @@ class Answerer:
         self.encoding = encoding
         self.downsample = Downsample(loaded, run.config.allocate().projector) if run.kind == "downsample" else None
         self.notes: list[str] = []
-        self.most: int | None = None  # samples at a time that memory has room for, once that is known
+        self.most: int | None = None  # the most samples at a time that fit into memory, once known
 
     def __enter__(self) -> "Answerer":
         with contextlib.ExitStack() as stack:
@@ -50,9 +50,9 @@ class Answerer:
 
     def __call__(self, docs: Sequence[Mapping]) -> list[tuple[dict, dict]]:
         """(row, times) of each doc. If a batch does not fit into memory, it and all later ones are halved until they
-        do; if it raises anything else, its docs are tried one by one, and only the culprit's row fails.
+        do; if it raises anything else, its docs are tried one by one, and only the row of the failing one has an error.
 
-        Raises PatchError if a budget below 1 dropped nothing: figures of such a run would be a lie.
+        Raises PatchError if a budget below 1 dropped nothing: the figures of such a run would be misleading.
         """
         results, waiting = [], list(docs)
         while waiting:
@@ -123,7 +123,7 @@ class Answerer:
         ]
 
     def _parts(self, prompt: str) -> str | list[str | None]:
-        """A prompt that says where its pictures stand, as `Loaded.encode` takes it."""
+        """A prompt in the form that `Loaded.encode` takes, split where its pictures are."""
         if not self.task.inline or PICTURE not in prompt:
             return prompt
         first, *later = prompt.split(PICTURE)
@@ -136,13 +136,13 @@ class Answerer:
     def _failed(self, doc: Mapping, error: Exception) -> tuple[dict, dict]:
         empty = dict.fromkeys(("text", "score", "images", "text_in", "tokens_out"))
         known = {**self.task.names(doc), "prompt": None, "reference": None}
-        with contextlib.suppress(Exception):  # whatever raised may be what is called here
+        with contextlib.suppress(Exception):  # this may be what raised the error
             known = self.task.asked(doc)
         row = {**known, **empty, **counts.nothing(), "error": failure(error)}
         return row, {"batch": 1, "seconds": dict.fromkeys(PARTS)}
 
     def _report(self):
-        """The patch's account of the call; None where there is no patch, or one that keeps everything."""
+        """The patch's report on the call; None without a patch, or if it keeps everything."""
         if self.run.kind != "vtc" or self.run.config.keeps_all:
             return None
         return vtc.report(self.loaded.model)
@@ -161,5 +161,5 @@ class Answerer:
 
 
 def _out_of_memory(error: Exception) -> bool:
-    """Whether a device or the machine had no room; the CPU says so in words only."""
+    """Whether GPU or main memory ran out; on the CPU only the message says so."""
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)

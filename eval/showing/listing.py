@@ -1,4 +1,4 @@
-"""The benchmarks as a list for people and for programs."""
+"""The list of benchmarks, as a table or as JSON."""
 
 import json
 

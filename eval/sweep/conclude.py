@@ -1,4 +1,4 @@
-"""The end of a sweep: values of all cells, the Pareto set, the best ones as strategy files, the held-out comparison."""
+"""Concludes a sweep: values of all cells, the Pareto set, the best ones as strategy files, the held-out comparison."""
 
 import platform
 from collections.abc import Mapping, Sequence
@@ -35,7 +35,7 @@ SCHEMA = SWEEP_SCHEMA
 
 
 class Findings:
-    """What there is in a sweep's folder: `rows` as in sweep.json, by cell; search: its study, None without one."""
+    """The results in a sweep's folder. rows: as in sweep.json, by cell; search: its study, None if it is no search."""
 
     def __init__(self, spec: Spec, place: Place, search: Search | None = None):
         self.spec, self.place, self.search = spec, place, search
@@ -62,13 +62,13 @@ class Findings:
             base = self.place.run(self._base(cell).id).get("tasks")
             values = {o.name: o.value(run["tasks"], base) for o in self.spec.objectives}
             row |= {"run": run["name"], "values": values, "samples": known["samples"], "seconds": known["seconds"]}
-        elif cell.id in self.told:  # on another machine
+        elif cell.id in self.told:  # run on another machine
             trial = self.told[cell.id]
             row |= {"state": DONE, "values": self._values(trial), **{key: trial[key] for key in ("samples", "seconds")}}
         return row
 
     def _base(self, cell: SweepCell) -> SweepCell:
-        """The unpruned cell with all else equal."""
+        """The unpruned cell with otherwise equal parameters."""
         params = {key: value for key, value in cell.params.items() if key != "files"}
         return SweepCell({**params, "strategy": NONE, "keep": None, "set": {}})
 
@@ -79,13 +79,13 @@ class Findings:
         return {o.name: None if o.name in over else raw[o.figure, o.task] for o in self.spec.objectives}
 
     def add(self, cell: SweepCell) -> dict:
-        """The row of another cell."""
+        """Adds a cell and returns its row."""
         self.cells[cell.id] = cell
         self.rows[cell.id] = self._row(cell)
         return self.rows[cell.id]
 
     def groups(self) -> dict[tuple, list[str]]:
-        """The finished cells that differ in nothing but the seed, by what they have in common, model first."""
+        """Groups of finished cells that differ only in the seed, by what they have in common, model first."""
         by_common: dict[tuple, list[str]] = {}
         for ident, row in self.rows.items():
             if row["state"] == DONE and row["role"] != HELDOUT:
@@ -95,12 +95,12 @@ class Findings:
         return {key: idents for key, idents in by_common.items() if len(idents) == len(self.spec.seeds)}
 
     def mean(self, idents: Sequence[str], objective: Objective) -> float | None:
-        """An objective over the seeds; None where it is unknown for one."""
+        """The mean of an objective over the seeds; None if it is unknown for one."""
         values = [self.rows[ident]["values"][objective.name] for ident in idents]
         return None if None in values else fmean(values)
 
     def front(self) -> list[str]:
-        """The cells of the Pareto set of each model, unpruned ones among them, whatever their budgets."""
+        """The cells of the Pareto set of each model, including unpruned ones, ignoring budgets of objectives."""
         groups, aims, front_ids = self.groups(), self.spec.aims, []
         for model in dict.fromkeys(model for model, _ in groups):
             candidates = [idents for (other, _), idents in groups.items() if other == model]
@@ -118,7 +118,7 @@ class Findings:
         return None if None in values else fmean(values)
 
     def best(self) -> list[dict]:
-        """Per model and objective the best finished pruned cell of the space; of equal ones the first."""
+        """For each model and objective the best finished pruned cell of the space; of equal ones the first."""
         winners, groups = [], self.groups()
         for model in dict.fromkeys(model for model, _ in groups):
             candidates = [i for (other, _), i in groups.items() if other == model and self.rows[i[0]]["role"] == "cell"]
@@ -138,16 +138,16 @@ class Findings:
         return rows
 
     def resolved(self, ident: str) -> dict:
-        """A cell's strategy with nothing left to defaults."""
+        """The fully resolved strategy of a cell."""
         run = self.place.run(ident)
         return run["method"]["resolved"] if run else self.told[ident]["resolved"]
 
 
 def conclude(findings: Findings, run: object = None) -> dict:
-    """Writes best/*.yaml and sweep.json, and returns what that says.
+    """Writes best/*.yaml and sweep.json, and returns the contents of the latter.
 
-    run: called with the cells of the held-out split, which it runs; None: they are not run now. They are only begun
-    once all others have ended.
+    run: called with the cells of the held-out split to run them, once all other cells have ended; None: they are not
+    run now.
     """
     spec, place, search = findings.spec, findings.place, findings.search
     best = findings.best()
@@ -179,7 +179,7 @@ def _searched(search: Search) -> dict:
 
 
 def _write_strategy(path: Path, findings: Findings, row: Mapping) -> None:
-    """A strategy file that `vtc.patch` and `--strategy` take."""
+    """Writes a strategy file for `vtc.patch` and `--strategy`."""
     params = findings.rows[row["cell"]]["params"]
     value = row["values"][row["objective"]]
     about = f"{params['model']}, {', '.join(params['tasks'])}, split {params['split'] or 'of the task'}"
@@ -189,7 +189,7 @@ def _write_strategy(path: Path, findings: Findings, row: Mapping) -> None:
 
 
 def _heldout(findings: Findings, best: list[dict], run: object) -> dict | None:
-    """The best and the reference on both splits; None while something is missing."""
+    """The best cell and the reference on both splits; None while results are missing."""
     spec, heldout = findings.spec, findings.spec.heldout
     chosen = next((row for row in best if row["objective"] == heldout.objective), None)
     pending = any(row["state"] == PENDING for row in findings.rows.values())
@@ -218,7 +218,7 @@ def _heldout(findings: Findings, best: list[dict], run: object) -> dict | None:
 
 
 def _difference(findings: Findings, objective: Objective, best: Mapping, other: Mapping, values: Mapping) -> dict:
-    """Best minus reference; for accuracy with its error by paired bootstrap (`statistics.compare`)."""
+    """Best minus reference; for accuracy with its error from the paired bootstrap (`statistics.compare`)."""
     plain = None if None in values.values() else values["best"] - values["reference"]
     without_error = {"value": plain, "stderr": None, "ci95": None, "p": None, "n": None}
     if objective.figure != "accuracy" or plain is None or None in (best["run"], other["run"]):

@@ -1,4 +1,4 @@
-"""`vtc sweep`: this process works, with helpers beside it if wanted, and draws the end from the folder."""
+"""`vtc sweep`: runs cells in this process, optionally with helper processes, and concludes from the folder."""
 
 import contextlib
 import multiprocessing
@@ -22,8 +22,8 @@ SAMPLED = 30  # assignments of a search that are checked before it starts
 
 @dataclass(frozen=True)
 class Asked:
-    """What the command line says. workers: processes on this machine, this one among them; worker:
-    only help others, conclude nothing."""
+    """The options of the command line. workers: the number of processes on this machine, including this one; worker:
+    only help other processes, without concluding."""
 
     output: Path
     workers: int = 1
@@ -36,7 +36,7 @@ class Asked:
 
 
 def sweep(name: str, asked: Asked, console: Terminal | None = None) -> int:
-    """Runs a sweep, or what is left of it; returns the number of failed cells. Raises ConfigError in one line."""
+    """Runs a sweep, or the rest of it; returns the number of failed cells. Raises ConfigError in one line."""
     spec = load_spec(name)
     distributed = int(os.environ.get("WORLD_SIZE", "1")) > 1
     if distributed and (asked.workers > 1 or asked.dry_run):
@@ -67,12 +67,12 @@ def sweep(name: str, asked: Asked, console: Terminal | None = None) -> int:
 
 
 def _sampled(spec: Spec) -> list[SweepCell]:
-    """Some cells of a search, so that a wrong knob is found before it starts."""
+    """A sample of a search's cells, so that a wrong knob is found before it starts."""
     return [cell_of(spec, draw(spec.space, 0, i)) for i in range(SAMPLED if spec.mode == "search" else 0)]
 
 
 def _work(spec: Spec, place: Place, asked: Asked, cells: list[SweepCell], start: str, board: Board) -> dict | None:
-    """This process's part, and the end; None in processes beside the first, and for helpers."""
+    """Runs this process's part and concludes; returns None for helpers and for all processes but the first."""
     import torch
 
     from vtc.eval.sweep.work import Options, Worker
@@ -117,7 +117,7 @@ def _lead(worker, cells: list[SweepCell], asked: Asked) -> dict | None:
 def _helpers(
     spec: Spec, asked: Asked, shares: list, cells: list[SweepCell], start: str, board: Board
 ) -> Iterator[None]:
-    """Worker processes beside this one while the block runs, one per share (of the cells that may be run)."""
+    """Runs helper processes while the block runs, one per share (the number of cells that each may run)."""
     context = multiprocessing.get_context("spawn")
     helpers = [
         replace(asked, max_cells=share, device=_device(asked, i)) for i, share in enumerate(shares, 1) if share != 0
@@ -141,12 +141,12 @@ def _helpers(
 
 
 def _shares(most: int | None, workers: int) -> list[int | None]:
-    """How many cells each worker may run."""
+    """The number of cells that each worker may run."""
     return [None if most is None else most // workers + (i < most % workers) for i in range(workers)]
 
 
 def _device(asked: Asked, number: int) -> str | None:
-    """The device of a worker: of several GPUs each has the next."""
+    """The device of a worker: several GPUs are assigned in turn."""
     import torch
 
     several = asked.workers > 1 and asked.device in (None, "cuda") and torch.cuda.device_count() > 1
@@ -159,7 +159,7 @@ def _threads(workers: int) -> int:
 
 @contextlib.contextmanager
 def _divided(workers: int) -> Iterator[None]:
-    """Workers divide the cores among them, unless the user has decided; more threads than cores are very slow."""
+    """Divides the cores among the workers, unless the user did; more threads than cores are very slow."""
     user_set = "OMP_NUM_THREADS" in os.environ
     os.environ.setdefault("OMP_NUM_THREADS", str(_threads(workers)))
     try:
@@ -170,7 +170,7 @@ def _divided(workers: int) -> Iterator[None]:
 
 
 def _worker(text: str, name: str, asked: Asked, cells: list[SweepCell], start: str) -> None:
-    """A worker process: works silently, and leaves interrupts and the end to who started it."""
+    """A helper process: prints nothing, and leaves interrupts and the conclusion to its parent."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     from vtc.eval.sweep.study import Search
     from vtc.eval.sweep.work import Options, Worker

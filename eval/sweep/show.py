@@ -1,4 +1,4 @@
-"""What is seen of a sweep: what would run, what has been finished, and the short tables at its end."""
+"""The output of a sweep: the dry run, progress, and the tables at its end."""
 
 import threading
 from collections.abc import Mapping, Sequence
@@ -12,15 +12,15 @@ from vtc.eval.sweep.objectives import Objective
 from vtc.eval.sweep.spec import Spec
 from vtc.io.terminal import Terminal, bar
 
-PIPE_WIDTH = 160  # columns when the output is no terminal
-POLL = 0.5  # seconds between looks at what other processes have finished
+PIPE_WIDTH = 160  # columns, if the output is not a terminal
+POLL = 0.5  # seconds between checks of what other processes have finished
 MOST_ROWS = 25  # of the Pareto set
 
 
 class Board:
-    """Counts finished cells on stderr: a bar on a terminal, a line for each elsewhere.
+    """Counts finished cells on stderr: a bar on a terminal, otherwise a line per cell.
 
-    watch: looks for what other processes finish, all the time.
+    watch: continually checks what other processes finish.
     """
 
     def __init__(
@@ -62,12 +62,12 @@ class Board:
             self.look()
 
     def say(self, line: str) -> None:
-        """A line of its own."""
+        """Prints a line."""
         if not self.silent:
             self.console.say(f"vtc sweep: {line}")
 
     def finished(self, cell: SweepCell) -> None:
-        """A cell has ended, well or badly."""
+        """Counts a cell that has ended, with or without an error."""
         with self._lock:
             if cell.id not in self._reported:
                 self._reported.add(cell.id)
@@ -95,7 +95,7 @@ class Board:
         return ", ".join(shown)
 
     def look(self) -> None:
-        """Finds what other processes have finished."""
+        """Counts what other processes have finished."""
         for file in sorted((self.place.folder / "cells").glob("*/cell.json"), key=lambda f: f.stat().st_mtime):
             ident = file.parent.name
             if ident not in self._reported:
@@ -106,7 +106,7 @@ class Board:
 
 
 def dry_run(spec: Spec, cells: Sequence[SweepCell], asked, console: Terminal) -> None:
-    """What would run, and how long that would take."""
+    """Prints what would run, and an estimate of the time."""
     place = _Nothing(asked.output)
     states = {cell.id: place.state(cell.id) for cell in cells}
     for cell in cells:
@@ -142,13 +142,13 @@ def dry_run(spec: Spec, cells: Sequence[SweepCell], asked, console: Terminal) ->
 
 
 class _Nothing(Place):
-    """A folder that is only looked at."""
+    """The folder of a sweep, opened without creating anything."""
 
     def __init__(self, folder: Path):
         self.folder = Path(folder)
 
     def finished(self) -> set[str]:
-        """The finished cells in it."""
+        """The ids of the finished cells."""
         idents = {file.parent.name for file in (self.folder / "cells").glob("*/cell.json")}
         return {ident for ident in idents if self.state(ident) == DONE}
 
@@ -164,7 +164,7 @@ def _samples(spec: Spec, place: _Nothing) -> tuple[int | str, str]:
 
 
 def print_summary(summary: Mapping, spec: Spec, output: Path, console: Terminal) -> None:
-    """The Pareto set, the best ones, what failed, the held-out comparison, and where the files are."""
+    """Prints the Pareto set, the best cells, failures, the held-out comparison, and the paths of the files."""
     console = console.wide(PIPE_WIDTH)
     say = console.say
     rows = {row["id"]: row for row in summary["cells"]}
@@ -198,7 +198,7 @@ def print_summary(summary: Mapping, spec: Spec, output: Path, console: Terminal)
 
 
 def _of_aim(values: Mapping, aim: Objective, spec: Spec) -> float | None:
-    """A figure, from whichever objective of it knows it."""
+    """The value of an aim, from the first of its objectives that has one."""
     same = [o.name for o in spec.objectives if (o.figure, o.task) == (aim.figure, aim.task)]
     return next((values[name] for name in same if values[name] is not None), None)
 

@@ -1,11 +1,11 @@
-"""A sweep's YAML, read and checked: every mistake is one line that names the place and what is possible.
+"""Reads and checks a sweep's YAML: every error is one line that names the place and what is possible.
 
     name: hiprune_search
     model: demo                    # or models: [demo, {model: OWNER/NAME, model_args: {dtype: float16}}]
     tasks: demo
     split: tune
     limit: 350
-    space:                         # `strategy` and `keep` are parameters like any other, other names are knobs (--set)
+    space:                         # `strategy` and `keep` are ordinary parameters, other names are knobs (--set)
       strategy: [hiprune, fastv]
       keep: [0.25, 0.11]           # null: the strategy's own budget
       alpha: {low: 0.0, high: 1.0, step: 0.05, when: {strategy: hiprune}}
@@ -16,7 +16,7 @@
     objectives: [{figure: accuracy, budget: each}, prefill_flops]
     heldout: {split: test, reference: {strategy: hiprune, keep: 0.25}}
 
-Other settings are those of `vtc eval`: model_args, dialect, seeds, batch_size, max_new_tokens, dataset_path, system,
+Further settings are those of `vtc eval`: model_args, dialect, seeds, batch_size, max_new_tokens, dataset_path, system,
 pad_square. Objectives are described in `vtc.eval.sweep.objectives`.
 """
 
@@ -48,7 +48,7 @@ KEYS = (
 
 @dataclass(frozen=True)
 class Heldout:
-    """What happens to the best once it is found: it meets `reference` (an assignment) on another split."""
+    """The final comparison: the best cell against `reference` (an assignment) on another split."""
 
     split: str
     reference: Mapping
@@ -59,7 +59,7 @@ class Heldout:
 @dataclass(frozen=True)
 class Spec:
     """A sweep. models: pairs of a name and arguments of from_pretrained. settings: those of `vtc eval` that all cells
-    share. space: parameters, those that others depend on first. text: the YAML itself."""
+    share. space: parameters, each after those that it depends on. text: the YAML itself."""
 
     name: str
     text: str
@@ -80,7 +80,7 @@ class Spec:
 
     @property
     def aims(self) -> tuple[Objective, ...]:
-        """The objectives without their budgets, each figure once: what Pareto sets and searches look at."""
+        """One objective per figure and task, whatever their budgets: the axes of Pareto sets and searches."""
         by_figure = {}
         for objective in self.objectives:
             by_figure.setdefault((objective.figure, objective.task), objective)
@@ -112,7 +112,7 @@ def read_spec(text: str, stem: str) -> Spec:
 
 
 def known(raw: object, possible: tuple[str, ...], where: str) -> Mapping:
-    """The mapping, if all its keys are possible; raises ConfigError."""
+    """The mapping, if all its keys are possible; else raises ConfigError."""
     if not isinstance(raw, Mapping):
         raise ConfigError(f"{where} is {shown(raw)}; possible: a mapping with {', '.join(possible)}")
     for key in raw:
@@ -122,7 +122,7 @@ def known(raw: object, possible: tuple[str, ...], where: str) -> Mapping:
 
 
 def is_named(value: object) -> bool:
-    """Whether it is a mapping whose keys are all text."""
+    """Whether the value is a mapping whose keys are all text."""
     return isinstance(value, Mapping) and all(isinstance(key, str) for key in value)
 
 
