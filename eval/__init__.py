@@ -1,4 +1,4 @@
-"""Evaluation: benchmarks answered by a model as it is and with pruned visual tokens. `vtc eval` on the command line.
+"""Evaluation on benchmarks, of the unpruned model and with pruned visual tokens. `vtc eval` on the command line.
 
 Its packages, each importing only from those named before it: `data` and `metrics`, then `tasks`; `results` (logs,
 figures, comparisons); `running` (from a sample to its row); `showing`, `report`, `inspect`, `papers`. On top of these

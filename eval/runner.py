@@ -48,7 +48,7 @@ class Work:
                 self.indices.append(i)
         if len(set(self.idents)) < len(self.idents):
             twice = shown(Counter(self.idents).most_common(1)[0][0])
-            raise ConfigError(f"data of task {task.name!r}: the name {twice} stands twice; possible: each id once")
+            raise ConfigError(f"data of task {task.name!r}: the id {twice} occurs twice; possible: each id once")
 
     def batches(self, log: SampleLog, size: int) -> Iterator[list[int]]:
         """This process's batches with unanswered samples; batches are fixed, so that a restart has the same ones."""

@@ -155,7 +155,7 @@ def score_answers(place: Path, tasks: str | None, dialect: str | None, dataset_p
     rows = [row for file in _files(place) for row in answered(task, file, docs)]
     twice = len(rows) - len({row["id"] for row in rows})
     if twice:
-        raise ConfigError(f"{twice} samples stand twice in {str(place)!r}; possible: each id once")
+        raise ConfigError(f"{twice} samples occur twice in {str(place)!r}; possible: each id once")
     figures = bootstrap(task, rows)
     remarks = task.remarks(rows)
     if as_json:

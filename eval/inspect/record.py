@@ -131,16 +131,18 @@ def read(path: Path) -> tuple[dict, Image.Image]:
     """A record and its picture from `selection.json`, or from the folder that holds it; raises ConfigError."""
     path = path / RECORD if path.is_dir() else path
     saved = read_json(path, _whole, f"possible: the {RECORD} that vtc inspect wrote")
-    beside = path.parent / PICTURE
+    picture_path = path.parent / PICTURE
     try:
-        with Image.open(beside) as opened:
+        with Image.open(picture_path) as opened:
             picture = opened.convert("RGB")
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         why = "does not exist" if isinstance(error, FileNotFoundError) else "is no picture"
-        raise ConfigError(f"{str(beside)!r} {why}; possible: the one that was written with {RECORD}") from None
+        raise ConfigError(f"{str(picture_path)!r} {why}; possible: the one that was written with {RECORD}") from None
     aspect = saved["picture"]["width"] / saved["picture"]["height"]
     if abs(picture.width - picture.height * aspect) > 1 + aspect:
-        raise ConfigError(f"{str(beside)!r} has another shape than the picture of {RECORD}; possible: its own picture")
+        raise ConfigError(
+            f"{str(picture_path)!r} has another shape than the picture of {RECORD}; possible: its own picture"
+        )
     return saved, picture
 
 

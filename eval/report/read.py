@@ -61,7 +61,7 @@ def read(folders: Sequence[Path]) -> list[ReportFolder]:
     reports = []
     for number, (folder, name) in enumerate(zip(paths, names), 1):
         if paths.index(folder) != number - 1:
-            raise ConfigError(f"{str(folder)!r} stands twice; possible: each folder once")
+            raise ConfigError(f"{str(folder)!r} is given twice; possible: each folder once")
         if not folder.is_dir():
             raise ConfigError(f"no results in {str(folder)!r}: it is no folder; {POSSIBLE}")
         called = name if names.count(name) == 1 else f"{name} ({number})"

@@ -146,17 +146,17 @@ def _costs(grid: Grid, i: int) -> str:
 def _rivals(grid: Grid, budget: BudgetGroup) -> str:
     """The runs that may be as good as the best."""
     variant = grid.section.variants[budget.best]
-    others = [
+    rivals = [
         i for i in budget.members
         if grid.section.variants[i] != variant and not grid.section.entries[i].blurred
     ]  # fmt: skip
-    tested = [i for i in others if any(m.holm_best is not None for m in grid.of(i))]
+    tested = [i for i in rivals if any(m.holm_best is not None for m in grid.of(i))]
     if not tested:
         return ""
     alike = [i for i in tested if all(m.holm_best is None or m.holm_best >= ALPHA for m in grid.of(i))]
     if not alike:
-        others = f"all {len(tested)} other runs" if len(tested) > 1 else "the other run"
-        return f"Significantly ahead of {others}."
+        behind = f"all {len(tested)} other runs" if len(tested) > 1 else "the other run"
+        return f"Significantly ahead of {behind}."
     alike.sort(key=lambda i: (-(grid.score(i)[0] or 0.0), i))
     names = list(dict.fromkeys(grid.section.variants[i] for i in alike))
     more = f" and {len(names) - MOST_NAMES} more" if len(names) > MOST_NAMES else ""

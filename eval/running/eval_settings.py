@@ -60,7 +60,8 @@ class EvalSettings:
         for name in ("strategies", "keeps", "tasks"):
             twice = {v for v in getattr(self, name) if getattr(self, name).count(v) > 1}
             if twice:
-                raise ConfigError(f"{', '.join(sorted(map(repr, twice)))} stands twice; possible: each of {name} once")
+                values = ", ".join(sorted(map(repr, twice)))
+                raise ConfigError(f"{values} is given twice; possible: each of {name} once")
 
     def place(self, task: str) -> str | None:
         """The location of a task's data, None for the task's default; raises ConfigError.

@@ -96,7 +96,7 @@ def _value(result: dict) -> tuple[float | None, float]:
 
 def _label(run: dict) -> str:
     mode = run["method"].get("downsample", {}).get("mode")
-    blurred = "downsample (blurred to what so many\ntokens hold; all are used)"
+    blurred = "downsample (blurred to the information\nof fewer tokens; all are used)"
     return blurred if mode == "blur" else visible(run["method"]["name"])
 
 

@@ -63,7 +63,7 @@ class SweepCell:
         keep = [] if self.params["keep"] is None else [f"keep={self.params['keep']}"]
         return " ".join([self.params["strategy"], *keep, *(f"{k}={v}" for k, v in self.params["set"].items())])
 
-    def told(self, spec: Spec) -> str:
+    def full_label(self, spec: Spec) -> str:
         """The label, with the model, seed and split if they vary between the cells of the sweep."""
         more = [self.params["model"]] if len(spec.models) > 1 else []
         more += [f"seed={self.params['seed']}"] if len(spec.seeds) > 1 else []

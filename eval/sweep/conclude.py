@@ -40,14 +40,14 @@ class Findings:
     def __init__(self, spec: Spec, place: Place, search: Search | None = None):
         self.spec, self.place, self.search = spec, place, search
         self.cells: dict[str, SweepCell] = {cell.id: cell for cell in planned(spec)}
-        self.told: dict[str, Mapping] = {}
+        self.trial_attributes: dict[str, Mapping] = {}
         for trial in [] if search is None else search.trials:
             if "params" in trial.user_attrs:
                 cell = SweepCell(trial.user_attrs["params"])
                 if cell.params["strategy"] != NONE:
                     self.cells[cell.id] = cell
                 if trial.state.name == "COMPLETE":
-                    self.told[cell.id] = trial.user_attrs
+                    self.trial_attributes[cell.id] = trial.user_attrs
         self.rows = {cell.id: self._row(cell) for cell in self.cells.values()}
 
     def _row(self, cell: SweepCell) -> dict:
@@ -62,8 +62,8 @@ class Findings:
             base = self.place.run(self._base(cell).id).get("tasks")
             values = {o.name: o.value(run["tasks"], base) for o in self.spec.objectives}
             row |= {"run": run["name"], "values": values, "samples": known["samples"], "seconds": known["seconds"]}
-        elif cell.id in self.told:  # run on another machine
-            trial = self.told[cell.id]
+        elif cell.id in self.trial_attributes:  # run on another machine
+            trial = self.trial_attributes[cell.id]
             row |= {"state": DONE, "values": self._values(trial), **{key: trial[key] for key in ("samples", "seconds")}}
         return row
 
@@ -114,7 +114,7 @@ class Findings:
         for ident in idents:
             tasks = self.place.run(ident).get("tasks")
             base = self.place.run(self._base(self.cells[ident]).id).get("tasks")
-            values.append(self.told[ident]["raw"][place] if tasks is None else aim.measure(tasks, base))
+            values.append(self.trial_attributes[ident]["raw"][place] if tasks is None else aim.measure(tasks, base))
         return None if None in values else fmean(values)
 
     def best(self) -> list[dict]:
@@ -140,7 +140,7 @@ class Findings:
     def resolved(self, ident: str) -> dict:
         """The fully resolved strategy of a cell."""
         run = self.place.run(ident)
-        return run["method"]["resolved"] if run else self.told[ident]["resolved"]
+        return run["method"]["resolved"] if run else self.trial_attributes[ident]["resolved"]
 
 
 def conclude(findings: Findings, run: object = None) -> dict:

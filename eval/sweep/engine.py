@@ -110,7 +110,7 @@ def _lead(worker, cells: list[SweepCell], asked: Asked) -> dict | None:
             conclude(Findings(spec, place, search))
     if asked.worker:
         return None
-    return conclude(Findings(spec, place, search), None if worker.left == 0 else worker.cells)
+    return conclude(Findings(spec, place, search), None if worker.cells_left == 0 else worker.cells)
 
 
 @contextlib.contextmanager

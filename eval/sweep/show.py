@@ -78,12 +78,12 @@ class Board:
         self.failed += bool(error)
         self.done += not error
         self.total = max(self.total, self.done)
-        self.bar.update(self.task, completed=self.done, total=self.total, description=cell.told(self.spec))
+        self.bar.update(self.task, completed=self.done, total=self.total, description=cell.full_label(self.spec))
         if error:
-            self.say(f"{cell.told(self.spec)} FAILED: {error['error']}")
+            self.say(f"{cell.full_label(self.spec)} FAILED: {error['error']}")
         elif not self.console.is_terminal:
             seconds = self.place.read(cell.id)["seconds"]
-            self.say(f"{self.done}/{self.total} {cell.told(self.spec)}: {self._figure(cell)}, {seconds:.1f} s")
+            self.say(f"{self.done}/{self.total} {cell.full_label(self.spec)}: {self._figure(cell)}, {seconds:.1f} s")
 
     def _figure(self, cell: SweepCell) -> str:
         tasks = self.place.run(cell.id)["tasks"]
@@ -110,7 +110,7 @@ def dry_run(spec: Spec, cells: Sequence[SweepCell], asked, console: Terminal) ->
     place = _Nothing(asked.output)
     states = {cell.id: place.state(cell.id) for cell in cells}
     for cell in cells:
-        line = f"{states[cell.id]:8} {cell.id}  {cell.told(spec)}"
+        line = f"{states[cell.id]:8} {cell.id}  {cell.full_label(spec)}"
         console.say(line)
     done = [cell for cell in cells if states[cell.id] == DONE]
     remaining, content = len(cells) - len(done), f"{len(cells)} cells"
@@ -175,14 +175,14 @@ def print_summary(summary: Mapping, spec: Spec, output: Path, console: Terminal)
         table = _table(f"{spec.name}: Pareto set ({len(summary['pareto'])} of {len(rows)} cells)", names, console)
         for ident in front:
             values = [_of_aim(rows[ident]["values"], aim, spec) for aim in spec.aims]
-            table.add_row(cells[ident].told(spec), *map(_number, values, spec.aims))
+            table.add_row(cells[ident].full_label(spec), *map(_number, values, spec.aims))
         console.print(table)
     if summary["best"]:
         table = _table(f"{spec.name}: best", ["value", "file"], console, first="objective", second="strategy")
         objectives = {objective.name: objective for objective in spec.objectives}
         for row in summary["best"]:
             value = _number(row["values"][row["objective"]], objectives[row["objective"]])
-            table.add_row(row["objective"], cells[row["cell"]].told(spec), value, row["yaml"])
+            table.add_row(row["objective"], cells[row["cell"]].full_label(spec), value, row["yaml"])
         console.print(table)
     for objective, shares in ((summary["search"] or {}).get("importance") or {}).items():
         say(f"importance for {objective}: {', '.join(f'{name} {100 * share:.0f} %' for name, share in shares.items())}")
@@ -190,7 +190,7 @@ def print_summary(summary: Mapping, spec: Spec, output: Path, console: Terminal)
         say(_heldout(summary["heldout"], spec))
     failed = [row for row in rows.values() if row["state"] == FAILED]
     for row in failed:
-        say(f"FAILED {cells[row['id']].told(spec)}: {row['error']} ({output}/cells/{row['id']}/traceback.txt)")
+        say(f"FAILED {cells[row['id']].full_label(spec)}: {row['error']} ({output}/cells/{row['id']}/traceback.txt)")
     counts = {state: sum(row["state"] == state for row in rows.values()) for state in dict.fromkeys(
         row["state"] for row in rows.values())}  # fmt: skip
     say(f"cells    {', '.join(f'{count} {state}' for state, count in counts.items())}")

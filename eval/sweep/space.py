@@ -93,7 +93,7 @@ def read_parameter(name: object, raw: object, mode: str) -> Parameter:
     """A parameter of `space` in the YAML; raises ConfigError."""
     where = f"space.{name}"
     if not isinstance(name, str) or name in RESERVED:
-        raise ConfigError(f"{where} is no parameter; possible: strategy, keep, and knobs; {name} stands at the top")
+        raise ConfigError(f"{where} is no parameter; possible: strategy, keep, and knobs; {name} belongs at the top")
     if isinstance(raw, list):
         raw = {"values": raw}
     if not isinstance(raw, Mapping):

@@ -46,7 +46,7 @@ class Worker:
     ):
         self.spec, self.place, self.options, self.finished = spec, place, options, finished
         self.processes = Processes()
-        self.left = options.most
+        self.cells_left = options.most
         self._loaded: tuple[str, Loaded] | None = None
 
     def follow(self) -> None:
@@ -69,15 +69,15 @@ class Worker:
         waiting = sorted(cells, key=lambda cell: self.place.state(cell.id) == FAILED)
         while waiting:
             waiting = [cell for cell in waiting if self._is_to_run(cell)]
-            busy = [cell for cell in waiting if self.left != 0 and not self._try(cell)]
-            if not busy or not wait or self.left == 0:
+            busy = [cell for cell in waiting if self.cells_left != 0 and not self._try(cell)]
+            if not busy or not wait or self.cells_left == 0:
                 return
             waiting = busy
             time.sleep(NAP)
 
     def search(self, search: Search) -> None:
         """Runs trials of the study and reports their results, until there are enough."""
-        while self.left != 0:
+        while self.cells_left != 0:
             with search.next() as claimed:
                 if claimed is not None:
                     search.tell(claimed[0], self._trial(search, *claimed))
@@ -109,7 +109,7 @@ class Worker:
 
     def run(self, cell: SweepCell) -> None:
         """Evaluates a claimed cell; errors are written to its folder."""
-        self.left = None if self.left is None else self.left - 1
+        self.cells_left = None if self.cells_left is None else self.cells_left - 1
         began, before = time.perf_counter(), self._samples(cell)
         self.place.write(cell)
         self.place.clear(cell.id)
