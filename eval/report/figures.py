@@ -63,7 +63,7 @@ def points(grid: Grid, cost: Cost, task: str | None) -> list[Point]:
         if value is None or x is None:
             continue
         hollow = entry.blurred and cost.equivalent
-        costs = cost.text(x, x_error) + (" (with as much information; all are used)" if hollow else "")
+        costs = cost.text(x, x_error) + (" (equivalent; all tokens are used)" if hollow else "")
         tip = f"{named(grid, i)}: {with_error(value, error)} at {costs}"
         place = None if entry.full else series.index(section.series_of(i))
         plotted.append(Point(named(grid, i), place, section.labels[i], x, value, x_error, error, tip, hollow))
