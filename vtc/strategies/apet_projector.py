@@ -118,8 +118,8 @@ class ApETProjector(Stage):
     - projected: look at and merge the projected tokens, as on Qwen2.5-VL, not what the projector receives.
     - own_share: what a weak token keeps of itself where a basis token takes its place: 0, on Qwen2.5-VL 0.5.
 
-    Paper: ApET, CVPR 2026. Official code: Maqkccx/ApET @ 70cc01b (MIT): LLaVA-1.5, LLaVA-NeXT by crop, Qwen2.5-VL. In
-    the shipped strategy `apet` follows inside the language model.
+    Paper: ApET, CVPR 2026, arXiv 2602.19870. Official code: Maqkccx/ApET @ 70cc01b (MIT): LLaVA-1.5, LLaVA-NeXT by
+    crop, Qwen2.5-VL. In the shipped strategy `apet` follows inside the language model.
     Departures: a fixed first token (the code draws one, by which a good part of what is kept changes). Float32 (the
     code merges in half precision), ties to the lower index. What the code makes of LLaVA-NeXT's newline tokens was not
     traced; here they go. A single token leaves no place for a basis.

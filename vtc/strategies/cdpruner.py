@@ -49,13 +49,14 @@ class CDPruner(Stage):
       patches are known to be inverted; "paper" takes the cosine. "embeddings" always takes the cosine: no code is
       released for it, the paper's formula has no minus, and nothing is known to invert it.
 
-    Paper: CDPruner, NeurIPS 2025, arXiv 2506.10967. Official code: Theia-4869/CDPruner @ 9541616c (LLaVA, "clip").
+    Paper: CDPruner, NeurIPS 2025, arXiv 2506.10967. Official code: Theia-4869/CDPruner @ 9541616c (Apache-2.0 by its
+    README), LLaVA with "clip".
     Departures: "embeddings" is the default everywhere, so that no second model is needed; relevance="clip" on LLaVA is
     what was published. Minimum and maximum of the relevance are each tile's own: the code takes them over all crops in
     the batch, so that a picture's tokens depend on its neighbours (`quality` has that form too). Where more tokens are
     asked for than the features have dimensions (the code: NaN), and where relevance is constant (the code: infinity),
-    the choice is defined. Cosines in float32 (the code normalises in half precision), ties to the lower index. A
-    budget that spares every token changes nothing.
+    the choice is defined. Cosines in float32 (the code normalises in half precision), ties to the lower index. A budget
+    that spares every token changes nothing.
     """
 
     relevance: Literal["clip", "embeddings", "none"] = "embeddings"

@@ -57,8 +57,8 @@ class HoloV(Stage):
       give it, one after the other; "released" keeps that many fewer.
     - layer: the encoder layer whose attention is read (index, or relative depth as a float).
 
-    Paper: HoloV, NeurIPS 2025. Official code: obananas/HoloV @ 1d2e65e (Apache-2.0), LLaVA-1.5, LLaVA-NeXT (base crop
-    and tiles in one sequence, as here) and Qwen2.5-VL.
+    Paper: HoloV, NeurIPS 2025, arXiv 2510.02912. Official code: obananas/HoloV @ 1d2e65e (Apache-2.0), LLaVA-1.5,
+    LLaVA-NeXT (base crop and tiles in one sequence, as here) and Qwen2.5-VL.
     Departures: the code fills the surplus with vectors of zeros, which the language model then reads; here they are
     left out at least. What is kept stands in the order of the picture (the code: crop by crop, by attention). Without
     [CLS] the attention is the mean received from all patches; where the code's Qwen takes it from is not known to us.

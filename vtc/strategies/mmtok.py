@@ -73,7 +73,7 @@ class MMTok(Stage):
     - keywords: leave out stop words and the benchmarks' instructions.
     - prefix: text before the question.
 
-    Paper: MMTok, arXiv 2508.18264. Official code: Apache-2.0.
+    Paper: MMTok, ICLR 2026, arXiv 2508.18264. Official code: Ironieser/MMTok (Apache-2.0).
     Departures: each image is chosen by the last question of its own prompt (the code has one question per call). A
     prompt without any is read as a whole; the code puts in a sentence of its own. Cosines in float32 (the code
     normalises in the model's precision), ties to the lower index. For LLaVA-1.5 the code leaves out the padding of

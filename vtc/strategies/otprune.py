@@ -48,9 +48,9 @@ class OTPrune(Stage):
     Knobs:
     - gamma: weight of the products against the identity.
 
-    Paper: OTPrune, CVPR 2026, whose optimal-transport distance this objective bounds; its text was not at hand, so the
-    description is of the code. Official code: xiwenc1/OTPrune @ 3414730 (Apache-2.0), LLaVA, in DivPrune's place. A
-    fraction is rounded to nearest, halves to even, as in the code (`rounding: round`).
+    Paper: OTPrune, CVPR 2026, arXiv 2602.20205, whose optimal-transport distance this objective bounds; its text was
+    not at hand, so the description is of the code. Official code: xiwenc1/OTPrune @ 3414730 (Apache-2.0), LLaVA, in
+    DivPrune's place. A fraction is rounded to nearest, halves to even, as in the code (`rounding: round`).
     Departures: kept tokens stand in their own order (the code passes them through a Python set, so that they reach the
     language model in the order of its hashes). No token is picked twice; a channel of zeros stays zero (the code: NaN).
     The prompt may be any (the code assumes 35 tokens before the image and one prompt). On LLaVA-NeXT base crop and

@@ -87,10 +87,10 @@ class SparseVLM(DecoderStage):
     - ratios: shares of one's own instead of a list, merged tokens included.
     - recycle: whether tokens merge.
 
-    Paper: SparseVLM, ICML 2025, arXiv 2410.04417. Official code: Gumpest/SparseVLMs @ 26a5f488, version 1.0 (licence
-    not recorded by us). Followed is the code: fixed lists at three layers, where the paper takes lambda * (N - rank of
-    the raters' attention) from every layer with a lambda not known to us; means and Euclidean distances, where the
-    paper sums and compares by cosine. Version 2.0 (SparseVLM+) is not here.
+    Paper: SparseVLM, ICML 2025, arXiv 2410.04417. Official code: Gumpest/SparseVLMs @ 26a5f488, version 1.0 (Apache-2.0
+    by its README). Followed is the code: fixed lists at three layers, where the paper takes lambda * (N - rank of the
+    raters' attention) from every layer with a lambda not known to us; means and Euclidean distances, where the paper
+    sums and compares by cosine. Version 2.0 (SparseVLM+) is not here.
     Departures: no noise in the densities (the code adds up to 1e-6, so that its choice varies); among equals the lower
     index. A budget counts merged tokens, and is met exactly. Where no text token is above the mean, or no text comes
     after the image, all of it rates, or the last prompt token. Several images, batches and padding are ours, as are

@@ -43,10 +43,11 @@ class VisPruner(Stage):
     - layer: the encoder layer whose attention is read (index, or relative depth as a float); best the one whose output
       the projector receives.
 
-    Paper: VisPruner, arXiv 2412.01818 (first version: FasterVLM). Official code: Theia-4869/VisPruner @ aefa01a.
+    Paper: VisPruner, arXiv 2412.01818 (first version: FasterVLM). Official code: Theia-4869/VisPruner @ aefa01a
+    (Apache-2.0 by its README).
     Departures: without [CLS] (SigLIP, Qwen) the score is the mean attention received from all patches, as other
-    implementations have it; the released code knows encoders with [CLS] only. A round over an odd number of tokens
-    has one more at even places (the released indexing fails there). LLaVA-NeXT tile by tile as published, but after the
+    implementations have it; the released code knows encoders with [CLS] only. A round over an odd number of tokens has
+    one more at even places (the released indexing fails there). LLaVA-NeXT tile by tile as published, but after the
     model's own unpadding, so padding never competes, and without the newline tokens, whose rows are no longer there;
     Qwen is an extension of ours. Attention is ranked in float32, similarity in float64, because each rank decides the
     rounds that follow (the released code ranks in the model's precision); ties to the lower index, and in a round to
