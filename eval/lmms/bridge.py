@@ -126,7 +126,7 @@ class VtcModel(lmms):
             if self.loaded.unsupported is not None:
                 raise self.loaded.unsupported
             vtc.patch(self.loaded.model, strategy, processor=self.loaded.processor, **overrides)
-            self.prunes = not vtc.load_strategy(strategy, self.loaded.family.name, **overrides).keeps_all
+            self.prunes = vtc.load_strategy(strategy, self.loaded.family.name, **overrides).drops
         self._ignored: set[str] = set()
 
     @property

@@ -150,7 +150,7 @@ class Answerer:
     def _check_drop(self, row: dict) -> None:
         lossless = self.run.kind == "none" or (self.downsample is not None and self.downsample.mode == "blur")
         before, average, images = row["visual_before"], row["visual_average"], row["images"]
-        if lossless or not before or self.run.config.keeps_all:
+        if lossless or not before or not self.run.config.drops:
             return
         keep = self.run.keep
         if counts.dropped_nothing(keep, images, before, average):

@@ -64,6 +64,11 @@ class StrategyConfig:
         return isinstance(self.keep, float) and self.keep == 1.0
 
     @property
+    def drops(self) -> bool:
+        """Whether any token can be dropped: not with keep=1.0, nor if attention is all that changes."""
+        return not self.keeps_all and any(s.stage.site != "attention" for s in self.stages)
+
+    @property
     def encoder(self) -> StageConfig | None:
         """The stage inside the encoder, if there is one."""
         return next((s for s in self.stages if s.stage.site == "encoder"), None)
