@@ -94,28 +94,37 @@ def speed(
 
 @bench.command()
 def compare(
-    first: Annotated[Path, typer.Argument(metavar="DIR", help="A folder that vtc bench or vtc bench serving wrote.")],
-    second: Annotated[Path, typer.Argument(metavar="DIR", help="Another one.")],
+    first: Annotated[Path, typer.Argument(metavar="DIR", help="A folder that a command of vtc bench wrote.")],
+    second: Annotated[Path, typer.Argument(metavar="DIR", help="Another one of the same command.")],
 ) -> None:
     """Show two results side by side; refused when they differ in anything but strategy and keep.
+
+    Results of `vtc bench selection` may differ in their times alone, those of the kernels (`make gpu-check`) also in
+    the kernels' code.
 
     \b
     Example:
       vtc bench compare results/hiprune results/fastv
       vtc bench compare results/serving-quarter results/serving-tenth
     """
-    from vtc.bench import speed_table
+    from vtc.bench import kernel_rows, selectors_table, speed_table
+    from vtc.bench.kernel_rows import KERNELS
     from vtc.bench.results import read
+    from vtc.bench.selectors_run import SELECTION
     from vtc.bench.serving import serving_table
     from vtc.bench.serving.ratios import SERVING
     from vtc.bench.speed_rows import SPEED
 
-    a, b = (read(folder, SPEED, SERVING) for folder in (first, second))
+    tables = {
+        SPEED.schema: speed_table, SERVING.schema: serving_table, SELECTION.schema: selectors_table,
+        KERNELS.schema: kernel_rows,
+    }  # fmt: skip
+    a, b = (read(folder, SPEED, SERVING, SELECTION, KERNELS) for folder in (first, second))
     if a["schema"] != b["schema"]:
         raise ConfigError(f"{str(first)!r} and {str(second)!r} are of two benchmarks; possible: two folders of one")
-    shown = (speed_table if a["schema"] == SPEED.schema else serving_table).compared(a, b)
+    table = tables[a["schema"]].compared(a, b)
     say(f"A  {first}\nB  {second}")
-    Terminal(width=170).print(shown)
+    Terminal(width=170).print(table)
 
 
 @bench.command()
@@ -181,45 +190,27 @@ def selection(
     output: Annotated[Path, typer.Option(metavar="DIR", help="For results.json and selection.png.")] = Path(
         "results/bench-selection"
     ),
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Start anew.")] = False,
 ) -> None:
     """Time each set selector alone: against the definition as a plain loop, and against a random draw.
+
+    Rows are written as they come; the same command goes on where it stopped.
 
     \b
     Examples:
       vtc bench selection --sizes 2880 --picks 320
       vtc bench selection --selectors coverage --device cuda --output results/h200
     """
-    import torch
+    from vtc.bench.selectors_run import SelectionOptions, run
+    from vtc.bench.selectors_table import plot, table
+    from vtc.bench.speed import numbers, texts
 
-    from vtc.bench.results import environment
-    from vtc.bench.selectors import SELECTORS, measure
-    from vtc.bench.selectors_table import table, write
-    from vtc.bench.speed import numbers
-
-    names = [name.strip() for name in selectors.split(",")]
-    unknown = [name for name in names if name not in SELECTORS]
-    if unknown:
-        raise ConfigError(f"selector {unknown[0]!r} is unknown; possible: {', '.join(SELECTORS)}")
-    _check_device(device)
-    tokens, counts = numbers("--sizes", sizes), numbers("--picks", picks)
-    where = environment(torch.device(device))
-    record = {"schema": "vtc.bench.selection/1", "environment": where, "repeats": repeats, "seed": seed}
-    console, rows = Terminal(stderr=True), []
-    with console.status("") as status:
-        for name in names:
-            for n in tokens:
-                for k in (k for k in counts if k <= n):
-                    status.update(f"vtc bench selection: {name}, N = {n}, k = {k}")
-                    rows.append(measure(name, n, k, device, repeats, limit, seed))
-                    write(rows, output, record)
-    if not rows:
-        raise ConfigError(f"--picks {picks} are more than --sizes {sizes}; possible: at least one k <= N")
-    Terminal(width=150).print(table(rows))
-    say(f"results  {output}")
-
-
-def _check_device(device: str) -> None:
-    import torch
-
-    if device != "cpu" and not (device.startswith("cuda") and torch.cuda.is_available()):
-        raise ConfigError(f"--device {device!r} is not there; possible: cpu{', cuda' * torch.cuda.is_available()}")
+    wanted = SelectionOptions(
+        output, texts("--selectors", selectors), numbers("--sizes", sizes), numbers("--picks", picks), device, repeats,
+        limit, seed,
+    )  # fmt: skip
+    command = shlex.join(["vtc", *sys.argv[1:]])
+    with Terminal(stderr=True).status("") as status:
+        results = run(wanted, lambda row: status.update(f"vtc bench selection: {row}"), command, overwrite)
+    Terminal(width=150).print(table(results.rows))
+    say(f"results  {output}, {plot(results.rows, output).name}")
