@@ -59,8 +59,8 @@ def _processor(config: object, tokenizer: object) -> object:
     )  # fmt: skip
 
 
-def _preset(vision: dict, text: dict, parameters: int, said: str) -> Preset:
-    return Preset(partial(_config, vision, **text), parameters, said, _processor)
+def _preset(vision: dict, text: dict, parameters: int, description: str) -> Preset:
+    return Preset(partial(_config, vision, **text), parameters, description, _processor)
 
 
 VICUNA_7B = dict(hidden=4096, mlp=11008, layers=32, heads=32, vocab=32064)

@@ -132,7 +132,9 @@ def serving(
     strategies: Annotated[str, typer.Option(metavar="S,S", help="Beside the stock class.")] = "hiprune,divprune",
     keep: Annotated[str, typer.Option(metavar="K", help="A fraction or a number of tokens.")] = "0.25",
     concurrency: Annotated[str, typer.Option(metavar="N,N", help="Requests at once.")] = "1,8,32",
-    preset: Annotated[str, typer.Option(metavar="NAME", help="tiny, llava-mini, llava-1.5-7b.")] = "llava-mini",
+    preset: Annotated[
+        str, typer.Option(metavar="NAME", help="As for vtc bench; an unknown name lists all.")
+    ] = "llava-mini",
     requests: Annotated[int, typer.Option(metavar="N", help="Of a cell, at least; and twice those at once.")] = 8,
     rounds: Annotated[int, typer.Option(metavar="N", help="In which the systems take turns.")] = 3,
     text: Annotated[int, typer.Option(metavar="N", help="Tokens of a prompt that are not visual.")] = 64,
