@@ -19,9 +19,8 @@ VISION = {
 VISUAL = {"llava-next-7b": 576 + 48 * 49, "qwen2-vl-7b": 576, "qwen2.5-vl-3b": 576}
 
 
-def small(name: str) -> object:
+def small(name: str, config: object) -> object:
     """The config of a preset with few, narrow layers; pictures, tokens and heads of the text as they are."""
-    config = presets()[name].config()
     text, vision = config.text_config.to_dict() | TEXT, config.vision_config.to_dict() | VISION[name]
     text.pop("layer_types", None)
     text.pop("head_dim", None)
@@ -33,7 +32,9 @@ def test_every_family_is_measured(name, tmp_path, monkeypatch):
     """The stock class and a strategy: tokens of the prompts and KV blocks as the picture and the keep give them."""
     preset = presets()[name]
     family = next(FAMILIES[family] for family in FAMILIES if name in FAMILIES[family].presets)
-    made_small = Preset(lambda: small(name), preset.parameters, preset.text, preset.processor, preset.side)
+    made_small = Preset(
+        lambda: small(name, preset.config()), preset.parameters, preset.text, preset.processor, preset.side
+    )
     monkeypatch.setattr(family, "presets", {**family.presets, name: made_small})
     wanted = ServingOptions(
         tmp_path, ("divprune",), concurrency=(1,), preset=name, requests=2, rounds=1, new_tokens=4, threads=1

@@ -1,10 +1,10 @@
-"""All that only a GPU can show, in one command: the kernels' tests and times, and `vtc bench` at real shapes.
+"""Everything that needs a GPU, in one command: the kernels' tests and times, and `vtc bench` at real shapes.
 
     python3 -m vtc.bench.gpu --output results/gpu
 
 runs from a checkout, without an installation, where torch, triton and transformers are (pytest and hypothesis for the
-tests; without these they are left out, and the table says so). Every step has a limit, so that all of it takes less
-than ten minutes; what was measured is written as it comes, and the table at the end has a line for each step.
+tests; without these they are left out, and the table says so). Every step has a time limit, so that the whole takes
+less than ten minutes; results are written as they come, and the table at the end has a line for each step.
 """
 
 import argparse

@@ -43,7 +43,7 @@ class Kind:
 
 def environment(device: torch.device) -> dict:
     """Versions and machine, as far as they explain a time."""
-    found = {
+    description = {
         "vtc": __version__, "python": platform.python_version(), "system": platform.system(),
         "processor": _processor(), "threads": torch.get_num_threads(),
         "gpu": torch.cuda.get_device_name(device) if device.type == "cuda" else None,
@@ -51,10 +51,10 @@ def environment(device: torch.device) -> dict:
     }  # fmt: skip
     for name in ("torch", "transformers", "triton", "flash-attn"):
         try:
-            found[name] = version(name)
+            description[name] = version(name)
         except PackageNotFoundError:
-            found[name] = None
-    return found
+            description[name] = None
+    return description
 
 
 def _processor() -> str:
@@ -122,8 +122,8 @@ def read(folder: Path, *kinds: Kind) -> dict:
     parts = {"settings": mapping_of(anything), "environment": mapping_of(anything)}
 
     def shape(value: object, where: str) -> dict:
-        found = record({"schema": one_of(*rows), **parts, "rows": anything})(value, where)
-        return record({"rows": rows[found["schema"]]})(found, where)
+        header = record({"schema": one_of(*rows), **parts, "rows": anything})(value, where)
+        return record({"rows": rows[header["schema"]]})(header, where)
 
     return read_json(folder / FILE, shape, "possible: a folder of vtc bench")
 

@@ -1,4 +1,4 @@
-"""`vtc bench`: what was asked for, checked as a whole before anything is timed, and then measured row by row."""
+"""`vtc bench`: the options, checked as a whole before anything is timed, and then measured row by row."""
 
 import re
 from collections.abc import Callable, Iterator
@@ -24,8 +24,8 @@ LIST = "possible: values with commas between, such as {}"
 
 @dataclass(frozen=True)
 class SpeedOptions:
-    """The command line. keeps: as text; warmup: rounds before those that count (default: 1 on a
-    CPU, 3 on a GPU); overrides: of every strategy."""
+    """The command line. keeps: as text; warmup: rounds before those that count (default: 1 on a CPU, 3 on a GPU);
+    overrides: of every strategy."""
 
     output: Path
     preset: str | None = None
@@ -64,8 +64,8 @@ class SpeedOptions:
 
 
 def run(wanted: SpeedOptions, watch: Callable[[list[SpeedCase], int], object]) -> Results:
-    """Measures what is not in the output folder yet. watch: gives, for the rows to do and the rounds of each, a context
-    with `begin(case)` and `advance()`. Raises ConfigError in one line before anything is timed."""
+    """Measures what is not in the output folder yet. watch: takes the rows to measure and the rounds of each, and gives
+    a context with `begin(case)` and `advance()`. Raises ConfigError in one line before anything is timed."""
     device = device_of(wanted.device)
     dtype = dtype_of(wanted.dtype, device)
     if wanted.kernels == "triton" and not (INSTALLED and (device.type == "cuda" or interpreted())):
@@ -81,12 +81,12 @@ def run(wanted: SpeedOptions, watch: Callable[[list[SpeedCase], int], object]) -
     if not todo:
         return results
     subject = chosen.load()
-    with watch(todo, warmup + wanted.rounds) as seen, _quiet():
+    with watch(todo, warmup + wanted.rounds) as progress, _quiet():
         for case in todo:
-            seen.begin(case)
+            progress.begin(case)
             row = measure(
                 subject, case, wanted.new_tokens, wanted.rounds, warmup, wanted.kernels, wanted.overrides,
-                wanted.seed, seen.advance,
+                wanted.seed, progress.advance,
             )  # fmt: skip
             results.add(row)
     return results

@@ -61,8 +61,8 @@ def break_even(points: Sequence[tuple[float, float]]) -> tuple[float | None, str
     if not above:
         return None, f"below {least:g}, the smallest measured"
     (n0, r0), (n1, r1) = points[above[-1]], points[above[-1] + 1]
-    found = n0 + (n1 - n0) * (r0 - 1) / (r0 - r1)
-    return found, f"at {found:.0f}"
+    crossing = n0 + (n1 - n0) * (r0 - 1) / (r0 - r1)
+    return crossing, f"at {crossing:.0f}"
 
 
 def break_evens(rows: list[dict]) -> list[dict]:
@@ -71,11 +71,11 @@ def break_evens(rows: list[dict]) -> list[dict]:
     for row in rows:
         key = row["strategy"], row["keep"], row["batch"], row["prompt"]
         groups.setdefault(key, []).append((row["tokens"]["visual"], row["ratios"]["ttft/baseline"]["median"]))
-    found = []
+    result = []
     for (strategy, keep, batch, prompt), points in groups.items():
         if len(points) > 1:
             tokens, words = break_even(points)
-            found.append(
+            result.append(
                 {"strategy": strategy, "keep": keep, "batch": batch, "prompt": prompt, "tokens": tokens, "words": words}
             )
-    return found
+    return result
