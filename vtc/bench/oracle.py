@@ -26,9 +26,9 @@ class NoOracle(Exception):
 @dataclass
 class Recording:
     """What was recorded of one patched generate(). features: all visual tokens of each image; embeds [B, S, D]: what
-    entered the language model at prefill; positions, rotary: per forward, the position ids of the language model and the rotary
-    embeddings of each of its layers; drops: per layer before which tokens were dropped at prefill, the hidden states
-    before and after; logits [B, V]: of the first token; ids [B, T]: the generated tokens."""
+    entered the language model at prefill; positions, rotary: per forward, the position ids of the language model and
+    the rotary embeddings of each of its layers; drops: per layer before which tokens were dropped at prefill, the
+    hidden states before and after; logits [B, V]: of the first token; ids [B, T]: the generated tokens."""
 
     features: list[Tensor] = field(default_factory=list)
     embeds: Tensor | None = None

@@ -76,16 +76,16 @@ class SelectionOptions:
 
 
 def run(
-    wanted: SelectionOptions, progress: Callable[[str], None], command: str = "", overwrite: bool = False
+    options: SelectionOptions, progress: Callable[[str], None], command: str = "", overwrite: bool = False
 ) -> Results:
     """Measures the rows that the output folder does not have yet; calls `progress` with each one's name before. Raises
     ConfigError when the folder holds rows that were measured otherwise."""
-    machine = environment(device_of(wanted.device))
-    results = Results(SELECTION, wanted.output, wanted.settings(), machine, overwrite, command)
-    for name, tokens, picks in wanted.cells():
+    machine = environment(device_of(options.device))
+    results = Results(SELECTION, options.output, options.settings(), machine, overwrite, command)
+    for name, tokens, picks in options.cells():
         if not results.has((name, tokens, picks)):
             progress(f"{name}, N = {tokens}, k = {picks}")
-            row = measure(name, tokens, picks, wanted.device, wanted.repeats, wanted.limit, wanted.seed)
+            row = measure(name, tokens, picks, options.device, options.repeats, options.limit, options.seed)
             results.add(row.to_dict())
     return results
 

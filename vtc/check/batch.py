@@ -18,16 +18,16 @@ def split(inputs: dict, images: tuple[int, ...] = IMAGES, sizes: str | None = "i
     shape, singles, first = inputs["input_ids"].shape, [], 0
     per_token = [name for name, value in inputs.items() if value.shape[:2] == shape]
     for b, count in enumerate(images):
-        real, mine = inputs["attention_mask"][b].bool(), slice(first, first + count)
+        real, images_of_prompt = inputs["attention_mask"][b].bool(), slice(first, first + count)
         one = {name: inputs[name][b : b + 1, real] for name in per_token}
         for name in set(inputs) - set(per_token) if count else ():
             value = inputs[name]
             if len(value) != sum(images):
                 rows = inputs[sizes].prod(1)
                 start = int(rows[:first].sum())
-                one[name] = value[start : start + int(rows[mine].sum())]
+                one[name] = value[start : start + int(rows[images_of_prompt].sum())]
             else:
-                one[name] = value[mine]
+                one[name] = value[images_of_prompt]
         singles.append(one)
         first += count
     return singles

@@ -82,12 +82,12 @@ def reported(trial: Trial) -> None:
     entered, mask = [], trial.inputs["attention_mask"]
     language = trial.tiny.family.language_model
 
-    def seen(module, args, kwargs):
+    def record_entered(module, args, kwargs):
         entered.append((kwargs["inputs_embeds"].shape[1], kwargs.get("attention_mask")))
 
     with trial.on():
         choices = watch(trial.model)
-        handle = language.register_forward_pre_hook(seen, with_kwargs=True)
+        handle = language.register_forward_pre_hook(record_entered, with_kwargs=True)
         try:
             output = forward(trial.model, trial.inputs, use_cache=True)
         finally:
@@ -109,9 +109,9 @@ def reported(trial: Trial) -> None:
         "lengths of the KV cache": (proof.kv_lengths, [layer.keys.shape[2] for layer in output.past_key_values.layers]),
         "visual tokens that enter": (sum(i.entered for i in proof.images), stages),
     }  # fmt: skip
-    for what, (said, found) in facts.items():
-        if said != found:
-            raise Violation(f"{what}: the report says {said}, it was {found}")
+    for what, (claimed, actual) in facts.items():
+        if claimed != actual:
+            raise Violation(f"{what}: the report says {claimed}, it was {actual}")
 
 
 def removed(trial: Trial) -> None:
@@ -129,14 +129,14 @@ def removed(trial: Trial) -> None:
         raise Violation("the logits are others than before")
 
 
-def _same_kept(expected: list[Tensor], found: list[Tensor], what: str) -> None:
-    for one, other in zip(expected, found, strict=True):
+def _same_kept(expected: list[Tensor], actual: list[Tensor], what: str) -> None:
+    for one, other in zip(expected, actual, strict=True):
         if one.tolist() != other.tolist():
             differ = sorted(set(one.tolist()) ^ set(other.tolist()))
             raise Violation(f"{what} keeps others: {len(differ)} differ, such as {differ[:1] or 'their order'}")
 
 
-def _near(found: Tensor, expected: Tensor, what: str, near: float) -> None:
-    far = float((found - expected).abs().max())
+def _near(actual: Tensor, expected: Tensor, what: str, near: float) -> None:
+    far = float((actual - expected).abs().max())
     if not far <= near:
         raise Violation(f"{what} are off by {far:.2g}")

@@ -41,8 +41,8 @@ def _number(trial: Trial, run: CheckedCall) -> None:
             if adaptive and choice.stage.stage.site == "encoder" and len(kept) >= count:
                 continue  # there it is the least
             if len(kept) > count or (len(kept) < count and not adaptive):
-                asked = f"{choice.context.tokens} tokens where the budget says {count}"
-                raise Violation(f"{choice.stage.method} keeps {len(kept)} of {asked} (unit {b})")
+                expectation = f"{choice.context.tokens} tokens where the budget says {count}"
+                raise Violation(f"{choice.stage.method} keeps {len(kept)} of {expectation} (unit {b})")
     images = iter(run.report.images)
     for layouts in trial.tiny.layouts(trial.inputs):
         budget = run.patch.allocation.projector
@@ -64,8 +64,8 @@ def _left_by_encoder(budget: Budget | None, layout: ImageLayout, image) -> list[
     if budget is None or budget.keeps_all:
         return []
     count = sum(budget.quotas([[layout.tiles[0].tokens] * len(layout.tiles)])[0])
-    found = image.steps[0].after if image.steps else 0
-    return [found if len(layout.tiles) > 1 and found < count else count]
+    remaining = image.steps[0].after if image.steps else 0
+    return [remaining if len(layout.tiles) > 1 and remaining < count else count]
 
 
 def _counts(image, tokens: int, expected: list[int], run: CheckedCall) -> None:
@@ -73,12 +73,12 @@ def _counts(image, tokens: int, expected: list[int], run: CheckedCall) -> None:
     adaptive = {choice.stage.method for choice in run.choices if choice.stage.stage.adaptive}
     if image.before != tokens or len(image.steps) != len(expected):
         raise Violation(f"an image of {tokens} tokens is reported as {image.before}, cut {len(image.steps)} times")
-    left = tokens
+    remaining = tokens
     for step, count in zip(image.steps, expected):
-        count = min(count, left)
+        count = min(count, remaining)
         if step.after > count or (step.after < count and step.stage not in adaptive):
             raise Violation(f"{step.where} leaves {step.after} of an image's {tokens} tokens; the budget says {count}")
-        left = step.after
+        remaining = step.after
 
 
 def order(trial: Trial) -> None:
@@ -93,12 +93,12 @@ def order(trial: Trial) -> None:
             if slots is not None and not -1 <= slots[0] <= slots[1] < len(kept):
                 raise Violation(f"{choice.stage.method} merges into slots that are not there")
     for image in run.report.images:
-        left = set(range(image.before))
+        remaining = set(range(image.before))
         for step in image.steps:
             kept = step.kept.tolist()
-            if not set(kept) <= left or len(set(kept)) != len(kept) or len(kept) != step.after:
+            if not set(kept) <= remaining or len(set(kept)) != len(kept) or len(kept) != step.after:
                 raise Violation(f"{step.where} reports {shown_row(step.kept)}, which the step before did not leave")
-            left = set(kept)
+            remaining = set(kept)
 
 
 def misordered(kept: Tensor, tokens: int) -> str | None:
@@ -114,12 +114,12 @@ def ties(trial: Trial) -> None:
     """Of tokens that are alike in every signal, those with the lower index stay."""
     reasons, applied = [], False
     for choice in _first_of_each(trial.run().choices):
-        mine = [signal for signal in choice.context.signals if not isinstance(signal, NOT_OF_TOKENS)]
-        if not mine:
+        token_signals = [signal for signal in choice.context.signals if not isinstance(signal, NOT_OF_TOKENS)]
+        if not token_signals:
             reasons.append("it reads no signal of the tokens")
-        elif not _goes_by_signals(choice, mine):
+        elif not _goes_by_signals(choice, token_signals):
             reasons.append("what it keeps depends on where a token lies, too")
-        elif not _ranks(tied := _tied(choice, mine)):
+        elif not _ranks(tied := _tied(choice, token_signals)):
             reasons.append("it compares tokens with each other, so none has a score of its own")
         else:
             applied = True
@@ -129,11 +129,11 @@ def ties(trial: Trial) -> None:
 
 
 def _first_of_each(choices: list[Choice]) -> list[Choice]:
-    found = {}
+    first = {}
     for choice in choices:
         if choice.context.count < choice.context.tokens:
-            found.setdefault(choice.stage.method, choice)
-    return list(found.values())
+            first.setdefault(choice.stage.method, choice)
+    return list(first.values())
 
 
 def _kept_of(choice: Choice, changed: dict) -> list[Tensor]:
@@ -152,14 +152,14 @@ def _goes_by_signals(choice: Choice, signals: list) -> bool:
     """Whether the same tokens stay wherever they lie, where none is quite like another."""
     generator, tokens = torch.Generator().manual_seed(0), choice.context.tokens
     for group in (torch.arange(tokens), _groups(tokens, generator), _groups(tokens, generator)):
-        seen = {}
+        varied = {}
         for signal in signals:
             x = choice.context[signal][:, group]
             noise = torch.randn(x.shape, generator=generator, dtype=torch.float64).to(x)
-            seen[signal] = x * (1 + 1e-3 * noise)
+            varied[signal] = x * (1 + 1e-3 * noise)
         mixed = torch.randperm(tokens, generator=generator)
-        plain = _kept_of(choice, seen)
-        moved = _kept_of(choice, {signal: x[:, mixed] for signal, x in seen.items()})
+        plain = _kept_of(choice, varied)
+        moved = _kept_of(choice, {signal: x[:, mixed] for signal, x in varied.items()})
         if any(mixed[b].sort().values.tolist() != a.sort().values.tolist() for a, b in zip(plain, moved)):
             return False
     return True
@@ -171,15 +171,15 @@ def _tied(choice: Choice, signals: list) -> list[tuple[Tensor, Tensor]]:
     Vectors are rounded so that sums of products are exact: equal tokens then get equal scores in whatever order they
     are summed up.
     """
-    generator, tokens, found = torch.Generator().manual_seed(1), choice.context.tokens, []
+    generator, tokens, result = torch.Generator().manual_seed(1), choice.context.tokens, []
     exact = {s: _rounded(x) if x.ndim == 3 and x.is_floating_point() else x for s, x in choice.context.signals.items()}
     for _ in range(4):
         group = _groups(tokens, generator)
         for kept in _kept_of(choice, {s: x[:, group] if s in signals else x for s, x in exact.items()}):
             stays = torch.zeros(tokens, dtype=torch.bool)
             stays[kept] = True
-            found.append((stays, group))
-    return found
+            result.append((stays, group))
+    return result
 
 
 def _rounded(x: Tensor) -> Tensor:
@@ -231,12 +231,12 @@ def _usable(run: CheckedCall, name: str) -> None:
 def _check_precision(choice: Choice, name: str) -> None:
     method, signals = choice.stage.method, choice.context.signals
     for part in (1.0, 0.3, 0.1):  # of what tells tokens from each other; half precision cannot tell the last ones apart
-        seen = {s: _squeezed(x, part) for s, x in signals.items()}
+        squeezed = {s: _squeezed(x, part) for s, x in signals.items()}
         with _Half() as half:
-            expected = _seeded(choice, {s: x.float() if x.dtype in HALF else x for s, x in seen.items()})
+            expected = _seeded(choice, {s: x.float() if x.dtype in HALF else x for s, x in squeezed.items()})
         if half.seen:
             raise Violation(f"{method} is shown float32 and computes in half precision: {half.seen}")
-        if any(set(a.tolist()) != set(b.tolist()) for a, b in zip(expected, _seeded(choice, seen))):
+        if any(set(a.tolist()) != set(b.tolist()) for a, b in zip(expected, _seeded(choice, squeezed))):
             raise Violation(f"on a {name} model {method} chooses otherwise than from the same numbers in float32")
 
 

@@ -70,11 +70,11 @@ def of_family(name: str, methods: list[str], given: dict, announce: Callable[[st
 def family_at(place: str) -> str | None:
     """The name of the family at MODULE:CLASS, registered under it; None where a class of another kind stands. Raises
     ConfigError."""
-    found = located(place, f"{shown(place)}")
-    if not (isinstance(found, type) and issubclass(found, Family)):
+    family = located(place, f"{shown(place)}")
+    if not (isinstance(family, type) and issubclass(family, Family)):
         return None
-    FAMILIES.register(found.name)(found)
-    return found.name
+    FAMILIES.register(family.name)(family)
+    return family.name
 
 
 def _filled(

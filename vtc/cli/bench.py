@@ -78,13 +78,13 @@ def speed(
     from vtc.bench.speed_table import lines, plot, table
 
     visual = numbers("--visual-tokens", visual_tokens)
-    wanted = SpeedOptions(
+    options = SpeedOptions(
         output, preset, model, texts("--strategy", strategy), texts("--keep", keep, "0.25,192"),
         numbers("--batch-sizes", batch_sizes, "1,8"), numbers("--prompt-lengths", prompt_lengths, "64,512"),
         (*SWEEP, *visual) if break_even else visual, new_tokens, rounds, warmup, dtype, device, attention, kernels,
         seed, overrides(settings), overwrite,
     )  # fmt: skip
-    results = run(wanted, Bar)
+    results = run(options, Bar)
     Terminal(width=150).print(table(results.rows))
     for line in lines(results.rows):
         say(line)
@@ -168,12 +168,12 @@ def serving(
     from vtc.bench.serving.throughput import CORES, ServingOptions, run
     from vtc.bench.speed import numbers, texts
 
-    wanted = ServingOptions(
+    options = ServingOptions(
         output, texts("--strategies", strategies), keep, numbers("--concurrency", concurrency, "1,8,32"), preset,
         requests, rounds, text, new_tokens, dtype, block_size, batched, CORES if threads is None else threads, compiled,
         seed,
     )  # fmt: skip
-    results = run(wanted, shlex.join(["vtc", *sys.argv[1:]]), overwrite)
+    results = run(options, shlex.join(["vtc", *sys.argv[1:]]), overwrite)
     Terminal(width=170).print(table(results.rows))
     for line in lines(results.rows, results.environment["cores"]):
         say(line)
@@ -207,12 +207,12 @@ def selection(
     from vtc.bench.selectors_table import plot, table
     from vtc.bench.speed import numbers, texts
 
-    wanted = SelectionOptions(
+    options = SelectionOptions(
         output, texts("--selectors", selectors), numbers("--sizes", sizes), numbers("--picks", picks), device, repeats,
         limit, seed,
     )  # fmt: skip
     command = shlex.join(["vtc", *sys.argv[1:]])
     with Terminal(stderr=True).status("") as status:
-        results = run(wanted, lambda row: status.update(f"vtc bench selection: {row}"), command, overwrite)
+        results = run(options, lambda row: status.update(f"vtc bench selection: {row}"), command, overwrite)
     Terminal(width=150).print(table(results.rows))
     say(f"results  {output}, {plot(results.rows, output).name}")

@@ -9,7 +9,7 @@ _FORMULA = ("=", "+", "-", "@", "\t", "\r")
 
 def visible(text: object) -> str:
     r"""The text with everything that would steer a terminal, or cannot be written, as JSON writes it: `\u001b`."""
-    return _UNSEEN.sub(lambda found: f"\\u{ord(found[0]):04x}", str(text))
+    return _UNSEEN.sub(lambda match: f"\\u{ord(match[0]):04x}", str(text))
 
 
 def markdown(text: object) -> str:

@@ -34,10 +34,10 @@ def resolved(strategy: object, family: str, **overrides) -> StrategyConfig:
 
 def check(config: StrategyConfig, encoder: Encoder) -> StageConfig:
     """The one stage of a strategy that can be served; raises ConfigError or UnsupportedError where it cannot be."""
-    found = _misfit(config, encoder)
-    if found:
-        others = ", ".join(name for name in shipped() if not _misfit(resolved(name, encoder.family), encoder))
-        raise UnsupportedError(f"strategy {config.name!r} {found[1]}; possible: {others}")
+    misfit = _misfit(config, encoder)
+    if misfit:
+        servable = ", ".join(name for name in shipped() if not _misfit(resolved(name, encoder.family), encoder))
+        raise UnsupportedError(f"strategy {config.name!r} {misfit[1]}; possible: {servable}")
     stage = config.projector
     for knob, value in stage.stage.fixed_count.items():
         if getattr(stage.stage, knob) != value:
@@ -100,11 +100,11 @@ def table() -> str:
         cells = []
         for family in families:
             budget = budget_for_tables(name, family)
-            published, ours = resolve(name, family, **budget), resolved(name, family, **budget)
-            why = _misfit(ours, FAMILIES[family].published)
+            published, exact = resolve(name, family, **budget), resolved(name, family, **budget)
+            why = _misfit(exact, FAMILIES[family].published)
             changed = [
                 f"{knob}={value}"
-                for a, b in zip(published.stages, ours.stages, strict=True)
+                for a, b in zip(published.stages, exact.stages, strict=True)
                 for knob, value in getattr(b.stage, "fixed_count", {}).items()
                 if getattr(a.stage, knob) != getattr(b.stage, knob)
             ]

@@ -15,7 +15,7 @@ def lines(settings: ServedStrategy, images: object, arguments: dict | None = Non
     images: the model's image processor; arguments: what the server gives to it. Raises ConfigError where it does not
     take them.
     """
-    found, given = {}, arguments or {}
+    texts, given = {}, arguments or {}
     for size in SIZES:
         try:
             inputs = images(images=[Image.new("RGB", size)], return_tensors="pt", **given)
@@ -23,7 +23,7 @@ def lines(settings: ServedStrategy, images: object, arguments: dict | None = Non
             raise ConfigError(f"the image processor refuses {given}: {error}; possible: its own arguments") from None
         (layout,) = settings.family.image_layouts(dict(inputs))
         kept, most = (settings.count(layout, keep) for keep in (settings.keep, settings.max_keep))
-        found[size] = f"{layout.tokens} -> {kept}" + (f", {most} at most" if most != kept else "")
-    if len(set(found.values())) == 1:
-        return [f"{next(iter(found.values()))}, whatever its size"]
-    return [f"{text}  of {width} x {height} pixels" for (width, height), text in found.items()]
+        texts[size] = f"{layout.tokens} -> {kept}" + (f", {most} at most" if most != kept else "")
+    if len(set(texts.values())) == 1:
+        return [f"{next(iter(texts.values()))}, whatever its size"]
+    return [f"{text}  of {width} x {height} pixels" for (width, height), text in texts.items()]

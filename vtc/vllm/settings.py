@@ -133,14 +133,14 @@ class ServedStrategy:
 
         Raises ConfigError for more than `max_keep` would give.
         """
-        found, most = (self._count(layout, k) for k in (keep, self.max_keep))
-        if found > most:
+        kept, most = (self._count(layout, k) for k in (keep, self.max_keep))
+        if kept > most:
             raise ConfigError(
-                f"keep={keep} keeps {found} of the {layout.tokens} tokens of an image, more than the {most} of this "
+                f"keep={keep} keeps {kept} of the {layout.tokens} tokens of an image, more than the {most} of this "
                 f"server's max_keep={self.max_keep}; possible: at most {self.max_keep}, or a server with a larger "
                 "max_keep"
             )
-        return found
+        return kept
 
     def _count(self, layout: ImageLayout, keep: float | int) -> int:
         budget = self.budget(keep)

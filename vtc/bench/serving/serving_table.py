@@ -49,8 +49,8 @@ def _line(row: dict) -> list[str]:
 
 
 def lines(cells: list[dict], cores: int) -> list[str]:
-    """Remarks on the table: whether pruning ever costs speed, how long choosing takes, which requests lost their blocks,
-    and whether other work ran on the machine's `cores`."""
+    """Remarks on the table: whether pruning ever costs speed, how long choosing takes, which requests lost their
+    blocks, and whether other work ran on the machine's `cores`."""
     messages = []
     rows = summary(cells)
     for system in dict.fromkeys(r["system"] for r in rows if r["system"] != STOCK):
