@@ -71,29 +71,29 @@ class ServingOptions:
         return Workload(form, concurrency, count, self.text, self.new_tokens, (self.seed, number, concurrency))
 
 
-def run(wanted: ServingOptions, command: str = "", overwrite: bool = False) -> Results:
+def run(options: ServingOptions, command: str = "", overwrite: bool = False) -> Results:
     """Measures the cells that the output folder does not have yet. Raises ConfigError in one line before any engine is
     started, and RuntimeError when one breaks."""
-    model = served(wanted.preset)
+    model = served(options.preset)
     if find_spec("vllm") is None:
         raise ConfigError("vLLM is not installed; possible: pip install 'vtc-vlm[vllm]'")
-    results = Results(SERVING, wanted.output, wanted.settings(), environment(), overwrite, command)
-    systems = {STOCK: None, **{f"{name} {wanted.keep}": name for name in wanted.strategies}}
-    overrides = {name: _overrides(model.config, strategy, wanted.keep) for name, strategy in systems.items()}
+    results = Results(SERVING, options.output, options.settings(), environment(), overwrite, command)
+    systems = {STOCK: None, **{f"{name} {options.keep}": name for name in options.strategies}}
+    overrides = {name: _overrides(model.config, strategy, options.keep) for name, strategy in systems.items()}
     resolved = {name: override.get("vtc", {}).get("strategy") for name, override in overrides.items()}
-    cells = [(s, c, r) for r in range(wanted.rounds) for c in wanted.concurrency for s in _turned(systems, r)]
+    cells = [(s, c, r) for r in range(options.rounds) for c in options.concurrency for s in _turned(systems, r)]
     todo = [cell for cell in cells if not results.has(cell, resolved[cell[0]])]
     if not todo:
         return results
-    wanted.output.mkdir(parents=True, exist_ok=True)
+    options.output.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as folder:
-        _tell(f"writing {wanted.preset} with random weights")
-        parameters = save(model, Path(folder), DTYPES[wanted.dtype], wanted.seed)
+        _tell(f"writing {options.preset} with random weights")
+        parameters = save(model, Path(folder), DTYPES[options.dtype], options.seed)
         needed = {name: overrides[name] for name in dict.fromkeys(system for system, _, _ in todo)}
-        with _engines(wanted, model, folder, needed) as clients:
+        with _engines(options, model, folder, needed) as clients:
             for done, (system, concurrency, number) in enumerate(todo, 1):
                 _tell(f"{done}/{len(todo)} round {number + 1}: {system}, {concurrency} at once")
-                job = wanted.job(model.prompt, concurrency, wanted.count(concurrency), number)
+                job = options.job(model.prompt, concurrency, options.count(concurrency), number)
                 figures = clients[system].answer(job)
                 cell = {"system": system, "concurrency": concurrency, "round": number, "parameters": parameters}
                 results.add({**cell, "resolved": resolved[system], **figures})
@@ -145,7 +145,7 @@ class _Client:
 
 @contextmanager
 def _engines(
-    wanted: ServingOptions, model: ServedPreset, folder: str, systems: dict[str, dict]
+    options: ServingOptions, model: ServedPreset, folder: str, systems: dict[str, dict]
 ) -> Iterator[dict[str, _Client]]:
     """A process with an engine for each system, started one after the other and warmed up."""
     context = multiprocessing.get_context("spawn")
@@ -154,19 +154,19 @@ def _engines(
         for name, overrides in systems.items():
             _tell(f"starting the engine of {name}")
             parent_end, child_end = context.Pipe()
-            log = wanted.output / f"engine-{name.replace(' ', '-')}.log"
-            options = {**engine_options(wanted, model), "model": folder, "hf_overrides": overrides}
-            process = context.Process(target=serve, args=(child_end, options, log), daemon=True)
+            log = options.output / f"engine-{name.replace(' ', '-')}.log"
+            arguments = {**engine_options(options, model), "model": folder, "hf_overrides": overrides}
+            process = context.Process(target=serve, args=(child_end, arguments, log), daemon=True)
             # vLLM sets the number of threads only in engines that it starts as processes itself.
-            with patch.dict(os.environ, {**ENVIRONMENT, **os.environ, "OMP_NUM_THREADS": str(wanted.threads)}):
+            with patch.dict(os.environ, {**ENVIRONMENT, **os.environ, "OMP_NUM_THREADS": str(options.threads)}):
                 process.start()
             child_end.close()
             processes.append(process)
             clients[name] = _Client(name, parent_end, log)
-            _tell(f"{name}: {clients[name].answer()} KV blocks of {wanted.block_size} tokens")
+            _tell(f"{name}: {clients[name].answer()} KV blocks of {options.block_size} tokens")
         for client in clients.values():
-            for concurrency in (1, min(4, max(wanted.concurrency))):
-                client.answer(wanted.job(model.prompt, concurrency, concurrency, wanted.rounds + WARM_UP))
+            for concurrency in (1, min(4, max(options.concurrency))):
+                client.answer(options.job(model.prompt, concurrency, concurrency, options.rounds + WARM_UP))
         yield clients
     finally:
         for client in clients.values():
@@ -176,17 +176,17 @@ def _engines(
             process.terminate()
 
 
-def engine_options(wanted: ServingOptions, model: ServedPreset) -> dict:
+def engine_options(options: ServingOptions, model: ServedPreset) -> dict:
     """Arguments of vllm.LLM, the same for every system: enough KV blocks for the largest number of requests at once
     when nothing is pruned."""
-    most = max(wanted.concurrency)
-    length = model.visual + wanted.text + wanted.new_tokens
-    blocks = most * -(-length // wanted.block_size) + SPARE
+    most = max(options.concurrency)
+    length = model.visual + options.text + options.new_tokens
+    blocks = most * -(-length // options.block_size) + SPARE
     return {
-        "dtype": wanted.dtype, "enforce_eager": not wanted.compiled, "max_model_len": length + SPARE,
-        "max_num_seqs": most, "max_num_batched_tokens": wanted.batched, "block_size": wanted.block_size,
-        "kv_cache_memory_bytes": blocks * wanted.block_size * kv_bytes(model.config, DTYPES[wanted.dtype]),
-        "limit_mm_per_prompt": {"image": 1, "video": 0}, "seed": wanted.seed,
+        "dtype": options.dtype, "enforce_eager": not options.compiled, "max_model_len": length + SPARE,
+        "max_num_seqs": most, "max_num_batched_tokens": options.batched, "block_size": options.block_size,
+        "kv_cache_memory_bytes": blocks * options.block_size * kv_bytes(model.config, DTYPES[options.dtype]),
+        "limit_mm_per_prompt": {"image": 1, "video": 0}, "seed": options.seed,
     }  # fmt: skip
 
 
