@@ -1,4 +1,4 @@
-"""Batches of tiny models: taken apart, padded on either side, grown by tokens; positions do not count padding."""
+"""Batches of tiny models: split, padded on either side, extended by tokens; positions do not count padding."""
 
 from dataclasses import dataclass
 
@@ -65,8 +65,8 @@ def forward(model: nn.Module, inputs: dict, **options):
 
 @dataclass
 class Generated:
-    """What generate() wrote. tokens [B, n]: after the prompt; logits [n, B, V]: of each step, in the model's own type
-    (`output_logits` is always float32); output: the object that generate() returned."""
+    """The result of generate(). tokens [B, n]: after the prompt; logits [n, B, V]: of each step, in the model's own
+    type (`output_logits` is always float32); output: the object that generate() returned."""
 
     tokens: Tensor
     logits: Tensor
@@ -74,7 +74,7 @@ class Generated:
 
 
 def generate(model: nn.Module, inputs: dict, tokens: int = 8, **options) -> Generated:
-    """generate(), greedy unless told otherwise, with the logits of each step as the model computed them."""
+    """generate(), greedy by default, with the logits of each step as the model computed them."""
     steps: list[Tensor] = []
     handle = model.lm_head.register_forward_hook(lambda module, args, output: steps.append(output[:, -1]))
     try:

@@ -103,8 +103,8 @@ def _trial(strategy: str, family: str, tinies: dict[str, Tiny], given: dict) -> 
 
 
 def _tried(call: Callable[[], object]) -> object:
-    """What the call returns, or the verdict that its error means. Refusals by name are no failures; whatever else comes
-    out of somebody's method is."""
+    """What the call returns, or the verdict that its error means. Refusals by name are no failures; any other exception
+    from a method is."""
     try:
         with torch.random.fork_rng([]):
             return call()

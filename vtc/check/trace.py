@@ -1,4 +1,4 @@
-"""What a patch could leave on a model: everything that hangs on it, by identity."""
+"""What a patch could leave behind on a model: everything attached to it, by identity."""
 
 from torch import nn
 

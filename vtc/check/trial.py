@@ -1,4 +1,4 @@
-"""One strategy on the tiny model of one family: run with a record of what its stages were asked and what they chose."""
+"""One strategy on the tiny model of one family, run with a record of what its stages were given and what they chose."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -26,7 +26,7 @@ KEEP, TOKENS = 0.3, 7
 
 @dataclass
 class Choice:
-    """One call of a stage. part: the Encoder or Decoder that it got beside the context."""
+    """One call of a stage. part: the Encoder or Decoder that it was given beside the context."""
 
     stage: StageConfig
     context: Context
@@ -44,7 +44,7 @@ class CheckedCall:
     patch: Patch = field(repr=False)
 
     def kept(self, prompt: int) -> list[Tensor]:
-        """What each step left of each image of a prompt, in order."""
+        """What each step kept of each image of a prompt, in order."""
         return [step.kept for image in self.report.images if image.prompt == prompt for step in image.steps]
 
 
@@ -103,8 +103,8 @@ class Tiny:
 class Trial:
     """A strategy on a tiny model. given: overrides of the strategy, as `vtc.patch` takes them.
 
-    Without a budget in `given`, a strategy at the projector alone keeps KEEP of the tokens, any other what its file or
-    its published schedule says. Raises ConfigError or UnsupportedError where the two do not go together.
+    Without a budget in `given`, a strategy at the projector alone keeps KEEP of the tokens, any other keeps what its
+    file or its published schedule says. Raises ConfigError or UnsupportedError where the two do not go together.
     """
 
     def __init__(self, strategy: object, tiny: Tiny, given: dict):
@@ -119,7 +119,7 @@ class Trial:
         return resolve(self.strategy, self.tiny.name, **self.options(**changes))
 
     def options(self, **changes) -> dict:
-        """The overrides with some changed; another budget takes the place of the one there."""
+        """The overrides with some changed; another budget replaces the present one."""
         given = {k: v for k, v in self.given.items() if "keep" not in changes or k not in ("keep", "prune_ratio")}
         return {**given, **changes}
 

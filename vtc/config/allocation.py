@@ -1,7 +1,7 @@
-"""What every stage of a strategy leaves: the budget at the projector, and the share that each layer sees behind it.
+"""What every stage of a strategy keeps: the budget at the projector, and the share that each later layer sees.
 
 A strategy states its budget in one place: `StrategyConfig.keep` for the whole, or `StageConfig.keep` for a stage. The
-`Allocation` works out from that, once per model, what each stage keeps; engine, reports, the vLLM plugin and
+`Allocation` computes from that, once per model, what each stage keeps; engine, reports, the vLLM plugin and
 `vtc show --layers` all read it.
 
 `keep` of a strategy is the mean over the language model's layers of the visual tokens that they see, as a fraction of
@@ -16,7 +16,7 @@ model:
 - without one: the shares of all schedules are raised to one power. Power 1 is the published schedule, 0 keeps all.
 
 Strategies that have both a stage inside the encoder and one at the projector have no keep of the whole: each of the two
-has its own, both of them a fraction of the image's visual tokens, and the second keeps at most what the first left. An
+has its own, both of them a fraction of the image's visual tokens, and the second keeps at most what the first kept. An
 encoder's budget is counted crop by crop, before unpadding (LLaVA-NeXT) drops what shows no picture.
 
 A stage's own keep inside the language model means the same, relative to the tokens that enter the language model.
@@ -40,7 +40,7 @@ EPS = 1e-9
 @dataclass(frozen=True)
 class Drop:
     """One drop before decoder layer `layer`: step `number` (0-based) of stage `index` among the strategy's decoder
-    stages. share: of the visual tokens that entered the stage, what is left in its published schedule."""
+    stages. share: the fraction of the visual tokens entering the stage that its published schedule keeps."""
 
     layer: int
     index: int

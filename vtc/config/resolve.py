@@ -23,9 +23,9 @@ def resolve(strategy: object, family: str | None = None, **overrides) -> Strateg
     strategy: a name, a YAML file, a mapping, a method (its class, an instance, or MODULE:CLASS), or several of these to
     compose, as a list or as "a+b": the stages of all in order, each with its own budget and positions. overrides: keep,
     prune_ratio, scope, rounding, positions, or any knob; METHOD.KEY (also METHOD.keep) where several stages know the
-    key. Positions that nothing states are the family's own (`Family.positions`; "compact" without a family), and a
-    scope that nothing states is the method's where images are tiled (`Stage.tile_scope`). A family is asked by its
-    class, which loads no transformers. Raises ConfigError in one line for unknown keys (with near names), wrong types
+    key. Positions that are not given are the family's own (`Family.positions`; "compact" without a family), and a
+    scope that is not given is the method's where images are tiled (`Stage.tile_scope`). The family's class is asked,
+    which does not load transformers. Raises ConfigError in one line for unknown keys (with near names), wrong types
     and values out of range.
     """
     return resolve_written(read_strategy(strategy), family, **overrides)
@@ -85,8 +85,8 @@ def _for_family(strategy: Written, family: str | None) -> tuple[dict, list[dict]
 
 
 def _stages(strategy: Written, family: str | None, one_keep: bool) -> list[dict]:
-    """The stages of a strategy, those of the strategies that it refers to in their place. one_keep: it has a keep of
-    its own."""
+    """The stages of a strategy, with the strategies that it refers to replaced by their stages. one_keep: it has a
+    keep of its own."""
     name, stages = strategy.name, strategy.data.get("stages")
     if (
         not isinstance(stages, list)

@@ -21,8 +21,8 @@ MOST = 100  # stages of a strategy that refers to others
 
 @dataclass(frozen=True)
 class Written:
-    """A strategy as it is written. data: of its YAML. parts: the strategies that its stages refer to
-    (`strategy: NAME`), by the place of the stage. stages: how many there are with those of all parts."""
+    """A strategy as written. data: of its YAML. parts: the strategies that its stages refer to
+    (`strategy: NAME`), by the place of the stage. stages: their number, those of all parts included."""
 
     name: str
     data: dict

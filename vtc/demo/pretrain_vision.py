@@ -1,4 +1,4 @@
-"""Stage 1: teach the vision tower what every patch and the whole scene holds.
+"""Stage 1: teach the vision tower what every patch and the whole scene contain.
 
 Heads on the features that LLaVA reads (layer -2) predict each patch's kind, colour, digit, centre and place; heads on
 [CLS], at layer -2 and at the end, predict which shape-colour pairs and which digits the scene holds. The heads are

@@ -110,7 +110,8 @@ def mapping_of(shape: Shape, keys: Shape = text) -> Shape:
 
 
 def record(needed: Mapping[str, Shape], more: Mapping[str, Shape] = {}) -> Shape:  # noqa: B006
-    """A mapping with the needed keys, and with shapes for others that may be there; what else is in it stays."""
+    """A mapping with the needed keys, and with shapes for others that may be there; any other keys are kept as they
+    are."""
 
     def check(value: object, where: str) -> dict:
         result = dict(mapping(value, where, f"a mapping with {', '.join(needed)}"))

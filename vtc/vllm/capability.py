@@ -58,7 +58,7 @@ def check(config: StrategyConfig, encoder: Encoder) -> StageConfig:
 
 
 def _misfit(config: StrategyConfig, encoder: Encoder) -> tuple[str, str] | None:
-    """Why a method cannot be served whatever its budget, in short and in a sentence; None if nothing is in the way."""
+    """Why a method cannot be served whatever its budget, in short and in a sentence; None if it can be."""
     stage = config.projector
     if config.encoder is not None:
         return "inside the encoder", (
@@ -93,7 +93,7 @@ def with_keep(config: StrategyConfig, keep: float | int) -> StrategyConfig:
 
 def table() -> str:
     """Strategies x families as a Markdown table, those from outside too: "yes", with the knob that the plugin sets
-    where the published default may keep fewer tokens, or what stands in the way."""
+    where the published default may keep fewer tokens, or the reason why not."""
     families = served()
     lines = ["| strategy | " + " | ".join(families) + " |", "|---" * (len(families) + 1) + "|"]
     for name in available():

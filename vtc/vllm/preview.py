@@ -1,4 +1,4 @@
-"""How many tokens images of some sizes give to the prompt, without an engine."""
+"""How many tokens images of several sizes give to the prompt, without an engine."""
 
 from PIL import Image
 
@@ -10,10 +10,10 @@ SIZES = ((336, 336), (640, 480), (480, 640), (1280, 720))
 
 
 def lines(settings: ServedStrategy, images: object, arguments: dict | None = None) -> list[str]:
-    """Tokens of an image as it is -> kept, one line per example, or one alone where the size makes no difference.
+    """Tokens of an image without pruning -> kept, one line per example, or a single one where all sizes are the same.
 
-    images: the model's image processor; arguments: what the server gives to it. Raises ConfigError where it does not
-    take them.
+    images: the model's image processor; arguments: what the server passes to it. Raises ConfigError where it does
+    not accept them.
     """
     texts, given = {}, arguments or {}
     for size in SIZES:

@@ -1,4 +1,4 @@
-"""How a served model is told what to keep: written into the overrides of its config, read back in every process."""
+"""The settings of a served model: written into the overrides of its config, read back in every process."""
 
 import hashlib
 import json
@@ -112,7 +112,7 @@ class ServedStrategy:
 
     @cached_property
     def fingerprint(self) -> str:
-        """Of everything that changes what is kept, but for the keep of a request."""
+        """A hash of everything that changes what is kept, except the keep of a request."""
         row = [SELECTION, self.family.name, {**self.strategy.dump(), "description": "", "keep": None}]
         return hashlib.sha256(json.dumps(row, sort_keys=True).encode()).hexdigest()[:16]
 
@@ -129,7 +129,7 @@ class ServedStrategy:
         return with_keep(self.strategy, keep).allocate().projector
 
     def count(self, layout: ImageLayout, keep: float | int) -> int:
-        """Tokens that an image gives to the prompt: what `vtc.patch` leaves of it with the same keep.
+        """Tokens that an image gives to the prompt: as many as `vtc.patch` keeps with the same keep.
 
         Raises ConfigError for more than `max_keep` would give.
         """

@@ -165,7 +165,7 @@ def _engines(
             clients[name] = _Client(name, parent_end, log)
             _tell(f"{name}: {clients[name].answer()} KV blocks of {options.block_size} tokens")
         for client in clients.values():
-            for concurrency in (1, min(4, max(options.concurrency))):
+            for concurrency in sorted({1, min(4, max(options.concurrency))}):  # no prompt twice: it would be cached
                 client.answer(options.job(model.prompt, concurrency, concurrency, options.rounds + WARM_UP))
         yield clients
     finally:
