@@ -47,10 +47,10 @@ class SpeedOptions:
     overwrite: bool = False
 
     def __post_init__(self):
-        for name, least in (("new_tokens", 2), ("rounds", 1), ("warmup", 0), ("seed", 0)):
-            if getattr(self, name) is not None and getattr(self, name) < least:
+        for name, minimum in (("new_tokens", 2), ("rounds", 1), ("warmup", 0), ("seed", 0)):
+            if getattr(self, name) is not None and getattr(self, name) < minimum:
                 option = name.replace("_", "-")
-                raise ConfigError(f"--{option} {getattr(self, name)} is out of range; possible: {least} or more")
+                raise ConfigError(f"--{option} {getattr(self, name)} is out of range; possible: {minimum} or more")
         if self.kernels not in CHOICES:
             raise ConfigError(f"--kernels {self.kernels!r} is unknown; possible: {', '.join(CHOICES)}")
         for keep in self.keeps:

@@ -54,12 +54,12 @@ def break_even(points: Sequence[tuple[float, float]]) -> tuple[float | None, str
     points = sorted(points)
     if not points:
         return None, "nothing was measured"
-    least, (most, last) = points[0][0], points[-1]
-    if last > 1:
-        return None, f"never within {least:g} to {most:g}"
+    smallest, (largest, last_ratio) = points[0][0], points[-1]
+    if last_ratio > 1:
+        return None, f"never within {smallest:g} to {largest:g}"
     above = [i for i, (_, ratio) in enumerate(points) if ratio > 1]
     if not above:
-        return None, f"below {least:g}, the smallest measured"
+        return None, f"below {smallest:g}, the smallest measured"
     (n0, r0), (n1, r1) = points[above[-1]], points[above[-1] + 1]
     crossing = n0 + (n1 - n0) * (r0 - 1) / (r0 - r1)
     return crossing, f"at {crossing:.0f}"

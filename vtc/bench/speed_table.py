@@ -164,8 +164,8 @@ def _curves(axis, rows: list[dict], points: list[dict]) -> None:
         tokens, ratio = [n for n, _ in curve], [r["median"] for _, r in curve]
         name = f"{entry['strategy']} {entry['keep']}, B {entry['batch']}"
         (line,) = axis.plot(tokens, ratio, "o-", label=name)
-        least, most = [r["min"] for _, r in curve], [r["max"] for _, r in curve]
-        axis.fill_between(tokens, least, most, color=line.get_color(), alpha=0.15)
+        lowest, highest = [r["min"] for _, r in curve], [r["max"] for _, r in curve]
+        axis.fill_between(tokens, lowest, highest, color=line.get_color(), alpha=0.15)
         if entry["tokens"] is not None:
             axis.axvline(entry["tokens"], color=line.get_color(), linestyle=":")
             axis.annotate(f"{entry['tokens']:.0f}", (entry["tokens"], 1), textcoords="offset points", xytext=(4, 6))

@@ -129,7 +129,7 @@ def accuracy(
         kept = (
             torch.arange(TOKENS).expand(len(batch_features), -1) if keep is None else keep[start : start + CHECK_BATCH]
         )
-        packed, placed = packer.pack(data.layouts[start : start + CHECK_BATCH], rng, MIX)
+        packed, question_types = packer.pack(data.layouts[start : start + CHECK_BATCH], rng, MIX)
         with torch.autocast("cpu", torch.bfloat16):
             logits = answer_logits(model, _gather(batch_features, kept), kept, packed, packer.prefix(), renumber)
         wrong = torch.zeros(len(batch_features), int(packed.segment.max()) + 1, dtype=torch.bool)
@@ -137,7 +137,7 @@ def accuracy(
         missed = logits.argmax(-1) != packed.targets[place]
         rows = torch.arange(len(batch_features))[:, None].expand_as(place)[place]
         wrong[rows[missed], packed.segment[place][missed]] = True
-        for row, segment, kind in placed:
+        for row, segment, kind in question_types:
             total[kind] += 1
             right[kind] += not wrong[row, segment]
     shares = {name: float(r / max(t, 1)) for name, r, t in zip(TYPES, right, total, strict=True)}

@@ -22,8 +22,8 @@ def lines(settings: ServedStrategy, images: object, arguments: dict | None = Non
         except Exception as error:  # its kind depends on the processor and the version of transformers
             raise ConfigError(f"the image processor refuses {given}: {error}; possible: its own arguments") from None
         (layout,) = settings.family.image_layouts(dict(inputs))
-        kept, most = (settings.count(layout, keep) for keep in (settings.keep, settings.max_keep))
-        texts[size] = f"{layout.tokens} -> {kept}" + (f", {most} at most" if most != kept else "")
+        kept, max_kept = (settings.count(layout, keep) for keep in (settings.keep, settings.max_keep))
+        texts[size] = f"{layout.tokens} -> {kept}" + (f", {max_kept} at most" if max_kept != kept else "")
     if len(set(texts.values())) == 1:
         return [f"{next(iter(texts.values()))}, whatever its size"]
     return [f"{text}  of {width} x {height} pixels" for (width, height), text in texts.items()]

@@ -40,8 +40,10 @@ class PrunedModel:
         needs = settings.stage.stage.needs(settings.family.encoder)
         refuse_engine(vllm_config, needs)
         super().__init__(vllm_config=vllm_config, prefix=prefix)
-        strategy, most = settings.strategy, settings.max_keep
-        LOGGER.info("vtc: images pruned by %s, keep %s, at most %s by request", strategy.name, strategy.keep, most)
+        strategy, largest_keep = settings.strategy, settings.max_keep
+        LOGGER.info(
+            "vtc: images pruned by %s, keep %s, at most %s by request", strategy.name, strategy.keep, largest_keep
+        )
         self.pruning, self.portion = settings, vllm_config.scheduler_config.max_num_batched_tokens
         self.selector = Selector(settings, mean_over_ranks, self.project)
         modules = self.attention_modules()

@@ -85,14 +85,14 @@ class Selector:
         return [kept_by_image[i] for i in range(len(embeds))]
 
 
-def portions(sizes: list[int], most: int) -> list[tuple[int, int]]:
-    """Consecutive images as portions (first, one past the last) of at most `most` tokens before pruning, or one
+def portions(sizes: list[int], limit: int) -> list[tuple[int, int]]:
+    """Consecutive images as portions (first, one past the last) of at most `limit` tokens before pruning, or one
     image."""
     bounds, room = [], 0
     for i, size in enumerate(sizes):
         if not bounds or size > room:
             bounds.append((i, i + 1))
-            room = most - size
+            room = limit - size
         else:
             bounds[-1] = (bounds[-1][0], i + 1)
             room -= size

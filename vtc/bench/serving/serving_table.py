@@ -58,9 +58,9 @@ def lines(cells: list[dict], cores: int) -> list[str]:
         if not measured:
             continue
         slow = [str(r["concurrency"]) for r in measured if r["ratios"]["rate"]["median"] < 1]
-        least = min(r["ratios"]["rate"]["min"] for r in measured)
+        least_ratio = min(r["ratios"]["rate"]["min"] for r in measured)
         end = f"slower than unpruned at {', '.join(slow)} at once" if slow else "never slower than unpruned"
-        messages.append(f"{system}: {end} (by the medians; least ratio of any round {least:.2f})")
+        messages.append(f"{system}: {end} (by the medians; least ratio of any round {least_ratio:.2f})")
         for share in [r["choosing"] for r in measured if r["choosing"]]:
             part = f"{share['median']:.1%}" if share["median"] > 0 else "less than what scatters"
             messages.append(f"{system}: choosing takes {part} of the time of requests one at a time")

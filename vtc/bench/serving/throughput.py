@@ -50,10 +50,10 @@ class ServingOptions:
 
     def __post_init__(self):
         for name in ("requests", "rounds", "text", "new_tokens", "block_size", "batched", "threads", "seed"):
-            least = {"text": 3, "seed": 0}.get(name, 1)
-            if getattr(self, name) < least:
+            minimum = {"text": 3, "seed": 0}.get(name, 1)
+            if getattr(self, name) < minimum:
                 option = name.replace("_", "-")
-                raise ConfigError(f"--{option} {getattr(self, name)} is out of range; possible: {least} or more")
+                raise ConfigError(f"--{option} {getattr(self, name)} is out of range; possible: {minimum} or more")
         if self.dtype not in DTYPES:
             raise ConfigError(f"--dtype {self.dtype!r} is unknown; possible: {', '.join(DTYPES)}")
 
@@ -179,12 +179,12 @@ def _engines(
 def engine_options(options: ServingOptions, model: ServedPreset) -> dict:
     """Arguments of vllm.LLM, the same for every system: enough KV blocks for the largest number of requests at once
     when nothing is pruned."""
-    most = max(options.concurrency)
+    concurrency = max(options.concurrency)
     length = model.visual + options.text + options.new_tokens
-    blocks = most * -(-length // options.block_size) + SPARE
+    blocks = concurrency * -(-length // options.block_size) + SPARE
     return {
         "dtype": options.dtype, "enforce_eager": not options.compiled, "max_model_len": length + SPARE,
-        "max_num_seqs": most, "max_num_batched_tokens": options.batched, "block_size": options.block_size,
+        "max_num_seqs": concurrency, "max_num_batched_tokens": options.batched, "block_size": options.block_size,
         "kv_cache_memory_bytes": blocks * options.block_size * kv_bytes(model.config, DTYPES[options.dtype]),
         "limit_mm_per_prompt": {"image": 1, "video": 0}, "seed": options.seed,
     }  # fmt: skip

@@ -55,8 +55,8 @@ def served(name: str) -> ServedPreset:
         raise ConfigError(f"--preset {name!r} cannot be served: {error}") from None
     config.architectures = [type(family.model).__name__]
     side = preset.side or config.vision_config.image_size
-    least = min(i for i in family.special_ids() if i >= len(SPECIAL))
-    prompt = PromptForm(tuple(family.image_ids(1)), side, (len(SPECIAL), least))
+    first_special = min(i for i in family.special_ids() if i >= len(SPECIAL))
+    prompt = PromptForm(tuple(family.image_ids(1)), side, (len(SPECIAL), first_special))
     (layout,) = family.image_layouts(
         processor.image_processor(_noise(side, np.random.default_rng(0)), return_tensors="pt")
     )
