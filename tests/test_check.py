@@ -25,7 +25,7 @@ WRONG = {
     "Outside": (ORDER, "not inside 0 to 63"),
     "OfTheBatch": (BATCH, "prompt 0 in a batch padded on the left keeps different tokens"),
     "HalfScores": (PRECISION, "gives bfloat16"),
-    "OwnPrecision": (PRECISION, "otherwise than from the same numbers in float32"),
+    "OwnPrecision": (PRECISION, "differently from the same numbers in float32"),
     "Unseeded": (TWICE, "in a second run keeps different tokens"),
     "HigherFirst": (TIES, "equal in every signal"),
     "Exits": (REPORT, "SystemExit: 0"),
