@@ -101,9 +101,9 @@ class StrategyConfig:
         common = {key: rows[0][key] for key in rows[0] if all(row.get(key) == rows[0][key] for row in rows)}
         stages = []
         for s, row in zip(self.stages, rows, strict=True):
-            own = {} if s.keep is None else {"keep": s.keep}
-            own |= {key: value for key, value in row.items() if key not in common}
+            options = {} if s.keep is None else {"keep": s.keep}
+            options |= {key: value for key, value in row.items() if key not in common}
             knobs = {key: as_lists(value) for key, value in dataclasses.asdict(s.stage).items()}
-            stages.append({"method": s.method, **own, **knobs})
+            stages.append({"method": s.method, **options, **knobs})
         overall = {} if self.keep is None else {"keep": self.keep}
         return {"description": self.description, **overall, **common, "stages": stages}
