@@ -10,13 +10,14 @@
      "runs": [{"strategy", "keep": asked or null, "average": tokens in the average layer, "last": in the last layer,
                "answer", "notes", "resolved": the strategy with its knobs,
                "steps": [{"stage", "layer": null at the projector, -1 in the encoder, "before", "after", "kept": places,
-                          "merged_into": a place or -1 for every token, or null}]}]}
+                          "merged_into": a place or -1 for every token, or null,
+                          "also_into": pairs of places, of a token and of one more that it flows into; or absent}]}]}
 
 Places count the picture's visual tokens in the prompt from 0, row ends (LLaVA-NeXT) among them.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -38,8 +39,9 @@ class Outcome:
     """What became of N tokens up to and with a step. state [N]: GONE, DROPPED, KEPT or MERGED. into [N]: the place of
     the survivor that holds a token's content, -1 for none. ranks: the survivors that hold more than themselves,
     numbered in the order in which a run has them. summaries: the places where the encoder's [CLS] stands (one for each
-    crop that keeps it), not a token of the picture. merged, dropped, targets: of the tokens that the step found, how
-    many flow into others, how many are dropped, and into how many the former flow."""
+    crop that keeps it), not a token of the picture. also: for tokens whose content several survivors hold, the places
+    of those beside `into`, ascending. merged, dropped, targets, several: of the tokens that the step found, how many
+    flow into others, how many are dropped, into how many the former flow, and how many flow into more than one."""
 
     step: Mapping
     state: np.ndarray
@@ -49,33 +51,54 @@ class Outcome:
     merged: int
     dropped: int
     targets: int
+    several: int = 0
+    also: Mapping[int, tuple[int, ...]] = field(default_factory=dict)
 
 
 def outcomes(run: Mapping, tokens: int) -> list[Outcome]:
     """What each step of a run did to the picture's tokens, merges of merges followed."""
     every, found, summaries, ranks = np.arange(tokens), [], np.arange(0), {}
-    into, present = every, np.ones(tokens, bool)
+    into, present, more = every, np.ones(tokens, bool), {}
     for step in run["steps"]:
         kept = np.zeros(tokens, bool)
         kept[step["kept"]] = True
         flow = np.where(kept, every, -1) if step["merged_into"] is None else np.array(step["merged_into"])
         before, into = into, np.where(into < 0, -1, flow[into])
+        pairs = step.get("also_into") or []
+        more = _also(before, into, more, flow, pairs)
         if step["layer"] is None:
             # [CLS] stands at a place whose own token flows elsewhere.
             summaries = np.flatnonzero(kept & (flow != every))
         summaries = summaries[kept[summaries]]
         state = np.select([before < 0, into < 0, into == every], [GONE, DROPPED, KEPT], MERGED)
-        holders = np.unique(into[state == MERGED]).tolist()
+        holders = sorted({*into[state == MERGED].tolist(), *(place for places in more.values() for place in places)})
         for place in holders:
             ranks.setdefault(place, len(ranks))
         moved = present & (flow >= 0) & (flow != every)
+        several = len({token for token, _ in pairs})
+        aims = {*flow[moved].tolist(), *(aim for _, aim in pairs)}
         found.append(
             Outcome(
                 step, state, into, {place: ranks[place] for place in holders}, tuple(summaries.tolist()),
-                int(moved.sum()), int((present & (flow < 0)).sum()), len(np.unique(flow[moved])),
+                int(moved.sum()), int((present & (flow < 0)).sum()), len(aims), several, more,
             )
         )  # fmt: skip
         present = kept
+    return found
+
+
+def _also(before: np.ndarray, into: np.ndarray, more: Mapping, flow: np.ndarray, pairs: list) -> dict:
+    """`Outcome.also` after a step. before, into: what holds each token before and after it; more: `also` before it;
+    flow, pairs: where the step lets each token flow, and where it lets some flow as well."""
+    further: dict[int, list[int]] = {}
+    for token, aim in pairs:
+        further.setdefault(token, []).append(aim)
+    found = {}
+    for token, holder in enumerate(before.tolist()):
+        holders = [holder, *more.get(token, ())] if holder >= 0 else more.get(token, ())
+        aims = {int(flow[h]) for h in holders} | {aim for h in holders for aim in further.get(h, ())}
+        if aims := aims - {-1, int(into[token])}:
+            found[token] = tuple(sorted(aims))
     return found
 
 
@@ -98,12 +121,13 @@ def _box(value: object, where: str) -> list[float]:
     return value
 
 
-_places, _flows = list_of(whole(0, MOST)), list_of(whole(-1, MOST))
+_places, _flows, _pairs = list_of(whole(0, MOST)), list_of(whole(-1, MOST)), list_of(list_of(whole(0, MOST), 2, 2))
 _step = record(
     {
         "stage": text, "layer": or_none(whole(IN_ENCODER, MOST)), "before": whole(0, MOST), "after": whole(0, MOST),
         "kept": _places, "merged_into": or_none(_flows),
-    }
+    },
+    {"also_into": _pairs},
 )  # fmt: skip
 RECORD_SHAPE = record(
     {
@@ -165,6 +189,7 @@ def _whole(value: object, where: str) -> dict:
                 if len(step["merged_into"]) != tokens:
                     said = f"a place for each of {tokens} tokens"
                     raise wrong(f"{place}.merged_into", len(step["merged_into"]), said)
+            _within([x for pair in step.get("also_into", ()) for x in pair], tokens, f"{place}.also_into")
     return found
 
 
