@@ -42,9 +42,10 @@ class TextInformation:
     """How much the attention of the text after the image (of the last prompt token, if there is none) in decoder layer
     `layer` tells about the image's tokens that are left: mutual information in bits, summed over heads (see
     `vtc.kernels.information`), and the number of these text tokens; observed while the layer runs, and kept from then
-    on. -> [B, 2] float64."""
+    on. read: on the host, read there once in a prefill. -> [B, 2] float64."""
 
     layer: int
+    read: bool = False
 
 
 @dataclass(frozen=True)

@@ -142,7 +142,8 @@ class Prefill:
                 return torch.tensor(images.aims[unit.image], dtype=torch.float64)
             if isinstance(signal, EncoderAttention):
                 return images.encoded(signal, unit.image).to(device)[unit.offsets]
-            return self.watch.look(signal, b, j, places[b][j][unit.offsets], rows).to(device)
+            found = self.watch.look(signal, b, j, places[b][j][unit.offsets], rows)
+            return found if getattr(signal, "read", False) else found.to(device)
 
         def merge(unit: Unit, selection: Selection) -> Tensor:
             b, j = owner[unit.image]

@@ -149,12 +149,19 @@ class Watch:
             self.seen[key] = received(*self.probed, rows, signal.queries, ordinal, chosen)
         if key not in self.seen:
             raise PatchError(f"the signal {signal} was not seen; the decoder layer that it reads did not run")
-        found = self.seen[key][b].to(columns.device)
         if isinstance(signal, TextInformation):
-            return found
+            return self._information(signal, ordinal)[b]
+        found = self.seen[key][b].to(columns.device)
         if isinstance(signal, TextToVisual):
             return found.masked_fill(~rows.visual(b), 0).sum()
         return found[columns]
+
+    def _information(self, signal: TextInformation, ordinal: int) -> Tensor:
+        """[B, 2], on the host if the signal is to be read; all images' at once."""
+        if signal.read and self.seen[signal, 0].device.type != "cpu":
+            every = torch.stack([self.seen[signal, image] for image in range(self.images)]).cpu()
+            self.seen.update({(signal, image): own for image, own in enumerate(every)})
+        return self.seen[signal, ordinal]
 
     def _held(self, signal: ImageAttention | ValueNorms, b: int, columns: Tensor) -> Tensor:
         """A signal [n] of the columns of one image of prompt b, from the keys and values of a layer."""
