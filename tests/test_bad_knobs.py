@@ -6,6 +6,7 @@ import pytest
 import torch
 
 import vtc
+from tests.helpers import refusal
 from vtc.check.trial import Tiny, Trial
 from vtc.core.errors import VtcError
 from vtc.strategies import METHODS
@@ -80,8 +81,7 @@ def test_extreme_values_are_refused_or_run(method, family, values, tiny):
         for value in values:
             try:
                 run = Trial(strategy(method, family, **{knob: value}), tiny(family), given).run()
-            except VtcError as error:
-                assert isinstance(error, vtc.ConfigError)
-                assert knob in line(error), (knob, value)
+            except vtc.ConfigError as error:
+                refusal(error, knob)
             else:
                 assert run.output.logits.isfinite().all(), (knob, value)
