@@ -185,8 +185,8 @@ def steps_at(
     layers: tuple[int | float, ...], shares: tuple[float, ...], decoder: Decoder, knobs: tuple = ("layers", "ratios")
 ) -> tuple[Step, ...]:
     """Steps from two lists of equal length. Where layers fall together on a shallow model, the last (smallest) share
-    counts. Layers must not fall, shares must lie in (0, 1] and not rise; raises ConfigError. knobs: what they are called
-    there."""
+    counts. Layers must not fall, shares must lie in (0, 1] and not rise; raises ConfigError, which calls both by their
+    names in `knobs`."""
     where, ratios = knobs
     if not layers or len(layers) != len(shares):
         raise ConfigError(f"{len(layers)} {where} and {len(shares)} {ratios}; possible: as many of one as of the other")
