@@ -30,6 +30,17 @@ class DecoderAttention:
 
 
 @dataclass(frozen=True)
+class UnturnedAttention:
+    """The attention that each visual token receives from the raters (see `DecoderAttention`) in decoder layer `layer`,
+    divided by the product of two vectors of ones turned by their rotary positions, over sqrt(head dim); the mean over
+    raters and over that share of the heads which then give the image most. Observed while the layer runs.
+    -> [B, N] float32."""
+
+    layer: int
+    heads: float
+
+
+@dataclass(frozen=True)
 class KeyNorms:
     """L1 length of the keys (after RoPE, all heads) that decoder layer `layer` computed for each visual token, observed
     while it runs. -> [B, N] float32."""

@@ -18,9 +18,10 @@ from vtc.core.signals import (
     TextPivots,
     TextToVisual,
     Transition,
+    UnturnedAttention,
     ValueNorms,
 )
-from vtc.engine.received import Rows, information, received
+from vtc.engine.received import Rows, information, received, unturned
 from vtc.kernels.attention_reduce import attention_rows
 from vtc.kernels.raters import rater_scores, raters
 from vtc.kernels.topk import topk_sorted
@@ -43,17 +44,16 @@ class Needs:
         norms = [KeyNorms(s.layer) for s in signals if isinstance(s, TextPivots)]
         signals = list(dict.fromkeys([*signals, *norms]))
         self.modules = sorted({s.layer for s in signals if isinstance(s, Transition)})
-        revealing = (DecoderAttention, DecoderKeys, KeyNorms, TextInformation, TextToVisual, ImageAttention, ValueNorms)
+        measured = KeyNorms, TextInformation, TextToVisual, UnturnedAttention
+        revealing = (*measured, DecoderAttention, DecoderKeys, ImageAttention, ValueNorms)
         self.held = {s.layer for s in signals if isinstance(s, (ImageAttention, ValueNorms))}
         self.attention = sorted({s.layer for s in signals if isinstance(s, revealing)})
+        self.unturned = [s for s in signals if isinstance(s, UnturnedAttention)]
         self.raters = any(isinstance(s, DecoderAttention) and s.queries == "raters" for s in signals)
+        self.raters = self.raters or bool(self.unturned)
         self.scores = Importance() in signals
         self.running = [
-            s
-            for s in signals
-            if isinstance(s, (KeyNorms, TextInformation, TextToVisual))
-            or isinstance(s, DecoderAttention)
-            and not s.ahead
+            s for s in signals if isinstance(s, measured) or isinstance(s, DecoderAttention) and not s.ahead
         ]
 
 
@@ -91,8 +91,9 @@ class Watch:
         self.seen[signal] = found if signal not in self.seen else self.seen[signal] + found
 
     def attention(
-        self, layer: int, query: Tensor, key: Tensor, scale: float | None, rows: Rows, value: Tensor | None = None
-    ) -> None:
+        self, layer: int, query: Tensor, key: Tensor, scale: float | None, rows: Rows, value: Tensor | None = None,
+        turns: tuple[Tensor, Tensor] | None = None,
+    ) -> None:  # fmt: skip
         """Takes queries and keys of a layer that was asked for them ahead (and stops it), or reduces the attention of
         a running layer to the signals that read it."""
         if self.probing:
@@ -113,6 +114,12 @@ class Watch:
             if isinstance(signal, TextInformation):
                 for ordinal in range(self.images):
                     self.seen[signal, ordinal] = information(query, key, scale, rows, ordinal)
+                continue
+            if isinstance(signal, UnturnedAttention):
+                for ordinal in range(self.images):
+                    chosen = self.seen[RATERS, ordinal]
+                    found = unturned(query, key, scale, rows, ordinal, chosen, turns, signal.heads)
+                    self.seen[signal, ordinal] = found
                 continue
             queries = "after" if isinstance(signal, TextToVisual) else signal.queries
             for ordinal in range(self.images):
