@@ -1,6 +1,6 @@
-"""The decoder site: a text model's layers, their queries and keys before they run, and masks for fewer tokens.
+"""The decoder site: a text model's layers, their queries and keys ahead of time, and masks for fewer tokens.
 
-No part of a layer is reimplemented: its own attention computes queries and keys (and is then stopped), and
+No part of a layer is reimplemented: its own attention module computes queries and keys (and is then stopped), and
 transformers' own functions build the masks.
 """
 
@@ -49,7 +49,7 @@ class DecoderSite:
             )
 
     def _obstacle(self) -> str | None:
-        """What makes it impossible to drop tokens inside this text model; None if nothing does."""
+        """The feature that makes it impossible to drop tokens inside this text model, or None."""
         rotary = getattr(self.model, "rotary_emb", None)
         if rotary is None:
             return "no rotary embedding"
@@ -64,15 +64,15 @@ class DecoderSite:
         return None
 
     def observe(self, patchwork: Patchwork, layer: int, record: Callable, rewrite: Callable | None = None) -> None:
-        """Has record(query, key, scale, cu_seqlens, value) called at each attention of a layer, and what it gives
-        replaced by rewrite; see `vtc.patches._observe.observe`."""
+        """Calls record(query, key, scale, cu_seqlens, value) at each attention call of a layer, and lets `rewrite`
+        replace its output; see `vtc.patches._observe.observe`."""
         from vtc.patches._observe import observe
 
         observe(patchwork, self.layers[layer].self_attn, record, rewrite)
 
     def watch(self, patchwork: Patchwork, layer: int, record: Callable) -> None:
-        """Has record(input [B, S, D], output [B, S, D]) called for the attention and for the MLP of a layer: what its
-        norm gives and what is added to the residual stream."""
+        """Calls record(input [B, S, D], output [B, S, D]) for the attention and for the MLP of a layer: the input comes
+        from the norm, the output is added to the residual stream."""
 
         def attention(module: nn.Module, args: tuple, kwargs: dict, output):
             record(args[0] if args else kwargs["hidden_states"], output[0] if isinstance(output, tuple) else output)
@@ -84,11 +84,11 @@ class DecoderSite:
         patchwork.post_hook(self.layers[layer].mlp, mlp)
 
     def run_up_to_attention(self, layer: int, hidden: Tensor, rotary: tuple[Tensor, Tensor]) -> None:
-        """Runs a layer's norm and projections on hidden [B, S, D] until its (observed) attention is reached, whose
-        `record` must raise Stop. No cache is touched."""
+        """Runs a layer's norm and projections on hidden [B, S, D] up to its (observed) attention, whose `record` must
+        raise Stop. The cache is not changed."""
         block = self.layers[layer]
         device = next(block.parameters()).device
-        if device.type != "meta":  # the layer may lie elsewhere; what accelerate offloads, it fetches itself
+        if device.type != "meta":  # the layer may be on another device; accelerate moves what it offloaded itself
             hidden, rotary = hidden.to(device), tuple(x.to(device) for x in rotary)
         options = {"position_embeddings": rotary, "attention_mask": None, "past_key_values": None}
         if "cache_position" in _parameters(type(block.self_attn).forward):
@@ -103,7 +103,7 @@ class DecoderSite:
         )
 
     def final_norm(self, hidden: Tensor) -> Tensor:
-        """Hidden states through the norm before the output head."""
+        """Applies the final norm, before the output head, to hidden states."""
         return self.model.norm(hidden.to(self.model.norm.weight.device)).to(hidden.device)
 
     def rotary(self, hidden: Tensor, position_ids: Tensor) -> tuple[Tensor, Tensor]:
@@ -124,8 +124,8 @@ class DecoderSite:
         return self._sliding[layer]
 
     def _is_one_row(self, layer: int, hidden: Tensor, mask: Tensor | None, cache: object) -> bool:
-        """Whether a 2-D mask over a growing cache is already the whole mask of one new token, in the form that SDPA
-        takes. The model's own function would read the mask to see whether it can be left out, once per segment."""
+        """Whether a 2-D mask over a growing cache is already the complete SDPA mask for one new token. The model's own
+        function would read the mask from the device, once per segment, to see whether it can be left out."""
         alone = mask is not None and mask.ndim == 2 and hidden.shape[1] == 1 and hidden.device.type != "cpu"
         plain = not self.sliding(layer) and not getattr(cache, "is_compileable", False)
         return alone and plain and self.model.config._attn_implementation == "sdpa"
@@ -134,11 +134,11 @@ class DecoderSite:
         self, layer: int, hidden: Tensor, mask: Tensor | None, cache: object, cache_position: Tensor | None,
         padded: bool = False,
     ):  # fmt: skip
-        """The mask that the model would make for a layer, whose cache may have another length than the others'.
+        """The mask that the model would build for a layer, whose cache length may differ from the other layers'.
 
-        hidden [B, S, D]: what enters the layer. mask: None, 2-D over the layer's cache and hidden, or a ready 4-D one.
-        padded: something is masked, so that newer versions of transformers need not read the mask to see whether it
-        can be left out (the host would wait for the device).
+        hidden [B, S, D]: the layer's input. mask: None, 2-D over the layer's cache and hidden, or a ready-made 4-D one.
+        padded: something is masked, so newer versions of transformers need not read the mask to see whether it can be
+        left out (the host would wait for the device).
         """
         from transformers.masking_utils import create_causal_mask, create_sliding_window_causal_mask
 
@@ -159,13 +159,13 @@ class DecoderSite:
 
 
 class OneLayer:
-    """A cache seen from one of its layers: mask functions read the sizes of "the first layer of a kind"."""
+    """A view of a cache from one of its layers: mask functions read the sizes of "the first layer of a kind"."""
 
     def __init__(self, cache: object, layer: int, sliding: bool):
         self._cache, self._layer, self.is_sliding = cache, layer, [sliding]
 
     def get_mask_sizes(self, query: object, layer_idx: int = 0) -> tuple[int, int]:
-        """Length and offset of the keys (query: its length, or in older versions its cache positions)."""
+        """Length and offset of the keys (query: its length, or in older transformers its cache positions)."""
         return self._cache.get_mask_sizes(query, self._layer)
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
@@ -173,7 +173,7 @@ class OneLayer:
         return self._cache.get_seq_length(self._layer)
 
     def get_query_offset(self, layer_idx: int = 0) -> int:
-        """Where the next query stands."""
+        """Position of the next query."""
         return self._cache.get_query_offset(self._layer)
 
     def __getattr__(self, name: str):

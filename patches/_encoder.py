@@ -1,6 +1,6 @@
 """The encoder site: a vision tower's layers, and how their hidden states hold the tokens of crops or packed images.
 
-Nothing of a layer is written again here: hooks change what goes into its modules and what comes out of them.
+No part of a layer is reimplemented: hooks change the inputs and outputs of its modules.
 """
 
 from collections.abc import Callable
@@ -15,19 +15,19 @@ from vtc.core.hooks import Patchwork
 
 @dataclass(frozen=True)
 class Units:
-    """The sequences of one run of the encoder. tokens: visual tokens of each (of a tower with 2 x 2 mergers: cells);
-    images: the image of each."""
+    """The sequences of one run of the encoder. tokens: visual tokens of each (cells, for a tower with 2 x 2 mergers);
+    images: the image that each belongs to."""
 
     tokens: list[int]
     images: list[int]
 
 
 class EncoderSite:
-    """The layers of a vision tower. Constructing it only looks: a missing part raises UnsupportedError.
+    """The layers of a vision tower. Constructing it changes nothing; a missing part raises UnsupportedError.
 
-    layers: blocks whose forward is h + attention(norm(h)), then h + mlp(norm(h)). packed: hidden states are [S, D],
-    images one after another; else [crops, n, D]. lead: rows of [CLS] before the tokens of a crop. projector: the module
-    whose output is the visual tokens.
+    layers: blocks whose forward is h + attention(norm(h)), then h + mlp(norm(h)). packed: hidden states are [S, D]
+    with images concatenated; else [crops, n, D]. lead: [CLS] rows before the tokens of a crop. projector: the module
+    that outputs the visual tokens.
     """
 
     def __init__(self, family, layers: list[nn.Module], projector: nn.Module, names: tuple[str, str], packed: bool):
@@ -43,12 +43,12 @@ class EncoderSite:
         self.norms, self.mlps = ([getattr(layer, name) for layer in layers] for name in names)
 
     def check(self, arguments: dict) -> None:
-        """Raises UnsupportedError where a layer would run a second time, without what its hooks know, or where the
-        arguments of `get_image_features` have the projector read another layer."""
-        given, usual = arguments.get("vision_feature_layer"), getattr(self.config, "vision_feature_layer", None)
-        if given is not None and given != usual:
+        """Raises UnsupportedError where a layer would be recomputed without its hooks' state, or where the arguments of
+        `get_image_features` make the projector read another layer."""
+        given, configured = arguments.get("vision_feature_layer"), getattr(self.config, "vision_feature_layer", None)
+        if given is not None and given != configured:
             raise UnsupportedError(
-                f"vision_feature_layer={given!r} is not the model's own {usual!r}, for which the stage inside the "
+                f"vision_feature_layer={given!r} is not the model's own {configured!r}, for which the stage inside the "
                 "encoder was made; possible: config.vision_feature_layer before vtc.patch"
             )
         if self.tower.training and any(getattr(layer, "gradient_checkpointing", False) for layer in self.layers):
@@ -64,7 +64,7 @@ class EncoderSite:
         observe(patchwork, self.attention[layer], record)
 
     def shape(self) -> EncoderShape:
-        """The encoder's sizes for FLOPs."""
+        """The encoder's sizes, for counting FLOPs."""
         attention = self.attention[0]
         heads = getattr(attention, "num_heads", None) or attention.config.num_attention_heads
         mlp = self.mlps[0]

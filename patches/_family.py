@@ -1,4 +1,4 @@
-"""The contract of a model family: where its sites are, what its encoder is, how its images lie in the prompt."""
+"""The interface of a model family: where its sites are, what its encoder is, how its images lie in the prompt."""
 
 import inspect
 import re
@@ -34,20 +34,20 @@ COMPILED = "_orig_mod"  # where torch.compile keeps the module that it wraps
 
 
 class Family(ABC):
-    """One loaded model of a family. Constructing it changes nothing; a missing site raises UnsupportedError.
+    """A loaded model of a family. Constructing it changes nothing; a missing site raises UnsupportedError.
 
     model: the ...ForConditionalGeneration. inner: the model with vision and language parts. language_model: the
-    decoder, whose inputs are the boundary where tokens are dropped. mrope: positions have 3 axes. tiled: an image may
-    be several crops. towers: model types of the vision towers that are understood, None where the family has only one.
-    sizes: the argument of `get_image_features` whose values, the images' sizes, decide the layout; None where shapes
-    do. marks: names in the config of the token ids before and after an image's placeholders, if there are any.
+    decoder; tokens are dropped from its inputs. mrope: positions have 3 axes. tiled: an image may be several crops.
+    towers: model types of the supported vision towers, None where the family has only one. sizes: the argument of
+    `get_image_features` with the images' sizes, if these determine the layout; None if tensor shapes do. marks: names
+    in the config of the token ids before and after an image's placeholders, if there are any.
 
-    Of this family alone, not of those that build on it: follows: the family whose section of a strategy file holds
-    for this one too, where the file has none for it. served: its class for vLLM as "module:Vtc" and the name of the
-    architecture, None if it cannot be served. published: the encoder of its published 7B model, for tables. presets:
-    its published architectures, by the names that `vtc bench --preset` takes.
+    Not inherited by subclasses: follows: the family whose section of a strategy file also applies to this one, if the
+    file has none for it. served: its vLLM class as "module:Vtc" followed by the name of the architecture, None if it
+    cannot be served. published: the encoder of its published 7B model, for tables. presets: its published
+    architectures, by the names that `vtc bench --preset` takes.
 
-    The class itself is read without transformers: a family's file imports it only inside functions.
+    The class can be imported without transformers: a family's file imports transformers only inside functions.
     """
 
     name: ClassVar[str]
@@ -107,13 +107,13 @@ class Family(ABC):
 
     @classmethod
     def positions(cls) -> str:
-        """Positions of what is kept, unless a strategy states others: "keep" with M-RoPE, whose rows and columns
+        """Positions of the kept tokens, unless a strategy sets them: "keep" with M-RoPE, whose rows and columns
         "compact" would flatten; else "compact"."""
         return "keep" if cls.mrope else "compact"
 
     @abstractmethod
     def describe_encoder(self) -> Encoder:
-        """What strategies may know of the encoder; raises UnsupportedError for a tower that is not understood."""
+        """The description of the encoder for strategies; raises UnsupportedError for an unsupported tower."""
 
     @abstractmethod
     def image_layouts(self, arguments: dict) -> list[ImageLayout]:
@@ -123,52 +123,52 @@ class Family(ABC):
     def views(self, images: object, size: tuple[int, int], layout: ImageLayout) -> tuple[View, ...]:
         """Which part of a picture of `size` (height, width) each token of its `layout` shows. images: the image
         processor that prepared it. Structural tokens are in no view. Raises UnsupportedError for a processor whose
-        resizing is not understood."""
+        resizing is not supported."""
 
     @abstractmethod
     def random_pictures(self, visual: int, native: int | None, generator: torch.Generator) -> tuple[list[int], dict]:
-        """Pictures for benchmarks whose layout comes nearest to `visual` tokens in one prompt: the tokens of each, and
-        the arguments of `get_image_features` (their first axis is images, or patches of all images). native: patches
-        along a crop of a tower that may be given another size, None where it must stay as it is."""
+        """Random images for benchmarks whose layout comes closest to `visual` tokens in one prompt: the tokens of each,
+        and the arguments of `get_image_features` (their first axis is images, or patches of all images). native:
+        patches along the side of a crop of a tower that may be resized, None where it must keep its size."""
 
     def native_side(self) -> int | None:
-        """Patches along a crop where a tower with random weights may be given another crop size (`fit_tower`); None
-        where it must stay as it is."""
+        """Patches along the side of a crop if a tower with random weights may get another crop size (`fit_tower`); None
+        where it must keep its size."""
         return None
 
     def fit_tower(self, arguments: dict) -> None:
-        """Gives a tower with random weights the crop size of these pictures, if that is another. Called where
-        there is a `native_side`."""
+        """Resizes a tower with random weights to the crop size of these images, if it differs. Called only if there is
+        a `native_side`."""
         raise NotImplementedError(f"{type(self).__name__} has a native_side and no fit_tower")
 
     def token_side(self) -> int | None:
-        """Pixels along the square of the picture that a visual token shows, where a smaller picture gives fewer
-        tokens; None where it gives as many, or tiles."""
+        """Side, in pixels, of the square of the image that a visual token shows, where a smaller image gives fewer
+        tokens; None where the number is fixed, or the image is tiled."""
         return None
 
     def image_ids(self, tokens: int) -> list[int]:
-        """What stands in a prompt for an image of so many visual tokens: its placeholders between the marks."""
+        """The ids of an image of this many visual tokens in a prompt: its placeholders between the marks."""
         marks = [getattr(self.model.config, name) for name in self.marks]
         return [*marks[:1], *[self.image_token_id] * tokens, *marks[1:]]
 
     def prompt_inputs(self, ids: Tensor) -> dict[str, Tensor]:
-        """Arguments of generate() for prompts [B, L] without padding, but for the pictures."""
-        found = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+        """Arguments of generate() for prompts [B, L] without padding, except the images."""
+        inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
         if "mm_token_type_ids" in inspect.signature(type(self.model).forward).parameters:
-            found["mm_token_type_ids"] = (ids == self.image_token_id).int()
-        return found
+            inputs["mm_token_type_ids"] = (ids == self.image_token_id).int()
+        return inputs
 
     def special_ids(self) -> list[int]:
-        """Token ids that random text must not hold and random weights must not write: all that the config names."""
-        text, found = self.model.config.get_text_config(), [self.image_token_id]
+        """Token ids that must not occur in random text or be generated by random weights: all those in the config."""
+        text, ids = self.model.config.get_text_config(), [self.image_token_id]
         for config in (self.model.config, text):
             named = [value for name, value in config.to_dict().items() if name.endswith(("_token_id", "_token_index"))]
-            found += [i for value in named for i in (value if isinstance(value, list) else [value])]
-        return sorted({i for i in found if isinstance(i, int) and 0 <= i < text.vocab_size})
+            ids += [i for value in named for i in (value if isinstance(value, list) else [value])]
+        return sorted({i for i in ids if isinstance(i, int) and 0 <= i < text.vocab_size})
 
     def packed_bounds(self, arguments: dict) -> list[int] | None:
-        """Where the sequences begin and end that an encoder packs one after another and that attend only within
-        themselves (in layers without windows), known without reading the device; None if it packs nothing."""
+        """Bounds of the sequences that an encoder concatenates and that attend only within themselves (in layers
+        without windows), known without reading from the device; None if it packs nothing."""
         return None
 
     @abstractmethod
@@ -177,7 +177,7 @@ class Family(ABC):
 
     @abstractmethod
     def units(self, images: list[ImageLayout]) -> Units:
-        """The encoder's sequences in the run that gives these images, with all their tokens."""
+        """The encoder's sequences in the run for these images, with all their tokens."""
 
     @abstractmethod
     def sources(self, images: list[ImageLayout], arguments: dict) -> list[list[tuple[int, Tensor | None]]]:
@@ -186,20 +186,20 @@ class Family(ABC):
 
     @abstractmethod
     def tile_scores(self, captured: list[Tensor], images: list[ImageLayout], arguments: dict) -> list[list[Tensor]]:
-        """Sorts what `reduce` gave for one signal, in call order, to images and tiles: a tensor [n] for each tile."""
+        """Sorts the results of `reduce` for one signal, in call order, by image and tile: a tensor [n] per tile."""
 
     def pixel_scores(self, arguments: dict, images: list[ImageLayout], score: Callable) -> list[list[Tensor]]:
-        """score(pixels [N, 3, p] of each token of a crop) -> [N], for every crop, sorted to images and tiles. Raises
-        UnsupportedError in a family that does not say which pixels a token shows."""
+        """score(pixels [N, 3, p] of each token of a crop) -> [N], for every crop, sorted by image and tile. Raises
+        UnsupportedError in a family that does not define which pixels a token shows."""
         raise UnsupportedError(f"{self.name} does not say which pixels a token shows; possible: another method")
 
     @abstractmethod
     def observe_unprojected(self, patchwork: Patchwork, record: Callable) -> None:
-        """Has `record` called with what the projector's input is made of, once per run of the encoder."""
+        """Calls `record` once per run of the encoder with the tensors that form the projector's input."""
 
     @abstractmethod
     def unprojected(self, captured: list, images: list[ImageLayout], arguments: dict) -> list[list[Tensor]]:
-        """What the projector receives for the tokens of each tile: [n, D], or [1 + n, D] with [CLS] first."""
+        """The projector's input for the tokens of each tile: [n, D], or [1 + n, D] with [CLS] first."""
 
     def encoder_features(self, tokens: Tensor) -> Tensor:
         """`unprojected` tokens without [CLS], one row for each visual token."""
@@ -207,7 +207,7 @@ class Family(ABC):
 
     @abstractmethod
     def project(self, tokens: Tensor) -> Tensor:
-        """The projector, on tokens [k, D] as `unprojected` gives them -> [k, hidden]."""
+        """Applies the projector to tokens [k, D] as returned by `unprojected` -> [k, hidden]."""
 
     @classmethod
     @abstractmethod
@@ -220,7 +220,7 @@ class Family(ABC):
         """Inputs for `tiny()`: one prompt per entry of `images` with that many images, padded to one length."""
 
     def observe(self, patchwork: Patchwork, layer: int, record: Callable) -> None:
-        """Has `record` called with what each attention call of an encoder layer (0-based) is given, see
+        """Calls `record` with the inputs of each attention call of an encoder layer (0-based), see
         `vtc.patches._observe.observe`."""
         from vtc.patches._observe import observe
 
@@ -229,8 +229,8 @@ class Family(ABC):
     def reduce(
         self, signal: Signal, query: Tensor, key: Tensor, scale: float | None, cu_seqlens, value: Tensor | None = None
     ) -> Tensor:
-        """One signal from the q [B, H, N, D], k and v of one attention call -> [B, N] float32 (keys: [B, N, D]), [CLS]
-        removed.
+        """Computes one signal from q [B, H, N, D], k and v of one attention call -> [B, N] float32 (keys: [B, N, D]),
+        without [CLS].
 
         With `cu_seqlens` (flash attention over packed images; a list, or a tensor) each segment attends within itself.
         """
@@ -270,7 +270,7 @@ class Family(ABC):
         return DecoderSite(self.language_model)
 
     def language_shape(self) -> LanguageShape:
-        """The decoder's sizes for FLOPs and KV bytes."""
+        """The decoder's sizes, for counting FLOPs and KV bytes."""
         config = self.model.config.get_text_config()
         heads = config.num_attention_heads
         gated = any(name.endswith("gate_proj") for name, _ in self.language_model.layers[0].named_modules())

@@ -1,16 +1,16 @@
-"""Watching attention without eager mode: one module gets a config that names a recording attention function.
+"""Observing attention without eager mode: one module gets a config that names a recording attention function.
 
-The function records what it was asked for from (q, k, v) and calls the backend that the model has chosen. Masks are
-built from the model's own config, so they do not change; no other layer is touched.
+The function passes (q, k, v) to `record` and then calls the backend that the model has chosen. Masks are built from the
+model's own config, so they do not change; no other layer is affected.
 
-A second function, `rewrite`, may be named beside it: it gets the same q, k and v and what the backend gave, and returns
-what the module goes on with.
+A second function, `rewrite`, is optional: it gets the same q, k and v and the backend's output, and returns the output
+that the module continues with.
 
-What `record` returns, if anything, is added to the logits of each key (tokens that hold several, padding). SDPA and
-eager attention take it as an additive mask of one row, broadcast over heads and queries: no extra memory, but on CUDA
-SDPA then chooses its memory-efficient kernel instead of flash attention. Every other backend takes none; there q gets
-one more dimension of ones and k one of bias / scale, filled up to a multiple of 8 and cut off again: q, k and v are
-copied once, and the attention costs (head_dim + 8) / head_dim.
+What `record` returns, if anything, is added to the logits of each key (for merged tokens and padding). SDPA and eager
+attention take it as an additive mask of one row, broadcast over heads and queries: no extra memory, but on CUDA SDPA
+then chooses its memory-efficient kernel instead of flash attention. Other backends take no mask; there q gets one extra
+dimension of ones and k one of bias / scale, padded to a multiple of 8 and removed again: q, k and v are copied once,
+and the attention costs (head_dim + 8) / head_dim times as much.
 """
 
 import sys
@@ -29,16 +29,16 @@ _PREFIX = "vtc_observed_"
 
 
 class ObservedConfig:
-    """Stands in for one attention module's config: every attribute is the original's, read at the time of asking
-    (so a later change of backend is followed), but for the name of the attention function."""
+    """Stands in for one attention module's config: every attribute except the name of the attention function is read
+    from the original at the time of access, so that a later change of backend takes effect."""
 
     def __init__(self, config: object, record: Callable, rewrite: Callable | None = None):
         self.__dict__.update(_original=config, _record=record, _rewrite=rewrite, _backend=threading.local())
 
     @property
     def _attn_implementation(self) -> str:
-        # The backend itself reads this name too (flash attention loads its kernel by it) and must see its own. For
-        # everybody else the original name stays inside ours, because modules look for "flash" in it.
+        # The backend reads this name too (flash attention loads its kernel by it) and must see its own. All others get
+        # a name that contains the original one, because modules look for "flash" in it.
         if getattr(self._backend, "running", False):
             return self._original._attn_implementation
         name = _PREFIX + str(self._original._attn_implementation)
@@ -56,7 +56,7 @@ class ObservedConfig:
 
 
 def _observed_attention(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, *args, **kwargs):
-    config, given = module.config, (query, key, value)
+    config, original = module.config, (query, key, value)
     mask, options = args[0] if args else kwargs.get("attention_mask"), dict(kwargs)
     bias = config._record(query, key, kwargs.get("scaling"), kwargs.get("cu_seq_lens_q"), value)
     eager = sys.modules[type(module).__module__].eager_attention_forward
@@ -77,24 +77,24 @@ def _observed_attention(module: nn.Module, query: Tensor, key: Tensor, value: Te
     if config._rewrite is None:
         return out
     options["backend"] = config._original._attn_implementation
-    return config._rewrite(*given, mask, options, out)
+    return config._rewrite(*original, mask, options, out)
 
 
 def _with_row(row: Tensor, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
-    """The arguments behind q, k and v with `row` [B, 1, 1, N] added to their mask."""
-    given = args[0] if args else kwargs.get("attention_mask")
-    if given is not None:
-        row = row + (torch.zeros_like(row).masked_fill(~given, -torch.inf) if given.dtype == torch.bool else given)
+    """The arguments after q, k and v, with `row` [B, 1, 1, N] added to the mask."""
+    mask = args[0] if args else kwargs.get("attention_mask")
+    if mask is not None:
+        row = row + (torch.zeros_like(row).masked_fill(~mask, -torch.inf) if mask.dtype == torch.bool else mask)
     return ((row, *args[1:]), kwargs) if args else (args, {**kwargs, "attention_mask": row})
 
 
 def observe(patchwork: Patchwork, module: nn.Module, record: Callable, rewrite: Callable | None = None) -> None:
     """Calls record(query [B, H, N, D], key [B, Hkv, N, D], scale or None, cu_seqlens or None, value [B, Hkv, N, D]) at
-    each attention call of `module`, before the model's own backend runs. What it returns, None or [B, N], is added to
-    the logits of the keys.
+    each attention call of `module`, before the model's own backend runs. Its return value, None or [B, N], is added
+    to the logits of the keys.
 
-    rewrite(query, key, value, mask, options, out) is called after the backend and returns what takes the place of
-    `out`: ([B, N, H, D], weights or None). mask, options: as the module handed them to the backend, whose name is
-    among the options."""
+    rewrite(query, key, value, mask, options, out) is called after the backend and returns the replacement for `out`:
+    ([B, N, H, D], weights or None). mask, options: as the module passed them to the backend, whose name is added to
+    the options."""
     rewrite = None if rewrite is None else torch.compiler.disable(rewrite)
     patchwork.attribute(module, "config", ObservedConfig(module.config, torch.compiler.disable(record), rewrite))

@@ -1,4 +1,4 @@
-"""What image processors of LLaVA make of a picture: where its pixels end up in what the encoder is given."""
+"""How LLaVA's image processors resize an image: where its pixels end up in the encoder's input."""
 
 from vtc.core.errors import UnsupportedError
 
@@ -6,27 +6,27 @@ from vtc.core.errors import UnsupportedError
 def resizing_of(
     images: object, size: tuple[int, int]
 ) -> tuple[tuple[int, int], tuple[float, float], tuple[float, float]]:
-    """What an image processor makes of a picture of `size` (height, width): the size of what the encoder is given, and
-    where a pixel p of the picture lies on it, at p * scale + shift (each down, across).
+    """How an image processor maps an image of `size` (height, width) to the encoder's input: the size of that input,
+    and the scale and shift by which a pixel p of the image moves to p * scale + shift (each vertical, horizontal).
 
-    Padding to a square, resizing to one size or by the shorter edge, and a centre crop are understood; anything else
+    Padding to a square, resizing to one size or by the shorter edge, and a centre crop are supported; anything else
     raises UnsupportedError.
     """
-    now, scale, shift = size, (1.0, 1.0), (0.0, 0.0)
+    current, scale, shift = size, (1.0, 1.0), (0.0, 0.0)
     if getattr(images, "do_pad", None):
         if not hasattr(images, "pad_to_square"):
             raise UnsupportedError(f"{type(images).__name__} pads pictures; possible: do_pad=False")
-        now = (max(size), max(size))
-        shift = (now[0] - size[0]) // 2, (now[1] - size[1]) // 2
+        current = (max(size), max(size))
+        shift = (current[0] - size[0]) // 2, (current[1] - size[1]) // 2
     if images.do_resize:
-        new = _resized(images, now)
-        scale = new[0] / now[0], new[1] / now[1]
-        now, shift = new, (shift[0] * scale[0], shift[1] * scale[1])
+        new = _resized(images, current)
+        scale = new[0] / current[0], new[1] / current[1]
+        current, shift = new, (shift[0] * scale[0], shift[1] * scale[1])
     if getattr(images, "do_center_crop", False):
         crop = _side(images.crop_size, "height"), _side(images.crop_size, "width")
-        shift = shift[0] - (now[0] - crop[0]) // 2, shift[1] - (now[1] - crop[1]) // 2
-        now = crop
-    return now, scale, shift
+        shift = shift[0] - (current[0] - crop[0]) // 2, shift[1] - (current[1] - crop[1]) // 2
+        current = crop
+    return current, scale, shift
 
 
 def _resized(images: object, size: tuple[int, int]) -> tuple[int, int]:

@@ -22,7 +22,7 @@ CLS_TOWERS = {"clip_vision_model": True, "siglip_vision_model": False}
 
 
 def clip_config(**sizes) -> object:
-    """The tower of LLaVA: CLIP ViT-L/14 at 336 pixels, or with other sizes."""
+    """LLaVA's vision tower: CLIP ViT-L/14 at 336 pixels, or with other sizes."""
     from transformers import CLIPVisionConfig
 
     large = dict(hidden_size=1024, intermediate_size=4096, num_hidden_layers=24, num_attention_heads=16)
@@ -30,7 +30,7 @@ def clip_config(**sizes) -> object:
 
 
 def llama_config(hidden: int, mlp: int, layers: int, heads: int, vocab: int) -> object:
-    """A text model as Vicuna's."""
+    """The config of a text model like Vicuna."""
     from transformers import LlamaConfig
 
     return LlamaConfig(
@@ -59,14 +59,14 @@ def _processor(config: object, tokenizer: object) -> object:
     )  # fmt: skip
 
 
-def _preset(vision: dict, text: dict, parameters: int, said: str) -> Preset:
-    return Preset(partial(_config, vision, **text), parameters, said, _processor)
+def _preset(vision: dict, text: dict, parameters: int, description: str) -> Preset:
+    return Preset(partial(_config, vision, **text), parameters, description, _processor)
 
 
 VICUNA_7B = dict(hidden=4096, mlp=11008, layers=32, heads=32, vocab=32064)
 _VICUNA_13B = dict(hidden=5120, mlp=13824, layers=40, heads=40, vocab=32064)
-# As deep as the real tower, with heads as wide: methods observe a fixed number of layers, and what scoring one costs
-# beside the layer depends on the width of its heads.
+# As deep as the real tower, with the same head size: methods observe a fixed number of layers, and the cost of scoring
+# a layer relative to the layer itself depends on the head size.
 _SMALL_TOWER = dict(hidden_size=256, intermediate_size=1024, num_hidden_layers=24, num_attention_heads=4)
 _BASE_TOWER = dict(hidden_size=768, intermediate_size=3072, num_hidden_layers=12, num_attention_heads=12)
 _SMALL = dict(hidden=384, mlp=1024, layers=8, heads=6, vocab=8192)
@@ -75,7 +75,7 @@ _BASE = dict(hidden=1024, mlp=2816, layers=12, heads=16, vocab=32064)
 
 @FAMILIES.register("llava")
 class Llava(Family):
-    """LLaVA-1.5 (`llava`). [CLS] exists with a CLIP tower only; grid image_size / patch_size, rows in raster order."""
+    """LLaVA-1.5 (`llava`). Only a CLIP tower has [CLS]; a grid of side image_size / patch_size in raster order."""
 
     name = "llava"
     model_types = ("llava",)
@@ -106,7 +106,7 @@ class Llava(Family):
         return Encoder(self.name, depth, has_cls, tuple(range(depth)), self.tokens_per_image(vision), output=output)
 
     def encoder_site(self) -> EncoderSite:
-        """The layers of the tower up to the one that the projector reads."""
+        """The tower's layers; refuses a config that reads several layers, or none."""
         read = self.model.config.vision_feature_layer
         if not isinstance(read, int) or not 0 <= self.encoder.last < self.encoder.depth:
             raise UnsupportedError(
@@ -116,16 +116,16 @@ class Llava(Family):
         return EncoderSite(self, self.blocks, self.inner.multi_modal_projector, ("layer_norm2", "mlp"), packed=False)
 
     def units(self, images: list[ImageLayout]) -> Units:
-        """The crops, each of as many patches as the first of its image, which is never cut."""
+        """The crops, each with as many patches as the first crop of its image, which is never unpadded."""
         crops = [(image.tiles[0].tokens, i) for i, image in enumerate(images) for _ in image.tiles]
         return Units([tokens for tokens, _ in crops], [i for _, i in crops])
 
     def sources(self, images: list[ImageLayout], arguments: dict) -> list[list[tuple[int, Tensor | None]]]:
         """The patches of each tile in its crop."""
-        whole = [image.tiles[0].tokens for image in images]
+        crop_tokens = [image.tiles[0].tokens for image in images]
         return [
             [(tile.crop, None if tile.tokens == n else tile.patches) for tile in image.tiles]
-            for image, n in zip(images, whole, strict=True)
+            for image, n in zip(images, crop_tokens, strict=True)
         ]
 
     def tokens_per_image(self, vision) -> int | None:
@@ -139,13 +139,13 @@ class Llava(Family):
         return [raster(i, rows, columns) for i in range(pixels.shape[0])]
 
     def views(self, images: object, size: tuple[int, int], layout: ImageLayout) -> tuple[View, ...]:
-        """One raster on the centre of the picture, whose ends are cut off where it is not square; see `resizing_of`."""
+        """One raster on the centre of the image, which is cropped if it is not square; see `resizing_of`."""
         (tile,), patch = layout.tiles, self.tower.config.patch_size
         high, wide = (n * patch for n in tile.grid)
-        seen, scale, shift = resizing_of(images, size)
-        if (seen[0] // patch, seen[1] // patch) != tile.grid:
+        prepared, scale, shift = resizing_of(images, size)
+        if (prepared[0] // patch, prepared[1] // patch) != tile.grid:
             raise UnsupportedError(
-                f"the image processor gives {seen[0]} x {seen[1]} pixels where the model saw {high} x {wide}; "
+                f"the image processor gives {prepared[0]} x {prepared[1]} pixels where the model saw {high} x {wide}; "
                 "possible: the processor that belongs to the model"
             )
         rows, columns = tile.patches // tile.grid[1], tile.patches % tile.grid[1]
@@ -153,7 +153,7 @@ class Llava(Family):
         return (View("picture", tile.offsets, *(on_picture(x, size, scale, shift) for x in shown)),)
 
     def random_pictures(self, visual: int, native: int | None, generator: torch.Generator) -> tuple[list[int], dict]:
-        """Several images of one size; with `native`, of the size that comes nearest."""
+        """Several images of one size; with `native`, of the size that comes closest."""
         vision = self.tower.config
         side = native or vision.image_size // vision.patch_size
         images = -(-visual // side**2)
@@ -168,7 +168,7 @@ class Llava(Family):
         return [side**2] * images, {"pixel_values": torch.randn(images, 3, size, size, generator=generator)}
 
     def native_side(self) -> int | None:
-        """CLIP's, where an image always has one and the same number of tokens."""
+        """The tower's own side, if every image has the same number of tokens."""
         vision = self.tower.config
         return None if self.encoder.tokens is None else vision.image_size // vision.patch_size
 
@@ -180,17 +180,17 @@ class Llava(Family):
             resize_tower(self.tower, side)
 
     def tile_scores(self, captured: list[Tensor], images: list[ImageLayout], arguments: dict) -> list[list[Tensor]]:
-        """captured: [crops, N] per call; a tile takes its patches of its crop, which are all of them or fewer."""
+        """captured: [crops, N] per call; a tile takes all patches of its crop, or those left after unpadding."""
         scores = captured[0] if len(captured) == 1 else torch.cat(captured)
 
-        def own(tile: Tile) -> Tensor:
+        def tile_rows(tile: Tile) -> Tensor:
             crop = scores[tile.crop]
             return crop if tile.tokens == len(crop) else crop[upload(tile.patches, crop.device)]
 
-        return [[own(tile) for tile in image.tiles] for image in images]
+        return [[tile_rows(tile) for tile in image.tiles] for image in images]
 
     def pixel_scores(self, arguments: dict, images: list[ImageLayout], score: Callable) -> list[list[Tensor]]:
-        """pixel_values [crops, 3, H, W], or [images, crops, 3, H, W] with filler behind an image's crops."""
+        """pixel_values [crops, 3, H, W], or [images, crops, 3, H, W] with filler after an image's crops."""
         pixels, patch = arguments["pixel_values"], self.tower.config.patch_size
         if pixels.ndim == 5:
             pixels = torch.cat([x[: len(image.tiles)] for x, image in zip(pixels, images, strict=True)])
@@ -203,7 +203,7 @@ class Llava(Family):
         patchwork.post_hook(self.tower, lambda module, args, kwargs, output: record(output.hidden_states))
 
     def unprojected(self, captured: list, images: list[ImageLayout], arguments: dict) -> list[list[Tensor]]:
-        """The configured layer's hidden states (several are put side by side, as the model does)."""
+        """The configured layer's hidden states (several layers are concatenated, as in the model)."""
         layers = arguments.get("vision_feature_layer") or self.model.config.vision_feature_layer
         layers = [layers] if isinstance(layers, int) else layers
         hidden = torch.cat([torch.cat([states[layer] for layer in layers], -1) for states in captured])
@@ -261,7 +261,7 @@ class Llava(Family):
 
 
 def resize_tower(tower: nn.Module, side: int, seed: int = 0) -> None:
-    """Gives a CLIP tower with random weights a grid of side x side patches: new position embeddings, all else stays."""
+    """Gives a CLIP tower with random weights a grid of side x side patches: only the position embeddings are new."""
     tower.config.image_size = side * tower.config.patch_size
     name, old = next((n, m) for n, m in tower.named_modules() if hasattr(m, "position_embedding"))
     weight = old.position_embedding.weight

@@ -1,4 +1,4 @@
-"""LLaVA-NeXT: a base crop and tiles per image, unpadded, with a newline token at the end of each row of tiles."""
+"""LLaVA-NeXT: a base crop and unpadded tiles per image, with a newline token at the end of each canvas row."""
 
 import math
 from dataclasses import replace
@@ -31,7 +31,7 @@ def anyres_tiles(size: tuple[int, int], tiles: tuple[int, int], side: int, unpad
     """Tokens and tiles of one image: base crop first, then the tiles' tokens in raster order of the stitched canvas.
 
     size: (height, width) of the picture in pixels. tiles: (rows, columns) of tiles. side: patches along a crop.
-    unpad: leave out the rows or columns of padding as the model does; newline: a token ends each canvas row.
+    unpad: remove the rows or columns of padding as the model does; newline: a token ends each canvas row.
     Returns (tokens, tuple of Tile with crops numbered from 0); newline tokens belong to no tile.
     """
     from transformers.models.llava_next.modeling_llava_next import unpad_image
@@ -55,8 +55,8 @@ def anyres_tiles(size: tuple[int, int], tiles: tuple[int, int], side: int, unpad
 
 @FAMILIES.register("llava_next")
 class LlavaNext(Llava):
-    """LLaVA-NeXT / 1.6 (`llava_next`), anyres. Newline tokens mark rows of the full canvas; once tokens are dropped
-    those rows no longer exist, so newlines are dropped with them (as the official HiPrune code does)."""
+    """LLaVA-NeXT / 1.6 (`llava_next`), anyres. Newline tokens mark rows of the full canvas; these rows no
+    longer exist once tokens are dropped, so newlines are dropped too (as in the official HiPrune code)."""
 
     name = "llava_next"
     model_types = ("llava_next",)
@@ -67,7 +67,7 @@ class LlavaNext(Llava):
     tiled = True
 
     def describe_encoder(self) -> Encoder:
-        """As LLaVA's, of several crops."""
+        """Like LLaVA's, with several crops."""
         vision = self.tower.config
         return replace(
             super().describe_encoder(), tiled=self.tiled, thumbnail=(vision.image_size // vision.patch_size) ** 2
@@ -100,7 +100,7 @@ class LlavaNext(Llava):
         return layouts
 
     def views(self, images: object, size: tuple[int, int], layout: ImageLayout) -> tuple[View, ...]:
-        """The base crop, stretched over the whole picture, and the tiles, on whose canvas the picture lies centred."""
+        """The base crop, stretched over the whole image, and the tiles, on whose canvas the image is centred."""
         from transformers.models.llava_next.modeling_llava_next import get_anyres_image_grid_shape
 
         base, *tiles = layout.tiles
@@ -120,14 +120,14 @@ class LlavaNext(Llava):
         for tile in tiles:
             row, column = divmod(tile.crop - base.crop - 1, columns)
             tile_boxes.append(boxes(row * per + tile.patches // per, column * per + tile.patches % per, (patch, patch)))
-        # Unpadding leaves out whole rows of tokens, also where they show a strip of the picture.
+        # Unpadding removes whole rows of tokens, even if they show a strip of the image.
         crops = torch.stack([torch.cat([x[:, :2].amin(0), x[:, 2:].amax(0)]) for x in tile_boxes if len(x)])
         offsets = torch.cat([tile.offsets for tile in tiles])
         placed = [on_picture(x, size, scale, shift) for x in (torch.cat(tile_boxes), crops)]
         return first, View("tiles", offsets, *placed)
 
     def random_pictures(self, visual: int, native: int | None, generator: torch.Generator) -> tuple[list[int], dict]:
-        """Sizes that fill one side of a tiling and part of the other, and those whose crops are fewest among equals."""
+        """Images of a size that fills one side of a tiling and part of the other; ties go to the fewest crops."""
         size = self.tower.config.image_size
 
         def layout(height: int, width: int) -> ImageLayout:
@@ -139,7 +139,7 @@ class LlavaNext(Llava):
         sizes = {(h, w) for h, w in tilings}
         sizes |= {(h, part) for h, w in tilings for part in range(step, w, step)}
         sizes |= {(part, w) for h, w in tilings for part in range(step, h, step)}
-        ranked = ((abs(each.tokens * images - visual), len(each.tiles), s) for s in sizes for each in [layout(*s)])
+        ranked = ((abs(trial.tokens * images - visual), len(trial.tiles), s) for s in sizes for trial in [layout(*s)])
         best = min(ranked)[2]
         tokens, crops = layout(*best).tokens, len(layout(*best).tiles)
         pixels = torch.randn(images, crops, 3, size, size, generator=generator)
@@ -147,7 +147,7 @@ class LlavaNext(Llava):
 
     @classmethod
     def tiny(cls, **overrides) -> nn.Module:
-        """4 encoder layers, 6 x 6 patches a crop, 2 x 2 and 1 x 2 tilings."""
+        """4 encoder layers, 6 x 6 patches per crop, 2 x 2 and 1 x 2 tilings."""
         from transformers import CLIPVisionConfig, LlamaConfig, LlavaNextConfig, LlavaNextForConditionalGeneration
 
         vision = CLIPVisionConfig(

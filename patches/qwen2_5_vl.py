@@ -1,4 +1,4 @@
-"""Qwen2.5-VL: as Qwen2-VL, but the encoder works in window order and most of its layers attend within windows."""
+"""Qwen2.5-VL: like Qwen2-VL, but the encoder uses window order and most of its layers attend within windows."""
 
 from dataclasses import replace
 from functools import lru_cache, partial
@@ -44,7 +44,7 @@ def raster_order(rows: int, columns: int, window: int) -> Tensor:
 @FAMILIES.register("qwen2_5_vl")
 class Qwen2_5VL(Qwen2VL):
     """Qwen2.5-VL (`qwen2_5_vl`). Layers in `fullatt_block_indexes` are global, the others windowed; scores of a
-    windowed layer are of attention inside each window."""
+    windowed layer come from attention within each window."""
 
     name = "qwen2_5_vl"
     model_types = ("qwen2_5_vl",)
@@ -56,7 +56,7 @@ class Qwen2_5VL(Qwen2VL):
     }
 
     def describe_encoder(self) -> Encoder:
-        """Global layers from the config."""
+        """Reads the global layers from the config."""
         return replace(super().describe_encoder(), global_layers=tuple(sorted(self.tower.config.fullatt_block_indexes)))
 
     def token_order(self, arguments: dict) -> Tensor:

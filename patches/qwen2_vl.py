@@ -77,15 +77,15 @@ class Qwen2VL(Family):
         return Units([image.tokens for image in images], list(range(len(images))))
 
     def sources(self, images: list[ImageLayout], arguments: dict) -> list[list[tuple[int, Tensor | None]]]:
-        """The raster's places in the encoder's sequence of its image."""
-        order, found, start = self.token_order(arguments), [], 0
+        """The places of the raster's tokens in the encoder's sequence of their image."""
+        order, units, start = self.token_order(arguments), [], 0
         for i, image in enumerate(images):
-            found.append([(i, None if order is None else order[start : start + image.tokens] - start)])
+            units.append([(i, None if order is None else order[start : start + image.tokens] - start)])
             start += image.tokens
-        return found
+        return units
 
     def grids(self, arguments: dict) -> list[tuple[int, int]]:
-        """(rows, columns) of merged tokens of each image; frames of a moving image lie below each other."""
+        """(rows, columns) of merged tokens of each image; several frames are stacked vertically."""
         merge = self.tower.config.spatial_merge_size
         return [(t * h // merge, w // merge) for t, h, w in torch.as_tensor(arguments["image_grid_thw"]).tolist()]
 
@@ -94,12 +94,12 @@ class Qwen2VL(Family):
         return [raster(i, *grid) for i, grid in enumerate(self.grids(arguments))]
 
     def views(self, images: object, size: tuple[int, int], layout: ImageLayout) -> tuple[View, ...]:
-        """The whole picture, stretched to whole tokens, in one even raster."""
+        """The whole image, stretched to whole tokens, in one even raster."""
         (tile,) = layout.tiles
         return (even_view("picture", tile.offsets, tile.grid, size),)
 
     def random_pictures(self, visual: int, native: int | None, generator: torch.Generator) -> tuple[list[int], dict]:
-        """One image of rows x columns merged tokens, as square as the number allows (at most 1 : 2)."""
+        """One image of rows x columns merged tokens, as close to square as the number allows (at most 1 : 2)."""
         shapes = [(r, round(visual / r)) for r in range(max(1, int((visual / 2) ** 0.5)), int(visual**0.5) + 1)]
         rows, columns = min(shapes, key=lambda shape: (abs(shape[0] * shape[1] - visual), shape[1] - shape[0]))
         vision = self.tower.config
@@ -110,7 +110,7 @@ class Qwen2VL(Family):
         return [rows * columns], {"pixel_values": pixels, "image_grid_thw": grid}
 
     def token_side(self) -> int:
-        """A block of patches that are merged into one token."""
+        """Side of a block of patches that are merged into one token."""
         return self.tower.config.patch_size * self.tower.config.spatial_merge_size
 
     def packed_bounds(self, arguments: dict) -> list[int]:
@@ -135,7 +135,7 @@ class Qwen2VL(Family):
         return [[score(part)] for part in tokens.split([image.tokens for image in images])]
 
     def observe_unprojected(self, patchwork: Patchwork, record: Callable) -> None:
-        """Records what enters the patch merger."""
+        """Records the input of the patch merger."""
         patchwork.pre_hook(self.tower.merger, lambda module, args, kwargs: record(args[0]))
 
     def unprojected(self, captured: list, images: list[ImageLayout], arguments: dict) -> list[list[Tensor]]:

@@ -1,4 +1,4 @@
-"""How many visual tokens may stay: the grammar of `keep`, and the counts that follow from shapes alone."""
+"""How many visual tokens are kept: the grammar of `keep`, and the counts, which depend on shapes alone."""
 
 import contextlib
 import math
@@ -32,7 +32,7 @@ def parse_keep(value: object) -> float | int:
 
 
 def _number(text: str) -> float | int:
-    """A number as it is written in ASCII, without the underscores that Python takes; raises ValueError."""
+    """Parses an ASCII number; the underscores that Python accepts are refused. Raises ValueError."""
     if not re.fullmatch(r"[-+.\da-z]+", text.strip(), re.ASCII | re.IGNORECASE):
         raise ValueError(text)
     return int(text) if re.fullmatch(r"[-+]?\d{1,20}", text.strip(), re.ASCII) else float(text)
@@ -50,7 +50,7 @@ def keep_from_prune_ratio(ratio: object) -> float:
 
 @dataclass(frozen=True)
 class Budget:
-    """How much one stage at the projector keeps, and of what.
+    """How many tokens one stage at the projector keeps, and of which set.
 
     keep: float in (0, 1] = fraction of the visual tokens kept; int >= 1 = number of tokens kept.
     scope: what a number of tokens is counted over.
@@ -74,20 +74,20 @@ class Budget:
 
     @property
     def keeps_all(self) -> bool:
-        """True for keep=1.0: the model is then left entirely alone."""
+        """True for keep=1.0: the model is then not changed at all."""
         return isinstance(self.keep, float) and self.keep == 1.0
 
     def count(self, tokens: int) -> int:
-        """Tokens kept out of `tokens`; at least 1, never more than there are."""
+        """Number of tokens kept out of `tokens`; at least 1, at most `tokens`."""
         if isinstance(self.keep, int):
             return min(self.keep, tokens)
         if self.rounding == "ceil":
-            kept = math.ceil(tokens * Fraction(str(self.keep)))
+            count = math.ceil(tokens * Fraction(str(self.keep)))
         elif self.rounding == "round":
-            kept = round(tokens * self.keep)
+            count = round(tokens * self.keep)
         else:
-            kept = math.floor(tokens * Fraction(str(self.keep)))
-        return min(max(1, kept), tokens)
+            count = math.floor(tokens * Fraction(str(self.keep)))
+        return min(max(1, count), tokens)
 
     def quotas(self, request: Sequence[Sequence[int]]) -> list[list[int]]:
         """Tokens kept in each unit of one request.
@@ -103,22 +103,22 @@ class Budget:
         return [[self.count(n)] for n in totals]
 
     def _count_tiles(self, tiles: Sequence[int]) -> list[int]:
-        """Tokens kept of each tile; tiles smaller than an even part stay whole, and the larger ones divide the rest."""
+        """Tokens kept of each tile; tiles smaller than an even share are kept whole, and the others divide the rest."""
         if not isinstance(self.keep, int):
             return [self.count(n) for n in tiles]
         counts, budget, larger = list(tiles), min(self.keep, sum(tiles)), list(range(len(tiles)))
         while larger and any(tiles[i] <= budget // len(larger) for i in larger):
-            whole = [i for i in larger if tiles[i] <= budget // len(larger)]
-            budget -= sum(tiles[i] for i in whole)
-            larger = [i for i in larger if i not in whole]
+            complete = [i for i in larger if tiles[i] <= budget // len(larger)]
+            budget -= sum(tiles[i] for i in complete)
+            larger = [i for i in larger if i not in complete]
         for rank, i in enumerate(larger):
-            each, remainder = divmod(budget, len(larger))
-            counts[i] = each + (rank < remainder and (self.rounding != "floor" or each == 0))
+            share, remainder = divmod(budget, len(larger))
+            counts[i] = share + (rank < remainder and (self.rounding != "floor" or share == 0))
         return counts
 
 
 def _split(total: int, sizes: Sequence[int]) -> list[int]:
-    """Split of `total` in proportion to `sizes` by largest remainders; each part is at least 1, at most its size."""
+    """Splits `total` in proportion to `sizes` by largest remainders; each part is at least 1 and at most its size."""
     exact = [Fraction(total * size, sum(sizes)) for size in sizes]
     parts = [max(1, math.floor(x)) for x in exact]
     while sum(parts) > max(total, len(parts)):

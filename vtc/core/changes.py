@@ -1,4 +1,4 @@
-"""What a stage that changes attention did, as the report has it."""
+"""The part of the report about stages that change attention."""
 
 from dataclasses import dataclass, field
 from typing import Any

@@ -9,11 +9,11 @@ from contextlib import contextmanager
 from logging.handlers import MemoryHandler
 
 LONGEST = 460
-"""Characters of a message; with what a command writes before it the line stays below 500."""
+"""Maximum characters of a message; with the prefix that a command adds, the line stays below 500."""
 
 
 class _Repr(reprlib.Repr):
-    """A repr that costs little whatever the value: few levels, few entries, few characters."""
+    """A repr that is cheap for any value: few levels, few entries, few characters."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -21,28 +21,28 @@ class _Repr(reprlib.Repr):
         self.maxdict = self.maxlist = self.maxtuple = self.maxset = self.maxfrozenset = self.maxdeque = 8
 
     def repr_int(self, value: int, level: int) -> str:
-        """An integer, or its size: Python refuses to write one of thousands of digits."""
+        """An integer, or its size: Python refuses to print one with thousands of digits."""
         return repr(value) if value.bit_length() <= 256 else f"<an integer of {value.bit_length()} bits>"
 
 
 def shown(value: object, most: int = 100) -> str:
-    """The repr of a value for a message, of at most `most` characters, the middle cut out."""
+    """The repr of a value for a message, shortened in the middle to at most `most` characters."""
     return cut(_Repr().repr(value), most)
 
 
 def cut(text: str, most: int) -> str:
-    """The text, its middle replaced by ... where it has more than `most` characters."""
+    """The text, with its middle replaced by ... if it has more than `most` characters."""
     return text if len(text) <= most else f"{text[: most - most // 3 - 3]}...{text[len(text) - most // 3 :]}"
 
 
 def reason(error: object, most: int = 250) -> str:
-    """What an error says, as part of a message; its kind where it says nothing."""
+    """The message of an error, for use within another message; its type if the message is empty."""
     return cut(" ".join(str(error).split()), most) or type(error).__name__
 
 
 def one_line(text: object) -> str:
-    """A message as one printable line of at most LONGEST characters: white space is one space, control characters and
-    lone surrogates are escaped."""
+    """A message as one printable line of at most LONGEST characters: white space becomes one space, control
+    characters and lone surrogates are escaped."""
     line = cut(" ".join(str(text).split()), LONGEST)
     return cut("".join(c if c.isprintable() else repr(c)[1:-1] for c in line), LONGEST)
 
@@ -63,15 +63,15 @@ class UnsupportedError(VtcError, NotImplementedError):
 
 
 class PatchError(VtcError, RuntimeError):
-    """A patched forward could not do what its strategy asks (missing signal, nothing dropped, cache out of step)."""
+    """A patched forward could not do what its strategy requires (missing signal, nothing dropped, cache mismatch)."""
 
 
 @contextmanager
 def loading(what: str, possible: str = "a folder made by save_pretrained") -> Iterator[None]:
-    """Turns whatever is raised while a model is read into one ConfigError that begins with `what`.
+    """Turns any error raised while a model is loaded into one ConfigError that begins with `what`.
 
-    For a folder that is damaged, or holds something other than a model, the libraries raise errors of any kind. Their
-    warnings are dropped; what they log is passed on at the end of the block, unless there was an error.
+    For a folder that is damaged, or holds something other than a model, the libraries raise errors of any type. Their
+    warnings are dropped; their log records are passed on at the end of the block, unless there was an error.
     """
     library, kept_back = logging.getLogger("transformers"), MemoryHandler(10_000, flushLevel=1000)
     handlers, library.handlers = library.handlers, [kept_back]

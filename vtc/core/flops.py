@@ -1,4 +1,4 @@
-"""What a prompt costs a language model: prefill FLOPs and KV-cache bytes from shapes alone."""
+"""The cost of a prompt: prefill FLOPs and KV-cache bytes of the language model, from shapes alone."""
 
 from dataclasses import dataclass
 
@@ -17,8 +17,8 @@ PAPER_FORMULA = (
 
 @dataclass(frozen=True)
 class LanguageShape:
-    """The sizes that matter. layers; hidden d; heads h; kv_heads g; head_dim e; mlp m; gated: three MLP matrices
-    instead of two; bytes: of one cached number."""
+    """The sizes of a language model that its cost depends on. layers; hidden d; heads h; kv_heads g; head_dim e; mlp m;
+    gated: three MLP matrices instead of two; bytes: of one cached number."""
 
     layers: int
     hidden: int
@@ -61,7 +61,8 @@ ENCODER_FORMULA = (
 
 @dataclass(frozen=True)
 class EncoderShape:
-    """The sizes of a vision encoder that matter. layers; hidden d; mlp w; gated: three MLP matrices instead of two."""
+    """The sizes of a vision encoder that its cost depends on. layers; hidden d; mlp w; gated: three MLP matrices
+    instead of two."""
 
     layers: int
     hidden: int
@@ -78,8 +79,8 @@ class EncoderShape:
 
 @dataclass(frozen=True)
 class EncoderWork:
-    """What one run of an encoder had to do. before, after: per layer, the lengths of the sequences that attend to each
-    other (or a tensor of their bounds, read when it is asked for), and the tokens that reach the MLP."""
+    """The work of one run of an encoder. before, after: per layer, the lengths of the sequences whose tokens attend to
+    each other (or a tensor of their bounds, read only on access), and the tokens that reach the MLP."""
 
     shape: EncoderShape
     before: list[tuple[list[int] | Tensor, int]]

@@ -1,4 +1,4 @@
-"""Patchwork: hooks and attributes put on a model, recorded, and taken off again in reverse order."""
+"""Patchwork: hooks and attributes set on a model, recorded, and removed again in reverse order."""
 
 import sys
 from collections.abc import Callable
@@ -10,7 +10,7 @@ _MISSING = object()
 
 
 def let_compiled_see_hooks() -> None:
-    """Makes torch.compile check a module's hooks before it runs compiled code, and discards what was compiled so far.
+    """Makes torch.compile check a module's hooks before it runs compiled code, and discards all compiled code.
 
     By default it assumes that hooks never change: code compiled before a hook was added would run without it, and code
     compiled for a module without hooks would serve one with hooks. If nothing was compiled, only the setting of
@@ -41,18 +41,18 @@ class Patchwork:
         self._undo.append(module.register_forward_pre_hook(torch.compiler.disable(hook), with_kwargs=True).remove)
 
     def post_hook(self, module: nn.Module, hook: Callable, always: bool = False, first: bool = False) -> None:
-        """Forward hook with keyword arguments; `always` runs it also when the forward raised, `first` before the hooks
-        that are there already, which then see what it returns."""
+        """Forward hook with keyword arguments; `always`: also run it if the forward raised; `first`: run it before
+        the existing hooks, which then see its return value."""
         hook = torch.compiler.disable(hook)
         handle = module.register_forward_hook(hook, with_kwargs=True, always_call=always, prepend=first)
         self._undo.append(handle.remove)
 
     def method(self, target: object, name: str, wrapper: Callable) -> None:
-        """Replaces a method by a wrapper, which is not traced itself, while what it calls may be."""
+        """Replaces a method by a wrapper. The wrapper itself is not traced by torch.compile; what it calls may be."""
         self.attribute(target, name, torch.compiler.disable(wrapper, recursive=False))
 
     def attribute(self, target: object, name: str, value: object) -> None:
-        """Sets an instance attribute; undoing puts back the instance's own object, or removes it if it had none."""
+        """Sets an instance attribute; undoing restores the instance's previous value, or removes the attribute."""
         before = vars(target).get(name, _MISSING)
         setattr(target, name, value)
 
@@ -65,6 +65,6 @@ class Patchwork:
         self._undo.append(restore)
 
     def undo(self) -> None:
-        """Takes everything off, last change first; safe to call twice."""
+        """Undoes all changes, the last one first; safe to call twice."""
         while self._undo:
             self._undo.pop()()

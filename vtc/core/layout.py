@@ -1,4 +1,4 @@
-"""Where the visual tokens of an image come from and where they lie: tiles, images, and one run of the encoder."""
+"""Where the visual tokens of an image come from and where they are: tiles, images, and one run of the encoder."""
 
 from dataclasses import dataclass, field
 
@@ -11,12 +11,12 @@ from vtc.core.signals import Extent, Signal
 
 @dataclass(frozen=True)
 class Tile:
-    """The visual tokens that one crop of an image gives to the prompt.
+    """The visual tokens in the prompt that come from one crop of an image.
 
     crop: its index in the encoder's batch. offsets [n]: places of its tokens in the image's run of tokens.
     patches [n]: the encoder's patches (or merged tokens) that they come from. grid: (rows, columns) of the raster, None
-    where tokens of it are gone. corner: (row, column) of its first token among those of all tiles, as they lie beside
-    each other on the picture; a crop that shows the whole picture has (0, 0).
+    if tokens of it were dropped. corner: (row, column) of its first token on the grid that all tiles of the image form
+    together; a crop that shows the whole image has (0, 0).
     """
 
     crop: int
@@ -27,7 +27,7 @@ class Tile:
 
     @property
     def extent(self) -> Extent | None:
-        """Grid and corner, as a stage is told them; None where tokens are gone."""
+        """Grid and corner, as passed to a stage; None if tokens were dropped."""
         return None if self.grid is None else Extent(*self.grid, *self.corner)
 
     @property
@@ -47,12 +47,12 @@ class ImageLayout:
 
 @dataclass(frozen=True)
 class View:
-    """One raster of an image's tokens as it lies on the picture. Boxes are (left, top, right, bottom) in pixels of the
-    original picture, cut off at its edges.
+    """One raster of an image's tokens, placed on the image. Boxes are (left, top, right, bottom) in pixels of the
+    original image, clipped at its edges.
 
     offsets [n]: places of the tokens in the image's run. boxes [n, 4] float64: what each token shows. crops [c, 4]:
-    what the tokens of each crop of the encoder show; nothing outside of them is seen. name: "picture"; "base" or
-    "tiles" where an image is several crops.
+    what each crop of the encoder shows; the encoder sees nothing outside of them. name: "picture"; "base" or "tiles" if
+    an image is several crops.
     """
 
     name: str
@@ -69,9 +69,9 @@ def boxes(rows: Tensor, columns: Tensor, side: tuple[float, float]) -> Tensor:
 
 
 def on_picture(boxes: Tensor, size: tuple[int, int], scale: tuple[float, float], shift: tuple[float, float]) -> Tensor:
-    """Boxes [n, 4] of the encoder's input, as boxes of the picture of `size` (height, width), cut off at its edges.
+    """Maps boxes [n, 4] on the encoder's input to boxes on the image of `size` (height, width), clipped at its edges.
 
-    scale, shift: (down, across); a pixel p of the picture lies at p * scale + shift.
+    scale, shift: (vertical, horizontal); a pixel p of the image lies at p * scale + shift.
     """
     high, wide = size
     scaled = (boxes - boxes.new_tensor([shift[1], shift[0]] * 2)) / boxes.new_tensor([scale[1], scale[0]] * 2)
@@ -79,7 +79,7 @@ def on_picture(boxes: Tensor, size: tuple[int, int], scale: tuple[float, float],
 
 
 def even_view(name: str, offsets: Tensor, grid: tuple[int, int], size: tuple[int, int]) -> View:
-    """A raster that divides a whole picture of `size` (height, width) evenly."""
+    """A raster that divides a whole image of `size` (height, width) evenly."""
     every, (rows, columns), (high, wide) = torch.arange(grid[0] * grid[1]), grid, size
     cells = boxes(every // columns, every % columns, (high / rows, wide / columns))
     return View(name, offsets, cells, torch.tensor([[0.0, 0.0, wide, high]], dtype=torch.float64))
@@ -93,8 +93,8 @@ def raster(crop: int, rows: int, columns: int) -> ImageLayout:
 
 @dataclass
 class Left:
-    """What a stage inside the encoder left of one image. positions: per tile, the indices [k] of its tokens that are
-    left, ascending; flows: per tile where tokens merged, in places of the image's run."""
+    """The tokens of one image that a stage inside the encoder kept. positions: per tile, the indices [k] of its kept
+    tokens, ascending; flows: of each tile in which tokens were merged, as places in the image's run."""
 
     positions: list[Tensor]
     flows: tuple[Flow, ...] = ()
@@ -104,11 +104,11 @@ class Left:
 class VisionRun:
     """One run of the vision encoder: the recorded signals and the layout of its images.
 
-    captured: per signal what was recorded, in call order. signals: per signal, per image, per tile a tensor [n] (keys:
-    [n, e]; what the projector receives: [n, D], or [1 + n, D] with [CLS] first). bounds: of packed sequences, see
-    `Family.packed_bounds`. inside: what a stage inside the encoder does in this run; left: of each image, None without
-    such a stage; signals are then those of the tokens that are left; places: by signal, how what was captured of the
-    tokens then left comes to the places of all.
+    captured: per signal, the recorded tensors in call order. signals: per signal, per image, per tile a tensor [n]
+    (keys: [n, e]; the projector's input: [n, D], or [1 + n, D] with [CLS] first). bounds: of packed sequences, see
+    `Family.packed_bounds`. inside: the run of a stage inside the encoder; left: the tokens it left of each image, None
+    without such a stage; signals then cover only these tokens; places: by signal, a function that scatters the values
+    captured for the tokens left at that time to the places of all tokens.
     """
 
     captured: dict[Signal, list[Tensor]] = field(default_factory=dict)

@@ -1,8 +1,8 @@
 """Registries map names to classes: those of vtc, those of installed packages, and those that a user registers.
 
-A registry imports one folder of vtc on first use, refuses a name that is taken and suggests similar names. Packages
-add classes by entry points (groups `vtc.strategies`, `vtc.families`, `vtc.tasks`), a module outside of any package by
-`load_module`.
+A registry imports one folder of vtc on first use, refuses a name that is already taken and suggests similar names.
+Packages add classes through entry points (groups `vtc.strategies`, `vtc.families`, `vtc.tasks`), modules outside of any
+package through `load_module`.
 """
 
 import difflib
@@ -23,26 +23,41 @@ from vtc.core.errors import ConfigError, cut, reason, shown
 T = TypeVar("T")
 
 MODULES = "VTC_IMPORT"
-"""Environment variable: modules that register something, by commas; processes started from here import them, too."""
+"""Environment variable: comma-separated modules that register something; child processes import them, too."""
+
+FORMER = {"todre_encoder": "todre_projector", "visiondrop_encoder": "visiondrop_projector"}
+"""Methods by the names that they had in files which earlier versions wrote."""
 
 _REGISTRIES: dict[str, "Registry"] = {}
+_SAID: set[str] = set()
 
 
 def unknown(kind: str, name: object, known: list[str]) -> str:
-    """One line for an unknown `name`: near names first, then everything that exists."""
+    """One line for an unknown `name`: similar names first, then all that exist."""
     near = difflib.get_close_matches(cut(name, 100) if isinstance(name, str) else shown(name), known, n=3, cutoff=0.5)
     hint = f"did you mean {' or '.join(shown(n) for n in near)}? " if near else ""
     return f"unknown {kind} {shown(name)}: {hint}possible: {', '.join(known)}"
 
 
+def current(key: object) -> object:
+    """A method's name, or METHOD.KEY, with the name that the method has now; each former name is logged once."""
+    name, dot, rest = key.partition(".") if isinstance(key, str) else ("", "", "")
+    if name not in FORMER:
+        return key
+    if name not in _SAID:
+        _SAID.add(name)
+        logging.getLogger("vtc").warning("vtc: method %s is called %s now", name, FORMER[name])
+    return f"{FORMER[name]}{dot}{rest}"
+
+
 def names_in(package: str) -> list[str]:
-    """The names in the registry of a package of vtc, sorted: its own by file name, without importing these files."""
+    """The names in the registry of a package of vtc, sorted; its own are read from file names, without any import."""
     importlib.import_module(package)
     return sorted({*_module_names(package), *_REGISTRIES[package].outside()})
 
 
 def load_module(name: str) -> None:
-    """Imports a module that registers something, here and in every process started from here; raises ConfigError."""
+    """Imports a module that registers something, here and in every child process; raises ConfigError."""
     _imported(name, f"--import {shown(name)}")
     modules = _modules()
     if name not in modules:
@@ -54,18 +69,18 @@ def _modules() -> list[str]:
 
 
 def _imported(name: str, what: str) -> ModuleType:
-    """The module of that name, also from the working folder; raises ConfigError whatever goes wrong in it."""
+    """Imports a module, also from the working directory; raises ConfigError for any error in it."""
     try:
         if not {"", os.getcwd()} & set(sys.path):
             sys.path.append(os.getcwd())
         return importlib.import_module(name)
-    except (Exception, SystemExit) as error:  # a script ends with SystemExit, and vtc would end with it
+    except (Exception, SystemExit) as error:  # a script may raise SystemExit, which would end vtc
         kind = type(error).__name__
         raise ConfigError(f"{what} cannot be imported: {kind}: {reason(error)}; possible: a Python module") from None
 
 
 def located(place: str, what: str) -> object:
-    """What stands at MODULE:CLASS, imported; raises ConfigError, which begins with `what`."""
+    """Imports the object at MODULE:CLASS; raises a ConfigError that begins with `what`."""
     module, _, path = place.partition(":")
     item = _imported(module, what)
     for part in path.split("."):
@@ -81,14 +96,14 @@ def _module_names(package: str) -> list[str]:
 
 
 def _place(item: object) -> str:
-    """MODULE:CLASS of a class."""
+    """The MODULE:CLASS of a class."""
     return f"{getattr(item, '__module__', None)}:{getattr(item, '__qualname__', item)}"
 
 
 class Registry(Generic[T]):
-    """Maps names to classes of one kind. Those in `package` register themselves when first asked for; `group` is the
-    group of entry points of other packages. bases, reserved: functions that return what a class must derive from, and
-    names that vtc has given to something else."""
+    """Maps names to classes of one kind. Those in `package` are imported on first use and register themselves; `group`
+    is the entry-point group of other packages. bases, reserved: functions that return the bases that a class must
+    derive from, and names that vtc uses for something else."""
 
     def __init__(
         self,
@@ -106,8 +121,8 @@ class Registry(Generic[T]):
         _REGISTRIES[package] = self
 
     def register(self, name: str) -> Callable[[T], T]:
-        """Decorator that files a class under `name`. The same class of the same module, as after a second run of a
-        notebook's cell, takes the place of the former; raises ConfigError when the name is taken by another."""
+        """Decorator that registers a class under `name`. The same class of the same module (a notebook cell run again)
+        replaces the earlier one; raises ConfigError if another class has the name."""
 
         def add(item: T) -> T:
             self._add(name, item)
@@ -130,7 +145,7 @@ class Registry(Generic[T]):
         return str(getattr(item, "__module__", None)).startswith(f"{self.package}.")
 
     def _check(self, item: object, what: str) -> None:
-        """Raises ConfigError for what is no class of this kind, or lacks a method of its base."""
+        """Raises ConfigError for anything that is not a class of this kind, or lacks a method of its base."""
         bases = self._bases()
         if not (isinstance(item, type) and issubclass(item, bases)):
             names = " or ".join(base.__name__ for base in bases)
@@ -146,29 +161,29 @@ class Registry(Generic[T]):
         for module in _module_names(self.package):
             importlib.import_module(f"{self.package}.{module}")
 
-    def _look(self, asked: str | None = None) -> None:
+    def _look(self, requested: str | None = None) -> None:
         """Loads the classes of other packages, once. One that cannot be loaded does not affect the others; it is logged
-        in one line, except when it is the name `asked` for, whose error is raised anyway."""
+        in one line, except when it is the `requested` one, whose error is raised anyway."""
         if self._looked:
             return
         self._looked = True
         for name in _modules():
-            self._try(name, partial(_imported, name, f"{MODULES}: {shown(name)}"), asked)
+            self._try(name, partial(_imported, name, f"{MODULES}: {shown(name)}"), requested)
         for entry in entry_points(group=self.group):
             package = "" if entry.dist is None else f" of package {shown(entry.dist.name)}"
             what = f"{self.kind} {shown(entry.name)}{package}"
-            self._try(entry.name, partial(self._enter, entry, what), asked)
+            self._try(entry.name, partial(self._enter, entry, what), requested)
 
-    def _try(self, name: str, load: Callable[[], object], asked: str | None) -> None:
+    def _try(self, name: str, load: Callable[[], object], requested: str | None) -> None:
         try:
             load()
         except ConfigError as error:
             self._broken[name] = str(error)
-            if name != asked:
+            if name != requested:
                 logging.getLogger("vtc").warning("vtc: left out: %s", error)
 
     def _enter(self, entry: EntryPoint, what: str) -> None:
-        """Files what an entry point names: a class, or a module that registers its own."""
+        """Registers the target of an entry point: a class, or a module that registers its own."""
         try:
             item = entry.load()
         except (Exception, SystemExit) as error:
@@ -188,7 +203,7 @@ class Registry(Generic[T]):
         return sorted(name for name, item in self._items.items() if not self._ships(item))
 
     def broken(self, name: str) -> str | None:
-        """Why another package's class of this name could not be loaded; None if there is no such class, or it was."""
+        """Why another package's class of this name could not be loaded; None if it was loaded or does not exist."""
         self._look(name)
         return self._broken.get(name)
 
@@ -208,7 +223,7 @@ class Registry(Generic[T]):
         return name
 
     def _by_place(self, place: str) -> T:
-        """The class at MODULE:CLASS, imported; raises ConfigError."""
+        """Imports the class at MODULE:CLASS; raises ConfigError."""
         if place in self._unnamed:
             return self._unnamed[place]
         what = f"{self.kind} {shown(place)}"

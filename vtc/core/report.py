@@ -1,4 +1,4 @@
-"""The report of a patched call: what the last prefill did to each image, prompt and cache layer, and what it cost."""
+"""The report of a patched call: the effect of the last prefill on each image, prompt and cache layer, and its cost."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,10 +14,9 @@ from vtc.core.selection import Flow
 @dataclass
 class StepReport:
     """One drop. stage: the method; site: "encoder", "projector" or "decoder"; layer: the decoder layer before which it
-    took place, or the encoder layer that the last of its steps belongs to (0-based), None for the projector; kept
-    [after]: places of the survivors in the image's own run of tokens, in the order of the sequence (a merged token has
-    the place of the token that the others flow into); flows: of each unit that merged, read through
-    `ImageReport.merged_into`."""
+    took place, or the encoder layer of its last step (0-based), None for the projector; kept [after]: places of the
+    kept tokens in the image's own run of tokens, in sequence order (a merged token has the place of its merge target);
+    flows: of each unit that merged, read through `ImageReport.merged_into`."""
 
     stage: str
     layer: int | None
@@ -29,7 +28,7 @@ class StepReport:
 
     @property
     def where(self) -> str:
-        """The method and its place in one word."""
+        """The method and its site as one word."""
         return self.stage + {"projector": "", "decoder": f"@{self.layer}", "encoder": "@encoder"}[self.site]
 
     def to_dict(self) -> dict[str, Any]:
@@ -57,15 +56,15 @@ class ImageReport:
 
     @property
     def kept(self) -> Tensor:
-        """Places [after] of the last survivors in the image's own run of tokens, ascending."""
+        """Places [after] of the tokens kept to the last layer, in the image's own run of tokens, ascending."""
         return self.steps[-1].kept.sort().values if self.steps else torch.arange(self.entered)
 
     def merged_into(self, step: int) -> Tensor | None:
-        """Where `steps[step]` merges each token of the image: LongTensor [before] of places in the image's run of
-        tokens. A survivor has its own place; -1 marks a token that is dropped there or was dropped before. None for a
-        method that only drops.
+        """The place that `steps[step]` merges each token of the image into: LongTensor [before] of places in the
+        image's run of tokens. A kept token has its own place; -1 marks a token dropped in this step or earlier. None
+        for a method that only drops.
 
-        Where a survivor has another place, or -1, its place was taken by the encoder's [CLS] (visionzip,
+        If a kept token has another place, or -1, its place was taken by the encoder's [CLS] (visionzip,
         visiondrop_projector). The tensor is computed on demand, which waits for the device.
         """
         flows = self.steps[step].flows
@@ -83,11 +82,11 @@ class ImageReport:
         LongTensor [M, 2], each pair once, ascending: the place of the token, and one that it flows into as well. Empty
         for most methods. Computed on demand, as `merged_into`.
         """
-        found = [flow.more() for flow in self.steps[step].flows]
-        if not any(map(len, found)):
-            return torch.empty(0, 2, dtype=torch.long)
-        pairs, first = torch.cat(found).unique(dim=0), self.merged_into(step)
-        return pairs[first[pairs[:, 0]] != pairs[:, 1]]
+        pairs = {(token, aim) for flow in self.steps[step].flows for token, aim in flow.more().tolist()}
+        merged = self.merged_into(step)
+        into = [] if merged is None else merged.tolist()
+        further = sorted((token, aim) for token, aim in pairs if into[token] != aim)
+        return torch.tensor(further, dtype=torch.long).reshape(-1, 2)
 
     @property
     def stages(self) -> list[tuple[str, int, int]]:
@@ -115,15 +114,15 @@ class ImageReport:
 
 @dataclass
 class Report:
-    """What the last patched call with images did.
+    """The effect of the last patched call with images.
 
     strategy: the resolved strategy. keep: its budget, None when its stages have budgets of their own. notes:
     departures on this model (such as the mean query in place of [CLS]). prompts_before, prompts_entered: real tokens
-    of each prompt as given and as they reach the first decoder layer. cache_lengths: see kv_lengths. observe_seconds,
-    select_seconds: time of the reductions and of selection with packing (on a GPU: of launching, unless
-    `vtc.engine.clock.exact` is on; what a stage inside the encoder selects is part of the encoder's own time); encoder:
-    the encoder's work, None without a stage inside it; attention: of each layer whose attention a stage may change, at
-    prefill; observe_inside, select_inside: the part of these seconds within the language model.
+    of each prompt as given, and as they reach the first decoder layer. cache_lengths: see kv_lengths. observe_seconds,
+    select_seconds: time of computing signals, and of selection with packing (on a GPU: of launching them, unless
+    `vtc.engine.clock.exact` is on; selection inside the encoder is part of the encoder's own time); encoder: the
+    encoder's work, None without a stage inside it; attention: the changes at prefill in each layer whose attention a
+    stage may change; observe_inside, select_inside: the part of these seconds spent within the language model.
     """
 
     family: str
@@ -144,12 +143,12 @@ class Report:
 
     @property
     def kv_lengths(self) -> list[int]:
-        """Columns of the KV cache per layer after prefill, measured on the cache; empty without one."""
+        """Length of the KV cache in each layer after prefill, measured on the cache; empty without a cache."""
         return [int(length) for length in self.cache_lengths]
 
     @property
     def tokens_before(self) -> int:
-        """Visual tokens of all images before."""
+        """Visual tokens of all images before pruning."""
         return sum(image.before for image in self.images)
 
     @property
@@ -164,7 +163,7 @@ class Report:
 
     @property
     def average_share(self) -> float:
-        """`average_tokens` as a share of all visual tokens: what `keep` is a budget of."""
+        """`average_tokens` as a share of all visual tokens: the quantity that `keep` sets."""
         return self.average_tokens / self.tokens_before
 
     @property
@@ -199,14 +198,14 @@ class Report:
 
     @property
     def paper_flops(self) -> tuple[int, int]:
-        """FLOPs (before, after) as the papers count them, of visual tokens alone, summed over images; see
+        """FLOPs (before, after) as counted in the papers, for visual tokens alone, summed over images; see
         `vtc.core.flops.PAPER_FORMULA`."""
         before = sum(paper_flops(self.shape, [image.before] * image.layers) for image in self.images)
         return before, sum(paper_flops(self.shape, image.per_layer) for image in self.images)
 
     @property
     def kv_bytes(self) -> tuple[int, int]:
-        """Bytes of the prompts' KV cache (before, after), padding not counted."""
+        """Bytes of the prompts' KV cache (before, after), not counting padding."""
         cost = self.shape.kv_bytes
         return sum(map(cost, self._unpruned())), sum(map(cost, self.prompt_lengths))
 
@@ -250,10 +249,10 @@ class Report:
     def __str__(self) -> str:
         flops, paper, kv, vision = self.prefill_flops, self.paper_flops, self.kv_bytes, self.encoder_flops
         methods = "+".join(stage["method"] for stage in self.strategy["stages"])
-        asked = "the stages' own budgets" if self.keep is None else f"keep={self.keep} asked"
+        budget = "the stages' own budgets" if self.keep is None else f"keep={self.keep} asked"
         width = max((len(step.where) for image in self.images for step in image.steps), default=5)
         lines = [
-            f"vtc report: {methods} on {self.family}, {asked}, {self.average_share:.4f} of the visual tokens kept "
+            f"vtc report: {methods} on {self.family}, {budget}, {self.average_share:.4f} of the visual tokens kept "
             "(mean over layers)",
             f"prompt  image  {'stage'.ljust(width)}  tokens before  after",
         ]

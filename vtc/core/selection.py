@@ -1,4 +1,4 @@
-"""A Selection: which tokens stay and which are merged into them. It applies to any tensor with a token axis."""
+"""A Selection: which tokens are kept and which are merged into them. It applies to any tensor with a token axis."""
 
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -13,11 +13,11 @@ from vtc.core.errors import PatchError
 class Merge:
     """A sparse many-to-one map of all tokens onto the kept ones.
 
-    target [B, N]: the slot 0..K-1 that a token flows into, -1 for a token that is dropped.
-    weight [B, N] float32 or float64: its share; the new feature of a slot is the weighted sum of what flows into it.
-    unprojected: the sum is taken over what the projector receives, and projected afterwards. With a [CLS] encoder its
-    [CLS] then comes first: target and weight are [B, 1 + N].
-    extra: further flows of tokens into slots, for tokens that flow into several.
+    target [B, N]: the slot 0..K-1 that a token is merged into, -1 for a token that is dropped.
+    weight [B, N] float32 or float64: its weight; the new feature of a slot is the weighted sum of its tokens.
+    unprojected: the sum is taken over the projector's input, and projected afterwards. With a [CLS] encoder, [CLS] then
+    comes first: target and weight are [B, 1 + N].
+    extra: additional targets, for tokens that are merged into several slots.
     """
 
     target: Tensor
@@ -26,14 +26,14 @@ class Merge:
     extra: "Extra | None" = None
 
     def unit(self, b: int) -> "Merge":
-        """That of unit b alone."""
+        """The merge of unit b alone."""
         target, weight, *extra = (x[b : b + 1] for x in (self.target, self.weight, *(self.extra or ())))
         return Merge(target, weight, self.unprojected, Extra(*extra) if extra else None)
 
 
 class Extra(NamedTuple):
-    """E more flows of each unit, each [B, E]: the token that flows, counted as `Merge.target` counts them; the slot
-    0..K-1 that it flows into, -1 for no flow; its share."""
+    """E additional flows in each unit, each [B, E]: the token, as an index into `Merge.target`; the slot 0..K-1 that it
+    is merged into, -1 for none; its weight."""
 
     source: Tensor
     target: Tensor
@@ -42,7 +42,7 @@ class Extra(NamedTuple):
 
 @dataclass(frozen=True)
 class Flow:
-    """Where the tokens of one merging unit flow. It holds references to what was decided; `places` computes on demand.
+    """Where the tokens of one merging unit go. It refers to the tensors of the selection; `places` computes on demand.
 
     offsets [n]: places of the unit's tokens in the image's run. keep [K]: indices into them. target [n], or [1 + n]
     with [CLS] first, extra: see Merge.
@@ -54,7 +54,7 @@ class Flow:
     extra: Extra | None = None
 
     def places(self) -> tuple[Tensor, Tensor]:
-        """The unit's places [n] in the image's run and the place [n] that each of them flows into, -1 where it is
+        """The unit's places [n] in the image's run and the place [n] that each is merged into, -1 if it is
         dropped. Both are on the host, so the call waits for the device."""
         offsets, keep, target = self.offsets.cpu(), self.keep.cpu(), self.target.cpu()
         target = target[len(target) - len(offsets) :]
@@ -73,16 +73,16 @@ class Flow:
 
 @dataclass(frozen=True)
 class Selection:
-    """The outcome of a stage for B units of N tokens each.
+    """The result of a stage for B units of N tokens each.
 
     keep [B, K]: original indices, ascending. valid [B, K] bool: False marks filler at the end of a row when units
     keep different counts (adaptive methods, which may also keep none); None means that every entry counts. It may be on
     the host, so that nothing waits for the device. merge: see Merge; None = pruning.
-    order [B, K]: slots in the order in which they stand in the sequence afterwards, where that is not ascending; filler
-    comes last here, too. score [B, K]: how important the slots are, for stages inside the language model that ask.
-    Inside the encoder only, by slot: mix [B, K, N] float32 or float64: the weights of a merge in which a token may flow
-    into several slots (merge is None then); sizes [B, K]: what the slots hold, where that is not the sum of what flows
-    into them; carry [B, K]: numbers that the stage finds again at its next step (the signal `Carried`).
+    order [B, K]: the slots in their new sequence order, if that is not ascending; filler comes last here, too. score
+    [B, K]: the importance of each slot, for stages inside the language model that need it.
+    Inside the encoder only, by slot: mix [B, K, N] float32 or float64: the weights of a merge in which a token may go
+    into several slots (merge is then None); sizes [B, K]: the size of each slot, if that is not the sum of the sizes
+    merged into it; carry [B, K]: values passed to the next step of the stage (the signal `Carried`).
     """
 
     keep: Tensor
@@ -96,7 +96,7 @@ class Selection:
 
     @classmethod
     def marked(cls, kept: Tensor, most: int) -> "Selection":
-        """The tokens that are marked in kept [B, N] bool, at most `most` in each unit; `valid` tells how many."""
+        """Keeps the tokens marked in kept [B, N] bool, at most `most` in each unit; `valid` shows how many."""
         keep = (~kept).to(torch.uint8).sort(dim=1, stable=True).indices[:, :most]
         return cls(keep, valid=kept.gather(1, keep))
 
@@ -135,16 +135,16 @@ class Selection:
         return out.to(x.dtype)
 
     def targets(self, tokens: int) -> Tensor:
-        """The slot [B, N] that each of `tokens` tokens flows into (of several, the one with the largest share), -1 for
-        one that is dropped."""
+        """The slot [B, N] that each of `tokens` tokens is merged into (of several, the one with the largest weight), -1
+        for a dropped token."""
         if self.merge is not None:
             return self.merge.target
         slots = torch.arange(self.keep.shape[1], device=self.keep.device).expand_as(self.keep)
         if self.mix is None:
-            found = self.keep.new_full((len(self.keep), tokens), -1)
+            targets = self.keep.new_full((len(self.keep), tokens), -1)
         else:
-            found = self.mix.argmax(1).masked_fill(self.mix.amax(1) == 0, -1)
-        return found.scatter(1, self.keep, slots)
+            targets = self.mix.argmax(1).masked_fill(self.mix.amax(1) == 0, -1)
+        return targets.scatter(1, self.keep, slots)
 
 
 def _rows(index: Tensor, x: Tensor) -> Tensor:
@@ -152,7 +152,7 @@ def _rows(index: Tensor, x: Tensor) -> Tensor:
 
 
 def _flow(out: Tensor, x: Tensor, target: Tensor, weight: Tensor) -> None:
-    """Adds each row of x [B, n, D], times its weight, to the row of out that is its target; -1 is none."""
+    """Adds each row of x [B, n, D], times its weight, to its target row of out; -1 means none."""
     target = target.to(x.device)
     weight = weight.to(x.device, out.dtype).masked_fill(target < 0, 0)
     out.scatter_add_(1, _rows(target.clamp(min=0), x), x.to(out.dtype) * weight.unsqueeze(-1))

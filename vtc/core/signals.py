@@ -1,4 +1,4 @@
-"""Signals that a stage can request, what it knows of encoder and decoder, and the Context that it computes from."""
+"""The signals that a stage can request, the facts about encoder and decoder, and the Context, its input."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -31,8 +31,8 @@ from vtc.core.signals_inside import (
 
 @dataclass(frozen=True)
 class AttentionColumns:
-    """The attention that each visual token receives in encoder layer `layer`, from all queries (a [CLS] query
-    included), averaged over heads; over queries it is averaged ("mean") or summed ("sum"). -> [B, N] float32."""
+    """The attention that each visual token receives in encoder layer `layer` from all queries (including a [CLS]
+    query), averaged over heads, and averaged ("mean") or summed ("sum") over queries. -> [B, N] float32."""
 
     layer: int
     reduce_queries: str = "mean"
@@ -42,7 +42,7 @@ class AttentionColumns:
 class ClsAttention:
     """Softmax attention of the [CLS] query to each visual token in encoder layer `layer`, head mean, not renormalised
     after the [CLS] key is dropped. On an encoder without [CLS] the query is the mean of all queries of the image
-    (per head, after RoPE). joined: as if the layer had one head, as wide as all of them. -> [B, N] float32."""
+    (per head, after RoPE). joined: treats all heads concatenated as a single head. -> [B, N] float32."""
 
     layer: int
     joined: bool = False
@@ -51,8 +51,8 @@ class ClsAttention:
 @dataclass(frozen=True)
 class ImportantAttention:
     """The attention that each visual token receives in encoder layer `layer` from important queries, averaged over them
-    and over heads. Important is who itself receives more than `t` times the mean; where nobody does, who receives most.
-    -> [B, N] float32."""
+    and over heads. A query is important if its token itself receives more than `t` times the mean attention; if none
+    does, the one that receives most is. -> [B, N] float32."""
 
     layer: int
     t: float
@@ -60,16 +60,16 @@ class ImportantAttention:
 
 @dataclass(frozen=True)
 class PatchEntropy:
-    """The entropy of the grey values that the encoder was given of each visual token, as a softmax over all tokens of
-    its crop. released: how they become 8 bits, see `vtc.kernels.entropy`. -> [B, N] float32."""
+    """The entropy of the grey values of each visual token's pixels in the encoder's input, as a softmax over all tokens
+    of its crop. released: how they are converted to 8 bits, see `vtc.kernels.entropy`. -> [B, N] float32."""
 
     released: bool = True
 
 
 @dataclass(frozen=True)
 class PatchAttention:
-    """The attention that each visual token receives from the others in encoder layer `layer`, without its own and
-    without that of a [CLS] query; averaged over heads, summed over queries. -> [B, N] float32."""
+    """The attention that each visual token receives from the others in encoder layer `layer`, excluding its own
+    and a [CLS] query's; averaged over heads, summed over queries. -> [B, N] float32."""
 
     layer: int
 
@@ -81,8 +81,8 @@ class Features:
 
 @dataclass(frozen=True)
 class EncoderKeys:
-    """The attention keys of encoder layer `layer` (bias and any RoPE included, unscaled), averaged over heads, or all
-    heads side by side (joined), [CLS] left out. -> [B, N, e]."""
+    """The attention keys of encoder layer `layer` (including bias and any RoPE, unscaled), averaged over heads, or with
+    all heads concatenated (joined), without [CLS]. -> [B, N, e]."""
 
     layer: int
     joined: bool = False
@@ -90,15 +90,15 @@ class EncoderKeys:
 
 @dataclass(frozen=True)
 class EncoderFeatures:
-    """What the projector receives for each visual token, [CLS] left out; where it joins several patches into a token
-    (Qwen), their mean. -> [B, N, D]."""
+    """The projector's input for each visual token, without [CLS]; if it merges several patches into a token (Qwen),
+    their mean. -> [B, N, D]."""
 
 
 @dataclass(frozen=True)
 class TextEmbeddings:
-    """Rows of the language model's input embeddings for the words of the prompt's question. -> [B, m, D].
+    """The language model's input embeddings of the words of the prompt's question. -> [B, m, D].
 
-    keywords: stop words and the benchmarks' answer instructions are left out, see `vtc.core.text`; needs a tokenizer.
+    keywords: remove stop words and the benchmarks' answer instructions, see `vtc.core.text`; needs a tokenizer.
     prefix: text put before the question. With `keywords` False and no prefix no tokenizer is needed: the ids of the
     prompt's text after the image are used.
     """
@@ -116,20 +116,20 @@ class TextRelevance:
 
 @dataclass(frozen=True)
 class ClipPatches:
-    """What the projector receives for each visual token, through CLIP's visual projection and nothing else, at the
-    length that this gives. Needs a CLIP model. -> [B, N, p]."""
+    """The projector's input for each visual token, mapped by CLIP's visual projection alone and not normalised. Needs a
+    CLIP model. -> [B, N, p]."""
 
 
 @dataclass(frozen=True)
 class ClipWords:
-    """Each token of the question in CLIP's common space, the first and last one of the sequence too; a question of more
-    than 77 tokens is cut. Needs a CLIP model. -> [B, m, p]."""
+    """Each token of the question in CLIP's common space, including the start and end tokens; a question of more than 77
+    tokens is truncated. Needs a CLIP model. -> [B, m, p]."""
 
 
 @dataclass(frozen=True)
 class Unprojected:
-    """What the projector receives for each visual token, for merging before the projector: see `Merge.unprojected`. A
-    stage that requests it has it recorded; it is not in the Context."""
+    """The projector's input for each visual token, for merging before the projector: see `Merge.unprojected`. It is
+    recorded for a stage that requests it, but is not in the Context."""
 
 
 Signal = (
@@ -171,11 +171,11 @@ Signal = (
 class Encoder:
     """The facts about the vision encoder that a strategy can use before the encoder runs.
 
-    depth: attention layers. output, last: the layer whose output the projector receives. cell: patches, next to each
-    other in the encoder's sequence, that the projector joins into a visual token. has_cls: a [CLS] token exists.
-    global_layers: layers whose attention spans the whole image (all of them, but for encoders with windowed layers).
-    tokens: visual tokens of an image where the family fixes it, else None. tiled: an image may be several crops.
-    thumbnail: tokens of the first of these, which shows the whole picture.
+    depth: attention layers. output, last: the layer whose output the projector receives. cell: adjacent patches of the
+    encoder's sequence that the projector merges into a visual token. has_cls: a [CLS] token exists. global_layers:
+    layers whose attention spans the whole image (all of them, except in encoders with windowed layers). tokens: visual
+    tokens of an image if the family fixes it, else None. tiled: an image may be several crops. thumbnail: tokens of the
+    first of these, which shows the whole image.
     """
 
     family: str
@@ -234,8 +234,8 @@ class Decoder:
 
 
 class Extent(NamedTuple):
-    """Where one of several tiles lies: rows x columns tokens in a row-major run, the first of them at (top, left) of
-    the picture that all tiles but the first show together. The first shows the whole picture by itself, at (0, 0)."""
+    """The place of one of several tiles: rows x columns tokens in a row-major run, the first of them at (top, left) of
+    the grid that all tiles but the first form together. The first tile shows the whole image by itself, at (0, 0)."""
 
     rows: int
     columns: int
@@ -252,11 +252,11 @@ class Extent(NamedTuple):
 class Context:
     """The input of a stage: B units (images or tiles) with the same N tokens, the same grid and the same budget.
 
-    count: tokens to keep in each. grid: (rows, columns) when the tokens are a full raster, else None. step: which of
-    its steps a stage inside a model is at (0-based). ordinals [B]: the index of each unit within its own prompt (for
-    seeding that does not depend on the batch). signals: the tensors that the stage requested, by signal. tiles: where
-    several tiles compete, the place of each, in the order of their tokens. images [B]: inside the encoder, a number for
-    the image of each unit.
+    count: tokens to keep in each. grid: (rows, columns) when the tokens are a full raster, else None. step: the current
+    step (0-based) of a stage inside a model. ordinals [B]: the index of each unit within its own prompt (for seeding
+    that does not depend on the batch). signals: the tensors that the stage requested, by signal. tiles: if several
+    tiles compete, the place of each, in the order of their tokens. images [B]: inside the encoder, the index of each
+    unit's image.
     """
 
     tokens: int
@@ -274,7 +274,7 @@ class Context:
 
     @property
     def columns(self) -> int:
-        """Columns of the grid; raises ConfigError when the tokens are no raster (several tiles competing)."""
+        """Columns of the grid; raises ConfigError when the tokens are not a raster (several tiles competing)."""
         if self.grid is None:
             raise ConfigError(
                 "this method needs a token grid, and several tiles compete here; possible: scope=per_tile"

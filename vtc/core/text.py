@@ -1,8 +1,8 @@
-"""Text that methods choose by: the question of a prompt, its keywords; and what a picture's padding covers."""
+"""Text that methods select by: the question of a prompt and its keywords; also the patches of an image's padding."""
 
 import re
 
-# Chat templates: what tells one apart, and how it opens and closes a message of the user.
+# Chat templates: the mark that identifies one, and how it opens and closes a user message.
 TEMPLATES = (
     (r"<\|im_start\|>", r"<\|im_start\|>\s*user\s", r"<\|im_end\|>"),
     (r"<\|start_header_id\|>", r"<\|start_header_id\|>\s*user\s*<\|end_header_id\|>", r"<\|eot_id\|>"),
@@ -21,11 +21,11 @@ STOP_WORDS = (
 
 
 def question_of(prompt: str) -> str:
-    """The last message of the user in a decoded prompt: no roles, special tokens or image placeholders.
+    """The last user message in a decoded prompt, without roles, special tokens and image placeholders.
 
     The templates of the supported families are recognised: Vicuna's "USER: .. ASSISTANT:", ChatML, Llama 2 and
     Mistral's "[INST] .. [/INST]", Llama 3's headers. The first mark in the prompt decides which one it is. A prompt
-    without a mark is a question as a whole. A message may lack its end, and may be empty.
+    without a mark is taken as the question. A message may be unterminated or empty.
     """
     templates = [(first.start(), *turn) for mark, *turn in TEMPLATES if (first := re.search(mark, prompt))]
     if templates:
@@ -36,15 +36,15 @@ def question_of(prompt: str) -> str:
 
 
 def without_instructions(question: str) -> str:
-    """A question without the two sentences that benchmarks append: how short to answer, and with an option's letter."""
+    """A question without the two benchmark instructions: to answer in a word or phrase, or with an option's letter."""
     return SUFFIXES.sub("", question).strip()
 
 
 def keywords_of(question: str) -> str:
-    """The words of a question that may name something to look for, joined by spaces, as MMTok chooses them.
+    """The words of a question that may name something to look for, joined by spaces, as selected by MMTok.
 
-    Words are runs of letters, digits and underscores. Stop words are left out, whatever their case ("in", "on" and
-    "of" are not among them), and so are the benchmarks' instructions. If no word remains, the whole question without
+    Words are runs of letters, digits and underscores. Stop words in any case ("in", "on" and "of" are not among
+    them) and the benchmarks' instructions are removed. If no word remains, the whole question without
     the instructions is returned.
     """
     question = without_instructions(question)
@@ -54,9 +54,9 @@ def keywords_of(question: str) -> str:
 
 
 def padding_patches(width: int, height: int, side: int = 336, patch: int = 14) -> list[int]:
-    """Patches (raster indices) that show only padding, of a picture that was padded to a square and scaled to `side`
-    pixels. They lie wholly inside one of the two bands of padding; the first band comes first, and upright pictures
-    are read column by column. width, height, side, patch: in pixels.
+    """Patches (raster indices) that show only padding, for an image that was padded to a square and resized to `side`
+    pixels. They lie entirely within one of the two padding bands; the first band comes first, and portrait images are
+    read column by column. width, height, side, patch: in pixels.
     """
     if width == height:
         return []

@@ -8,26 +8,26 @@ from torch import nn
 
 
 def named(module: nn.Module, args: tuple, kwargs: dict) -> dict:
-    """The arguments of a forward by name. Callers inside transformers name all of them, which costs nothing here.
+    """The arguments of a forward by name. Callers inside transformers pass all of them by name, which is the fast path.
 
-    The class's own forward is read, because the instance's may be a wrapper that takes anything (accelerate).
+    The signature is taken from the class, because the instance's forward may be a catch-all wrapper (accelerate).
     """
     if not args:
         return dict(kwargs)
     signature = inspect.signature(type(module).forward)
     given = dict(signature.bind(module, *args, **kwargs).arguments)
-    rest = [name for name in given if signature.parameters[name].kind is inspect.Parameter.VAR_KEYWORD]
-    for name in rest:
+    variadic = [name for name in given if signature.parameters[name].kind is inspect.Parameter.VAR_KEYWORD]
+    for name in variadic:
         given.update(given.pop(name))
     given.pop(next(iter(signature.parameters)))
     return given
 
 
 class Frame(dict):
-    """Keyword arguments that a pre-hook hands to a forward, which alone holds them: they go when its frame goes.
+    """Keyword arguments that a pre-hook passes to a forward, which alone refers to them: they are freed when it ends.
 
-    No hook runs after a KeyboardInterrupt, and in compiled code none after any exception. at_end: called when the
-    frame is gone, however the forward ended; it must not refer to the frame.
+    Hooks cannot be relied on for this: none runs after a KeyboardInterrupt, nor, in compiled code, after any exception.
+    at_end: called when the frame is freed, however the forward ended; it must not hold a reference to the frame.
     """
 
     def __init__(self, kwargs: dict, at_end: Callable[[], None]):

@@ -1,4 +1,4 @@
-"""A stage that changes attention, in one prefill and in the steps that follow it."""
+"""A stage that changes attention, during one prefill and the decode steps that follow it."""
 
 from typing import TYPE_CHECKING
 
@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 
 
 class Changes:
-    """The changes of one prefill: what is marked before a layer runs, and the rows that are rewritten in it. Marks stay
-    with the prompt; counts go into the report."""
+    """The changes made in one prefill: tokens are marked before a layer runs, and attention rows are rewritten in it.
+    Marks are stored with the prompt; counts go into the report."""
 
     def __init__(self, plan: "Plan", prompt: "PrunedPrompt", report: Report):
         self.plan, self.prompt, self.report = plan, prompt, report
@@ -26,7 +26,7 @@ class Changes:
 
     @torch.no_grad()
     def mark(self, layer: int, hidden: Tensor, rows: Rows) -> None:
-        """Marks the tokens of a layer, from what enters it [B, S, D]."""
+        """Marks tokens of a layer, given its input hidden states [B, S, D]."""
         start = clock.now()
         if self.segment is not rows.segment:
             self._enter(rows, hidden.device)
@@ -38,19 +38,19 @@ class Changes:
         self.report.spent_inside(observe=clock.now() - start)
 
     def _enter(self, rows: Rows, device: torch.device) -> None:
-        """The visual tokens of a segment, and its rows that may be changed: text after the first image."""
+        """Notes the visual tokens of a segment and the rows that may be changed: the text after the first image."""
         self.segment, prompts = rows.segment, range(len(rows.kept))
         self.visual = torch.stack([rows.visual(b) for b in prompts]).to(device)
-        none = torch.empty(0, dtype=torch.long, device=device)
-        self.rows = [rows.text_columns(b, 0).to(device) if rows.kept[b] else none for b in prompts]
+        no_rows = torch.empty(0, dtype=torch.long, device=device)
+        self.rows = [rows.text_columns(b, 0).to(device) if rows.kept[b] else no_rows for b in prompts]
 
     def prefill(self, layer: int, query: Tensor, key: Tensor, value: Tensor, mask, options: dict, out: tuple) -> tuple:
-        """What a layer's attention gives, with the changed rows in place."""
+        """A layer's attention output with the changed rows in place."""
         start = clock.now()
         call, marks = Attended(query, key, value, mask, options, query.shape[2]), self.prompt.marks[layer]
-        rows = [one.to(query.device) for one in self.rows]
+        rows = [queries.to(query.device) for queries in self.rows]
         out, counts = rewrite(self.plan.attention.stage, call, marks, rows, out)
-        method, possible = self.plan.attention.method, [len(one) * query.shape[1] for one in rows]
+        method, possible = self.plan.attention.method, [len(queries) * query.shape[1] for queries in rows]
         self.report.attention.append(LayerChange(method, layer, possible, marks.marked.sum(1), counts))
         self.report.spent_inside(observe=clock.now() - start)
         return out
@@ -60,7 +60,7 @@ def decoded(
     plan: "Plan", prompt: "PrunedPrompt", layer: int, query: Tensor, key: Tensor, value: Tensor, mask, options: dict,
     out: tuple,
 ) -> tuple:  # fmt: skip
-    """What a layer's attention gives to new tokens, all of whose rows may be changed, by the marks of the prefill."""
+    """A layer's attention output for new tokens; all of their rows may be changed, using the marks of the prefill."""
     segment = max((s for s in prompt.segments if s.first <= layer), key=lambda s: s.first)
     ends = segment.width + prompt.seen - prompt.length
     call = Attended(query, key, value, mask, options, ends)

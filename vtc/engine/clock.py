@@ -1,4 +1,4 @@
-"""Wall-clock seconds of the patch's own work; exact on a GPU only when asked for, as that costs a synchronisation."""
+"""Wall-clock seconds of the patch's own work; exact on a GPU only on request, since that needs a synchronisation."""
 
 import time
 from collections.abc import Iterator
@@ -12,7 +12,7 @@ _EXACT: ContextVar[bool] = ContextVar("vtc_exact_clock", default=False)
 
 @contextmanager
 def exact() -> Iterator[None]:
-    """Within this context `now` waits for the device, so that differences are times of finished work."""
+    """Within this context `now` waits for the device, so that time differences cover finished work."""
     token = _EXACT.set(True)
     try:
         yield

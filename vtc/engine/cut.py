@@ -1,4 +1,4 @@
-"""The cut at the entry of the language model: what a prefill with images keeps, and all that has a token axis."""
+"""Pruning at the input of the language model: selects tokens at prefill and shortens every input with a token axis."""
 
 import torch
 from torch import Tensor, nn
@@ -18,9 +18,9 @@ from vtc.engine.vision import Vision
 
 
 class PromptCut:
-    """Selects at the projector, packs the prompt, and leaves ready what drops inside the language model need.
+    """Selects tokens at the projector, packs the prompt, and prepares for drops inside the language model.
 
-    plan: of these drops, None without any. number: of the patch, noted with the prompt.
+    plan: the plan of these drops, or None. number: the patch's number, stored with the prompt.
     """
 
     def __init__(
@@ -31,7 +31,7 @@ class PromptCut:
         self.reporter, self.stage, self.thread, self.number = reporter, reporter.stage, thread, number
 
     def __call__(self, call: Call, module: nn.Module, kwargs: dict) -> None:
-        """Cuts the arguments `kwargs` of the language model `module`, in place; `call` holds what became of them."""
+        """Prunes the arguments `kwargs` of the language model `module` in place and records the result in `call`."""
         cache, embeds = kwargs.get("past_key_values"), kwargs["inputs_embeds"]
         if cache is not None:
             remember(cache, None)
@@ -77,28 +77,28 @@ class PromptCut:
         def text(signal, b: int):
             return self.question.look(signal, b, batch.host)
 
-        left = left_of(run, placement.source, device)
-        kept = left or [Kept(torch.arange(n, device=device)) for n in tokens]
+        encoder_kept = left_of(run, placement.source, device)
+        kept = encoder_kept or [Kept(torch.arange(n, device=device)) for n in tokens]
         if self.stage is not None:
             budget = self.allocation.projector
             kept = self.vision.select(self.stage, budget, requests, placement.source, run, features, text, device)
         grouped = [[kept[i] for i in images] for images in requests]
-        whole = prefill.whole(kwargs, batch.padded, family.mrope)
+        unpruned = prefill.unpruned_tokens(kwargs, batch.padded, family.mrope)
         if self.reporter.front is None:
-            where, after, ends = whole, placement.lengths, placement.ends
+            moved, after, ends = unpruned, placement.lengths, placement.ends
             index = torch.arange(length, device=device).expand(len(requests), -1)
-            segment = Segment(0, index, whole.valid, None, whole=True)
+            segment = Segment(0, index, unpruned.valid, None, whole=True)
         else:
             packing = prefill.pack(batch, placement, grouped)
-            where = prefill.apply(kwargs, packing, whole, self.reporter.front.positions, places, grouped)
+            moved = prefill.apply(kwargs, packing, unpruned, self.reporter.front.positions, places, grouped)
             after, ends, shift = packing.lengths, packing.ends, None
-            if where.following is not whole.following:
-                shift = whole.following - where.following
+            if moved.following is not unpruned.following:
+                shift = unpruned.following - moved.following
             segment = Segment(0, packing.index, packing.valid, shift)
-        # Counts first: a budget that an image cannot give is refused before anything is reported.
+        # Counts first: a budget that an image cannot meet is refused before anything is reported.
         counts = [self.allocation.counts(n, len(k.offsets)) for n, k in zip(tokens, kept, strict=True)]
-        report = self.reporter.report(requests, tokens, kept, placement.lengths, after, run, left)
-        prompt = call.pruned = PrunedPrompt([segment], length, length, whole.following, report, self.number)
+        report = self.reporter.report(requests, tokens, kept, placement.lengths, after, run, encoder_kept)
+        prompt = call.pruned = PrunedPrompt([segment], length, length, unpruned.following, report, self.number)
         if kwargs.get("past_key_values") is not None:
             remember(kwargs["past_key_values"], prompt)
         if self.plan is not None:
@@ -108,5 +108,5 @@ class PromptCut:
                 return self.vision.on_run(signal, run, placement.source[image])
 
             images = Images(batch, placement, grouped, encoded, aims)
-            call.inside = Prefill(self.plan, prompt, images, counts, where, ends, mask, report, kwargs["inputs_embeds"])
+            call.inside = Prefill(self.plan, prompt, images, counts, moved, ends, mask, report, kwargs["inputs_embeds"])
         report.select_seconds = clock.now() - start

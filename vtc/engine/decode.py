@@ -1,4 +1,4 @@
-"""Decode: generate()'s bookkeeping of the unpruned prompt mapped onto the pruned cache, step by step."""
+"""Decode: maps generate()'s bookkeeping, which is for the unpruned prompt, onto the pruned cache at each step."""
 
 import torch
 from torch import Tensor
@@ -16,11 +16,11 @@ def unpruned_positions(prompt: PrunedPrompt, tokens: int, mrope: bool) -> torch.
 
 
 def step(kwargs: dict, prompt: PrunedPrompt, mrope: bool, site: object = None) -> "DecodeStep | None":
-    """Rewrites the language model's keyword arguments in place for tokens that follow a pruned prompt; gives what its
-    layers need on top, if they hold different numbers of tokens.
+    """Rewrites the language model's keyword arguments in place for tokens that follow a pruned prompt. Returns a
+    DecodeStep if the layers hold different numbers of tokens, else None.
 
-    Raises PatchError when the caller's bookkeeping does not follow on what the cache has seen (a cropped cache, a
-    conversation continued from it, a batch of another size).
+    Raises PatchError when the caller's bookkeeping does not match what the cache has seen (a cropped cache, a
+    conversation continued from it, a different batch size).
     """
     embeds, mask, first = kwargs["inputs_embeds"], kwargs.get("attention_mask"), prompt.segments[0]
     tokens = embeds.shape[1]
@@ -38,10 +38,10 @@ def step(kwargs: dict, prompt: PrunedPrompt, mrope: bool, site: object = None) -
         )
     if kwargs.get("position_ids") is None:
         kwargs["position_ids"] = unpruned_positions(prompt, tokens, mrope)
-    given = kwargs["position_ids"]
-    inside = DecodeStep(site, prompt, mask, given, tokens) if len(prompt.segments) > 1 else None
+    positions = kwargs["position_ids"]
+    inside = DecodeStep(site, prompt, mask, positions, tokens) if len(prompt.segments) > 1 else None
     if first.shift is not None:
-        kwargs["position_ids"] = given - first.shift.unsqueeze(1)
+        kwargs["position_ids"] = positions - first.shift.unsqueeze(1)
     if not first.whole:
         if kwargs.get("cache_position") is not None:
             kwargs["cache_position"] = kwargs["cache_position"] - prompt.dropped
@@ -55,9 +55,10 @@ def step(kwargs: dict, prompt: PrunedPrompt, mrope: bool, site: object = None) -
 
 
 class DecodeStep:
-    """New tokens on their way through layers that hold different numbers of prompt tokens.
+    """Decodes new tokens through layers that hold different numbers of prompt tokens.
 
-    site: the model's layers. mask, positions: as the caller gave them, for the unpruned prompt. tokens: new ones.
+    site: the model's layers. mask, positions: as the caller gave them, for the unpruned prompt. tokens: how many are
+    new.
     """
 
     def __init__(self, site, prompt: PrunedPrompt, mask: object, positions: Tensor, tokens: int):
@@ -73,30 +74,30 @@ class DecodeStep:
         if number == 0:
             return None
         hidden = args[0] if args else kwargs["hidden_states"]
-        given = {**kwargs, "position_embeddings": self._rotary(number, hidden, kwargs["position_embeddings"])}
+        layer_kwargs = {**kwargs, "position_embeddings": self._rotary(number, hidden, kwargs["position_embeddings"])}
         if kwargs.get("position_ids") is not None:
-            given["position_ids"] = None
+            layer_kwargs["position_ids"] = None
         if kwargs.get("cache_position") is not None:
-            given["cache_position"] = kwargs["cache_position"] - (segments[0].width - segments[number].width)
-        given["attention_mask"] = self._mask(number, layer, hidden, given)
-        return args, given
+            layer_kwargs["cache_position"] = kwargs["cache_position"] - (segments[0].width - segments[number].width)
+        layer_kwargs["attention_mask"] = self._mask(number, layer, hidden, layer_kwargs)
+        return args, layer_kwargs
 
     def _rotary(self, number: int, hidden: Tensor, first: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
         shift = self.prompt.segments[number].shift
         if shift is self.prompt.segments[0].shift:
             return first
         if number not in self.rotary:
-            where = self.positions - shift.to(self.positions.device).unsqueeze(1)
-            self.rotary[number] = self.site.rotary(hidden, where if where.ndim == 2 else where[-3:])
+            positions = self.positions - shift.to(self.positions.device).unsqueeze(1)
+            self.rotary[number] = self.site.rotary(hidden, positions if positions.ndim == 2 else positions[-3:])
         return self.rotary[number]
 
     def _mask(self, number: int, layer: int, hidden: Tensor, kwargs: dict):
         key = number, self.site.sliding(layer)
         if key not in self.masks:
-            self.masks[key] = self._made(number, layer, hidden, kwargs)
+            self.masks[key] = self._new_mask(number, layer, hidden, kwargs)
         return self.masks[key]
 
-    def _made(self, number: int, layer: int, hidden: Tensor, kwargs: dict):
+    def _new_mask(self, number: int, layer: int, hidden: Tensor, kwargs: dict):
         segment, cache = self.prompt.segments[number], kwargs.get("past_key_values")
         static, cached = bool(getattr(cache, "is_compileable", False)), segment.width + self.decoded
         flat = cut_decode(

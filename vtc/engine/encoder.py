@@ -1,4 +1,4 @@
-"""Inside the vision encoder: tokens dropped and merged between its layers, and what the layers after are given."""
+"""Inside the vision encoder: drops and merges tokens between its layers, and adapts the inputs of later layers."""
 
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -17,10 +17,10 @@ from vtc.engine.sequence import Group, Sequence
 
 
 class EncoderPlan:
-    """What is known of a stage inside the encoder before any picture.
+    """What is known about a stage inside the encoder before any image arrives.
 
-    cuts: its steps; by_layer: their numbers, by layer; needs: per step, its signals; watched: signals by the layer
-    whose attention gives them. cell: patches that stay together. singly: see `EncoderStage.singly`.
+    cuts: its steps; by_layer: step numbers by layer; needs: the signals of each step; watched: signals by the layer
+    whose attention they are computed from. cell: patches that stay together. singly: see `EncoderStage.singly`.
     """
 
     def __init__(self, family, config: StageConfig, budget: Budget):
@@ -46,13 +46,13 @@ class EncoderPlan:
 
     @lru_cache(maxsize=1024)  # noqa: B019 - there is one plan per patch
     def counts(self, tokens: int, target: int) -> tuple[int, ...]:
-        """What each step leaves of a unit; see `EncoderStage.counts`."""
+        """Tokens of a unit left after each step; see `EncoderStage.counts`."""
         per = self.encoder.cell if self.singly else 1
         return self.stage.counts(tokens * per, target * per, self.encoder)
 
     def begin(self, images: list, arguments: dict) -> "EncoderRun":
-        """A run that gives these images [ImageLayout]. arguments: of `get_image_features`. Raises UnsupportedError for
-        what the site refuses, ConfigError for a target that the steps cannot reach."""
+        """Starts a run for these images [ImageLayout]. arguments: of `get_image_features`. Raises UnsupportedError for
+        what the site does not support, ConfigError for a target that the steps cannot reach."""
         self.site.check(arguments)
         units = self.family.units(images)
         sizes: dict[int, list[int]] = {}
@@ -67,17 +67,17 @@ class EncoderPlan:
 
 
 def plan_of(family, config: StageConfig | None, budget: Budget | None) -> EncoderPlan | None:
-    """The plan of a stage inside the encoder, None without one."""
+    """The plan of a stage inside the encoder, or None if there is no such stage."""
     return None if config is None else EncoderPlan(family, config, budget)
 
 
 @dataclass
 class EncoderRun:
-    """One run of the encoder. sequence: its tokens; images: of each unit; captured: the signals observed since the last
-    step, in call order; done: steps that took place; merging: the move that a layer whose tokens merge before its MLP
-    is in the middle of; segments: by layer of a packed encoder, the bounds before and after; reach: after each step,
-    its layer, where in it, and the tokens left of each unit; cursor: patches whose attention the running layer is
-    through with; final: the output of the layer that the projector reads, where a step takes place in it.
+    """One run of the encoder. sequence: its tokens; images: the image of each unit; captured: the signals observed
+    since the last step, in call order; done: steps completed; merging: the move in progress while a layer merges tokens
+    before its MLP; segments: the bounds before and after pruning, by layer of a packed encoder; reach: for each step,
+    its layer, whether it is within the layer, and the tokens left of each unit; cursor: patches whose attention the
+    current layer has already computed; final: the output of the layer that the projector reads, if a step is in it.
     """
 
     plan: EncoderPlan
@@ -93,12 +93,12 @@ class EncoderRun:
 
     @property
     def finished(self) -> bool:
-        """Whether nothing is left to do: then nothing more is looked at."""
+        """Whether all steps are done; nothing is observed after that."""
         return self.done == len(self.plan.cuts)
 
     def bias(self, key: Tensor, cu_seqlens) -> Tensor | None:
-        """What is added to the logits of the keys [B, H, N, e] of one attention call, [B, N]: log sizes, and -inf for
-        filler where crops keep different counts."""
+        """The bias [B, N] on the logits of the keys [B, H, N, e] of one attention call: log sizes, and -inf for filler
+        where crops keep different counts."""
         row = self.sequence.bias(self.plan.stage.proportional, key)
         if row is None or not self.sequence.packed:
             return row
@@ -107,29 +107,29 @@ class EncoderRun:
         return row[:, start:stop]
 
     def observe(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale, cu_seqlens, bias) -> None:
-        """Takes what the next step asks for from one attention call."""
+        """Computes the signals that the next step needs from one attention call."""
         if self.finished or layer > self.plan.cuts[self.done].layer:
             return
-        wanted = self.plan.needs[self.done]
+        needs = self.plan.needs[self.done]
         for signal in self.plan.watched.get(layer, ()):
-            if signal in wanted:
-                found = self.sequence.reduce(self.plan.family, signal, query, key, value, scale, cu_seqlens, bias)
-                self.captured.setdefault(signal, []).append(found)
+            if signal in needs:
+                values = self.sequence.reduce(self.plan.family, signal, query, key, value, scale, cu_seqlens, bias)
+                self.captured.setdefault(signal, []).append(values)
 
     def before_layer(self, layer: int, args: tuple, kwargs: dict):
-        """Layer pre-hook of a packed encoder: rotary positions and bounds of the tokens that are left."""
+        """Layer pre-hook of a packed encoder: rotary positions and bounds of the remaining tokens."""
         bounds = kwargs["cu_seqlens"]
         self.cursor = 0
-        given = {**kwargs, "cu_seqlens": self.sequence.bounds(bounds)}
-        self.segments[layer] = bounds, given["cu_seqlens"]
+        layer_kwargs = {**kwargs, "cu_seqlens": self.sequence.bounds(bounds)}
+        self.segments[layer] = bounds, layer_kwargs["cu_seqlens"]
         if not self.done:
             return None
         if kwargs.get("position_embeddings") is not None:
-            given["position_embeddings"] = tuple(map(self.sequence.of_places, kwargs["position_embeddings"]))
-        return args, given
+            layer_kwargs["position_embeddings"] = tuple(map(self.sequence.of_places, kwargs["position_embeddings"]))
+        return args, layer_kwargs
 
     def after_layer(self, layer: int, hidden: Tensor) -> Tensor:
-        """Layer hook: what is left of its output."""
+        """Layer hook: the layer's output with tokens dropped or merged."""
         if self.merging is not None:
             hidden, self.merging = self.sequence.shorter(hidden, self.merging), None
         for number in self.plan.by_layer[layer]:
@@ -139,13 +139,13 @@ class EncoderRun:
         return hidden
 
     def projected(self, tokens: Tensor) -> Tensor:
-        """What the projector is to be given instead of `tokens` [C, n, D]: older versions of transformers record what a
-        layer's forward gives, before any hook."""
+        """The projector's input in place of `tokens` [C, n, D]: older versions of transformers record a layer's output
+        before hooks have changed it."""
         return tokens if self.final is None else self.final[:, self.plan.site.lead :]
 
     def before_norm(self, layer: int, hidden: Tensor) -> Tensor | None:
-        """Hook before the norm of a layer's MLP: merges what the block holds, in place (it is added to the MLP's output
-        at the block's end), and gives the MLP the shorter sequence."""
+        """Hook before the norm of a layer's MLP: merges the residual stream in place (the block later adds the MLP's
+        output to it) and returns the shorter sequence for the MLP."""
         for number in self.plan.by_layer[layer]:
             if self.plan.cuts[number].within:
                 short, moved = self._step(number, hidden)
@@ -157,45 +157,45 @@ class EncoderRun:
         return None
 
     def after_mlp(self, output: Tensor) -> Tensor | None:
-        """Hook behind a layer's MLP: its output on the rows that the block still holds."""
+        """Hook after a layer's MLP: its output placed on the rows of the block's residual stream."""
         return None if self.merging is None else self.sequence.longer(output, self.merging)
 
     def _step(self, number: int, hidden: Tensor) -> tuple[Tensor, object]:
-        """The sequence after a step, and what `Sequence` needs to go between it and the one before; None for a step
-        that changes nothing."""
+        """The sequence after a step, and the `Moved` between the old and the new one, None for a step that changes
+        nothing."""
         if number != self.done:
             raise PatchError(f"step {number} of {self.plan.config.method} was reached after {self.done} steps")
         flat = self.sequence.flat(hidden)
         chosen: list[tuple[Group, Selection]] = []
         with torch.no_grad():
-            seen = {signal: self.sequence.rows(parts) for signal, parts in self.captured.items()}
+            observed = {signal: self.sequence.rows(parts) for signal, parts in self.captured.items()}
             for group in self.sequence.groups:
                 if group.counts[number] < group.width:
-                    chosen.append((group, self._select(number, group, flat, seen)))
+                    chosen.append((group, self._select(number, group, flat, observed)))
             lengths = lengths_of([selection for _, selection in chosen])
         self.captured, self.done = {}, self.done + 1
         cut = self.plan.cuts[number]
         if not chosen:
             return hidden, None
         moved, rows = self.sequence.advance(flat, chosen, lengths)
-        left = [n * self.plan.cell + self.plan.site.lead for n in self.sequence.lengths]
-        self.reach.append((cut.layer, cut.within, left))
+        rows_left = [n * self.plan.cell + self.plan.site.lead for n in self.sequence.lengths]
+        self.reach.append((cut.layer, cut.within, rows_left))
         return self.sequence.joined(hidden, rows), moved
 
-    def _select(self, number: int, group: Group, flat: Tensor, seen: dict) -> Selection:
+    def _select(self, number: int, group: Group, flat: Tensor, observed: dict) -> Selection:
         plan, at = self.plan, group.at
 
         def look(signal: Signal) -> Tensor:
             if isinstance(signal, Hidden):
-                found = flat.detach()[at]
-                return found if plan.cell == 1 else found.unflatten(2, (plan.cell, -1)).mean(2)
+                tokens = flat.detach()[at]
+                return tokens if plan.cell == 1 else tokens.unflatten(2, (plan.cell, -1)).mean(2)
             if isinstance(signal, Sizes):
                 return group.sizes()
             if isinstance(signal, Carried):
                 return group.carry if group.carry is not None else flat.new_zeros(at.shape, dtype=torch.float32)
-            if signal not in seen:
+            if signal not in observed:
                 raise PatchError(f"the signal {signal} was not seen; the encoder layer that it reads did not run")
-            return seen[signal].to(at.device)[at]
+            return observed[signal].to(at.device)[at]
 
         signals = {signal: look(signal) for signal in plan.needs[number]}
         images = tuple(self.images[u] for u in group.units)
@@ -205,16 +205,16 @@ class EncoderRun:
         return plan.stage.select(context, plan.encoder).check(group.width)
 
     def work(self) -> EncoderWork:
-        """What this run had to do, for FLOPs."""
+        """The work of this run, for counting FLOPs."""
         sequence, site = self.sequence, self.plan.site
-        whole = [n * sequence.cell + site.lead for n in sequence.totals]
-        now, before, after = whole, [], []
+        unpruned = [n * sequence.cell + site.lead for n in sequence.totals]
+        current, before, after = unpruned, [], []
         for layer in range(site.depth):
-            full, short = self.segments.get(layer, (whole, now))
-            before.append((full, sum(whole)))
-            reach = now
-            for _, within, left in (event for event in self.reach if event[0] == layer):
-                now = left
-                reach = left if within else reach
+            full, short = self.segments.get(layer, (unpruned, current))
+            before.append((full, sum(unpruned)))
+            reach = current
+            for _, within, rows_left in (event for event in self.reach if event[0] == layer):
+                current = rows_left
+                reach = rows_left if within else reach
             after.append((short, sum(reach)))
         return EncoderWork(site.shape(), before, after)

@@ -1,4 +1,4 @@
-"""Prefill inside the language model: tokens dropped between decoder layers, and what the layers after are given."""
+"""Prefill inside the language model: drops tokens between decoder layers, and adapts the inputs of later layers."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -23,11 +23,11 @@ from vtc.engine.watch import Needs, Watch
 
 
 class Plan:
-    """What is known of the stages inside the language model before any prompt.
+    """What is known about the stages inside the language model before any prompt arrives.
 
-    site: the model's layers. steps: by layer, the numbers of the drops before it. needs: per drop, its signals.
-    watched: what these ask of the layers. encoder: what they ask of the encoder. attention: the stage that changes
-    attention, None without one; changed: the layers in which it does. width: of a hidden state.
+    site: the model's layers. steps: the numbers of the drops before each layer. needs: the signals of each drop.
+    watched: what these require of the layers. encoder: the signals they require of the encoder. attention: the stage
+    that changes attention, or None; changed: the layers in which it does. width: the hidden size.
     """
 
     def __init__(self, site, allocation: Allocation, decoder: Decoder, width: int):
@@ -40,7 +40,7 @@ class Plan:
         self.watched = Needs(self.needs)
         self.attention = allocation.config.attention
         self.changed = () if self.attention is None else self.attention.stage.layers(decoder, width)
-        self.encoder = tuple(dict.fromkeys(s for some in self.needs for s in some if isinstance(s, EncoderAttention)))
+        self.encoder = tuple(dict.fromkeys(s for need in self.needs for s in need if isinstance(s, EncoderAttention)))
         first = allocation.config.projector
         if self.watched.scores and not (first and first.stage.gives_score):
             names = [stage.method for stage, needs in zip(stages, self.needs, strict=False) if Importance() in needs]
@@ -52,8 +52,8 @@ class Plan:
 
 @dataclass
 class Images:
-    """The images of a batch of prompts, and what is left of each, per prompt. encoded: a signal of the encoder of one
-    of all images, on its run of tokens; aims: per image, see `Aim`."""
+    """The images of a batch of prompts and, per prompt, the tokens left of each. encoded: gives an encoder signal of
+    one image (its index over all prompts) for each of its tokens; aims: per image, see `Aim`."""
 
     batch: Batch
     placement: Placement
@@ -63,9 +63,9 @@ class Images:
 
 
 class Prefill:
-    """One prefill. prompt: gets a segment for each drop; counts: per image, its tokens after each drop; tokens: where
-    the tokens stand at layer 0; ends [B]: one past the column of each prompt's last one; mask: as the caller gave it
-    for the unpruned prompt; embeds [B, S, D]: what enters layer 0."""
+    """One prefill. prompt: gets a segment for each drop; counts: tokens of each image after each drop; tokens:
+    their positions at layer 0; ends [B]: one past the column of each prompt's last token; mask: as the caller gave it
+    for the unpruned prompt; embeds [B, S, D]: the input of layer 0."""
 
     def __init__(
         self, plan: Plan, prompt: PrunedPrompt, images: Images, counts: list[list[int]], tokens: Tokens,
@@ -83,7 +83,7 @@ class Prefill:
             self.watch.enter(embeds, self._rows(), self._image_columns(embeds.device))
 
     def before_layer(self, layer: int, args: tuple, kwargs: dict):
-        """Layer pre-hook: drops where a step is due; afterwards every layer gets inputs of the new length."""
+        """Layer pre-hook: drops tokens where a step is due; every later layer gets inputs of the new length."""
         hidden = args[0] if args else kwargs["hidden_states"]
         for number in self.plan.steps.get(layer, ()):
             start = clock.now()
@@ -95,15 +95,15 @@ class Prefill:
             self.changes.mark(layer, hidden, self._rows())
         if self.width is None:
             return None
-        given = {**kwargs, "position_embeddings": self.rotary}
+        layer_kwargs = {**kwargs, "position_embeddings": self.rotary}
         if kwargs.get("position_ids") is not None:
-            given["position_ids"] = None
+            layer_kwargs["position_ids"] = None
         if kwargs.get("cache_position") is not None:
-            given["cache_position"] = kwargs["cache_position"][: self.width]
-        given["attention_mask"] = self._mask(layer, hidden, given)
+            layer_kwargs["cache_position"] = kwargs["cache_position"][: self.width]
+        layer_kwargs["attention_mask"] = self._mask(layer, hidden, layer_kwargs)
         if args:
-            return (hidden, *args[1:]), given
-        return args, {**given, "hidden_states": hidden}
+            return (hidden, *args[1:]), layer_kwargs
+        return args, {**layer_kwargs, "hidden_states": hidden}
 
     def measure(self, layer: int, x: Tensor, y: Tensor) -> None:
         """Input and output of one module of a watched layer; see `Watch.measure`."""
@@ -129,11 +129,11 @@ class Prefill:
         column = _columns(prompt.segments[-1], prompt.length).to(device)
         places = [[column[b, w.to(device)] for w in row] for b, row in enumerate(images.placement.places)]
         owner = [(b, j) for b, row in enumerate(images.placement.requests) for j in range(len(row))]
-        left = [Kept(images.kept[b][j].offsets.to(device)) for b, j in owner]
+        before = [Kept(images.kept[b][j].offsets.to(device)) for b, j in owner]
         units = [
-            Unit(i, None, left[i].offsets, None, owner[i][1], min(self.counts[i][number], len(left[i].offsets)))
-            for i in range(len(left))
-            if len(left[i].offsets)
+            Unit(i, None, before[i].offsets, None, owner[i][1], min(self.counts[i][number], len(before[i].offsets)))
+            for i in range(len(before))
+            if len(before[i].offsets)
         ]
         rows = self._rows()
         with torch.no_grad():
@@ -159,10 +159,10 @@ class Prefill:
 
         chosen = choose(select, plan.needs[number], units, look, merge, device, step.number)
         for i, (b, j) in enumerate(owner):
-            kept = images.kept[b][j] = chosen.get(i, left[i])
+            kept = images.kept[b][j] = chosen.get(i, before[i])
             self.report.images[i].steps.append(
                 StepReport(
-                    stage.method, layer, len(left[i].offsets), len(kept.offsets), kept.offsets, kept.flows, "decoder"
+                    stage.method, layer, len(before[i].offsets), len(kept.offsets), kept.offsets, kept.flows, "decoder"
                 )
             )
         packing = pack(images.batch, images.placement, images.kept).to(device)
@@ -176,7 +176,7 @@ class Prefill:
         return hidden
 
     def _image_columns(self, device: torch.device) -> list[list[Tensor]]:
-        """Per prompt, the columns of what is left of each of its images."""
+        """Per prompt, the columns of the remaining tokens of each of its images."""
         images, column = self.images, _columns(self.prompt.segments[-1], self.prompt.length).to(device)
         return [
             [column[b, w.to(device)][kept.offsets.to(device)] for w, kept in zip(row, images.kept[b], strict=True)]
@@ -184,18 +184,18 @@ class Prefill:
         ]
 
     def _advance(self, layer: int, hidden: Tensor, local: Tensor, packing, positions: str) -> None:
-        """Everything that has a token axis, at the tokens `local` [B, K] of what was there."""
+        """Gathers everything with a token axis at the columns `local` [B, K] of the previous segment."""
         self.tokens = move(self.tokens.to(local.device), local, packing.valid, positions)
         if positions == "keep":
-            self.rotary = tuple(_rows_of(x, local) for x in self.rotary)
+            self.rotary = tuple(_gather_rotary(x, local) for x in self.rotary)
         else:
-            where = self.tokens.positions
-            self.rotary = self.plan.site.rotary(hidden, where if where.ndim == 2 else where[-3:])
+            position_ids = self.tokens.positions
+            self.rotary = self.plan.site.rotary(hidden, position_ids if position_ids.ndim == 2 else position_ids[-3:])
         self.watch.gather(local)
         self.masks, self.ends, self.width = {}, packing.ends, local.shape[1]
         behind = self.prompt.next_position.to(local.device) - self.tokens.following
-        same = self.positions_kept = self.positions_kept and positions == "keep"
-        shift = self.prompt.segments[0].shift if same else behind
+        unmoved = self.positions_kept = self.positions_kept and positions == "keep"
+        shift = self.prompt.segments[0].shift if unmoved else behind
         self.prompt.segments.append(Segment(layer, packing.index, packing.valid, shift))
 
     def _mask(self, layer: int, hidden: Tensor, kwargs: dict):
@@ -218,14 +218,14 @@ class Prefill:
 
 
 def _columns(segment: Segment, length: int) -> Tensor:
-    """The column [B, length] of each place of the unpruned prompt; what is not there has none that means anything."""
+    """The column [B, length] of each place of the unpruned prompt; the value for a dropped token is meaningless."""
     batch, width = segment.index.shape
     places = segment.index if segment.valid is None else segment.index.masked_fill(~segment.valid, length)
     column = torch.zeros(batch, length + 1, dtype=torch.long, device=places.device)
     return column.scatter_(1, places, torch.arange(width, device=places.device).expand(batch, -1))[:, :length]
 
 
-def _rows_of(x: Tensor, local: Tensor) -> Tensor:
+def _gather_rotary(x: Tensor, local: Tensor) -> Tensor:
     """Rotary factors x [..., B or 1, S, e] at local [B, K] -> [..., B, K, e]."""
     batch = local.shape[0]
     x = x.expand(*x.shape[:-3], batch, *x.shape[-2:])

@@ -1,4 +1,4 @@
-"""Labels of a forward whose tokens are dropped: kept back, and the loss computed on what survives."""
+"""Labels of a forward whose tokens are dropped: held back, and the loss computed on the remaining tokens."""
 
 import torch
 from torch import nn
@@ -10,7 +10,7 @@ from vtc.engine.state import OuterCall, PrunedPrompt, ThreadState
 
 
 class Labels:
-    """Takes labels out of the outer model's forward, whose logits will be shorter than they are, and adds the loss."""
+    """Removes the labels from the outer model's forward, whose logits will be shorter, and adds the loss afterwards."""
 
     def __init__(self, thread: ThreadState):
         self.thread = thread
@@ -56,5 +56,5 @@ class Labels:
 
 
 def cut_labels(labels: torch.Tensor, pruned: PrunedPrompt) -> torch.Tensor:
-    """Labels [B, L] at the places kept to the end [B, K]; filler is ignored (-100)."""
+    """Labels [B, L] of the tokens that reach the last layer [B, K]; filler is ignored (-100)."""
     return pruned.cut(labels, -100)

@@ -5,14 +5,14 @@ from torch import Tensor
 
 from vtc.core.errors import UnsupportedError
 
-SPARE = 256  # columns that a growing mask has in reserve
+SPARE = 256  # spare columns of a growing mask
 
 
 def padding_mask(mask: object, length: int) -> Tensor | None:
-    """Which prompt tokens are real [B, length] bool, read from whatever mask the language model was given.
+    """Which prompt tokens are real [B, length] bool, derived from the mask that the language model was given.
 
-    In a causal 4-D mask [B, 1, q, kv], sliding or not, a column is real if a later query sees it (the last one: if it
-    sees itself). Raises UnsupportedError for other kinds.
+    In a causal 4-D mask [B, 1, q, kv], sliding or not, a column is real if a later query attends to it (the last one:
+    if it attends to itself). Raises UnsupportedError for other kinds.
     """
     if mask is None:
         return None
@@ -24,9 +24,9 @@ def padding_mask(mask: object, length: int) -> Tensor | None:
         )
     if mask.ndim == 4:
         mask = mask[:, 0, :, :length]
-        seen = mask if mask.dtype == torch.bool else mask > torch.finfo(mask.dtype).min / 2
-        real = seen.tril(-1).any(1)
-        real[:, -1] |= seen[:, -1, -1]
+        visible = mask if mask.dtype == torch.bool else mask > torch.finfo(mask.dtype).min / 2
+        real = visible.tril(-1).any(1)
+        real[:, -1] |= visible[:, -1, -1]
         return real
     return mask[:, :length] != 0
 
@@ -43,29 +43,29 @@ def cut_prefill(mask: object, index: Tensor, valid: Tensor | None, static: bool)
 
 
 class Grown:
-    """A 2-D mask over a cache that grows: a step writes the columns of its own tokens, whatever the prompt's length."""
+    """A 2-D mask over a growing cache: a step writes only the columns of its own tokens, however long the prompt is."""
 
     def __init__(self):
         self.buffer: Tensor | None = None
         self.filled = 0
 
     def upto(self, start: int, valid: Tensor | None, after: Tensor, tokens: int) -> Tensor:
-        """[B, start + n]: `valid` [B, start] or ones, then `after` [B, n], whose last `tokens` columns are new. A view
-        of one buffer."""
-        width, room = start + after.shape[1], self.buffer
-        if room is None or self.filled != width - tokens or room.shape[1] < width or not _alike(room, after):
-            self.buffer = room = after.new_empty(after.shape[0], width + after.shape[1] + SPARE)
-            room[:, :start] = 1 if valid is None else valid
+        """The mask [B, start + n], a view of one buffer: `valid` [B, start] or ones, then `after` [B, n], whose last
+        `tokens` columns are new."""
+        width, buffer = start + after.shape[1], self.buffer
+        if buffer is None or self.filled != width - tokens or buffer.shape[1] < width or not _alike(buffer, after):
+            self.buffer = buffer = after.new_empty(after.shape[0], width + after.shape[1] + SPARE)
+            buffer[:, :start] = 1 if valid is None else valid
             tokens = after.shape[1]
-        room[:, width - tokens : width] = after[:, after.shape[1] - tokens :]
+        buffer[:, width - tokens : width] = after[:, after.shape[1] - tokens :]
         self.filled = width
-        return room[:, :width]
+        return buffer[:, :width]
 
 
-def _alike(room: Tensor, after: Tensor) -> bool:
-    """Whether values can be written from one to the other as they are; what inference mode made is closed outside."""
-    closed = room.is_inference() and not torch.is_inference_mode_enabled()
-    return (room.dtype, room.device, len(room)) == (after.dtype, after.device, len(after)) and not closed
+def _alike(buffer: Tensor, after: Tensor) -> bool:
+    """Whether `after` can be written into `buffer`; a tensor made in inference mode cannot be written outside it."""
+    closed = buffer.is_inference() and not torch.is_inference_mode_enabled()
+    return (buffer.dtype, buffer.device, len(buffer)) == (after.dtype, after.device, len(after)) and not closed
 
 
 def cut_decode(
@@ -74,8 +74,8 @@ def cut_decode(
     """The mask over the pruned cache for a step after prefill.
 
     prompt: tokens of the unpruned prompt, whose columns come first in `mask`. cached: columns of the pruned cache
-    including this step's `tokens` (needed when the caller passes no mask but rows have filler). grown: what the steps
-    before left; a 4-D mask is as long as the cache and is cut anew.
+    including this step's `tokens` (needed when the caller passes no mask but rows have filler). grown: the mask of the
+    previous steps; a 4-D mask is as long as the cache and is cut again at every step.
     """
     if mask is None or _ready_made(mask, static):
         if valid is None:
@@ -102,8 +102,8 @@ def _columns(mask: Tensor, index: Tensor, valid: Tensor | None, prompt: int) -> 
     """Columns `index` [B, K] of a 4-D mask, then everything from `prompt` on; filler masked."""
     batch, heads, queries, width = mask.shape
     batch = max(batch, index.shape[0])
-    rest = torch.arange(prompt, width, device=mask.device)
-    columns = torch.cat([index.to(mask.device), rest.expand(index.shape[0], -1)], 1)
+    generated = torch.arange(prompt, width, device=mask.device)
+    columns = torch.cat([index.to(mask.device), generated.expand(index.shape[0], -1)], 1)
     out = mask.expand(batch, -1, -1, -1).gather(3, columns[:, None, None].expand(-1, heads, queries, -1))
     if valid is None:
         return out

@@ -1,4 +1,4 @@
-"""One patched model: its hooks, and the life of a call from its beginning to its report."""
+"""One patched model: its hooks, and the course of a call from its start to its report."""
 
 import functools
 import itertools
@@ -29,7 +29,8 @@ _NUMBERS = itertools.count(1)
 class Patch:
     """A strategy on a model of a family. `put_on` installs hooks; `take_off` restores the model exactly.
 
-    Everything that could fail for reasons of model or strategy is checked in the constructor, which touches nothing.
+    Everything that could fail because of the model or the strategy is checked in the constructor, which changes
+    nothing.
     """
 
     def __init__(self, family, strategy: StrategyConfig, processor: object = None, clip: object = None):
@@ -81,7 +82,7 @@ class Patch:
             work.pre_hook(site.layers[layer], functools.partial(self._layer, layer))
 
     def take_off(self) -> None:
-        """Removes every hook and attribute, and lets go of what was seen."""
+        """Removes every hook and attribute, and releases the recorded features."""
         self.patchwork.undo()
         self.thread.pending = None, ()
 
@@ -111,7 +112,7 @@ class Patch:
         return None if call is None or call.inside is None else call.inside.before_layer(layer, args, kwargs)
 
     def _enter(self, module: nn.Module, args: tuple, kwargs: dict):
-        """Inner model, before: opens the call, notes what it was given, completes decode positions."""
+        """Inner model, before: opens the call, notes its inputs, and fills in decode positions."""
         if module is not self.family.inner or torch.jit.is_tracing():
             raise UnsupportedError(
                 "copies of a patched model (DataParallel) and traces of it (torch.jit) would lose the patch; possible: "
@@ -153,11 +154,11 @@ class Patch:
         return (embeds == token).all(-1)
 
     def _boundary(self, module: nn.Module, args: tuple, kwargs: dict):
-        """Language model, before: drops the tokens at prefill, maps the bookkeeping at decode."""
+        """Language model, before: drops tokens at prefill, maps the bookkeeping at decode."""
         call, cache, embeds = self.thread.call, kwargs.get("past_key_values"), kwargs.get("inputs_embeds")
         if embeds is None:
             return None
-        if call is None or call.begun:  # the language model alone
+        if call is None or call.begun:  # the language model was called directly
             call = self.thread.call = Call(alone=True)
         call.begun = call.started = True
         if call.images and call.run is None:
@@ -167,8 +168,8 @@ class Patch:
             )
         prompt = None
         if call.run is None:
-            known, prompt = call.recalled
-            if known is None or known is not cache:
+            recalled_cache, prompt = call.recalled
+            if recalled_cache is None or recalled_cache is not cache:
                 prompt = recall(cache, embeds.shape[1])
             if prompt is None:
                 call.run, call.is_image = self.vision.find(embeds)
@@ -190,7 +191,7 @@ class Patch:
         call.inside = decode.step(kwargs, prompt, self.family.mrope, None if self.plan is None else self.plan.site)
 
     def _remember(self, module: nn.Module, args: tuple, kwargs: dict, output):
-        """Language model, after: a cache made inside the forward is remembered; its lengths are measured."""
+        """Language model, after: notes the prompt on a cache created inside the forward, and measures its lengths."""
         call = self.thread.call
         if call is None or output is None or not call.begun:
             return
@@ -211,7 +212,7 @@ class Patch:
             prompt.report.cache_lengths = cache_lengths(cache, self.shape.layers)
 
     def _leave(self, module: nn.Module, args: tuple, kwargs: dict, output) -> None:
-        """Inner model, after: the call is over, and its report counts if it came to its end."""
+        """Inner model, after: closes the call; its report counts only if the forward completed."""
         call, outer = self.thread.call, self.thread.outer
         self.thread.call = None
         if call is None or output is None:
@@ -230,12 +231,12 @@ class Patch:
         self.thread.outcome = self.outcome = NO_IMAGE if call.pruned is None else call.pruned.report
 
     def last_outcome(self) -> Report | str:
-        """The report of the last call, or why there is none: of this thread if it made a call, else of any."""
+        """The report of the last call, or why there is none; of this thread if it made a call, else of any thread."""
         return self.thread.outcome or self.outcome
 
     def _hide_positions(self, module: nn.Module, args: tuple, kwargs: dict):
-        """Decoder layers get their rotary embeddings ready-made; raw positions with gaps would only be mistaken for
-        packed sequences by flash attention."""
+        """Hides position ids from the decoder layers, which get their rotary embeddings precomputed: flash attention
+        would mistake positions with gaps for packed sequences."""
         call = self.thread.call
         if call is not None and call.pruned is not None and kwargs.get("position_ids") is not None:
             return args, {**kwargs, "position_ids": None}

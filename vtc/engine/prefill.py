@@ -1,4 +1,4 @@
-"""Prefill: the kept tokens of every prompt gathered into a shorter batch, with masks and positions to match."""
+"""Prefill: gathers the kept tokens of every prompt into a shorter batch, with masks and positions to match."""
 
 from dataclasses import dataclass
 
@@ -13,8 +13,8 @@ from vtc.kernels.transfer import upload
 
 @dataclass
 class Packing:
-    """The kept places of a batch. index [B, K] with filler repeated; valid [B, K] bool or None; lengths [B]: real
-    tokens of each prompt after pruning; ends [B]: one past the column of its last one (both on the host)."""
+    """The kept places of a batch. index [B, K], with a repeated place as filler; valid [B, K] bool or None; lengths
+    [B]: real tokens of each prompt after pruning; ends [B]: one past the column of its last one (both on the host)."""
 
     index: Tensor
     valid: Tensor | None
@@ -28,9 +28,9 @@ class Packing:
 
 
 def pack(batch: Batch, placement: Placement, kept: list[list[Kept]]) -> Packing:
-    """Text and kept visual tokens of each prompt in order, padding re-made: behind the last token as `place` says, the
-    rest before the first (so that the last column stays the last token). Lengths follow from counts, so the host waits
-    for nothing."""
+    """Packs the text and kept visual tokens of each prompt in order and pads again: after the last token as described
+    in `place`, otherwise before the first (so that the last column stays the last token). Lengths follow from counts,
+    so the host never waits for the device."""
     rows, total = batch.is_image.shape
     padded, device = batch.padded, batch.is_image.device
     stays = (~batch.is_image if padded is None else ~batch.is_image & padded).contiguous()
@@ -59,17 +59,17 @@ def pack(batch: Batch, placement: Placement, kept: list[list[Kept]]) -> Packing:
         index = index.gather(1, (column - first.unsqueeze(1)).clamp(min=0).masked_fill(~valid, 0))
     if any(image.ordered for row in kept for image in row):
         # An image's tokens stand in its kept places, but in their own order.
-        own = torch.arange(rows * total, device=device)
+        ordered = torch.arange(rows * total, device=device)
         for where in flat:
-            own[where.sort().values] = where
+            ordered[where.sort().values] = where
         first = torch.arange(rows, device=device).unsqueeze(1) * total
-        index = own[index + first] - first
+        index = ordered[index + first] - first
     return Packing(index, valid, lengths, ends)
 
 
 @dataclass
 class Tokens:
-    """Where the tokens of a batch stand. positions [B, S], or [3 or 4, B, S] with M-RoPE; valid [B, S] bool or None;
+    """The positions of a batch's tokens. positions [B, S], or [3 or 4, B, S] with M-RoPE; valid [B, S] bool or None;
     following [B]: the position of the next token."""
 
     positions: Tensor
@@ -82,16 +82,16 @@ class Tokens:
         return Tokens(self.positions.to(device), valid, self.following.to(device))
 
 
-def apply(kwargs: dict, packing: Packing, given: Tokens, positions: str, places, kept: list[list[Kept]]) -> Tokens:
-    """Rewrites the language model's keyword arguments in place for the kept tokens. given: where they stand before.
+def apply(kwargs: dict, packing: Packing, before: Tokens, positions: str, places, kept: list[list[Kept]]) -> Tokens:
+    """Rewrites the language model's keyword arguments in place for the kept tokens. before: the unpruned positions.
 
-    Departure from the plain gather: with positions="keep" and no cache, an explicit mask of ones goes along, because
-    transformers reads gaps in positions without a mask as packed sequences.
+    Departure from the plain gather: with positions="keep" and no cache, an explicit mask of ones is added, because
+    without a mask transformers takes gaps in positions for packed sequences.
     """
     embeds, index = kwargs["inputs_embeds"], packing.index
     embeds = merged(embeds, places, kept)
     kwargs["inputs_embeds"] = embeds.gather(1, index.unsqueeze(-1).expand(-1, -1, embeds.shape[2]))
-    tokens = move(given, packing.index, packing.valid, positions)
+    tokens = move(before, packing.index, packing.valid, positions)
     kwargs["position_ids"] = tokens.positions
     cache = kwargs.get("past_key_values")
     static = bool(getattr(cache, "is_compileable", False))
@@ -106,7 +106,7 @@ def apply(kwargs: dict, packing: Packing, given: Tokens, positions: str, places,
 def merged(x: Tensor, places, kept: list[list[Kept]]) -> Tensor:
     """x [B, S, D] with merged features written over the kept visual tokens; x itself where nothing merges.
 
-    places: per prompt and image, the columns of x that its offsets mean.
+    places: per prompt and image, the columns of x that its offsets index.
     """
     changed = [
         (b, w, k) for b in range(len(kept)) for w, k in zip(places[b], kept[b], strict=True) if k.features is not None
@@ -119,40 +119,40 @@ def merged(x: Tensor, places, kept: list[list[Kept]]) -> Tensor:
     return x
 
 
-def whole(kwargs: dict, padded: Tensor | None, mrope: bool) -> Tokens:
-    """The positions of the prompt as the language model was given it. padded [B, L] bool: its real tokens, None without
+def unpruned_tokens(kwargs: dict, padded: Tensor | None, mrope: bool) -> Tokens:
+    """The positions of the prompt as passed to the language model. padded [B, L] bool: its real tokens, None without
     padding."""
     batch, length = kwargs["inputs_embeds"].shape[:2]
     device = kwargs["inputs_embeds"].device
-    given = kwargs.get("position_ids")
-    if given is None:
-        given = torch.arange(length, device=device).expand(batch, -1)
-    if given.ndim == 2 and mrope:
-        given = given.unsqueeze(0).expand(3, -1, -1)
-    given = given.expand(*given.shape[:-2], batch, -1).to(device)
-    last = _text(given) if padded is None else _text(given).masked_fill(~padded, -1)
-    return Tokens(given, padded, last.amax(1) + 1)
+    positions = kwargs.get("position_ids")
+    if positions is None:
+        positions = torch.arange(length, device=device).expand(batch, -1)
+    if positions.ndim == 2 and mrope:
+        positions = positions.unsqueeze(0).expand(3, -1, -1)
+    positions = positions.expand(*positions.shape[:-2], batch, -1).to(device)
+    last = _text(positions) if padded is None else _text(positions).masked_fill(~padded, -1)
+    return Tokens(positions, padded, last.amax(1) + 1)
 
 
 def move(tokens: Tokens, index: Tensor, valid: Tensor | None, positions: str) -> Tokens:
-    """The tokens `index` [B, K] of `tokens` with their positions kept, or renumbered from the first one on.
+    """The tokens `index` [B, K] of `tokens` with their positions kept, or renumbered starting at the first one's.
 
     valid [B, K] bool or None: see Packing.
     """
     axes = tokens.positions
-    kept = axes.gather(-1, index.expand(*axes.shape[:-2], -1, -1))
+    kept_positions = axes.gather(-1, index.expand(*axes.shape[:-2], -1, -1))
     rank = _rank(index, valid)
     if positions == "keep":
         if axes.ndim == 3 and axes.shape[0] == 4:
-            # The first of four rows only tells packed sequences apart: it counts tokens, whatever the positions.
-            kept[0] = rank
-        return Tokens(kept, valid, tokens.following)
-    first = _text(kept).masked_fill(rank != 0, torch.iinfo(torch.long).max).amin(1, keepdim=True)
-    new = rank + first  # filler has the number of a token beside it, so the largest is the last real token's
+            # The first of four rows only separates packed sequences: it counts tokens, whatever the positions.
+            kept_positions[0] = rank
+        return Tokens(kept_positions, valid, tokens.following)
+    first = _text(kept_positions).masked_fill(rank != 0, torch.iinfo(torch.long).max).amin(1, keepdim=True)
+    new = rank + first  # filler repeats a token's position, so the largest is the last real token's
     following = new.amax(1) + 1
     if valid is not None:
         new = new.masked_fill(~valid, 0)
-    return Tokens(new.expand_as(kept).clone(), valid, following)
+    return Tokens(new.expand_as(kept_positions).clone(), valid, following)
 
 
 def _text(positions: Tensor) -> Tensor:

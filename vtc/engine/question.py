@@ -1,4 +1,4 @@
-"""The question of a prompt, for methods that choose by it: its words as embeddings, or compared in CLIP's space."""
+"""The question of a prompt, for methods that select by it: as token embeddings, or compared in CLIP's space."""
 
 from collections.abc import Callable
 
@@ -16,7 +16,7 @@ SEGMENT = 77  # tokens of one pass of CLIP's text tower
 
 
 class QuestionReader:
-    """Reads the questions of a batch. Raises ConfigError or UnsupportedError when a strategy needs what was not given.
+    """Reads the questions of a batch. Raises ConfigError or UnsupportedError if something a strategy needs is missing.
 
     processor: has a `tokenizer`, or is one. clip: (CLIPModel, its tokenizer) or None.
     """
@@ -50,8 +50,8 @@ class QuestionReader:
             )
 
     def look(self, signal: Signal, b: int, host: Host):
-        """A signal of the question of prompt b: [m, D], or for TextRelevance and ClipPatches what maps the encoder's
-        features [N, D] to it."""
+        """A signal of the question of prompt b: [m, D], or for TextRelevance and ClipPatches a function from the
+        encoder's features [N, D] to the signal."""
         if isinstance(signal, ClipPatches):
             return self._patches
         if host.ids is None:
@@ -75,8 +75,8 @@ class QuestionReader:
         else:
             words = signal.prefix + self._question(row[stays])
             words = (keywords_of(words) if signal.keywords else words).split()
-            given = self.tokenizer(words, is_split_into_words=True, add_special_tokens=False)["input_ids"]
-            ids = torch.tensor(given or row[stays].tolist(), dtype=torch.long)
+            word_ids = self.tokenizer(words, is_split_into_words=True, add_special_tokens=False)["input_ids"]
+            ids = torch.tensor(word_ids or row[stays].tolist(), dtype=torch.long)
         return table(upload(ids, table.weight.device)).detach()
 
     def _patches(self, features: Tensor) -> Tensor:
@@ -107,8 +107,8 @@ class QuestionReader:
         def relevance(features: Tensor) -> Tensor:
             tower = self.family.tower
             norm = getattr(tower, "vision_model", tower).post_layernorm
-            seen = model.visual_projection(norm(features).to(device, model.visual_projection.weight.dtype))
-            unit, words = (torch.nn.functional.normalize(x.float(), dim=-1) for x in (seen, text))
+            projected = model.visual_projection(norm(features).to(device, model.visual_projection.weight.dtype))
+            unit, words = (torch.nn.functional.normalize(x.float(), dim=-1) for x in (projected, text))
             return (unit @ words.T).mean(1).to(features.device)
 
         return relevance

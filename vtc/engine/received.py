@@ -1,6 +1,6 @@
-"""The attention that every column of a batch receives from chosen rows of it: the last, those after an image, its own.
+"""The attention that each column of a batch receives from chosen query rows: the last, those after an image, its own.
 
-Which rows these are follows from counts known on the host, so only the rows in question are computed.
+Which rows these are follows from counts known on the host, so only those rows are computed.
 """
 
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ from vtc.kernels.transfer import upload
 
 @dataclass
 class Rows:
-    """A batch as one segment holds it. batch, placement: of the unpruned prompts; kept: what is left of each image;
+    """A batch within one segment. batch, placement: of the unpruned prompts; kept: the remaining tokens of each image;
     valid [B, S] bool or None: real columns of the segment; ends [B]: one past the last real column of each prompt."""
 
     batch: Batch
@@ -30,16 +30,16 @@ class Rows:
 
     @property
     def width(self) -> int:
-        """Columns."""
+        """Number of columns."""
         return self.segment.width
 
     def text_after(self, b: int, ordinal: int) -> int:
-        """Text tokens after the last token of an image."""
+        """Number of text tokens after the last token of an image."""
         return int(self.batch.host.stays(b)[self.placement.bounds[b][ordinal][1] + 1 :].sum())
 
     def after(self, b: int, ordinal: int) -> int:
-        """The first column after an image. Before any drop it is where the prompt has it, holes in the mask or not;
-        later, padding is at the ends only, and it is counted from the end back."""
+        """The first column after an image. Before any drop it is the same as in the prompt, even if the mask has holes;
+        later, padding is only at the ends, and the column is found by counting back from the end."""
         if self.segment.whole:
             return self.placement.bounds[b][ordinal][1] + 1
         return self.ends[b] - self.text_after(b, ordinal) - sum(self.left(b, ordinal)[1:])
@@ -59,7 +59,7 @@ class Rows:
         return visual if self.valid is None else visual & self.valid[b]
 
     def left(self, b: int, ordinal: int) -> list[int]:
-        """Tokens left of an image and of each one after it in the prompt."""
+        """Number of tokens left of an image and of each later image of the prompt."""
         return [len(kept.offsets) for kept in self.kept[b][ordinal:]]
 
 
@@ -74,12 +74,12 @@ def received(
 ) -> Tensor:
     """Mean over heads and chosen queries of the causal attention that each column receives [B, S] float32.
 
-    query [B, H, S, e], key [B, Hkv, S, e]. queries: see `DecoderAttention`; ordinal: the image of each prompt that is
-    meant; raters [B, S] bool: its raters. A prompt without such an image gets zeros.
+    query [B, H, S, e], key [B, Hkv, S, e]. queries: see `DecoderAttention`; ordinal: which image of each
+    prompt; raters [B, S] bool: its raters. A prompt without such an image gets zeros.
     """
-    having = [b for b, kept in enumerate(rows.kept) if ordinal < len(kept)]
+    prompts = [b for b, kept in enumerate(rows.kept) if ordinal < len(kept)]
     ends, device = rows.ends, query.device
-    tails = {b: rows.text_after(b, ordinal) for b in having}
+    tails = {b: rows.text_after(b, ordinal) for b in prompts}
     if queries == "last" or queries in ("after", "raters") and not any(tails.values()):
         last = upload(torch.tensor(ends), device).unsqueeze(1) - 1
         picked = query.gather(2, last[:, None, :, None].expand(-1, query.shape[1], -1, query.shape[3]))
@@ -88,14 +88,14 @@ def received(
     column = torch.arange(rows.width, device=device)
     text = ~rows.batch.is_image.to(device).gather(1, rows.segment.index.to(device))
     first, stop = rows.width, 0
-    for b in having:
+    for b in prompts:
         after, (head, tail) = rows.after(b, ordinal), rows.placement.bounds[b][ordinal]
         if queries == "image":
             inner = tail - head + 1 - len(rows.placement.places[b][ordinal])
-            start, end, wanted = after - rows.left(b, ordinal)[0] - inner, after, ~text[b]
+            start, end, eligible = after - rows.left(b, ordinal)[0] - inner, after, ~text[b]
         else:
-            start, end, wanted = (after, ends[b], text[b]) if tails[b] else (ends[b] - 1, ends[b], column >= 0)
-        chosen[b] = wanted & (column >= start) & (column < end)
+            start, end, eligible = (after, ends[b], text[b]) if tails[b] else (ends[b] - 1, ends[b], column >= 0)
+        chosen[b] = eligible & (column >= start) & (column < end)
         first, stop = min(first, start), max(stop, end)
     if queries == "raters":
         chosen &= raters.to(device)
@@ -144,8 +144,8 @@ def unturned(
 
 
 def information(query: Tensor, key: Tensor, scale: float | None, rows: Rows, ordinal: int) -> Tensor:
-    """What the text after an image tells by its attention, as `TextInformation` has it: [B, 2] float64. One head at a
-    time, so that there are never more numbers than text tokens times keys."""
+    """The information in the attention of the text after an image, see `TextInformation`: [B, 2] float64. Computed one
+    head at a time, so that memory never exceeds text tokens times keys."""
     heads, group = query.shape[1], query.shape[1] // key.shape[1]
     out = torch.zeros(len(rows.kept), 2, dtype=torch.float64, device=query.device)
     for b, kept in enumerate(rows.kept):
@@ -157,7 +157,7 @@ def information(query: Tensor, key: Tensor, scale: float | None, rows: Rows, ord
         mask = None if rows.valid is None else rows.valid[b : b + 1]
         for h in range(heads):
             q, k = query[b : b + 1, h : h + 1, text], key[b : b + 1, h // group : h // group + 1]
-            found = attention_rows(q, k, scale=scale, key_mask=mask, causal_positions=text)[0]
-            out[b, 0] += mutual_information(found[:, columns])
+            attention = attention_rows(q, k, scale=scale, key_mask=mask, causal_positions=text)[0]
+            out[b, 0] += mutual_information(attention[:, columns])
         out[b, 1] = len(text)
     return out

@@ -1,4 +1,4 @@
-"""The report of one prefill, and the check that it did what was asked."""
+"""The report of one prefill, and the check that it dropped what was requested."""
 
 import torch
 
@@ -17,8 +17,8 @@ KEEPS_ALL = "keep=1.0 leaves the model alone"
 
 
 class Reporter:
-    """Reports of one patch. notes: what holds for all of them; stage, inside: those at the projector and inside the
-    encoder that leave something out; front: the last of these before the language model, None without one."""
+    """Writes the reports of one patch. notes: notes common to all of them; stage, inside: the stages at the projector
+    and inside the encoder, if they drop anything; front: the last of these before the language model, or None."""
 
     def __init__(self, family, strategy: StrategyConfig, allocation: Allocation, shape: LanguageShape):
         self.name, self.strategy, self.allocation, self.shape = family.name, strategy, allocation, shape
@@ -35,23 +35,23 @@ class Reporter:
 
     def report(
         self, requests: list[list[int]], tokens: list[int], kept: list[Kept], before: list[int], after: list[int],
-        run: VisionRun, left: list[Kept] | None = None,
+        run: VisionRun, encoder_kept: list[Kept] | None = None,
     ) -> Report:  # fmt: skip
-        """requests: per prompt, indices of its images. tokens, kept: of each image; left: the tokens that the encoder
-        left of each, if there is a stage inside it. before, after: real tokens of each prompt. Raises PatchError where
-        a budget left something to drop and nothing was dropped."""
+        """requests: per prompt, indices of its images. tokens, kept: of each image; encoder_kept: what the
+        stage inside the encoder kept of each, None without one. before, after: real tokens of each prompt. Raises
+        PatchError where the budget required a drop and nothing was dropped."""
         images = []
-        for b, mine in enumerate(requests):
-            for j, i in enumerate(mine):
-                image, seen = ImageReport(b, j, tokens[i], len(kept[i].offsets), self.shape.layers), tokens[i]
-                if left is not None:
-                    found, name, layer = left[i], self.inside.method, run.inside.plan.cuts[-1].layer
-                    steps = found.offsets, found.flows, "encoder"
-                    image.steps.append(StepReport(name, layer, seen, len(found.offsets), *steps))
-                    seen = len(found.offsets)
+        for b, prompt_images in enumerate(requests):
+            for j, i in enumerate(prompt_images):
+                image, remaining = ImageReport(b, j, tokens[i], len(kept[i].offsets), self.shape.layers), tokens[i]
+                if encoder_kept is not None:
+                    image_kept, name, layer = encoder_kept[i], self.inside.method, run.inside.plan.cuts[-1].layer
+                    steps = image_kept.offsets, image_kept.flows, "encoder"
+                    image.steps.append(StepReport(name, layer, remaining, len(image_kept.offsets), *steps))
+                    remaining = len(image_kept.offsets)
                 if self.stage is not None:
                     steps = kept[i].offsets, kept[i].flows
-                    image.steps.append(StepReport(self.stage.method, None, seen, image.entered, *steps))
+                    image.steps.append(StepReport(self.stage.method, None, remaining, image.entered, *steps))
                 images.append(image)
         notes = list(self.notes)
         if any(map(self.allocation.relaxed, tokens)):
@@ -76,27 +76,27 @@ def _check_dropped(images: list[ImageReport], budget: Budget) -> None:
 
 
 def _missed(images: list[ImageReport], budget: Budget, prompts: int) -> list[str]:
-    """A note where a budget in tokens is not the number that reached the language model."""
+    """A note if the number of tokens that reached the language model differs from a budget in tokens."""
     if not isinstance(budget.keep, int):
         return []
     if budget.scope == "per_request":
         shared = [[image for image in images if image.prompt == b] for b in range(prompts)]
-        parts = [(f"prompt {b}", mine) for b, mine in enumerate(shared)]
+        parts = [(f"prompt {b}", group) for b, group in enumerate(shared)]
     else:
         parts = [(f"image {image.image} of prompt {image.prompt}", [image]) for image in images]
-    found = []
-    for name, mine in parts:
-        asked = min(budget.keep, sum(image.before for image in mine))
-        kept = sum(image.entered for image in mine)
-        if kept != asked:
-            found.append(f"{name} kept {kept}")
-    if not found:
+    misses = []
+    for name, group in parts:
+        target = min(budget.keep, sum(image.before for image in group))
+        kept = sum(image.entered for image in group)
+        if kept != target:
+            misses.append(f"{name} kept {kept}")
+    if not misses:
         return []
-    more = f" and {len(found) - 3} more" if len(found) > 3 else ""
-    return [f"{budget.keep} tokens asked at the projector, but {', '.join(found[:3])}{more}"]
+    more = f" and {len(misses) - 3} more" if len(misses) > 3 else ""
+    return [f"{budget.keep} tokens asked at the projector, but {', '.join(misses[:3])}{more}"]
 
 
 def cache_lengths(cache: object, layers: int) -> list:
-    """Each layer's length; a static cache's counter is copied, not read, so nothing waits for the device."""
-    found = [cache.get_seq_length(layer) for layer in range(layers)]
-    return [length.clone() if isinstance(length, torch.Tensor) else length for length in found]
+    """The cache length of each layer; a static cache's counter is copied on the device, so the host does not wait."""
+    lengths = [cache.get_seq_length(layer) for layer in range(layers)]
+    return [length.clone() if isinstance(length, torch.Tensor) else length for length in lengths]

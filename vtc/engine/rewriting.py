@@ -1,6 +1,6 @@
-"""Rows of attention that a stage changes: computed again beside the model's own backend, some at a time.
+"""Attention rows that a stage changes: recomputed in chunks, next to the model's own attention backend.
 
-The backend's output stays in every row and head that the stage leaves as it was.
+The backend's output stays in every row and head that the stage does not change.
 """
 
 from dataclasses import dataclass
@@ -12,26 +12,26 @@ from torch import Tensor
 from vtc.core.errors import UnsupportedError
 
 ENTRIES = 1 << 22
-"""The most numbers of an attention matrix that exist at once (a single row of all heads may be more)."""
+"""Most entries of an attention matrix in memory at once (a single row of all heads may have more)."""
 
 
 @dataclass
 class Marks:
-    """What a layer holds of a prompt [B, K] bool: tokens that the stage marked, and visual ones."""
+    """Of a prompt's tokens in one layer [B, K] bool: those that the stage marked, and the visual ones."""
 
     marked: Tensor
     visual: Tensor
 
     def over(self, columns: int, device: torch.device) -> tuple[Tensor, Tensor]:
-        """Both over the prompt and what was written since [B, columns]."""
+        """Both, padded with False for the tokens decoded since the prompt [B, columns]."""
         more = columns - self.marked.shape[1]
         return F.pad(self.marked.to(device), (0, more)), F.pad(self.visual.to(device), (0, more))
 
 
 @dataclass
 class Attended:
-    """One attention call. query [B, H, S, e]; key, value [B, Hkv, N, e]; mask, options: as the backend got them; ends:
-    the column of the last query + 1. Raises UnsupportedError where the rows cannot be computed again."""
+    """One attention call. query [B, H, S, e]; key, value [B, Hkv, N, e]; mask, options: as passed to the backend; ends:
+    the column of the last query + 1. Raises UnsupportedError where the rows cannot be recomputed."""
 
     query: Tensor
     key: Tensor
@@ -42,8 +42,8 @@ class Attended:
 
     def __post_init__(self):
         backend, mask = str(self.options["backend"]), self.mask
-        known = backend in ("sdpa", "eager") or "flash" in backend
-        if not known or mask is not None and not (isinstance(mask, Tensor) and mask.ndim in (2, 4)):
+        supported = backend in ("sdpa", "eager") or "flash" in backend
+        if not supported or mask is not None and not (isinstance(mask, Tensor) and mask.ndim in (2, 4)):
             raise UnsupportedError(
                 f"rows of attention cannot be changed beside {backend!r}; possible: sdpa, eager, or flash attention"
             )
@@ -59,8 +59,8 @@ class Attended:
         self.width = self.ends if isinstance(mask, Tensor) and mask.ndim == 2 else self.key.shape[2]
         self.key, self.value = self.key[:, :, : self.width], self.value[:, :, : self.width]
 
-    def seen(self, b: slice, rows: Tensor) -> Tensor:
-        """What is added to the logits of rows [Q] (query numbers) of prompts `b`: [b or 1, 1 or H, Q, N]."""
+    def additive_mask(self, b: slice, rows: Tensor) -> Tensor:
+        """The additive mask on the logits of rows [Q] (query numbers) of prompts `b`: [b or 1, 1 or H, Q, N]."""
         if isinstance(self.mask, Tensor) and self.mask.ndim == 4:
             mask = (self.mask if self.mask.shape[0] == 1 else self.mask[b])[:, :, rows, : self.width]
             if mask.dtype != torch.bool:
@@ -77,7 +77,7 @@ class Attended:
 
     @property
     def scores(self) -> torch.dtype:
-        """Of softmax and sums: float32 at least."""
+        """The dtype of softmax and sums: at least float32."""
         return torch.promote_types(self.query.dtype, torch.float32)
 
     def attention(self, b: slice, rows: Tensor) -> Tensor:
@@ -86,36 +86,37 @@ class Attended:
         groups = key.shape[1]
         query = query.unflatten(1, (groups, -1)).flatten(2, 3)
         logits = (query @ key.transpose(2, 3)).unflatten(2, (-1, len(rows))).flatten(1, 2)
-        return (logits * self.scale + self.seen(b, rows)).softmax(-1)
+        return (logits * self.scale + self.additive_mask(b, rows)).softmax(-1)
 
     def outputs(self, b: slice, attention: Tensor) -> Tensor:
-        """What rows of attention [b, H, Q, N] read from the values: [b, Q, H, e]."""
+        """The output [b, Q, H, e] of attention rows [b, H, Q, N]: attention times values."""
         value = self.value[b].to(attention.dtype)
         grouped = attention.unflatten(1, (value.shape[1], -1)).flatten(2, 3)
         return (grouped @ value).unflatten(2, (-1, attention.shape[2])).flatten(1, 2).transpose(1, 2)
 
     def rows_at_once(self, prompts: int) -> int:
-        """Rows of some prompts that may be computed together; at least 1."""
+        """How many rows of this many prompts may be computed together; at least 1."""
         return max(1, ENTRIES // (prompts * self.query.shape[1] * self.width))
 
 
 def rewrite(stage, call: Attended, marks: Marks, rows: list[Tensor], out: tuple) -> tuple[tuple, Tensor]:
-    """`out` ([B, S, H, e], weights or None) with the rows that the stage changes replaced, and how many these are [B].
+    """`out` ([B, S, H, e], weights or None) with the rows that the stage changes replaced, and their number [B].
 
-    rows: of each prompt, the queries (numbers in S) that may be changed. The same tensor for all: they go together.
+    rows: of each prompt, the queries (indices in S) that may be changed. If all prompts share one tensor, they are
+    computed together.
     """
     result, weights = out[0].clone(), None if out[1] is None else out[1].clone()
     marked, visual = marks.over(call.width, call.query.device)
-    together = len(rows) > 1 and all(one is rows[0] for one in rows)
+    together = len(rows) > 1 and all(queries is rows[0] for queries in rows)
     prompts = [slice(None)] if together else [slice(b, b + 1) for b in range(len(rows))]
     counts = torch.zeros(len(rows), dtype=torch.long, device=call.query.device)
     for b, chosen in zip(prompts, rows, strict=False):
-        for some in chosen.split(call.rows_at_once(len(rows) if together else 1)):
-            attention, changed = stage.change(call.attention(b, some), marked[b], visual[b])
+        for chunk in chosen.split(call.rows_at_once(len(rows) if together else 1)):
+            attention, changed = stage.change(call.attention(b, chunk), marked[b], visual[b])
             new = call.outputs(b, attention).to(result.dtype)
-            result[b, some] = torch.where(changed.transpose(1, 2).unsqueeze(-1), new, result[b, some])
+            result[b, chunk] = torch.where(changed.transpose(1, 2).unsqueeze(-1), new, result[b, chunk])
             counts[b] += changed.sum((1, 2))
             if weights is not None:
-                own = weights[b][:, :, some, : call.width]
-                weights[b, :, some, : call.width] = torch.where(changed.unsqueeze(-1), attention.to(own.dtype), own)
+                old = weights[b][:, :, chunk, : call.width]
+                weights[b, :, chunk, : call.width] = torch.where(changed.unsqueeze(-1), attention.to(old.dtype), old)
     return (result, weights, *out[2:]), counts

@@ -1,4 +1,4 @@
-"""Running a stage on the images of one prefill: units with equal shapes go through it together."""
+"""Running a stage on the images of one prefill: units with equal shapes are batched."""
 
 from collections import defaultdict
 from collections.abc import Callable, Sequence
@@ -16,11 +16,11 @@ from vtc.kernels.transfer import upload
 
 @dataclass(frozen=True)
 class Unit:
-    """What competes for one quota: a tile, or all that is left of an image.
+    """The tokens that compete for one quota: a tile, or all remaining tokens of an image.
 
-    image, tile: where it is (tile None = all). offsets [n]: places in the image's run, in the order of the sequence.
-    ordinal: its place in the prompt. count: tokens to keep. plain: it is all of an image in order, so that offsets are
-    0..n-1. tiles: see Context.
+    image, tile: which image and tile (tile None = all). offsets [n]: places in the image's run of tokens, in sequence
+    order. ordinal: its place in the prompt. count: tokens to keep. plain: it is a whole image in order, so that offsets
+    are 0..n-1. tiles: see Context.
     """
 
     image: int
@@ -33,15 +33,15 @@ class Unit:
     tiles: tuple[Extent, ...] = ()
 
     def of(self, x: Tensor) -> Tensor:
-        """Its rows of x [tokens of the image, ...] -> [n, ...]."""
+        """The unit's rows of x [tokens of the image, ...] -> [n, ...]."""
         return x if self.plain else x[upload(self.offsets, x.device)]
 
 
 @dataclass
 class Kept:
-    """What stays of one image. offsets [k]: places in the image's run, in the order of the sequence; features [k, D]
-    where merged; ordered: the offsets may not ascend; flows: of the units that merged, in the step that just took
-    place; score [k]: see Selection."""
+    """The kept tokens of one image. offsets [k]: places in the image's run of tokens, in sequence order; features
+    [k, D] if merged; ordered: the offsets may not ascend; flows: of the units merged in the last step; score [k]: see
+    Selection."""
 
     offsets: Tensor
     features: Tensor | None = None
@@ -54,11 +54,11 @@ def units_of(
     budget: Budget, requests: list[list[int]], layouts: list[ImageLayout], left: list[Left] | None = None
 ) -> list[Unit]:
     """The units of each prompt with their quotas. requests: per prompt, indices into `layouts`. left: what the encoder
-    left of each image, if tokens were dropped inside it; the quotas are of the whole images all the same."""
-    whole, layouts = layouts, layouts if left is None else [cut(*each) for each in zip(layouts, left, strict=True)]
+    left of each image, if tokens were dropped inside it; quotas still refer to the whole images."""
+    unpruned, layouts = layouts, layouts if left is None else [cut(*pair) for pair in zip(layouts, left, strict=True)]
     units = []
     for images in requests:
-        sizes = [[t.tokens for t in whole[i].tiles] for i in images]
+        sizes = [[t.tokens for t in unpruned[i].tiles] for i in images]
         ordinal = 0
         for i, counts in zip(images, budget.quotas(sizes), strict=True):
             tiles = layouts[i].tiles
@@ -79,7 +79,7 @@ def units_of(
 
 
 def cut(layout: ImageLayout, left: Left) -> ImageLayout:
-    """The layout of the tokens that are left of an image."""
+    """The layout of the remaining tokens of an image."""
     tiles = [
         replace(t, offsets=t.offsets.to(p.device)[p], patches=t.patches.to(p.device)[p], grid=None)
         for t, p in zip(layout.tiles, left.positions, strict=True)
@@ -96,20 +96,20 @@ def choose(
     device: torch.device,
     step: int = 0,
 ) -> dict[int, Kept]:
-    """What stays of each image that has units.
+    """The kept tokens of each image that has units.
 
-    select: the stage. look: one signal of one unit [n, ...]. merged: the features [K, D] of a merging Selection of one
-    unit. device: where the language model's input is. step: see Context.
+    select: the stage. look: gives one signal of one unit [n, ...]. merged: gives the features [K, D] of a merging
+    Selection of one unit. device: the device of the language model's input. step: see Context.
     """
     groups: dict[tuple, list[tuple[Unit, list[Tensor]]]] = defaultdict(list)
     for unit in units:
-        seen = [look(signal, unit) for signal in needs]
-        shapes = tuple(x.shape for x in seen)
-        groups[len(unit.offsets), unit.count, unit.grid, unit.tiles, shapes].append((unit, seen))
+        values = [look(signal, unit) for signal in needs]
+        shapes = tuple(x.shape for x in values)
+        groups[len(unit.offsets), unit.count, unit.grid, unit.tiles, shapes].append((unit, values))
     selected: list[tuple[list[Unit], Selection]] = []
-    for (tokens, count, grid, tiles, _), found in groups.items():
-        members = [unit for unit, _ in found]
-        stacked = [torch.stack(rows) for rows in zip(*(seen for _, seen in found), strict=True)]
+    for (tokens, count, grid, tiles, _), entries in groups.items():
+        members = [unit for unit, _ in entries]
+        stacked = [torch.stack(rows) for rows in zip(*(values for _, values in entries), strict=True)]
         signals = dict(zip(needs, stacked, strict=True))
         ordinals = tuple(unit.ordinal for unit in members)
         selection = select(Context(tokens, count, grid, ordinals, device, signals, step, tiles)).check(tokens)
@@ -118,13 +118,13 @@ def choose(
     for (members, selection), lengths in zip(selected, lengths_of([s for _, s in selected]), strict=True):
         for b, (unit, length) in enumerate(zip(members, lengths, strict=True)):
             chosen[unit.image].append(_kept(selection, b, length, unit, merged, device))
-    return {image: _join(found) for image, found in chosen.items()}
+    return {image: _join(parts) for image, parts in chosen.items()}
 
 
 def lengths_of(selections: list[Selection]) -> list[list[int]]:
-    """How many tokens each unit of each selection keeps. Where that depends on the picture (adaptive methods) the host
-    waits for the device, once, unless `valid` is on the host."""
-    found = [
+    """How many tokens each unit of each selection keeps. If that depends on the image (adaptive methods), the host
+    waits for the device once, unless `valid` is on the host."""
+    lengths = [
         [s.keep.shape[1]] * len(s.keep) if s.valid is None or s.valid.device.type != "cpu" else s.valid.sum(1).tolist()
         for s in selections
     ]
@@ -132,8 +132,8 @@ def lengths_of(selections: list[Selection]) -> list[list[int]]:
     if adaptive:
         read = iter(torch.cat([selections[i].valid.sum(1) for i in adaptive]).tolist())
         for i in adaptive:
-            found[i] = [next(read) for _ in found[i]]
-    return found
+            lengths[i] = [next(read) for _ in lengths[i]]
+    return lengths
 
 
 def _kept(selection: Selection, b: int, length: int, unit: Unit, merged: Callable, device: torch.device) -> Kept:

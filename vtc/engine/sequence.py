@@ -1,8 +1,8 @@
-"""The tokens of one run of the vision encoder: which are left, where they stand, and what they hold.
+"""The tokens of one run of the vision encoder: which are left, where they are, and how many original ones each holds.
 
-Two orders are kept apart. In the hidden states the tokens of a unit always ascend by their place in the unpruned
-sequence (so that windows and images stay contiguous). A stage sees them in its own order, which starts as the same and
-changes where a Selection has an `order`.
+There are two orders. In the hidden states the tokens of a unit always ascend by their place in the unpruned sequence
+(so that windows and images stay contiguous). A stage sees them in its own order, which is the same at first and changes
+where a Selection has an `order`.
 """
 
 import functools
@@ -19,12 +19,12 @@ from vtc.kernels.augment import augmented
 
 @dataclass
 class Group:
-    """Units with equally many tokens [B, n] and one schedule, in the order in which a stage sees them.
+    """Units with the same number of tokens [B, n] and the same schedule, in the order in which a stage sees them.
 
-    units: their numbers. counts: what each step leaves. place: of each token in the unpruned sequence of its unit (of
-    merged tokens, that of the one that the others flowed into). at: where it is among the tokens of all units. into
-    [B, N]: the token that each original one flowed into, -1 if it was dropped. size: original tokens in each, None
-    before any merge; carry: see Selection.
+    units: their indices. counts: tokens left after each step. place: each token's place in the unpruned sequence of its
+    unit (of merged tokens, the place of the merge target). at: its index among the tokens of all units. into [B, N]:
+    the token that each original one was merged into, -1 if it was dropped. size: original tokens in each, None before
+    any merge; carry: see Selection.
     """
 
     units: list[int]
@@ -38,11 +38,11 @@ class Group:
 
     @property
     def width(self) -> int:
-        """Tokens that are left in each unit."""
+        """Number of tokens left in each unit."""
         return self.place.shape[1]
 
     def sizes(self) -> Tensor:
-        """How many original tokens each holds [B, n] float32."""
+        """Number of original tokens in each token [B, n] float32."""
         return torch.ones_like(self.place, dtype=torch.float32) if self.size is None else self.size
 
     def after(self, selection: Selection, rows: list[int], length: int) -> tuple["Group", Tensor]:
@@ -73,14 +73,14 @@ class Group:
             return selection.sizes[row, :length].to(target.device, torch.float32)
         if selection.merge is None:
             return None if self.size is None else self.size[row].gather(1, selection.keep[row, :length])
-        mine = self.sizes()[row].masked_fill(target < 0, 0)
-        return mine.new_zeros(len(row), length).scatter_add_(1, target.clamp(min=0), mine)
+        sizes = self.sizes()[row].masked_fill(target < 0, 0)
+        return sizes.new_zeros(len(row), length).scatter_add_(1, target.clamp(min=0), sizes)
 
 
 @dataclass
 class Moved:
-    """Between two sequences. new, old [M]: where the tokens that are left are among all, in each; width, total: tokens
-    of a crop and of all units in the old one, filler included."""
+    """The mapping between two sequences. new, old [M]: the index of each remaining token among all tokens, in either;
+    width, total: tokens of a crop and of all units in the old one, filler included."""
 
     new: Tensor
     old: Tensor
@@ -89,9 +89,9 @@ class Moved:
 
 
 class Sequence:
-    """totals: tokens of each unit; schedules: what each step leaves of each. lead: rows of [CLS] before those of a
-    crop; packed: units one after another in [S, D], else side by side in [C, n, D], shorter ones filled up at their
-    end; cell: rows of a token."""
+    """totals: tokens of each unit; schedules: tokens of each left after each step. lead: [CLS] rows before those of a
+    crop; packed: units are concatenated in [S, D], else stacked in [C, n, D] with filler at the end of shorter ones;
+    cell: rows per token."""
 
     def __init__(self, totals: list[int], schedules: list[tuple[int, ...]], lead: int, packed: bool, cell: int):
         self.totals, self.lead, self.packed, self.cell = totals, lead, packed, cell
@@ -104,10 +104,10 @@ class Sequence:
         for (n, counts), units in kinds.items():
             place = torch.arange(n).expand(len(units), -1)
             self.groups.append(Group(units, counts, place, place + self._starts()[units].unsqueeze(1), place))
-        self._made: dict[object, object] = {}
+        self._cached: dict[object, object] = {}
 
     def to(self, device: torch.device) -> None:
-        """Brings what is known of the tokens to a device."""
+        """Moves the bookkeeping tensors to a device."""
         for group in self.groups:
             if group.at.device != device:
                 for name in ("place", "at", "into", "size", "carry"):
@@ -115,12 +115,12 @@ class Sequence:
                     setattr(group, name, None if x is None else x.to(device))
 
     def _starts(self) -> Tensor:
-        """Where the tokens of each unit begin among those of all."""
+        """The start of each unit among the tokens of all units."""
         lengths = self.lengths if self.packed else [self.width] * len(self.totals)
         return torch.tensor([0, *lengths[:-1]]).cumsum(0)
 
     def flat(self, hidden: Tensor) -> Tensor:
-        """The tokens [T, D] (cells: [T, rows * D]) of hidden states, [CLS] left out."""
+        """The tokens [T, D] (cells: [T, rows * D]) of hidden states, without [CLS]."""
         self.to(hidden.device)
         if self.packed:
             return hidden.reshape(-1, self.cell * hidden.shape[-1])
@@ -134,18 +134,18 @@ class Sequence:
         return torch.cat([hidden[:, : self.lead], rows], 1) if self.lead else rows
 
     def rows(self, parts: list[Tensor]) -> Tensor:
-        """What `reduce` gave for the attention calls of one layer, as one row per token [T, ...]; a cell has the mean
-        of its patches."""
+        """The results of `reduce` for the attention calls of one layer, as one row per token [T, ...]; a cell gets the
+        mean of its patches."""
         if not self.packed:
             return torch.cat(parts).flatten(0, 1)
-        found = torch.cat(parts, 1)[0]
-        return found if self.cell == 1 else found.unflatten(0, (-1, self.cell)).mean(1)
+        values = torch.cat(parts, 1)[0]
+        return values if self.cell == 1 else values.unflatten(0, (-1, self.cell)).mean(1)
 
     def reduce(
         self, family, signal: Signal, query: Tensor, key: Tensor, value: Tensor | None, scale: float | None, cu_seqlens,
         bias: Tensor | None,
     ) -> Tensor:  # fmt: skip
-        """`Family.reduce` with the bias on the keys that the attention itself has; filler gets 0."""
+        """`Family.reduce` with the same bias on the keys as in the attention itself; filler gets 0."""
         if bias is not None and not isinstance(signal, EncoderKeys):
             scale = query.shape[-1] ** -0.5 if scale is None else scale
             kind = torch.promote_types(query.dtype, torch.float32)
@@ -154,18 +154,18 @@ class Sequence:
             biased = query, key
         if self.packed or self.same:
             return family.reduce(signal, *biased, scale, cu_seqlens, value)
-        found = []
+        rows = []
         for unit, n in enumerate(self.lengths):
             q, k, v = (x[unit : unit + 1, :, : self.lead + n] for x in (*biased, value))
             row = family.reduce(signal, q, k, scale, None, v)[0]
-            found.append(torch.cat([row, row.new_zeros(self.width - n, *row.shape[1:])]))
-        return torch.stack(found)
+            rows.append(torch.cat([row, row.new_zeros(self.width - n, *row.shape[1:])]))
+        return torch.stack(rows)
 
     def advance(
         self, flat: Tensor, chosen: list[tuple[Group, Selection]], lengths: list[list[int]]
     ) -> tuple[Moved, Tensor]:
-        """Takes the selections of some groups (and per unit how many slots count) for all tokens `flat` [T, D]; gives
-        the new ones [T', D], filler zero."""
+        """Applies the selections of some groups (and, per unit, the number of slots used) to all tokens `flat` [T, D];
+        returns the new ones [T', D], with zeros as filler."""
         groups = []
         selected = {id(group): (selection, n) for (group, selection), n in zip(chosen, lengths, strict=True)}
         before = self.width, self._tokens()
@@ -178,13 +178,13 @@ class Sequence:
             for length in dict.fromkeys(counts):
                 rows = [i for i, n in enumerate(counts) if n == length]
                 new, slots = group.after(selection, rows, length)
-                old = group.at[rows].gather(1, new.at).gather(1, slots)  # `at` holds the kept indices until now
-                mine = features[rows][:, :length]
-                groups.append((new, old, mine.gather(1, slots.unsqueeze(-1).expand(-1, -1, mine.shape[2]))))
+                old = group.at[rows].gather(1, new.at).gather(1, slots)  # `new.at` still holds the kept indices
+                kept = features[rows][:, :length]
+                groups.append((new, old, kept.gather(1, slots.unsqueeze(-1).expand(-1, -1, kept.shape[2]))))
         for group, _, _ in groups:
             for unit in group.units:
                 self.lengths[unit] = group.width
-        self.width, self.groups, self._made = max(self.lengths), [group for group, _, _ in groups], {}
+        self.width, self.groups, self._cached = max(self.lengths), [group for group, _, _ in groups], {}
         self.same = len(set(self.lengths)) == 1
         starts = self._starts()
         for group, _, _ in groups:
@@ -203,7 +203,7 @@ class Sequence:
         return at if self.packed else at + (at // width + 1) * self.lead
 
     def write_back(self, hidden: Tensor, short: Tensor, moved: Moved) -> None:
-        """Writes the tokens of the new sequence over those that they are made of, in place."""
+        """Writes the tokens of the new sequence over the tokens they were merged from, in place."""
         wide = self.cell * hidden.shape[-1]
         rows = short.reshape(-1, wide)[self._with_lead(moved.new, self.width)]
         if self.packed:
@@ -212,7 +212,7 @@ class Sequence:
             hidden.index_put_((moved.old // moved.width, moved.old % moved.width + self.lead), rows)
 
     def longer(self, short: Tensor, moved: Moved) -> Tensor:
-        """The new sequence on the rows of the old one, zero elsewhere."""
+        """Scatters the new sequence to the rows of the old one, zero elsewhere."""
         wide = self.cell * short.shape[-1]
         rows = short.reshape(-1, wide)[self._with_lead(moved.new, self.width)]
         return self.joined(short, rows.new_zeros(moved.total, wide).index_copy(0, moved.old, rows))
@@ -224,16 +224,16 @@ class Sequence:
         return self.joined(hidden, rows.new_zeros(self._tokens(), wide).index_copy(0, moved.new, rows))
 
     def _tokens(self) -> int:
-        """Tokens of all units, filler included."""
+        """Number of tokens of all units, filler included."""
         return sum(self.lengths) if self.packed else self.width * len(self.totals)
 
     def bias(self, proportional: bool, key: Tensor) -> Tensor | None:
-        """What is added to the logits of keys like `key`: [C, lead + n], or [1, S] of a packed encoder, float32
-        (float64 for float64); None for nothing."""
+        """The bias on the logits of keys like `key`: [C, lead + n], or [1, S] for a packed encoder, float32 (float64
+        for float64); None if there is none."""
         sizes = proportional and any(group.size is not None for group in self.groups)
         if not sizes and (self.packed or self.same):
             return None
-        if "bias" not in self._made:
+        if "bias" not in self._cached:
             kind, device = torch.promote_types(key.dtype, torch.float32), self.groups[0].at.device
             row = torch.full((self._tokens(),), -torch.inf, dtype=kind, device=device)
             for group in self.groups:
@@ -244,48 +244,48 @@ class Sequence:
             else:
                 row = row.view(len(self.totals), -1)
                 row = torch.cat([row.new_zeros(len(row), self.lead), row], 1)
-            self._made["bias"] = row
-        return self._made["bias"].to(key.device)
+            self._cached["bias"] = row
+        return self._cached["bias"].to(key.device)
 
     def places(self) -> tuple[Tensor, Tensor]:
-        """Of every token that is left, filler left out, where it is among those of all units now and before anything
-        was dropped [M]."""
-        if "places" not in self._made:
+        """The index of every remaining token (without filler) among those of all units, now and before any drop: two
+        [M]."""
+        if "places" not in self._cached:
             at = torch.cat([group.at.flatten() for group in self.groups])
             starts = torch.tensor([0, *self.totals[:-1]]).cumsum(0)
             first = [group.place + starts[group.units].to(at.device).unsqueeze(1) for group in self.groups]
-            self._made["places"] = at, torch.cat([x.flatten() for x in first])
-        return self._made["places"]
+            self._cached["places"] = at, torch.cat([x.flatten() for x in first])
+        return self._cached["places"]
 
     def of_places(self, x: Tensor) -> Tensor:
-        """Rows [S', e] of x [S, e], which belongs to the unpruned patches of a packed encoder."""
-        if ("rows", id(x)) not in self._made:
+        """The remaining rows [S', e] of x [S, e], which has a row for each unpruned patch of a packed encoder."""
+        if ("rows", id(x)) not in self._cached:
             at, place = self.places()
             order = place.gather(0, at.argsort()).to(x.device)
             rows = x.reshape(-1, self.cell * x.shape[-1])[order].view(-1, x.shape[-1])
-            self._made["rows", id(x)] = x, rows
-        return self._made["rows", id(x)][1]
+            self._cached["rows", id(x)] = x, rows
+        return self._cached["rows", id(x)][1]
 
     def bounds(self, cu_seqlens: Tensor) -> Tensor:
-        """Bounds of packed sequences for what is left: as many as survive before the old bound; empty sequences go."""
+        """Bounds of packed sequences after pruning: tokens left before each old bound; empty ones are removed."""
         if self.lengths == self.totals:
             return cu_seqlens
-        if ("bounds", id(cu_seqlens)) not in self._made:
+        if ("bounds", id(cu_seqlens)) not in self._cached:
             _, place = self.places()
-            there = torch.zeros(sum(self.totals) + 1, dtype=torch.long, device=place.device)
-            there[place + 1] = 1
-            new = there.cumsum(0)[cu_seqlens.to(place.device) // self.cell] * self.cell
+            survives = torch.zeros(sum(self.totals) + 1, dtype=torch.long, device=place.device)
+            survives[place + 1] = 1
+            new = survives.cumsum(0)[cu_seqlens.to(place.device) // self.cell] * self.cell
             new = new.unique_consecutive().to(cu_seqlens.device, cu_seqlens.dtype)
-            self._made["bounds", id(cu_seqlens)] = cu_seqlens, new
-        return self._made["bounds", id(cu_seqlens)][1]
+            self._cached["bounds", id(cu_seqlens)] = cu_seqlens, new
+        return self._cached["bounds", id(cu_seqlens)][1]
 
     def spread(self, x: Tensor) -> Tensor:
-        """x with a row for each token that is left (a cell: one row, or one for each of its patches), on the places of
-        all tokens, zero elsewhere: [C, n, ...] -> [C, N, ...], or [T, ...] -> [all, ...] of a packed encoder."""
+        """Scatters x, one row per remaining token (a cell: one row, or one for each of its patches), to the places of
+        all tokens, zero elsewhere: [C, n, ...] -> [C, N, ...], or [T, ...] -> [all, ...] for a packed encoder."""
         return self.spreader()(x)
 
     def spreader(self) -> Callable[[Tensor], Tensor]:
-        """`spread` as it is now, whatever is dropped later."""
+        """`spread` with the current places, unaffected by later drops."""
         places = None if self.lengths == self.totals else (*self.places(), self._tokens())
         return functools.partial(self._spread, places)
 
@@ -294,7 +294,7 @@ class Sequence:
             return x
         at, place, tokens = places
         at, place = at.to(x.device), place.to(x.device)
-        rest = x.shape[1:] if self.packed else x.shape[2:]
+        trailing = x.shape[1:] if self.packed else x.shape[2:]
         rows = x.reshape(tokens, -1)[at]
         out = rows.new_zeros(sum(self.totals), rows.shape[1]).index_copy(0, place, rows)
-        return out.view(-1, *rest) if self.packed else out.view(x.shape[0], -1, *rest)
+        return out.view(-1, *trailing) if self.packed else out.view(x.shape[0], -1, *trailing)

@@ -1,4 +1,4 @@
-"""What must be remembered: of the call in progress (per thread), and of a pruned prompt (on its cache object)."""
+"""State kept between hooks: of the call in progress (per thread), and of a pruned prompt (on its cache object)."""
 
 import threading
 from dataclasses import dataclass, field
@@ -17,11 +17,11 @@ _NOTE = "_vtc_pruned"
 
 @dataclass
 class Segment:
-    """The prompt as the decoder layers from `first` on hold it. B rows; K places, filler included.
+    """The prompt as held by the decoder layers from `first` on. B rows; K places, filler included.
 
     index [B, K]: places of the unpruned prompt; valid [B, K] bool or None (no filler); shift [B]: how far positions
-    are behind the unpruned ones (compact) or None. whole: nothing was dropped yet, the caller's bookkeeping holds.
-    grown: the mask over it and what was decoded since.
+    are behind the unpruned ones (compact) or None. whole: nothing was dropped yet, so the caller's bookkeeping holds.
+    grown: the mask over it and over the tokens decoded since.
     """
 
     first: int
@@ -33,17 +33,17 @@ class Segment:
 
     @property
     def width(self) -> int:
-        """Columns."""
+        """Number of columns."""
         return self.index.shape[1]
 
 
 @dataclass
 class PrunedPrompt:
-    """A prompt after pruning: its segments by rising first layer; the first begins at layer 0.
+    """A prompt after pruning: its segments, ascending by first layer; the first begins at layer 0.
 
     length: of the unpruned prompt; seen: unpruned tokens so far, decode included; next_position [B]: the unpruned
     position that follows the prompt; report: of the prefill; patch: the number of the patch whose layer hooks its
-    segments need; marks: of each layer whose attention is changed, what was found at prefill.
+    segments need; marks: the tokens marked at prefill, by layer whose attention is changed.
     """
 
     segments: list[Segment]
@@ -56,11 +56,11 @@ class PrunedPrompt:
 
     @property
     def dropped(self) -> int:
-        """Columns by which the prompt is shorter at the first layer."""
+        """Number of columns dropped before the first layer."""
         return self.length - self.segments[0].width
 
     def cut(self, x: Tensor, filler: object) -> Tensor:
-        """x [B, length] at the places kept to the end -> [B, K], with `filler` where nothing was kept."""
+        """x [B, length] at the places that reach the last layer -> [B, K], with `filler` at padding."""
         last = self.segments[-1]
         out = x.gather(1, last.index.to(x.device))
         return out if last.valid is None else out.masked_fill(~last.valid.to(x.device), filler)
@@ -68,11 +68,11 @@ class PrunedPrompt:
 
 @dataclass
 class Call:
-    """One forward of the inner model, or of the language model alone. images: it was given some; run: what its vision
-    encoder saw; pruned: the prompt that was pruned in it, or whose cache it continues; is_image [B, L] bool: the image
-    placeholders where ids cannot tell; ids [B, L]: of the prompt, None for embeddings; inside: what its decoder layers
-    are to be given, if they are not to be left alone; started: the encoder or the language model ran; begun: the
-    language model was entered; recalled: its cache and what is noted on it."""
+    """One forward of the inner model, or of the language model alone. images: it has image inputs; run: its run of the
+    vision encoder; pruned: the prompt that was pruned in it, or whose cache it continues; is_image [B, L] bool: the
+    image placeholders if there are no ids; ids [B, L]: of the prompt, None for embeddings; inside: adapts the inputs of
+    the decoder layers, None if they need no change; started: the encoder or the language model ran; begun: the language
+    model was entered; alone: only the language model was called; recalled: its cache and the prompt noted on it."""
 
     images: bool = False
     run: VisionRun | None = None
@@ -86,15 +86,15 @@ class Call:
     recalled: tuple = (None, None)
 
     def over(self) -> None:
-        """Its frame is gone. Lets go of everything, unless another hook replaced its arguments before it started."""
+        """Called when its frame is freed: releases everything, unless a hook replaced its arguments before it ran."""
         if self.started:
             self.__init__(started=True, begun=True)
 
 
 @dataclass
 class OuterCall:
-    """One forward of the whole model. images: it was given some; labels [B, L]: kept back; from_end: its caller counts
-    logits from the last column back; entered: the inner model ran; pruned: the prompt that was pruned in it."""
+    """One forward of the whole model. images: it has image inputs; labels [B, L]: held back; from_end: its caller
+    counts logits back from the last column; entered: the inner model ran; pruned: the prompt that was pruned in it."""
 
     images: bool = False
     labels: Tensor | None = None
@@ -109,8 +109,8 @@ class OuterCall:
 
 
 class ThreadState(threading.local):
-    """Per thread: the forwards in progress, the encoder run being recorded, the last one whose features were not used
-    yet, and the outcome of the last call: its report, or why it has none (None before the first)."""
+    """Per thread: the forwards in progress, the encoder run being recorded, the last run whose features were not used
+    yet, and the outcome of the last call: its report, or why it has none (None before the first call)."""
 
     call: Call | None = None
     outer: OuterCall | None = None
@@ -120,8 +120,8 @@ class ThreadState(threading.local):
 
 
 def remember(cache: object, prompt: PrunedPrompt | None) -> None:
-    """Notes on the cache object what it holds (None: nothing pruned). It lives and is copied with the cache, so
-    generations, models and threads do not meet."""
+    """Stores the pruned prompt on the cache object (None: nothing pruned). It lives and is copied with the cache, so
+    generations, models and threads do not interfere."""
     if prompt is None:
         vars(cache).pop(_NOTE, None)
     else:
@@ -129,9 +129,9 @@ def remember(cache: object, prompt: PrunedPrompt | None) -> None:
 
 
 def recall(cache: object, new_tokens: int) -> PrunedPrompt | None:
-    """What `cache` holds before `new_tokens` are added; None for an unpruned, empty or reused-and-reset cache.
+    """The pruned prompt in `cache` before `new_tokens` are added; None for an unpruned, empty or reset cache.
 
-    Raises PatchError when the cache has another length than what was put into it.
+    Raises PatchError when the length of the cache is not what was put into it.
     """
     prompt = getattr(cache, _NOTE, None)
     if prompt is None:
@@ -154,6 +154,6 @@ def recall(cache: object, new_tokens: int) -> PrunedPrompt | None:
 
 
 def _counts_by_content(cache: object) -> bool:
-    """Whether a static cache tells its length by the keys of its first prompt that are not zero, as older versions of
-    transformers do: padding, whose embeddings are zero, is then left out."""
+    """Whether a static cache derives its length from the non-zero keys of its first prompt, as in older versions of
+    transformers: padding, whose embeddings are zero, is then not counted."""
     return bool(getattr(cache, "is_compileable", False)) and not hasattr(cache.layers[0], "cumulative_length")

@@ -1,7 +1,7 @@
-"""A stage inside the encoder and what is around it: its hooks, and the way of its survivors to the images' tokens.
+"""A stage inside the encoder: its hooks, and the mapping of its remaining tokens to those of the images.
 
-From the projector's output on every image has all its tokens again, with zeros where they are gone, so that the model's
-own splitting, unpadding and counting of placeholders stay as they are; which of them are real is known here.
+From the projector's output on, every image has all its tokens again, with zeros for dropped ones, so that the model's
+own splitting, unpadding and counting of placeholders work unchanged; which tokens are real is recorded here.
 """
 
 import functools
@@ -22,7 +22,7 @@ from vtc.kernels.transfer import upload
 
 
 def put_inside(plan: EncoderPlan, work: Patchwork, thread: ThreadState) -> set[int]:
-    """Hooks for the steps of a plan; gives the layers whose attention has to be observed."""
+    """Installs hooks for the steps of a plan; returns the layers whose attention has to be observed."""
     site, first = plan.site, plan.cuts[0].layer
 
     def running() -> EncoderRun | None:
@@ -87,7 +87,7 @@ def _on_all_places(run: EncoderRun, output: Tensor) -> Tensor:
 
 
 def spread_captured(signal: object, captured: list, spread: Callable[[Tensor], Tensor], inside: EncoderRun) -> list:
-    """What was recorded of one signal after tokens were dropped, on the places of all tokens."""
+    """The values of one signal recorded after tokens were dropped, scattered to the places of all tokens."""
     sequence, final = inside.sequence, inside.final
     if signal != Unprojected():
         return [spread(torch.cat(captured, 1)[0]).unsqueeze(0)] if sequence.packed else list(map(spread, captured))
@@ -95,17 +95,17 @@ def spread_captured(signal: object, captured: list, spread: Callable[[Tensor], T
         return [spread(torch.cat(captured))]
     lead, width = sequence.lead, sequence.lead + sequence.width
 
-    def whole(state: Tensor | None) -> Tensor | None:
+    def restored(state: Tensor | None) -> Tensor | None:
         state = state if final is None or state is None else final
         if state is None or state.shape[1] != width:
             return state
         return torch.cat([state[:, :lead], spread(state[:, lead:])], 1)
 
-    return [tuple(map(whole, states)) for states in captured]
+    return [tuple(map(restored, states)) for states in captured]
 
 
 def finish(family, run: VisionRun, arguments: dict) -> None:
-    """Notes what is left of each image, and takes it from the signals. arguments: of `get_image_features`."""
+    """Notes the remaining tokens of each image, and cuts the signals to them. arguments: of `get_image_features`."""
     inside = run.inside
     if not inside.finished:
         raise PatchError(
@@ -135,19 +135,19 @@ def finish(family, run: VisionRun, arguments: dict) -> None:
         run.left.append(Left(positions, tuple(flows)))
     for signal, images in run.signals.items():
         run.signals[signal] = [
-            [_rows(*each) for each in zip(found, image.tiles, left.positions, strict=True)]
-            for found, image, left in zip(images, run.images, run.left, strict=True)
+            [_rows(*tile_values) for tile_values in zip(tiles, image.tiles, left.positions, strict=True)]
+            for tiles, image, left in zip(images, run.images, run.left, strict=True)
         ]
 
 
 def _positions(place: Tensor, index: Tensor | None, partly: bool) -> Tensor:
-    """Indices of the survivors at `place` [k] within a tile, ascending. index: of each place, -1 for one that the tile
-    lacks; partly: there are such, so that how many survive has to be read."""
-    found = place if index is None else index[place]
+    """Indices within a tile of the remaining tokens at `place` [k], ascending. index: of each place, -1 for one outside
+    the tile; partly: there may be such places, so the number of remaining tokens has to be read from the device."""
+    positions = place if index is None else index[place]
     if partly:
-        found = found.cpu()
-        found = found[found >= 0]
-    return found.sort().values
+        positions = positions.cpu()
+        positions = positions[positions >= 0]
+    return positions.sort().values
 
 
 def _rows(x: Tensor, tile: Tile, positions: Tensor) -> Tensor:
@@ -157,11 +157,11 @@ def _rows(x: Tensor, tile: Tile, positions: Tensor) -> Tensor:
 
 
 def left_of(run: VisionRun, source: list[int], device: torch.device) -> list[Kept] | None:
-    """What the encoder left of the images `source` of its run, as places in their runs of tokens; None without a stage
-    inside it."""
+    """The tokens of the images `source` of a run that the encoder kept, as places in their runs of tokens; None without
+    a stage inside the encoder."""
     if run.left is None:
         return None
-    found = []
+    kept = []
     for image in source:
         left = run.left[image]
         parts = [
@@ -169,5 +169,5 @@ def left_of(run: VisionRun, source: list[int], device: torch.device) -> list[Kep
             for tile, positions in zip(run.images[image].tiles, left.positions, strict=True)
         ]
         offsets = parts[0] if len(parts) == 1 else torch.cat(parts).sort().values
-        found.append(Kept(offsets, flows=left.flows))
-    return found
+        kept.append(Kept(offsets, flows=left.flows))
+    return kept

@@ -1,4 +1,4 @@
-"""The encoder's side of a patch: signals recorded while it runs, and the stage at the projector."""
+"""The encoder side of a patch: signals recorded while it runs, and the stage at the projector."""
 
 import functools
 import inspect
@@ -37,11 +37,11 @@ from vtc.kernels.entropy import grey_entropy
 from vtc.kernels.transfer import upload
 
 RUN = "_vtc_run"
-ENCODED = Unprojected, EncoderFeatures, TextRelevance, ClipPatches  # made of what the projector receives
+ENCODED = Unprojected, EncoderFeatures, TextRelevance, ClipPatches  # computed from the projector's input
 
 
 class Vision:
-    """Runs the stage inside the encoder, and records what the stage at the projector asks for. signals: of the latter;
+    """Runs the stage inside the encoder, and records the signals of the stage at the projector. signals: of the latter,
     empty without one. plan: of the former."""
 
     def __init__(self, family, signals: tuple[Signal, ...], thread: ThreadState, plan: EncoderPlan | None = None):
@@ -68,15 +68,15 @@ class Vision:
         inside, bias, reduce = run.inside, None, self.family.reduce
         cut = inside is not None and inside.sequence.lengths != inside.sequence.totals
         if not cut and cu_seqlens is not None and run.bounds is not None and len(cu_seqlens) == len(run.bounds):
-            cu_seqlens = run.bounds  # the same, unless there are windows; on the host, where nothing waits for it
+            cu_seqlens = run.bounds  # the same values (unless there are windows), without a wait for the device
         if inside is not None:
             bias = inside.bias(key, cu_seqlens)
             inside.observe(layer, query, key, value, scale, cu_seqlens, bias)
             reduce = functools.partial(inside.sequence.reduce, self.family, bias=bias)
         for signal in self.observed:
             if signal.layer == layer:
-                found = reduce(signal, query, key, scale=scale, cu_seqlens=cu_seqlens, value=value)
-                run.captured.setdefault(signal, []).append(found)
+                values = reduce(signal, query, key, scale=scale, cu_seqlens=cu_seqlens, value=value)
+                run.captured.setdefault(signal, []).append(values)
                 if cut:
                     run.places[signal] = inside.sequence.spreader()
         run.observe_seconds += clock.now() - start
@@ -90,16 +90,16 @@ class Vision:
                 run.places[Unprojected()] = run.inside.sequence.spreader()
 
     def _recording(self, original: Callable) -> Callable:
-        """`get_image_features`, with the run's signals and layout attached to what it returns (generate() may call it
-        before the forward, and passes its output on)."""
+        """`get_image_features`, with the run's signals and layout attached to its output (generate() may call it before
+        the forward, and passes its output on)."""
         signature = inspect.signature(original)
 
         @functools.wraps(original)
         def get_image_features(*args, **kwargs):
             arguments, family = dict(signature.bind(*args, **kwargs).arguments), self.family
-            if family.sizes is not None:  # read before the encoder is queued, so that nothing is waited for
+            if family.sizes is not None:  # read before the encoder is queued, so that there is nothing to wait for
                 if arguments.get(family.sizes) is None:
-                    return original(*args, **kwargs)  # which says what is missing
+                    return original(*args, **kwargs)  # it reports what is missing
                 arguments[family.sizes] = torch.as_tensor(arguments[family.sizes]).cpu()
             images, bounds = family.image_layouts(arguments), family.packed_bounds(arguments)
             call = None if self.thread.call is None or self.thread.call.begun else self.thread.call
@@ -120,9 +120,9 @@ class Vision:
                 run.signals[signal] = family.pixel_scores(arguments, images, functools.partial(_entropy, signal))
             if run.inside is not None:
                 finish(family, run, arguments)
-            expected, found = [i.tokens for i in run.images], [len(f) for f in output.pooler_output]
-            if expected != found:
-                raise PatchError(f"the {family.name} encoder gave {found} tokens per image, {expected} were expected")
+            expected, counts = [i.tokens for i in run.images], [len(f) for f in output.pooler_output]
+            if expected != counts:
+                raise PatchError(f"the {family.name} encoder gave {counts} tokens per image, {expected} were expected")
             setattr(output, RUN, run)
             if call is not None:
                 call.run = run
@@ -133,25 +133,25 @@ class Vision:
         return get_image_features
 
     def run_of(self, output: object) -> VisionRun | None:
-        """The run that gave this output; also where its attribute was lost on the way, as with accelerate's hooks,
-        which rebuild what they send to a device: then the features tell."""
+        """The run that produced this output. If its attribute was lost (accelerate's hooks rebuild what they send to a
+        device), the run is recognised by its features."""
         run, (pending, features) = getattr(output, RUN, None), self.thread.pending
         self.thread.pending = None, ()
         if run is None and pending is not None:
-            given = getattr(output, "pooler_output", ())
-            if [len(f) for f in given] == [len(f) for f in features] and all(
-                torch.equal(a.to(b.device), b) for a, b in zip(features, given, strict=True)
+            returned = getattr(output, "pooler_output", ())
+            if [len(f) for f in returned] == [len(f) for f in features] and all(
+                torch.equal(a.to(b.device), b) for a, b in zip(features, returned, strict=True)
             ):
                 return pending
         return run
 
     def find(self, embeds: Tensor) -> tuple[VisionRun | None, Tensor | None]:
-        """The last run of the encoder, if its features were not used yet and stand in embeds [B, L, D], and where
-        [B, L] bool: for callers that put them there themselves. Reads the device."""
+        """The last run of the encoder, if its features were not used yet and occur in embeds [B, L, D], and where they
+        do [B, L] bool: for callers that inserted them themselves. Reads from the device."""
         (run, features), self.thread.pending = self.thread.pending, (None, ())
         if run is None or not len(features):
             return None, None
-        found = torch.zeros(embeds.shape[:2], dtype=torch.bool, device=embeds.device)
+        is_image = torch.zeros(embeds.shape[:2], dtype=torch.bool, device=embeds.device)
         for image in features:
             image = image.to(embeds.device, embeds.dtype)
             places = [
@@ -162,14 +162,14 @@ class Vision:
             if not places:
                 return None, None
             for b, where in places:
-                found[b, where] = True
-        return run, found
+                is_image[b, where] = True
+        return run, is_image
 
     def on_run(self, signal: EncoderAttention, run: VisionRun, image: int) -> Tensor:
-        """A signal for stages inside the language model, of one image of `run`, on its run of tokens."""
-        layout, found = run.images[image], run.signals[encoder_signal(signal, self.family.encoder)][image]
-        out = found[0].new_zeros(layout.tokens)
-        for tile, values in zip(layout.tiles, found, strict=True):
+        """A signal for stages inside the language model: one value for each token of one image of `run`."""
+        layout, tile_values = run.images[image], run.signals[encoder_signal(signal, self.family.encoder)][image]
+        out = tile_values[0].new_zeros(layout.tokens)
+        for tile, values in zip(layout.tiles, tile_values, strict=True):
             out[upload(tile.offsets, out.device)] = values
         return out
 
@@ -179,7 +179,7 @@ class Vision:
 
 
 def encoder_signal(signal: EncoderAttention, encoder: Encoder) -> ClsAttention | AttentionColumns:
-    """What is recorded of an encoder for it."""
+    """The encoder signal that is recorded for a stage inside the language model."""
     layer = encoder.layer(signal.encoder_layer, "layer")
     return ClsAttention(layer) if encoder.has_cls else AttentionColumns(layer)
 
@@ -189,7 +189,7 @@ def _entropy(signal: PatchEntropy, pixels: Tensor) -> Tensor:
 
 
 def sort_signals(family, run: VisionRun, arguments: dict) -> None:
-    """Sorts what was captured of a run to its images and tiles. arguments: of the model's `get_image_features`."""
+    """Sorts the captured signals of a run by image and tile. arguments: of the model's `get_image_features`."""
     for signal, captured in run.captured.items():
         if signal in run.places:
             captured = spread_captured(signal, captured, run.places[signal], run.inside)
@@ -210,17 +210,17 @@ def select_images(
     device: torch.device,
     project: Callable[[Tensor], Tensor] | None = None,
 ) -> list[Kept]:
-    """What a stage leaves of each image of the prompts. budget: of the stage, see `vtc.config.allocation`.
+    """The tokens that a stage keeps of each image of the prompts. budget: of the stage, see `vtc.config.allocation`.
 
-    requests: per prompt, indices of its images in prompt order (0..M-1 over all). source [M]: the image of `run`
-    that each is (beams repeat images). features: gives an image's embeddings [tokens, D]; asked only by stages
-    that look at or merge them. text: gives a signal of a prompt's question. device: where the language model's
-    input is. project: the projector, if it is not the family's own.
+    requests: per prompt, indices of its images in prompt order (0..M-1 over all). source [M]: the index of each in
+    `run` (beams repeat images). features: gives an image's embeddings [tokens, D]; called only for stages that use
+    or merge them. text: gives a signal of a prompt's question. device: the device of the language model's input.
+    project: the projector, if it is not the family's own.
     """
     layouts, encoder = [run.images[s] for s in source], family.encoder
     prompt = {image: b for b, images in enumerate(requests) for image in images}
 
-    def seen(signal: Signal, unit: Unit) -> Tensor:
+    def recorded(signal: Signal, unit: Unit) -> Tensor:
         tiles = run.signals[signal][source[unit.image]]
         return torch.cat(tiles) if unit.tile is None and len(tiles) > 1 else tiles[unit.tile or 0]
 
@@ -240,13 +240,13 @@ def select_images(
             return text(signal, prompt[unit.image])(encoded(unit))
         if signal not in run.signals:
             raise PatchError(f"the signal {signal} was not seen; the vision encoder did not run its observed layer")
-        return seen(signal, unit)
+        return recorded(signal, unit)
 
-    def merged(unit: Unit, mine: Selection) -> Tensor:
-        if mine.merge.unprojected:
-            tokens = seen(Unprojected(), unit).unsqueeze(0)
-            return (project or family.project)(mine.apply_features(tokens)[0])
-        return mine.apply_features(unit.of(features(unit.image)).unsqueeze(0))[0]
+    def merged(unit: Unit, selection: Selection) -> Tensor:
+        if selection.merge.unprojected:
+            tokens = recorded(Unprojected(), unit).unsqueeze(0)
+            return (project or family.project)(selection.apply_features(tokens)[0])
+        return selection.apply_features(unit.of(features(unit.image)).unsqueeze(0))[0]
 
     needs = [signal for signal in stage.stage.needs(encoder) if not isinstance(signal, Unprojected)]
     left = None if run.left is None else [run.left[s] for s in source]

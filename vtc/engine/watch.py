@@ -1,4 +1,4 @@
-"""What the stages inside the language model get to see: signals measured while layers run, or asked for ahead."""
+"""The signals of stages inside the language model: measured while layers run, or computed ahead of a layer."""
 
 import torch
 from torch import Tensor
@@ -31,16 +31,16 @@ RATERS = "raters"
 
 
 class Needs:
-    """Which layers the drops of a plan want to be watched, from the signals of each.
+    """Which layers have to be watched for the drops of a plan, given the signals of each drop.
 
-    modules: layers whose modules are measured. attention: layers whose attention reveals its queries and keys.
-    running: signals that are taken from it while it runs. raters: some are of the attention of raters. scores: some are
-    those that the stage at the projector gave. held: layers whose keys and values are held until the next drop, since
-    the signals are about what each image has left then.
+    modules: layers whose modules are measured. attention: layers whose attention exposes its queries and keys.
+    running: signals that are computed while the attention runs. raters: whether any signal is the attention of raters.
+    scores: whether any signal is the scores of the stage at the projector. held: layers whose keys and values are held
+    until the next drop, because the signals cover the tokens that each image has left then.
     """
 
     def __init__(self, needs: list[tuple[Signal, ...]]):
-        signals = dict.fromkeys(signal for some in needs for signal in some)
+        signals = dict.fromkeys(signal for drop_signals in needs for signal in drop_signals)
         norms = [KeyNorms(s.layer) for s in signals if isinstance(s, TextPivots)]
         signals = list(dict.fromkeys([*signals, *norms]))
         self.modules = sorted({s.layer for s in signals if isinstance(s, Transition)})
@@ -58,7 +58,7 @@ class Needs:
 
 
 class Watch:
-    """The signals of one prefill. seen: what was measured of every column [B, S], carried through the drops."""
+    """The signals of one prefill. seen: the values measured for every column [B, S], carried through the drops."""
 
     def __init__(self, needs: Needs, site, images: int):
         self.needs, self.site, self.images = needs, site, images
@@ -67,12 +67,12 @@ class Watch:
         self.probing, self.probed, self.final, self.hidden = False, None, None, None
 
     def enter(self, embeds: Tensor, rows: Rows, columns: list[list[Tensor]]) -> None:
-        """Looks at what enters the language model [B, S, D]. columns: of each prompt's images."""
+        """Computes the signals of the language model's input [B, S, D]. columns: of each prompt's images."""
         if self.needs.scores:
             scores = embeds.new_zeros(embeds.shape[:2], dtype=torch.promote_types(embeds.dtype, torch.float32))
             for b, images in enumerate(columns):
-                for mine, kept in zip(images, rows.kept[b], strict=True):
-                    scores[b, mine] = kept.score.to(scores)
+                for image_columns, kept in zip(images, rows.kept[b], strict=True):
+                    scores[b, image_columns] = kept.score.to(scores)
             self.seen[Importance()] = scores
         if not self.needs.raters:
             return
@@ -86,20 +86,20 @@ class Watch:
             self.seen[RATERS, ordinal] = chosen
 
     def measure(self, layer: int, x: Tensor, y: Tensor, valid: Tensor | None) -> None:
-        """Adds one module's share to the transition signal of a layer."""
-        found, signal = transition_variation(x, y, valid), Transition(layer)
-        self.seen[signal] = found if signal not in self.seen else self.seen[signal] + found
+        """Adds one module's contribution to the transition signal of a layer."""
+        variation, signal = transition_variation(x, y, valid), Transition(layer)
+        self.seen[signal] = variation if signal not in self.seen else self.seen[signal] + variation
 
     def attention(
         self, layer: int, query: Tensor, key: Tensor, scale: float | None, rows: Rows, value: Tensor | None = None,
         turns: tuple[Tensor, Tensor] | None = None,
     ) -> None:  # fmt: skip
-        """Takes queries and keys of a layer that was asked for them ahead (and stops it), or reduces the attention of
-        a running layer to the signals that read it."""
+        """Takes the queries and keys of a layer that is probed ahead (and stops it), or reduces the attention of a
+        running layer to the signals computed from it."""
         if self.probing:
             self.probed = query, key, scale
             raise Stop
-        key = key[:, :, : query.shape[2]]  # a static cache gives its whole buffer
+        key = key[:, :, : query.shape[2]]  # a static cache returns its whole buffer
         if layer in self.needs.held:
             value = value[:, :, : query.shape[2]]
             every, last = torch.arange(len(query)), [end - 1 for end in rows.ends]
@@ -127,7 +127,7 @@ class Watch:
                 self.seen[signal, ordinal] = received(query, key, scale, rows, queries, ordinal, chosen)
 
     def look_ahead(self, needs: tuple[Signal, ...], layer: int, hidden: Tensor, rotary) -> None:
-        """What these signals need to know of a layer before it runs on hidden [B, S, D]."""
+        """Computes what these signals need from a layer before it runs on hidden [B, S, D]."""
         self.probed = self.final = None
         self.hidden = hidden
         if any(map(_ahead, needs)):
@@ -149,7 +149,7 @@ class Watch:
         if isinstance(signal, TextPivots):
             return self.final[b, self._pivots(signal, b, ordinal, rows)]
         if isinstance(signal, (ImageAttention, ValueNorms)) and signal.layer in self.held:
-            return self._held(signal, b, columns)
+            return self._from_held(signal, b, columns)
         key = signal if isinstance(signal, (Transition, KeyNorms, Importance)) else (signal, ordinal)
         if isinstance(signal, DecoderAttention) and signal.ahead and key not in self.seen:
             chosen = self.seen.get((RATERS, ordinal))
@@ -158,10 +158,10 @@ class Watch:
             raise PatchError(f"the signal {signal} was not seen; the decoder layer that it reads did not run")
         if isinstance(signal, TextInformation):
             return self._information(signal, ordinal)[b]
-        found = self.seen[key][b].to(columns.device)
+        values = self.seen[key][b].to(columns.device)
         if isinstance(signal, TextToVisual):
-            return found.masked_fill(~rows.visual(b), 0).sum()
-        return found[columns]
+            return values.masked_fill(~rows.visual(b), 0).sum()
+        return values[columns]
 
     def _information(self, signal: TextInformation, ordinal: int) -> Tensor:
         """[B, 2], on the host if the signal is to be read; all images' at once."""
@@ -170,15 +170,15 @@ class Watch:
             self.seen.update({(signal, image): own for image, own in enumerate(every)})
         return self.seen[signal, ordinal]
 
-    def _held(self, signal: ImageAttention | ValueNorms, b: int, columns: Tensor) -> Tensor:
+    def _from_held(self, signal: ImageAttention | ValueNorms, b: int, columns: Tensor) -> Tensor:
         """A signal [n] of the columns of one image of prompt b, from the keys and values of a layer."""
-        query, own, key, value = self.held[signal.layer]
+        last_query, last_value, key, value = self.held[signal.layer]
         columns = columns.to(value.device)
         if isinstance(signal, ValueNorms):
-            mine = value[b][:, columns]
-            return mine.mean(0, dtype=torch.promote_types(mine.dtype, torch.float32)).abs().sum(-1)
-        rows, others = (own, value) if signal.values else (query, key)
-        return attention_rows(rows[b : b + 1, :, None], others[b : b + 1, :, columns])[0, 0]
+            image_values = value[b][:, columns]
+            return image_values.mean(0, dtype=torch.promote_types(image_values.dtype, torch.float32)).abs().sum(-1)
+        rows, targets = (last_value, value) if signal.values else (last_query, key)
+        return attention_rows(rows[b : b + 1, :, None], targets[b : b + 1, :, columns])[0, 0]
 
     def _pivots(self, signal: TextPivots, b: int, ordinal: int, rows: Rows) -> Tensor:
         """Columns of the text tokens after an image with the longest keys, longest first."""
@@ -188,16 +188,16 @@ class Watch:
         return columns[best[norms[best].sort(descending=True, stable=True).indices]]
 
     def gather(self, local: Tensor) -> None:
-        """Carries what was measured to the columns `local` [B, K] that are left. What was asked ahead was asked of the
-        tokens that were there then, and is forgotten."""
-        kept = {key: x for key, x in self.seen.items() if not (isinstance(key, tuple) and _ahead(key[0]))}
-        fixed = {key: x for key, x in kept.items() if isinstance(key, tuple) and isinstance(key[0], TextInformation)}
-        self.seen = {key: x.to(local.device).gather(1, local) for key, x in kept.items() if key not in fixed} | fixed
+        """Gathers the measured values at the remaining columns `local` [B, K]. What was computed ahead refers to the
+        tokens before the drop, and is discarded."""
+        carried = {key: x for key, x in self.seen.items() if not (isinstance(key, tuple) and _ahead(key[0]))}
+        fixed = {key: x for key, x in carried.items() if isinstance(key, tuple) and isinstance(key[0], TextInformation)}
+        self.seen = {key: x.to(local.device).gather(1, local) for key, x in carried.items() if key not in fixed} | fixed
         self.probed = self.final = self.hidden = None
-        for layer, (query, own, *rest) in self.held.items():
+        for layer, (last_query, last_value, *key_value) in self.held.items():
             index = local[:, None, :, None]
-            rest = [x.gather(2, index.to(x.device).expand(-1, x.shape[1], -1, x.shape[3])) for x in rest]
-            self.held[layer] = query, own, *rest
+            key_value = [x.gather(2, index.to(x.device).expand(-1, x.shape[1], -1, x.shape[3])) for x in key_value]
+            self.held[layer] = last_query, last_value, *key_value
 
 
 def _ahead(signal: Signal) -> bool:

@@ -1,6 +1,6 @@
-"""How much a patch resembles its neighbours on the raster, in features and in place.
+"""How similar a patch is to its neighbours on the raster, in features and position.
 
-Source: VisionTrim (ICLR 2026, arXiv 2601.22674), a part of its paper that its released code leaves out.
+Source: VisionTrim (ICLR 2026, arXiv 2601.22674), a part of the paper that the released code does not use.
 """
 
 import torch
@@ -15,8 +15,8 @@ def local_importance(features: Tensor, grid: tuple[int, int]) -> Tensor:
 
     features [N, D] on a raster of grid = (rows, columns). The affinity of two patches is minus their squared distance
     over the variance of all entries of `features`, minus half the same of their (row, column); that of a patch is the
-    sum over the block (itself included), divided by 9. Neighbours beyond the edge count as 0, so that patches at the
-    edge look better, as in the paper's code. float32, or float64 for float64 features.
+    sum over the block (itself included), divided by 9. Neighbours beyond the edge count as 0, which favours patches at
+    the edge, as in the paper's code. float32, or float64 for float64 features.
     """
     rows, columns = grid
     x = features.to(torch.promote_types(features.dtype, torch.float32)).view(rows, columns, -1)
@@ -25,14 +25,14 @@ def local_importance(features: Tensor, grid: tuple[int, int]) -> Tensor:
     total = x.new_zeros(rows, columns)
     for down in (-1, 0, 1):
         for right in (-1, 0, 1):
-            here = slice(max(0, -down), rows - max(0, down)), slice(max(0, -right), columns - max(0, right))
-            there = slice(max(0, down), rows - max(0, -down)), slice(max(0, right), columns - max(0, -right))
-            apart = (x[here] - x[there]).square().sum(-1) / (FEATURES * spread)
-            total[here] -= apart + SHARE * (down**2 + right**2) / (PLACES * wide)
+            centre = slice(max(0, -down), rows - max(0, down)), slice(max(0, -right), columns - max(0, right))
+            neighbour = slice(max(0, down), rows - max(0, -down)), slice(max(0, right), columns - max(0, -right))
+            distance = (x[centre] - x[neighbour]).square().sum(-1) / (FEATURES * spread)
+            total[centre] -= distance + SHARE * (down**2 + right**2) / (PLACES * wide)
     return (total / 9).flatten().softmax(0)
 
 
 def _variance(x: Tensor) -> Tensor:
-    """Of all entries, unbiased; 1 where they are all equal and no distance is left to be divided."""
+    """Unbiased variance of all entries; 1 if they are all equal, since all distances are 0 then."""
     variance = x.var() if x.numel() > 1 else x.new_zeros(())
     return variance.where(variance > 0, 1)

@@ -1,7 +1,7 @@
-"""Cosines to a few anchors, and sets that grow away from them: each anchor in turn takes what is least like it.
+"""Cosines to a few anchors, and sets of dissimilar tokens: each anchor in turn selects those least similar to it.
 
 Source: DART (arXiv 2502.11494). Cosines are sums of products token by token, not a matrix product, so equal tokens have
-equal cosines wherever they stand and whatever else is in the batch.
+equal cosines at any place and in any batch.
 """
 
 from collections.abc import Sequence
@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-BLOCK = {"cpu": 2**20, "other": 2**26}  # products held at a time: they stay in a core's cache; few launches
+BLOCK = {"cpu": 2**20, "other": 2**26}  # products in memory at once: fits a core's cache; few launches
 
 
 @torch.no_grad()
@@ -25,20 +25,20 @@ def cosines(features: Tensor, anchors: Tensor) -> Tensor:
     batch, tokens, width = features.shape
     dtype = torch.promote_types(torch.promote_types(features.dtype, anchors.dtype), torch.float32)
     aims = _unit(anchors.to(dtype)).unsqueeze(2)
-    found = aims.new_empty(batch, aims.shape[1], tokens)
+    similarity = aims.new_empty(batch, aims.shape[1], tokens)
     block = BLOCK["cpu" if features.device.type == "cpu" else "other"]
     step = max(1, block // max(1, batch * aims.shape[1] * width))
     for i in range(0, tokens, step):
-        found[:, :, i : i + step] = (_unit(features[:, i : i + step].to(dtype)).unsqueeze(1) * aims).sum(-1)
-    return found
+        similarity[:, :, i : i + step] = (_unit(features[:, i : i + step].to(dtype)).unsqueeze(1) * aims).sum(-1)
+    return similarity
 
 
 @torch.no_grad()
 def least_similar(features: Tensor, anchors: Tensor, quotas: Sequence[int], taken: Tensor) -> Tensor:
-    """Tokens that the anchors take, one anchor after the other, and those that were taken before.
+    """Tokens selected by the anchors, one anchor after the other, and the tokens taken before.
 
-    Anchor p takes the quotas[p] tokens with the lowest cosine to it among those that are still free, the lower index
-    first among equals. So the order of the anchors matters.
+    Anchor p selects the quotas[p] tokens with the lowest cosine to it among those still free, ties to the lower index.
+    The order of the anchors therefore matters.
 
     Args:
         features: [B, N, D].

@@ -16,7 +16,7 @@ _FORCED: ContextVar[str | None] = ContextVar("vtc_kernels", default=None)
 
 
 def check(choice: str) -> str:
-    """`choice` itself; raises ValueError for another word than auto, reference or triton."""
+    """Returns `choice`; raises ValueError unless it is auto, reference or triton."""
     if choice not in CHOICES:
         raise ValueError(f"kernels={choice!r} is unknown; possible: {', '.join(CHOICES)}")
     return choice
@@ -24,7 +24,7 @@ def check(choice: str) -> str:
 
 @torch.compiler.assume_constant_result
 def choice() -> str:
-    """What is asked for: by `use`, else by the environment variable VTC_KERNELS, else "auto"."""
+    """The requested implementation: by `use`, else by the environment variable VTC_KERNELS, else "auto"."""
     return check(_FORCED.get() or os.environ.get(VARIABLE) or "auto")
 
 
@@ -54,16 +54,16 @@ def space(configs: list) -> list:
 
 
 def triton_wanted(*tensors: Tensor | None) -> bool:
-    """Whether Triton is to work on these tensors (None is skipped). float64 is the reference's, whatever is forced.
+    """Whether Triton should process these tensors (None is skipped). float64 always uses the reference.
 
     Raises RuntimeError where Triton is forced and cannot run.
     """
     given = [x for x in tensors if x is not None]
-    asked = choice()
-    if asked == "reference" or any(x.dtype == torch.float64 for x in given):
+    requested = choice()
+    if requested == "reference" or any(x.dtype == torch.float64 for x in given):
         return False
     on_gpu = all(x.device.type == "cuda" for x in given)
-    if asked == "auto":
+    if requested == "auto":
         return on_gpu and INSTALLED
     if not INSTALLED:
         raise RuntimeError("kernels='triton' is forced and Triton is not installed; possible: auto, reference")

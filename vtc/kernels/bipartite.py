@@ -1,4 +1,4 @@
-"""Thinning a list by bipartite similarity: every other token is a candidate, those most like a token between them go.
+"""Thinning a list by bipartite similarity: every other token is a candidate; those most similar to the rest go.
 
 Source: VisPruner (arXiv 2412.01818), whose released code fixes the order of the list between rounds.
 """
@@ -8,15 +8,15 @@ from contextlib import nullcontext
 import torch
 from torch import Tensor
 
-HELD = 2**28  # similarities held at a time
+HELD = 2**28  # similarities in memory at once
 BLOCK = 2**22  # similarities computed at a time
 ONE = 2**29  # similarity 1 as an integer
-COMPACT = 0.7  # the share of the tokens that is left when those of the others are let go
+COMPACT = 0.7  # when fewer than this share of the tokens is left, dropped ones are removed from the matrix
 
 
 @torch.no_grad()
 def bipartite_prune(features: Tensor, keep: int, per_round: int = 8) -> Tensor:
-    """What is left of a list of tokens after rounds that each drop the most replaceable ones.
+    """The tokens of a list left after rounds that each drop the most replaceable ones.
 
     In a round the tokens at even places (counted from 0) are compared with those at odd places: m is the largest cosine
     similarity of a token to any of the latter. The `per_round` with the largest m go, fewer in the last round, and no
@@ -68,18 +68,18 @@ def _rounds(similarity: Tensor, keep: int, per_round: int) -> Tensor:
     """See `bipartite_prune`; similarity [B, n, n]."""
     first = torch.arange(len(similarity), device=similarity.device).unsqueeze(1)
     every = torch.arange(similarity.shape[1], device=similarity.device).expand(len(similarity), -1)
-    places = left = every  # places: what the rows of `similarity` are; left: the list, as rows of it
-    while (size := left.shape[1]) > keep:
+    places = listed = every  # places: what the rows of `similarity` are; left: the list, as rows of it
+    while (size := listed.shape[1]) > keep:
         if size < COMPACT * places.shape[1]:
-            rows = zip(similarity, left, strict=True)
+            rows = zip(similarity, listed, strict=True)
             similarity = torch.stack([s.index_select(0, index).index_select(1, index) for s, index in rows])
-            places, left = places.gather(1, left), every[:, :size]
-        even, odd = left[:, ::2], left[:, 1::2]
+            places, listed = places.gather(1, listed), every[:, :size]
+        even, odd = listed[:, ::2], listed[:, 1::2]
         # Far enough below every similarity, and still an int32 when added to one.
         absent = similarity.new_full(places.shape, -3 * ONE).scatter_(1, odd, 0)
         rows = similarity.flatten(0, 1).index_select(0, (even + first * places.shape[1]).flatten())
         m = rows.view(*even.shape, -1).add_(absent.unsqueeze(1)).amax(2)
-        go = min(per_round, size - keep, even.shape[1])
-        stay = m.sort(dim=1, descending=True, stable=True).indices[:, go:]
-        left = torch.cat([even.gather(1, stay), odd], 1)
-    return places.gather(1, left)
+        dropped = min(per_round, size - keep, even.shape[1])
+        stay = m.sort(dim=1, descending=True, stable=True).indices[:, dropped:]
+        listed = torch.cat([even.gather(1, stay), odd], 1)
+    return places.gather(1, listed)

@@ -1,4 +1,4 @@
-"""Merging by text: what is left over flows, in several rounds, into those of it that the words ask for most.
+"""Text-guided merging: over several rounds, tokens are merged into those of them most relevant to the words.
 
 Source: VisionTrim (ICLR 2026, arXiv 2601.22674).
 """
@@ -13,8 +13,8 @@ from vtc.kernels.gram.reference import product
 
 
 class Complement(NamedTuple):
-    """anchors [C]: indices, ascending. rounds: for each, the anchor 0..C-1 that a token flows into [N], -1 where it
-    does not, and its share there [N] float32: one through the number of those that do."""
+    """anchors [C]: indices, ascending. rounds: for each, the anchor 0..C-1 that a token is merged into [N], -1 for
+    none, and its weight there [N] float32: one divided by the number of tokens merged there."""
 
     anchors: Tensor
     rounds: list[tuple[Tensor, Tensor]]
@@ -22,7 +22,7 @@ class Complement(NamedTuple):
 
 @torch.no_grad()
 def complement(tokens: Tensor, words: Tensor, dominant: Tensor, count: int, iterations: int) -> Complement:
-    """Anchors among the tokens of one unit that are not dominant, and which of the others flow into them.
+    """Anchors among the non-dominant tokens of one unit, and which of the others are merged into them.
 
     tokens [N, p], words [m, p] of a common space, compared by cosine. dominant: LongTensor [d]. count: C, 1..N - d.
     Anchors are the C tokens with the largest mean cosine to the words. In each round, each of the rest goes to the
@@ -37,12 +37,12 @@ def complement(tokens: Tensor, words: Tensor, dominant: Tensor, count: int, iter
     best = score.sort(descending=True, stable=True).indices[:count]
     anchors = best.sort().values
     kept = torch.zeros(n, dtype=torch.uint8, device=tokens.device).index_fill(0, torch.cat([dominant, anchors]), 1)
-    rest = kept.sort(stable=True).indices[: n - len(dominant) - count]
-    asked, target, rounds = product(unit[rest], words.T), raw[anchors], []
+    others = kept.sort(stable=True).indices[: n - len(dominant) - count]
+    relevance, target, rounds = product(unit[others], words.T), raw[anchors], []
     for _ in range(iterations):
-        goes = product(asked, product(words, normalize(target, dim=1).T)).argmax(1)
-        share = raw.new_zeros(count).scatter_add(0, goes, raw.new_ones(len(rest))).clamp_min(1).reciprocal()[goes]
-        target = target.index_add(0, goes, raw[rest] * share.unsqueeze(1))
-        group = torch.full((n,), -1, dtype=torch.long, device=tokens.device).scatter(0, rest, goes)
-        rounds.append((group, torch.zeros(n, device=tokens.device).scatter(0, rest, share.float())))
+        goes = product(relevance, product(words, normalize(target, dim=1).T)).argmax(1)
+        share = raw.new_zeros(count).scatter_add(0, goes, raw.new_ones(len(others))).clamp_min(1).reciprocal()[goes]
+        target = target.index_add(0, goes, raw[others] * share.unsqueeze(1))
+        group = torch.full((n,), -1, dtype=torch.long, device=tokens.device).scatter(0, others, goes)
+        rounds.append((group, torch.zeros(n, device=tokens.device).scatter(0, others, share.float())))
     return Complement(anchors, rounds)

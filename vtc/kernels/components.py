@@ -30,12 +30,12 @@ def loadings(features: Tensor, count: int, seed: int | None = None) -> Tensor:
     x = x - x.mean(1, keepdim=True)
     if seed is not None:
         return _randomised(x if n >= d else x.T, count, seed, n >= d).abs()
-    left = n <= d
-    square = product(x, x.T) if left else product(x.T, x)
+    by_token = n <= d
+    square = product(x, x.T) if by_token else product(x.T, x)
     values, vectors = torch.linalg.eigh((square + square.T) / 2)
     values, vectors = values[-count:].flip(0), vectors[:, -count:].flip(1)
     values = values.clamp_min(0).sqrt()
-    if not left:
+    if not by_token:
         vectors = product(x, vectors) / values.masked_fill(values == 0, 1)
     floor = values[0] * (ROUNDING * torch.finfo(x.dtype).eps * n) ** 0.5
     return vectors.abs().masked_fill(values <= floor, 0)

@@ -1,4 +1,4 @@
-"""Clusters around density peaks: tokens that many others are close to, and that are far from denser ones.
+"""Density-peak clustering: centres have many close neighbours and are far from denser tokens.
 
 Source: Rodriguez and Laio, Science 2014, in the k-nearest-neighbour form that SparseVLM (arXiv 2410.04417) releases.
 """
@@ -28,16 +28,16 @@ def density_peaks(features: Tensor, clusters: int, ranked: bool = True) -> tuple
     Returns:
         centres, LongTensor [B, clusters] from the largest product on; cluster 0..clusters-1 of each token [B, n].
     """
-    found = [_peaks(unit.to(float_type(unit)), clusters, ranked) for unit in features]
-    return torch.stack([centres for centres, _ in found]), torch.stack([group for _, group in found])
+    units = [_peaks(unit.to(float_type(unit)), clusters, ranked) for unit in features]
+    return torch.stack([centres for centres, _ in units]), torch.stack([group for _, group in units])
 
 
 def _peaks(x: Tensor, clusters: int, ranked: bool) -> tuple[Tensor, Tensor]:
     n, width = x.shape
-    x = x - x.mean(0)  # so that little is lost where tokens are alike but long
+    x = x - x.mean(0)  # less cancellation for similar tokens with large norms
     norm = x.square().sum(1)
     square = (norm[:, None] + norm - 2 * product(x, x.t())).clamp_(min=0).div_(width).fill_diagonal_(0)
-    square = (square + square.t()) / 2  # exactly, so that equal densities are equal
+    square = (square + square.t()) / 2  # exactly symmetric, so that equal densities are equal
     density = square.topk(clusters, 1, largest=False).values.mean(1).neg().exp()
     rank = density.sort(descending=True, stable=True).indices.argsort().neg() if ranked else density
     distance = square.sqrt()

@@ -1,4 +1,4 @@
-"""How much there is to see in the pixels of a token: the entropy of its grey values.
+"""The entropy of the grey values of a token's pixels.
 
 Source: VFlowOpt (arXiv 2508.05211).
 """
@@ -13,7 +13,7 @@ EPS = 1e-10
 def grey_entropy(pixels: Tensor, released: bool = True) -> Tensor:
     """Entropy in bits [N] of the grey values of pixels [N, 3, p], in 256 bins.
 
-    Grey is round(0.3333 * (R + G + B)) of 8-bit channels. pixels: as the encoder is given them, normalised. released: a
+    Grey is round(0.3333 * (R + G + B)) of 8-bit channels. pixels: as in the encoder's input, normalised. released: a
     channel is trunc(255 * x) modulo 256, so that values below 0 and above 1 wrap around, as in the released code; else
     the range of all N tokens' values is spread over 0 to 255.
     """

@@ -1,4 +1,4 @@
-"""Evenly spread points of a raster: what `uniform` keeps and `pool` gathers around."""
+"""Evenly spaced points of a raster, used by `uniform` and `pool`."""
 
 import math
 
@@ -6,7 +6,7 @@ import math
 def strided_grid(rows: int, columns: int, count: int) -> list[int]:
     """`count` distinct flat indices (ascending) of a rows x columns raster, spread evenly.
 
-    The number of rows used has the raster's own aspect; what does not divide goes one each to rows spread evenly.
+    The number of rows used follows the raster's aspect ratio; a remainder is spread evenly, one each, over the rows.
     """
     used = min(rows, max(1, round(math.sqrt(count * rows / columns)), math.ceil(count / columns)), count)
     chosen = []

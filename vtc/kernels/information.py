@@ -1,4 +1,4 @@
-"""How much the attention of text tells which visual tokens it looks at: mutual information of the two, in bits.
+"""Mutual information of text tokens and visual tokens in attention, in bits.
 
 Source: AutoPrune (NeurIPS 2025).
 """

@@ -1,4 +1,4 @@
-"""Tokens that join others, in the terms of a Selection: slots in a given order, and weights by size."""
+"""Merged tokens in the terms of a Selection: slots in a given order, and weights by size."""
 
 from typing import NamedTuple
 
@@ -18,13 +18,13 @@ class Joined(NamedTuple):
 
 @torch.no_grad()
 def joined(sequence: Tensor, gone: Tensor, into: Tensor, size: Tensor) -> Joined:
-    """The slots of tokens of which some join others, each slot the mean of what flows into it, weighted by size.
+    """The slots after some tokens are merged into others, each slot the size-weighted mean of its tokens.
 
     Args:
-        sequence: LongTensor [B, K], the tokens that stay, in the order in which they stand afterwards.
-        gone: LongTensor [B, g], the tokens that join others.
-        into: LongTensor [B, g], which of the tokens that stay each of them joins.
-        size: [B, N], what a token counts in the mean.
+        sequence: LongTensor [B, K], the tokens that stay, in their new order.
+        gone: LongTensor [B, g], the tokens that are merged into others.
+        into: LongTensor [B, g], the target of each of them among the tokens that stay.
+        size: [B, N], the weight of a token in the mean.
     """
     keep, position = sequence.sort(dim=1)
     order = position.argsort(1)
@@ -32,6 +32,6 @@ def joined(sequence: Tensor, gone: Tensor, into: Tensor, size: Tensor) -> Joined
     target = keep.new_full(size.shape, -1).scatter_(1, keep, slots)
     target = target.scatter(1, gone, target.gather(1, into))
     inside = target >= 0
-    held = size.masked_fill(~inside, 0)
-    total = held.new_zeros(keep.shape).scatter_add_(1, target.clamp(min=0), held)
-    return Joined(keep, order, target, held / total.gather(1, target.clamp(min=0)), total)
+    merged_size = size.masked_fill(~inside, 0)
+    total = merged_size.new_zeros(keep.shape).scatter_add_(1, target.clamp(min=0), merged_size)
+    return Joined(keep, order, target, merged_size / total.gather(1, target.clamp(min=0)), total)

@@ -1,4 +1,4 @@
-"""A logistic schedule over layers whose sum is met: what stays after each layer, merged tokens included.
+"""A logistic schedule over layers with a given sum: tokens kept after each layer, including merged ones.
 
 Source: AutoPrune (NeurIPS 2025).
 """
@@ -20,9 +20,9 @@ class Curve(NamedTuple):
 
 
 def merged_count(pruned: int) -> int:
-    """Into how many tokens some of those that go merge; SparseVLM's rule."""
-    some = int(0.3 * pruned) + 1
-    return min(some // 10 + 1, some) if pruned > 0 else 0
+    """The number of merged tokens made from some of the pruned ones; SparseVLM's rule."""
+    recycled = int(0.3 * pruned) + 1
+    return min(recycled // 10 + 1, recycled) if pruned > 0 else 0
 
 
 @lru_cache(maxsize=4096)
@@ -40,24 +40,24 @@ def curve(entered: int, first: int, slope: float, centre: float, layers: int, to
     low, high, best, error = 0.0, WIDEST, 0.0, float("inf")
     for _ in range(HALVINGS):
         factor = (low + high) / 2
-        found = sum(_counts(entered, first, [factor * f for f in shape]))
-        if abs(found - total) < error:
-            best, error = factor, abs(found - total)
+        reached = sum(_counts(entered, first, [factor * f for f in shape]))
+        if abs(reached - total) < error:
+            best, error = factor, abs(reached - total)
         if error < CLOSE:
             break
-        low, high = (factor, high) if found < total else (low, factor)
+        low, high = (factor, high) if reached < total else (low, factor)
     fractions = [best * f for f in shape]
     return Curve(tuple(fractions), tuple(_counts(entered, first, fractions)))
 
 
 def plain_count(first: int, fraction: float) -> int:
-    """Tokens that stay by a fraction, merged ones not counted."""
+    """Tokens kept at a fraction, not counting merged ones."""
     return ceil((first - 1) * min(1.0, fraction))
 
 
 def _counts(entered: int, first: int, fractions: list[float]) -> list[int]:
-    found = [first]
+    counts = [first]
     for fraction in fractions:
         keep = min(plain_count(first, fraction), entered)
-        found.append(keep + merged_count(found[-1] - keep))
-    return found
+        counts.append(keep + merged_count(counts[-1] - keep))
+    return counts

@@ -1,4 +1,4 @@
-"""Merging into contextual tokens: evenly spaced targets among the tokens that were not chosen, each joined by the rest.
+"""Merging into contextual tokens: evenly spaced targets among the other tokens, with the rest merged into them.
 
 Source: VisionZip (arXiv 2412.04467) and VisionDrop (arXiv 2506.22283), whose released codes merge alike.
 """
@@ -9,12 +9,13 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-BLOCK = 2**22  # similarities held at a time
+BLOCK = 2**22  # similarities in memory at once
 
 
 class Groups(NamedTuple):
-    """Who joins whom. targets [B, C]: indices of the contextual tokens, ascending. group [B, N]: the target 0..C-1 that
-    a token joins (a target joins itself), -1 for dominant and for dropped tokens. weight [B, N]: its share there."""
+    """The merge targets of tokens. targets [B, C]: indices of the contextual tokens, ascending. group [B, N]: the
+    target 0..C-1 that a token joins (a target joins itself), -1 for dominant and for dropped tokens. weight [B, N]: its
+    share there."""
 
     targets: Tensor
     group: Tensor
@@ -63,25 +64,25 @@ def contextual_merge(metric: Tensor, dominant: Tensor, contextual: int) -> Group
         return Groups(dominant.new_empty(batch, 0), group, weight)
 
     chosen = torch.zeros_like(group, dtype=torch.uint8).scatter_(1, dominant, 1)
-    rest = chosen.sort(dim=1, stable=True).indices[:, :n]
+    others = chosen.sort(dim=1, stable=True).indices[:, :n]
     number = torch.arange(contextual, device=metric.device)
     at = number * (n // contextual)
-    nearest = most_similar(metric, rest, at)
+    nearest = most_similar(metric, others, at)
     nearest[:, at] = number
     joining = weight.new_ones(n).index_fill_(0, at, 0).expand(batch, -1)
     sizes = weight.new_zeros(batch, contextual).scatter_add_(1, nearest, joining)
     share = sizes.clamp_min(1).reciprocal().gather(1, nearest).index_fill_(1, at, 1)
-    return Groups(rest[:, at], group.scatter_(1, rest, nearest), weight.scatter_(1, rest, share))
+    return Groups(others[:, at], group.scatter_(1, others, nearest), weight.scatter_(1, others, share))
 
 
-def most_similar(metric: Tensor, rest: Tensor, at: Tensor) -> Tensor:
-    """For the tokens `rest` [B, n] the most similar of those in its columns `at` [C] -> [B, n] in 0..C-1."""
+def most_similar(metric: Tensor, tokens: Tensor, at: Tensor) -> Tensor:
+    """For each of `tokens` [B, n], the most similar of those in its columns `at` [C] -> [B, n] in 0..C-1."""
     unit = metric.to(torch.promote_types(metric.dtype, torch.float32))
-    unit = unit.gather(1, rest.unsqueeze(-1).expand(-1, -1, metric.shape[2]))
+    unit = unit.gather(1, tokens.unsqueeze(-1).expand(-1, -1, metric.shape[2]))
     length = unit.norm(dim=2, keepdim=True)
     unit = unit / length.masked_fill(length == 0, 1)
     aims = unit[:, at].transpose(1, 2)
-    rows = max(1, BLOCK // (len(rest) * len(at)))
+    rows = max(1, BLOCK // (len(tokens) * len(at)))
     device = metric.device.type
     with torch.autocast(device, enabled=False) if torch.amp.is_autocast_available(device) else nullcontext():
         return torch.cat([(part @ aims).argmax(2) for part in unit.split(rows, dim=1)], 1)
@@ -98,8 +99,8 @@ def merged_slots(dominant: Tensor, groups: Groups, cls: bool = False) -> Slots:
     lead, last = int(cls), int(cls) + dominant.shape[1]
     sequence = torch.cat([dominant, groups.targets], 1)
     if cls:
-        taken = torch.zeros_like(groups.group, dtype=torch.uint8).scatter_(1, sequence, 1)
-        sequence = torch.cat([taken.argmin(1, keepdim=True), sequence], 1)
+        occupied = torch.zeros_like(groups.group, dtype=torch.uint8).scatter_(1, sequence, 1)
+        sequence = torch.cat([occupied.argmin(1, keepdim=True), sequence], 1)
     keep, position = sequence.sort(dim=1)
     order = position.argsort(1)
     target, weight = groups.group, groups.weight

@@ -27,8 +27,8 @@ def local_outliers(values: Tensor, neighbors: int, among: Tensor | None = None) 
     points = among.sum(1, keepdim=True)
     k = (points - 1).clamp(1, neighbors)
     x, place = values.double().masked_fill(~among, torch.inf).sort(dim=1, stable=True)
-    there = torch.arange(n, device=x.device) < points
-    x = x.masked_fill(~there, 0)
+    is_point = torch.arange(n, device=x.device) < points
+    x = x.masked_fill(~is_point, 0)
     step = torch.cat([torch.arange(-neighbors, 0), torch.arange(1, neighbors + 1)]).to(x.device)
     beside = torch.arange(n, device=x.device)[:, None] + step
     real = (beside >= 0) & (beside < points.unsqueeze(2))
@@ -45,5 +45,5 @@ def local_outliers(values: Tensor, neighbors: int, among: Tensor | None = None) 
     reach = torch.maximum(away, at(radius, near)).masked_fill(~counted, 0)
     density = 1 / (reach.sum(2) / k + EPS)
     factor = at(density, near).masked_fill(~counted, 0).sum(2) / k / density
-    found = (factor > FACTOR) & there & (points > 1)
-    return torch.zeros_like(among).scatter_(1, place, found)
+    outlier = (factor > FACTOR) & is_point & (points > 1)
+    return torch.zeros_like(among).scatter_(1, place, outlier)

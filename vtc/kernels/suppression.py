@@ -1,4 +1,4 @@
-"""Greedy suppression: the best token stays and drops what is too much like it, then the best of the rest.
+"""Greedy suppression: the best token stays and drops those too similar to it, then the best of the rest.
 
 Source: PruneSID (ICLR 2026); the same rule thins boxes in object detection.
 """

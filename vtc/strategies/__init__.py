@@ -1,7 +1,7 @@
 """The selection methods: one file each, pure tensor functions, registered by name in `METHODS`.
 
 The package is also the public call `vtc.strategies()`: the names of the strategies (YAML) that come with vtc, and of
-methods from outside.
+methods registered from outside.
 """
 
 import sys
@@ -11,7 +11,7 @@ from importlib.resources import files
 from importlib.resources.abc import Traversable
 from pathlib import Path
 
-from vtc.core.registry import Registry
+from vtc.core.registry import FORMER, Registry
 
 
 def _bases() -> tuple[type, ...]:
@@ -20,11 +20,11 @@ def _bases() -> tuple[type, ...]:
     return Stage, DecoderStage, EncoderStage, AttentionStage
 
 
-METHODS: Registry = Registry("method", "vtc.strategies", "vtc.strategies", _bases, lambda: shipped())
+METHODS: Registry = Registry("method", "vtc.strategies", "vtc.strategies", _bases, lambda: {*shipped(), *FORMER})
 
 
 def shipped() -> dict[str, Traversable]:
-    """The strategies that come with vtc: name -> YAML file, by name."""
+    """The strategies that come with vtc: name -> YAML file, sorted by name."""
     folder = (files("vtc.configs") / "strategies").iterdir()
     return {f.name.removesuffix(".yaml"): f for f in sorted(folder, key=lambda f: f.name) if f.name.endswith(".yaml")}
 
@@ -35,7 +35,7 @@ def available() -> dict[str, Traversable | Path | Mapping | None]:
 
 
 class CallablePackage(types.ModuleType):
-    """This package, which can be called."""
+    """Makes this package callable."""
 
     def __call__(self) -> list[str]:
         """Names of the strategies that come with vtc, then of the methods that were registered from outside."""

@@ -1,4 +1,4 @@
-"""ApET, second stage: the same choice once more, halfway through the language model."""
+"""ApET, second stage: the same selection once more, halfway through the language model."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -14,20 +14,20 @@ from vtc.strategies.base import DecoderStage, Step
 @METHODS.register("apet")
 @dataclass(frozen=True)
 class ApET(DecoderStage):
-    """Keeps, before one layer, the tokens whose hidden states a small basis reconstructs worst, and merges the others.
+    """Keeps, before one layer, the tokens whose hidden states a small basis reconstructs worst; merges the others.
 
-    The rule is that of `apet_projector`, on hidden states; the basis takes the weakest places by falling error.
+    The rule of `apet_projector` applied to hidden states; basis tokens take the weakest slots, by descending error.
 
     Knobs:
     - layer: layers that run before (a number, or relative depth as a float); 16 of 32 are published.
-    - ratio: share of the tokens that entered the language model, rounded to nearest: the scripts' 32 of 96 and 64 of
-      192.
-    - basis: as of `apet_projector`.
-    - first: as of `apet_projector`.
-    - seed: as of `apet_projector`.
+    - ratio: share of the tokens that entered the language model, rounded to nearest: the scripts have 32 of 96 and 64
+      of 192.
+    - basis: as in `apet_projector`.
+    - first: as in `apet_projector`.
+    - seed: as in `apet_projector`.
 
-    Paper: ApET, CVPR 2026. Official code: Maqkccx/ApET @ 70cc01b (MIT). In the shipped strategy `apet_projector` comes
-    first; with 96 and 32 tokens 64 are left on average over the layers.
+    Paper: ApET, CVPR 2026, arXiv 2602.19870. Official code: Maqkccx/ApET @ 70cc01b (MIT). In the shipped strategy
+    `apet_projector` comes first; with 96 and 32 tokens 64 are left on average over the layers.
     Departures: those of `apet_projector`; several images, batches and padding. Positions are renumbered as in the code,
     but kept on Qwen.
     """

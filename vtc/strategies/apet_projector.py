@@ -1,4 +1,4 @@
-"""ApET, first stage: the tokens that a few others reconstruct worst; those few, and what is dropped, are merged in."""
+"""ApET, first stage: keeps the tokens that a small basis reconstructs worst, and merges the basis and the others."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -20,7 +20,7 @@ RIDGE = 1e-5
 
 
 def check_knobs(stage) -> None:
-    """The ranges of what both stages have; raises ConfigError."""
+    """Checks the ranges of the knobs that both stages share; raises ConfigError."""
     if stage.basis < 1:
         raise ConfigError(f"basis={shown(stage.basis)} is out of range; possible: 1 or more")
     if isinstance(stage.first, int) and stage.first < 0:
@@ -36,14 +36,14 @@ def first_of(features: Tensor, first: int | str, seed: int, ordinals: tuple[int,
         return (x - x.mean(1, keepdim=True)).square().sum(2).argmin(1)
     if first == "random":
         drawn = [torch.Generator().manual_seed((seed * 1_000_003 + i) % 2**63) for i in ordinals]
-        found = [int(torch.randint(tokens, (), generator=generator)) for generator in drawn]
-        return upload(torch.tensor(found), features.device)
+        indices = [int(torch.randint(tokens, (), generator=generator)) for generator in drawn]
+        return upload(torch.tensor(indices), features.device)
     return torch.full((units,), min(first, tokens - 1), device=features.device)
 
 
 def farthest_points(features: Tensor, first: Tensor, count: int) -> Tensor:
-    """`count` tokens of features [B, N, D] that begin with first [B]; each further one is the farthest from its nearest
-    of them, by squared Euclidean distance: LongTensor [B, count]."""
+    """`count` tokens of features [B, N, D] by farthest-point sampling from first [B]: each further one has the largest
+    squared Euclidean distance to the nearest token chosen before. LongTensor [B, count]."""
     picks, nearest = [first], None
     for _ in range(count - 1):
         chosen = features.gather(1, picks[-1][:, None, None].expand(-1, 1, features.shape[2]))
@@ -54,23 +54,24 @@ def farthest_points(features: Tensor, first: Tensor, count: int) -> Tensor:
 
 
 def reconstruction_errors(features: Tensor, basis: Tensor) -> Tensor:
-    """The length [B, N] of what a ridge regression on the basis tokens [B, b] leaves of each token [B, N, D]."""
-    found = []
+    """The norm [B, N] of each token's residual in a ridge regression of [B, N, D] on the basis tokens [B, b]."""
+    errors = []
     for x, chosen in zip(features, basis, strict=True):
         s = x[chosen]
         gram = product(s, s.t()) + RIDGE * torch.eye(len(s), dtype=x.dtype, device=x.device)
         coefficients = torch.linalg.solve(gram, product(s, x.t()))
-        found.append(torch.linalg.vector_norm(x - product(coefficients.t(), s), dim=1))
-    return torch.stack(found)
+        errors.append(torch.linalg.vector_norm(x - product(coefficients.t(), s), dim=1))
+    return torch.stack(errors)
 
 
 @torch.no_grad()
 def select_tokens(
     features: Tensor, count: int, basis_count: int, first: Tensor, own_share: float = 0.0, by_error: bool = False
 ) -> Selection:
-    """`count` of features [B, N, D], and what flows into them, see `ApETProjector`.
+    """Selects `count` tokens of features [B, N, D] and merges the others into them, see `ApETProjector`.
 
-    first [B]: of the basis. by_error: the basis takes the weakest places by falling error, else by rising index.
+    first [B]: the first basis token. by_error: basis tokens take the weakest slots by descending error, else by
+    ascending index.
     """
     units, tokens = features.shape[:2]
     if count == tokens:
@@ -105,24 +106,25 @@ def select_tokens(
 class ApETProjector(Stage):
     """Keeps the tokens that a small basis of tokens reconstructs worst, and merges the others into them.
 
-    The basis is found by farthest-point sampling; a token's error is the length of what a ridge regression on it (1e-5)
-    leaves. The `count` tokens of largest error stay. The weakest of them, as many as the basis has, give their places
-    to the basis, whose own errors are near 0. Every token that does not stay joins the most similar of the others by
-    cosine, which become the mean of themselves and what joins them. No attention and no text is looked at.
+    The basis is found by farthest-point sampling; a token's error is the norm of its residual in a ridge regression
+    (1e-5) on the basis. The `count` tokens with the largest errors are kept. The weakest of them give their slots to
+    the basis tokens, whose own errors are near 0. Every dropped token is merged into the most similar of the other kept
+    tokens by cosine, each of which becomes the mean of itself and its merged tokens. Neither attention nor text is
+    used.
 
     Knobs:
-    - basis: number of tokens in the basis; fewer where `count` is not above it.
-    - first: the token that the basis begins with: an index, "mean" (the token nearest to the mean) or "random", by
-      `seed` and the image's place in its prompt.
+    - basis: number of tokens in the basis; fewer if `count` is not larger.
+    - first: the token that the basis begins with: an index, "mean" (the token nearest to the mean) or "random", drawn
+      from `seed` and the image's place in its prompt.
     - seed: of a random first token.
-    - projected: look at and merge the projected tokens, as on Qwen2.5-VL, not what the projector receives.
-    - own_share: what a weak token keeps of itself where a basis token takes its place: 0, on Qwen2.5-VL 0.5.
+    - projected: compare and merge the projected tokens, as on Qwen2.5-VL, instead of the projector's input.
+    - own_share: weight of a weak token's own feature when a basis token takes its slot: 0; 0.5 on Qwen2.5-VL.
 
-    Paper: ApET, CVPR 2026. Official code: Maqkccx/ApET @ 70cc01b (MIT): LLaVA-1.5, LLaVA-NeXT by crop, Qwen2.5-VL. In
-    the shipped strategy `apet` follows inside the language model.
-    Departures: a fixed first token (the code draws one, by which a good part of what is kept changes). Float32 (the
-    code merges in half precision), ties to the lower index. What the code makes of LLaVA-NeXT's newline tokens was not
-    traced; here they go. A single token leaves no place for a basis.
+    Paper: ApET, CVPR 2026, arXiv 2602.19870. Official code: Maqkccx/ApET @ 70cc01b (MIT): LLaVA-1.5, LLaVA-NeXT by
+    crop, Qwen2.5-VL. In the shipped strategy `apet` follows inside the language model.
+    Departures: a fixed first token (the code draws one at random, which changes a good part of the kept tokens).
+    Float32 (the code merges in half precision), ties to the lower index. How the code treats LLaVA-NeXT's newline
+    tokens was not traced; here they are dropped. A budget of a single token leaves no slot for a basis.
     """
 
     basis: int = 10
@@ -139,17 +141,17 @@ class ApETProjector(Stage):
             raise ConfigError(f"own_share={shown(self.own_share)} is out of range; possible: a share in [0, 1)")
 
     def needs(self, encoder: Encoder) -> tuple[Signal, ...]:
-        """What is compared and merged."""
+        """The features to compare and merge."""
         return (Features(),) if self.projected else (EncoderFeatures(), Unprojected())
 
     def select(self, context: Context, encoder: Encoder) -> Selection:
         """See `select_tokens`; exactly `count`."""
         features = context[self.needs(encoder)[0]]
         first = first_of(features, self.first, self.seed, context.ordinals)
-        found = select_tokens(features, context.count, self.basis, first, self.own_share)
-        if found.merge is None or self.projected:
-            return found
-        merge, lead = found.merge, int(encoder.has_cls)
+        selection = select_tokens(features, context.count, self.basis, first, self.own_share)
+        if selection.merge is None or self.projected:
+            return selection
+        merge, lead = selection.merge, int(encoder.has_cls)
         extra = merge.extra and merge.extra._replace(source=merge.extra.source + lead)
         target, weight = pad(merge.target, (lead, 0), value=-1), pad(merge.weight, (lead, 0))
-        return Selection(found.keep, merge=Merge(target, weight, unprojected=True, extra=extra))
+        return Selection(selection.keep, merge=Merge(target, weight, unprojected=True, extra=extra))

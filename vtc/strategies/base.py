@@ -1,4 +1,4 @@
-"""The contract of a method: a frozen dataclass of knobs that names its signals and computes a Selection."""
+"""The interface of a method: a frozen dataclass of knobs that declares its signals and computes a Selection."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
@@ -18,15 +18,15 @@ from vtc.core.signals import Context, Decoder, Encoder, Signal
 class Stage(ABC):
     """One selection method with its knobs as typed dataclass fields.
 
-    A subclass never sees a model: it declares the signals that it needs of an encoder, and receives tensors.
+    A subclass never sees a model: it declares the signals that it needs from an encoder, and receives tensors.
 
     site: where the stage acts. grid: it needs the tokens as one raster. needs_cls: it ranks by a [CLS] query (see
-    ClsAttention for encoders without one). adaptive: the number kept depends on the picture and is at most
-    `context.count`, unless it says otherwise. gives_score: its selections have scores, for stages inside the language
-    model. fixed_count: values of knobs with which exactly `context.count` are kept, where other values may
-    keep fewer. tile_scope: the scope (see `Budget`) on images of several tiles, unless the strategy states one.
-    strategy: of a method from outside of vtc, the strategy that its name stands for, as a mapping or a YAML file;
-    without `stages` in it, this method alone.
+    ClsAttention for encoders without one). adaptive: the number kept depends on the image and is at most
+    `context.count`, unless stated otherwise. gives_score: its selections have scores, for stages inside the language
+    model. fixed_count: knob values with which exactly `context.count` tokens are kept, where other values may keep
+    fewer. tile_scope: the scope (see `Budget`) on images of several tiles, unless the strategy sets one. strategy: for
+    a method from outside of vtc, the strategy that its name stands for, as a mapping or a YAML file; without `stages`
+    in it, this method alone.
     """
 
     site: ClassVar[str] = "projector"
@@ -40,22 +40,22 @@ class Stage(ABC):
 
     @property
     def needs_text(self) -> bool:
-        """Whether it reads the question, so that a processor must be given to `vtc.patch`."""
+        """Whether it reads the question, so that `vtc.patch` needs a processor."""
         return False
 
     def needs(self, encoder: Encoder) -> tuple[Signal, ...]:
-        """The signals to collect, layers resolved to indices; raises ConfigError beyond the encoder's depth."""
+        """The signals to collect, with layers as indices; raises ConfigError for a layer beyond the encoder's depth."""
         return ()
 
     @abstractmethod
     def select(self, context: Context, encoder: Encoder) -> Selection:
-        """Chooses `context.count` of `context.tokens` tokens in each of the B units."""
+        """Selects `context.count` of `context.tokens` tokens in each of the B units."""
 
 
 @dataclass(frozen=True)
 class Cut:
     """One step inside the vision encoder. layer: 0-based encoder layer. within: between its attention and its MLP; else
-    behind the layer."""
+    after the layer."""
 
     layer: int
     within: bool = False
@@ -65,9 +65,9 @@ class Cut:
 class EncoderStage(ABC):
     """A method that drops or merges visual tokens inside the vision encoder, in one or several steps.
 
-    Units are the encoder's sequences (crops, packed images) with the [CLS] left out, which always stays. The tokens of
-    a unit are what the projector makes a visual token of: where it joins patches (Qwen), whole cells of them, unless
-    `singly`. `context.grid` is None once tokens are gone. The other attributes are those of a Stage.
+    Units are the encoder's sequences (crops, packed images) without [CLS], which is always kept. Each token of a unit
+    becomes one visual token: where the projector merges patches (Qwen), it is a whole cell of them, unless `singly`.
+    `context.grid` is None once tokens were dropped. The other attributes are those of a Stage.
     """
 
     site: ClassVar[str] = "encoder"
@@ -81,37 +81,37 @@ class EncoderStage(ABC):
 
     @property
     def proportional(self) -> bool:
-        """Whether a token that holds several attracts attention like as many: + log(size) on its key's logits."""
+        """Whether attention is proportional: a merged token's key gets + log(size) on its logits."""
         return False
 
     def singly(self, encoder: Encoder) -> bool:
-        """Whether patches are chosen one by one where the projector joins several: it then joins neighbours among the
-        survivors, which take the first places of the image."""
+        """Whether patches are selected one by one although the projector merges several: it then merges neighbours
+        among the kept ones, which take the first places of the image."""
         return False
 
     @abstractmethod
     def steps(self, encoder: Encoder) -> tuple[Cut, ...]:
-        """The steps in the order in which they run; raises ConfigError beyond the layer that the projector reads."""
+        """The steps in execution order; raises ConfigError for one beyond the layer that the projector reads."""
 
     @abstractmethod
     def counts(self, tokens: int, target: int, encoder: Encoder) -> tuple[int, ...]:
-        """What each step leaves of a unit of `tokens` tokens that is to leave the encoder with `target` of them:
-        exactly, or, if `adaptive`, at least. Raises ConfigError for a target that the steps cannot reach."""
+        """The tokens left after each step of a unit that enters with `tokens` tokens and leaves with `target`: exact,
+        or, if `adaptive`, minimum numbers. Raises ConfigError for a target that the steps cannot reach."""
 
     @abstractmethod
     def needs(self, encoder: Encoder, step: int) -> tuple[Signal, ...]:
-        """The signals that step number `step` (0-based) reads: of layers since the step before it."""
+        """The signals that step number `step` (0-based) needs, from layers since the previous step."""
 
     @abstractmethod
     def select(self, context: Context, encoder: Encoder) -> Selection:
-        """Chooses `context.count` of the `context.tokens` that are left in each of the B units (if `adaptive`, that
-        many or more; the last step exactly that many)."""
+        """Selects `context.count` of the `context.tokens` remaining tokens in each of the B units (if `adaptive`, that
+        many or more; in the last step exactly that many)."""
 
 
 @dataclass(frozen=True)
 class Step:
     """One drop inside the language model. layer: 0-based decoder layer, the first to see fewer tokens. share: the
-    fraction of the visual tokens that entered the language model which this layer sees, in (0, 1]."""
+    fraction, in (0, 1], of the visual tokens entering the language model that this layer sees."""
 
     layer: int
     share: float
@@ -121,9 +121,9 @@ class Step:
 class DecoderStage(ABC):
     """A method that drops visual tokens between decoder layers, in one or several steps; units are whole images.
 
-    The shares of its steps are the published schedule. A budget (`keep`) raises all of them to one power, so that the
-    mean over layers meets it; see `vtc.config.allocation`. own_counts: how many stay in a step follows the prompt and
-    may be more than `context.count`; their mean over layers is the budget's. strategy: as of a Stage.
+    The shares of its steps are the published schedule. A budget (`keep`) raises all of them to the same power, so that
+    the mean over layers meets it; see `vtc.config.allocation`. own_counts: the number kept in a step depends on the
+    prompt and may exceed `context.count`, while the mean over layers meets the budget. strategy: as in a Stage.
     """
 
     site: ClassVar[str] = "decoder"
@@ -136,11 +136,11 @@ class DecoderStage(ABC):
 
     @abstractmethod
     def steps(self, decoder: Decoder) -> tuple[Step, ...]:
-        """The steps, by strictly rising layer; raises ConfigError beyond the decoder's depth."""
+        """The steps, by strictly ascending layer; raises ConfigError for one beyond the decoder's depth."""
 
     @abstractmethod
     def needs(self, decoder: Decoder, step: int) -> tuple[Signal, ...]:
-        """The signals that step number `step` (0-based) reads, layers resolved to indices."""
+        """The signals that step number `step` (0-based) needs, with layers as indices."""
 
     def count(self, entered: int, share: float) -> int:
         """Tokens kept of an image that entered the language model with `entered` tokens; at least 1."""
@@ -148,15 +148,15 @@ class DecoderStage(ABC):
 
     @abstractmethod
     def select(self, context: Context, decoder: Decoder) -> Selection:
-        """Chooses `context.count` of the `context.tokens` that are left in each of the B images."""
+        """Selects `context.count` of the `context.tokens` remaining tokens in each of the B images."""
 
 
 @dataclass(frozen=True)
 class AttentionStage(ABC):
-    """A method that drops nothing and changes what rows of the language model's attention give to each token.
+    """A method that drops nothing and changes rows of the language model's attention.
 
-    The rows are those of text after a prompt's first image, at prefill and while decoding; every other row, and every
-    head of these that is left as it was, is the model's own. strategy: as of a Stage.
+    The rows are those of text after a prompt's first image, at prefill and while decoding; all other rows, and heads of
+    these rows that are not changed, stay the model's own. strategy: as in a Stage.
     """
 
     site: ClassVar[str] = "attention"
@@ -168,25 +168,25 @@ class AttentionStage(ABC):
 
     @abstractmethod
     def layers(self, decoder: Decoder, width: int) -> tuple[int, ...]:
-        """The 0-based layers in which it acts, ascending. width: of a hidden state. Raises ConfigError beyond both."""
+        """The 0-based layers in which it acts, ascending. width: hidden size. Raises ConfigError beyond either."""
 
     @abstractmethod
     def mark(self, hidden: Tensor, first: Tensor, decoder: Decoder) -> Tensor:
-        """The tokens [B, S] bool to remember of one of these layers, from what enters it at prefill: hidden [B, S, D].
-        first [B]: the column of each prompt's first token."""
+        """The tokens [B, S] bool to mark in one of these layers, given its input at prefill: hidden [B, S, D]. first
+        [B]: the column of each prompt's first token."""
 
     @abstractmethod
     def change(self, attention: Tensor, marked: Tensor, visual: Tensor) -> tuple[Tensor, Tensor]:
-        """Attention [B, H, Q, N] as it is to be, and which rows [B, H, Q] bool are other than they were. marked,
-        visual [B, N] bool: tokens that `mark` chose, and those of images."""
+        """The new attention [B, H, Q, N], and which rows [B, H, Q] bool were changed. marked, visual [B, N] bool: the
+        tokens that `mark` returned, and those of images."""
 
 
 def steps_at(
     layers: tuple[int | float, ...], shares: tuple[float, ...], decoder: Decoder, knobs: tuple = ("layers", "ratios")
 ) -> tuple[Step, ...]:
-    """Steps from two lists of equal length. Where layers fall together on a shallow model, the last (smallest) share
-    counts. Layers must not fall, shares must lie in (0, 1] and not rise; raises ConfigError, which calls both by their
-    names in `knobs`."""
+    """Steps from two lists of equal length. Where layers coincide on a shallow model, the last (smallest) share
+    applies. Layers must not decrease; shares must lie in (0, 1] and not increase. Raises ConfigError, which calls both
+    by their names in `knobs`."""
     where, ratios = knobs
     if not layers or len(layers) != len(shares):
         raise ConfigError(f"{len(layers)} {where} and {len(shares)} {ratios}; possible: as many of one as of the other")

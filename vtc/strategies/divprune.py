@@ -1,4 +1,4 @@
-"""DivPrune: the tokens that lie furthest from each other among the projected features."""
+"""DivPrune: the most diverse set of projected features by max-min distance."""
 
 from dataclasses import dataclass
 
@@ -12,18 +12,18 @@ from vtc.strategies.base import Stage
 @METHODS.register("divprune")
 @dataclass(frozen=True)
 class DivPrune(Stage):
-    """Keeps a set of tokens whose smallest cosine distance to each other is large, by a greedy choice.
+    """Keeps a set of tokens with a large minimum pairwise cosine distance, selected greedily.
 
     The first token is the one whose nearest other token is furthest. Each further one is the token whose nearest chosen
-    token is furthest. No attention and no text is looked at, and there are no knobs.
+    token is furthest. Neither attention nor text is used, and there are no knobs.
 
-    Paper: DivPrune, arXiv 2503.02175. Official code: the authors' DivPrune (CC BY-NC 4.0), LLaVA-1.5 and LLaVA-NeXT.
+    Paper: DivPrune, arXiv 2503.02175. Official code: vbdi/divprune (CC BY-NC 4.0), LLaVA-1.5 and LLaVA-NeXT.
     A fraction is rounded to nearest, halves to even, as in the code (`rounding: round`).
-    Departures: no token is chosen twice (the code repeats tokens where all features are equal). The prompt may be any
-    (the code assumes 35 tokens before the image and looks at the first image only). On LLaVA-NeXT the code chooses
-    from the base crop, the tiles and the newline tokens together; here (`scope: per_image`) from base crop and tiles
-    together, since newline tokens stand for rows that are no longer there, and a fraction counts without them. Qwen is
-    an extension of ours. Float32, ties to the lower index (the code ranks in float16).
+    Departures: no token is chosen twice (the code repeats tokens if all features are equal). Any prompt is supported
+    (the code assumes 35 tokens before the image and uses the first image only). On LLaVA-NeXT the code selects from the
+    base crop, the tiles and the newline tokens together; here (`scope: per_image`) from base crop and tiles together,
+    since newline tokens mark rows that no longer exist; a fraction does not count them either. Qwen is our extension.
+    Float32, ties to the lower index (the code ranks in float16).
     """
 
     def needs(self, encoder: Encoder) -> tuple[Features]:

@@ -13,22 +13,22 @@ from vtc.strategies.base import DecoderStage, Step
 @METHODS.register("fastv")
 @dataclass(frozen=True)
 class FastV(DecoderStage):
-    """Keeps the tokens that the last prompt token attends to in the K-th layer, from the next layer on.
+    """Keeps, from the next layer on, the tokens that the last prompt token attends to most in the K-th layer.
 
-    The score is the softmax attention of that one row, averaged over heads, as layer K itself computes it.
+    The score is the softmax attention of that row, averaged over heads, as computed by layer K itself.
 
     Knobs:
     - K: layers that see every token (a number, or relative depth as a float; at least 1); 2 of 32 are published.
-    - R: share of the visual tokens that is removed (paper: 0.5, 0.75, 0.875); round(N * (1 - R)) stay, halves to even.
+    - R: share of the visual tokens to remove (paper: 0.5, 0.75, 0.875); keeps round(N * (1 - R)), halves to even.
 
     Paper: FastV (An Image is Worth 1/2 Tokens After Layer 2), arXiv 2403.06764. Official code: pkunlp-icler/FastV (no
     licence for the whole), the variant that drops tokens in place at prefill and keeps their position ids.
-    Departures: the image is found by its placeholders (the code has it start at token 36 of the prompt, one late for
+    Departures: the image is found by its placeholders (the code assumes that it starts at token 36, one too late for
     LLaVA-1.5); layer K runs once (the code with a cache runs it twice and stores its keys twice); only one row of
-    attention is computed, whatever the attention implementation; each prompt of a batch ranks its own images (the code
-    lets the first prompt decide), and of several images each keeps its own share. Float32, ties to the lower index
-    (the code ranks in the model's precision). On LLaVA-NeXT and Qwen, where nothing is published, the same rule holds
-    with N visual tokens; on other depths than 32 the layer is that of relative depth.
+    attention is computed, whatever the attention implementation; each prompt of a batch ranks its own images (in the
+    code the first prompt decides), and each of several images keeps its own share. Float32, ties to the lower index
+    (the code ranks in the model's precision). On LLaVA-NeXT and Qwen, where nothing is published, the same rule applies
+    to N visual tokens; for depths other than 32 the layer is set by relative depth.
     """
 
     K: int | float = 0.0625

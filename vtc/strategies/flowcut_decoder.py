@@ -16,18 +16,18 @@ from vtc.strategies.flowcut import flow
 class FlowCutDecoder(DecoderStage):
     """Keeps the tokens with the highest (a / sum a + g / sum g) * w in the last full layer, from the next layer on.
 
-    a: softmax over the image's tokens of the last prompt token's query with their keys; g: the same of its value with
-    their values; both scaled by sqrt(head dim), head means; w: the L1 length of a token's head-averaged value.
+    a: softmax over the image's tokens of the last prompt token's query times their keys; g: the same for its value
+    times their values; both scaled by sqrt(head dim), head means; w: the L1 norm of a token's head-averaged value.
 
     Knobs:
     - layer: layers that see every token (a number, or relative depth as a float): 2 of 32.
-    - ratio: share of the tokens that enter which stays; 1 leaves the language model alone.
+    - ratio: share of the entering tokens to keep; with 1 there is no drop.
 
     Paper: FlowCut, arXiv 2505.19536, NeurIPS 2025; official code: TungChintao/FlowCut @ a2ecd24 (Apache-2.0): second
     stage on LLaVA-NeXT, where five crops of K / 2 tokens enter and K stay (ratio 0.4), and on Qwen2-VL, where 2K enter
     and K stay (0.5). In the shipped strategy `flowcut` comes first; LLaVA-1.5 has no second stage (1.0). Departures:
-    the number is a share of what enters (the code keeps K, whatever unpadding left of the crops); several images are
-    ranked each on its own; padding on either side. Positions are renumbered on LLaVA-NeXT and kept on Qwen, as in the
+    the number is a share of the entering tokens (the code keeps K, however many unpadding left); each of several images
+    is ranked on its own; padding on either side. Positions are renumbered on LLaVA-NeXT and kept on Qwen, as in the
     code. Qwen2.5-VL is an extension. Float32, ties to the lower index.
     """
 
@@ -39,11 +39,11 @@ class FlowCutDecoder(DecoderStage):
             raise ConfigError(f"ratio={self.ratio} is out of range; possible: a share kept in (0, 1]")
 
     def steps(self, decoder: Decoder) -> tuple[Step, ...]:
-        """One step after `layer` layers, none where it keeps all."""
+        """One step after `layer` layers, none if all tokens are kept."""
         return (Step(decoder.layer(self.layer, "layer"), self.ratio),) if self.ratio < 1 else ()
 
     def needs(self, decoder: Decoder, step: int) -> tuple[ImageAttention, ValueNorms, ImageAttention]:
-        """Attention, values and their lengths in the last full layer."""
+        """Attention, value norms and value similarity in the last full layer."""
         layer = decoder.layer(self.layer, "layer") - 1
         return ImageAttention(layer), ValueNorms(layer), ImageAttention(layer, values=True)
 

@@ -32,8 +32,8 @@ def select_tokens(
     """Anchors, buffers and registers for B units of N tokens on a raster of `width` columns.
 
     object_score, deep_score [B, N]: attention received in the object and the deep layer. Returns `keep` [B, count];
-    with exclude="official" a row may keep fewer (`valid` marks them). Should anchors and buffers alone exceed `count`
-    (alpha near 1, where the released code fails), the lowest indices among them stay.
+    with exclude="official" a row may keep fewer (`valid` marks them). If anchors and buffers alone exceed `count`
+    (alpha near 1, where the released code fails), the lowest indices among them are kept.
     """
     batch, tokens = object_score.shape
     anchors = anchor_count(count, alpha)
@@ -45,7 +45,7 @@ def select_tokens(
     cross = cross.clamp(0, tokens - 1).flatten(1)
     chosen = torch.zeros(batch, tokens, dtype=torch.bool, device=object_score.device).scatter_(1, cross, True)
     if exclude == "exact":
-        # Chosen tokens rank above all others, so the top `count` are exactly they and the best of the rest.
+        # Chosen tokens rank above all others, so the top `count` are these and the best of the rest.
         return Selection(topk_sorted(deep_score.float().masked_fill(chosen, torch.inf), count))
     registers = count - chosen.sum(1)
     order = (deep_score.float() - chosen.float()).sort(dim=1, descending=True, stable=True).indices
@@ -57,11 +57,11 @@ def select_tokens(
 @METHODS.register("hiprune")
 @dataclass(frozen=True)
 class HiPrune(Stage):
-    """Keeps the tokens that a middle layer attends to (with their cross neighbours) and the best of a deep layer.
+    """Keeps the tokens most attended to in a middle layer (with their cross neighbours) and the best of a deep layer.
 
     Scores are the attention received, averaged over heads and over all queries ([CLS] included). Top
     round(count*alpha/5) tokens of the object layer are anchors; their 4 neighbours on the flat index (rows wrap,
-    out-of-range clamps to the first or last token) are buffers; registers fill the rest by the deep layer's score.
+    out-of-range clamps to the first or last token) are buffers; registers, by the deep layer's score, fill the rest.
 
     Knobs:
     - alpha: share of the budget for anchors and buffers.
@@ -69,20 +69,20 @@ class HiPrune(Stage):
       published.
     - deep_layer: encoder layer that ranks the registers (index, or relative depth as a float); the penultimate one is
       published.
-    - query_reduction: "mean" or "sum" of the attention over queries (rank-equal; matters to exclude="official").
-    - exclude: "exact" keeps chosen tokens out of the registers (the paper's eq. 7); "official" subtracts 1 from their
+    - query_reduction: "mean" or "sum" of the attention over queries (same ranking; matters for exclude="official").
+    - exclude: "exact" excludes chosen tokens from the registers (the paper's eq. 7); "official" subtracts 1 from their
       score as the released code does: the same with mean-reduced scores, but with sum-reduced ones (Qwen) a token can
       be chosen twice and the budget stays under-filled.
-    - edges: "clamp" as above, as in the code; "drop": neighbours before the first and after the last token are left
-      out, as in the paper's eq. 5 (rows wrap there, too).
+    - edges: "clamp" as above, as in the code; "drop": neighbours before the first and after the last token are
+      ignored, as in the paper's eq. 5 (rows wrap there, too).
 
-    Paper: HiPrune, arXiv 2508.00553. Official code: Danielement321/HiPrune @ 6e83a12 (MIT). Departures from the paper,
-    with the code: neighbours out of range (edges="drop" is the paper's), and registers from the penultimate layer
+    Paper: HiPrune, arXiv 2508.00553. Official code: Danielement321/HiPrune @ 6e83a12 (MIT). Departures from the paper
+    that follow the code: neighbours out of range (edges="drop" is the paper's), registers from the penultimate layer
     (deep_layer=-1, the output layer, is the paper's).
     Departures: LLaVA-NeXT keeps the model's own unpadding, so padding never competes; every image has the full
     budget (the code divides it by the batch); several images and batches are selected one by one; scores are
     float32 with ties to the lower index (the code ranks fp16/bf16 scores, so +-1 token there). On SigLIP and Qwen2-VL,
-    where nothing is published, the layers are those of relative depth.
+    where nothing is published, layers are set by relative depth.
     """
 
     alpha: float = 0.1

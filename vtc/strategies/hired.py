@@ -1,4 +1,4 @@
-"""HiRED: an early layer's [CLS] attention divides the budget over the tiles, a deep one's chooses in each."""
+"""HiRED: an early layer's [CLS] attention divides the budget among the tiles, a deep layer's selects in each."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -16,35 +16,35 @@ from vtc.strategies.base import Stage
 
 
 def region_of(tiles: tuple[Extent, ...], region: str) -> Tensor:
-    """Which of the tiles after the first each token of the first stands for: LongTensor [tokens of the first].
+    """The tile (after the first) that each token of the first tile belongs to: LongTensor [tokens of the first].
 
-    "strips": equal runs of its tokens; "spatial": where the tile lies on the picture.
+    "strips": equal runs of its tokens; "spatial": by the tile's position on the image.
     """
-    base, *rest = tiles
+    base, *parts = tiles
     every = torch.arange(base.tokens)
     if region == "strips":
-        return every * len(rest) // base.tokens
-    high, wide = max(t.top + t.rows for t in rest), max(t.left + t.columns for t in rest)
+        return every * len(parts) // base.tokens
+    high, wide = max(t.top + t.rows for t in parts), max(t.left + t.columns for t in parts)
     y = (every // base.columns * 2 + 1) * high // (2 * base.rows)
     x = (every % base.columns * 2 + 1) * wide // (2 * base.columns)
-    found = torch.zeros_like(every)
-    for i, t in enumerate(rest):
-        found[(y >= t.top) & (y < t.top + t.rows) & (x >= t.left) & (x < t.left + t.columns)] = i
-    return found
+    region_index = torch.zeros_like(every)
+    for i, t in enumerate(parts):
+        region_index[(y >= t.top) & (y < t.top + t.rows) & (x >= t.left) & (x < t.left + t.columns)] = i
+    return region_index
 
 
 def tile_budgets(weight: Tensor, tiles: tuple[Extent, ...], count: int, region: str) -> Tensor:
     """How many of `count` tokens each tile after the first keeps: LongTensor [B, tiles - 1].
 
-    weight [B, tokens of the first tile] of its tokens; a tile's part is that of its region, rounded down, at most all
-    of its tokens. Without any weight the parts are equal.
+    weight [B, tokens of the first tile]: of its tokens; a tile gets the share of its region, rounded down, at most all
+    of its tokens. If all weights are zero, the shares are equal.
     """
     parts = len(tiles) - 1
     owner = upload(region_of(tiles, region), weight.device)
-    mine = owner == torch.arange(parts, device=weight.device).unsqueeze(1)
-    total = (weight.float().unsqueeze(1) * mine).sum(2)
-    whole = total.sum(1, keepdim=True)
-    share = torch.where(whole > 0, total / whole, 1 / parts)
+    in_region = owner == torch.arange(parts, device=weight.device).unsqueeze(1)
+    total = (weight.float().unsqueeze(1) * in_region).sum(2)
+    total_weight = total.sum(1, keepdim=True)
+    share = torch.where(total_weight > 0, total / total_weight, 1 / parts)
     sizes = upload(torch.tensor([t.tokens for t in tiles[1:]]), weight.device)
     return (share * count).long().minimum(sizes)
 
@@ -52,29 +52,29 @@ def tile_budgets(weight: Tensor, tiles: tuple[Extent, ...], count: int, region: 
 @METHODS.register("hired")
 @dataclass(frozen=True)
 class HiRED(Stage):
-    """Keeps the tokens that [CLS] attends to in a deep layer; an early layer says how many of each tile.
+    """Keeps the tokens that [CLS] attends to most in a deep layer; an early layer sets how many of each tile.
 
-    Of several tiles the first, which shows the whole picture, keeps int(count * alpha). The others divide the rest, in
-    proportion to what an early layer's [CLS] attention finds in their parts of the first tile; each rounds down. An
-    image of one tile keeps its top `count`.
+    Of several tiles the first, which shows the whole image, keeps int(count * alpha). The others divide the rest in
+    proportion to an early layer's [CLS] attention in their regions of the first tile, each rounded down. An image of
+    one tile keeps its top `count`.
 
     Knobs:
-    - alpha: share of the budget for the tile that shows the whole picture.
+    - alpha: share of the budget for the tile that shows the whole image.
     - l_init: the early encoder layer (index, or relative depth as a float).
     - l_final: the deep encoder layer (index, or relative depth as a float); the penultimate one is published.
-    - score: what counts in a tile's part: "count", its tokens among the int(N * (1 - alpha)) of the first tile with
+    - score: how a tile's region is weighted: "count", its tokens among the int(N * (1 - alpha)) of the first tile with
       most attention (code), or "attention", the sum over all of its tokens (paper).
     - region: a tile's part of the first tile: "strips", the i-th run of N / tiles tokens of the raster, which for 2 x 2
-      tiles are four horizontal strips (code), or "spatial", where the tile lies (paper).
-    - remainder: what rounding loses: "lost" (paper and code), or "best", the best tokens not kept yet, so that exactly
-      `count` stay.
+      tiles are four horizontal strips (code), or "spatial", the tile's own area (paper).
+    - remainder: the tokens lost by rounding: "lost" (paper and code), or "best": the best tokens not yet kept are
+      added, so that exactly `count` are kept.
 
     Paper: HiRED, AAAI 2025, arXiv 2408.10945. Official code: hasanar1f/HiRED @ 502d6dd (MIT), LLaVA-1.5 and LLaVA-NeXT.
-    Followed is the code; the paper's Algorithm 1 is score="attention" with region="spatial".
-    Departures: LLaVA-NeXT's padding is cut away first, so that it takes no part of the budget (the code selects it and
-    drops it afterwards; where tiles are not square it cuts at the wrong place). On a batch each image has its own
-    tokens (the code gives LLaVA-1.5's first image's to all). Without [CLS] (SigLIP, Qwen), where nothing is published,
-    the query is the mean of all queries of the image. Scores in float32, ties to the lower index.
+    This follows the code; the paper's Algorithm 1 is score="attention" with region="spatial".
+    Departures: LLaVA-NeXT's padding is removed first, so that it takes no part of the budget (the code selects it and
+    drops it afterwards; if tiles are not square it cuts at the wrong place). Each image of a batch has its own
+    selection (the code gives LLaVA-1.5's first to all). Without [CLS] (SigLIP, Qwen), where nothing is published, the
+    query is the mean of all queries of the image. Scores in float32, ties to the lower index.
     """
 
     alpha: float = 0.5
@@ -92,7 +92,7 @@ class HiRED(Stage):
             raise ConfigError(f"alpha={shown(self.alpha)} is out of range; possible: 0 to 1")
 
     def needs(self, encoder: Encoder) -> tuple[ClsAttention, ...]:
-        """[CLS] attention of the deep layer and, where an image may be several tiles, of the early one."""
+        """[CLS] attention of the deep layer and, if an image may be several tiles, of the early one."""
         deep = ClsAttention(encoder.layer(self.l_final, "l_final"))
         early = ClsAttention(encoder.layer(self.l_init, "l_init"))
         return (deep, early) if encoder.tiled and early != deep else (deep,)
@@ -104,13 +104,13 @@ class HiRED(Stage):
         if len(tiles) < 2 or count == context.tokens:
             return Selection(topk_sorted(deep, count))
         base = tiles[0].tokens
-        whole = min(int(count * self.alpha), base)
+        base_count = min(int(count * self.alpha), base)
         weight = context[needed[-1]][:, :base]
         if self.score == "count":
             hot = topk_sorted(weight, int(base * (1 - self.alpha)))
             weight = torch.zeros_like(weight, dtype=torch.float32).scatter_(1, hot, 1)
-        budgets = tile_budgets(weight, tiles, min(count - whole, context.tokens - base), self.region)
-        budgets = torch.cat([torch.full_like(budgets[:, :1], whole), budgets], 1)
+        budgets = tile_budgets(weight, tiles, min(count - base_count, context.tokens - base), self.region)
+        budgets = torch.cat([torch.full_like(budgets[:, :1], base_count), budgets], 1)
         parts = zip(deep.split([t.tokens for t in tiles], 1), budgets.unbind(1), strict=True)
         chosen = torch.cat([_rank(part) < budget.unsqueeze(1) for part, budget in parts], 1)
         if self.remainder == "best":
@@ -119,6 +119,6 @@ class HiRED(Stage):
 
 
 def _rank(score: Tensor) -> Tensor:
-    """The place of each of score [B, n] from the largest on, the lower index first among equals."""
+    """The rank of each of score [B, n] in descending order, ties to the lower index."""
     order = score.sort(dim=1, descending=True, stable=True).indices
     return order.argsort(1)

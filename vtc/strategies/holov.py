@@ -1,4 +1,4 @@
-"""HoloV: a budget for each stretch of the picture, by attention and the spread of similarity in it."""
+"""HoloV: a budget for each crop of the token sequence, by attention and the variance of similarity within it."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -15,7 +15,7 @@ from vtc.strategies import METHODS
 from vtc.strategies.base import Stage
 
 EPS, SCALE = 1e-6, 1000.0
-WHOLE = 1024 / 576  # crops where none are given: this times the tokens over the budget; 16 for 64 of 576
+WHOLE = 1024 / 576  # default number of crops: this times tokens / budget; 16 for 64 of 576
 
 
 def crop_scores(features: Tensor, attention: Tensor, alpha: float) -> Tensor:
@@ -43,25 +43,25 @@ def allocation(scores: Tensor, count: int) -> Tensor:
 @METHODS.register("holov")
 @dataclass(frozen=True)
 class HoloV(Stage):
-    """Keeps the tokens that [CLS] attends to most in each of several stretches of the picture.
+    """Keeps the tokens that [CLS] attends to most in each of several crops of the token sequence.
 
-    The tokens, row by row, are cut into crops of equal length (the first ones one longer where that does not divide).
-    A token's score is its attention plus the variance of its cosines to the others of its crop, scaled to the
-    attention's mean; a crop gets tokens in proportion to its mean score, and gives those with the most attention. (As
-    the two terms are brought to one mean, the variance hardly changes a crop's part; that is so in paper and code.)
+    The tokens, row by row, are divided into crops of equal length (the first ones are one longer if there is a
+    remainder). A token's score is its attention plus the variance of its cosines to the others in its crop, scaled to
+    the attention's mean; each crop gets a quota in proportion to its mean score and keeps the tokens with the most
+    attention. (As both terms have the same mean, the variance hardly changes the quotas, in paper and code alike.)
 
     Knobs:
-    - crops: how many; null: max(1, int(1024 / 576 * tokens / count)), 16 for 64 of 576.
+    - crops: number of crops; null: max(1, int(1024 / 576 * tokens / count)), 16 for 64 of 576.
     - alpha: weight of the variance.
-    - surplus: what a crop cannot give because it has fewer tokens: "redistribute" lets the best crops that have more
-      give it, one after the other; "released" keeps that many fewer.
+    - surplus: the part of a quota beyond the size of a crop: "redistribute" gives it to the best crops with tokens
+      left, one after the other; "released" keeps that many fewer.
     - layer: the encoder layer whose attention is read (index, or relative depth as a float).
 
-    Paper: HoloV, NeurIPS 2025. Official code: obananas/HoloV @ 1d2e65e (Apache-2.0), LLaVA-1.5, LLaVA-NeXT (base crop
-    and tiles in one sequence, as here) and Qwen2.5-VL.
-    Departures: the code fills the surplus with vectors of zeros, which the language model then reads; here they are
-    left out at least. What is kept stands in the order of the picture (the code: crop by crop, by attention). Without
-    [CLS] the attention is the mean received from all patches; where the code's Qwen takes it from is not known to us.
+    Paper: HoloV, NeurIPS 2025, arXiv 2510.02912. Official code: obananas/HoloV @ 1d2e65e (Apache-2.0), LLaVA-1.5,
+    LLaVA-NeXT (base crop and tiles in one sequence, as here) and Qwen2.5-VL.
+    Departures: the code fills the surplus with zero vectors, which the language model then reads; here "released" omits
+    them. Kept tokens are in raster order (the code: crop by crop, by attention). Without [CLS] the attention is the
+    mean received from all patches; which attention the code uses on Qwen is unknown to us.
     Float32, ties to the lower index.
     """
 
@@ -80,12 +80,12 @@ class HoloV(Stage):
             raise ConfigError(f"alpha={self.alpha} is out of range; possible: 0 or more")
 
     def needs(self, encoder: Encoder) -> tuple[Signal, Features]:
-        """The attention, and what is compared."""
+        """The attention, and the features to compare."""
         layer = encoder.layer(self.layer, "layer")
         return ClsAttention(layer) if encoder.has_cls else AttentionColumns(layer, "mean"), Features()
 
     def select(self, context: Context, encoder: Encoder) -> Selection:
-        """Unit by unit; `count`, or with surplus="released" at most that."""
+        """Selects unit by unit: `count` tokens, or with surplus="released" at most that many."""
         attention, features = (context[signal] for signal in self.needs(encoder))
         attention = attention.to(features.device, torch.promote_types(attention.dtype, torch.float32))
         units = [self._unit(x, a, context.count) for x, a in zip(features, attention, strict=True)]
@@ -96,10 +96,10 @@ class HoloV(Stage):
         return Selection(keep.clamp(max=context.tokens - 1), valid=counts.gather(1, order))
 
     def _unit(self, features: Tensor, attention: Tensor, count: int) -> tuple[Tensor, Tensor]:
-        """The picks [count] of one unit, and which of them count."""
+        """The picks [count] of one unit, and which of them are valid."""
         scores, sizes = self.scores(features, attention, count)
-        wanted = allocation(scores, count)
-        quota = torch.minimum(wanted, sizes)
+        allocated = allocation(scores, count)
+        quota = torch.minimum(allocated, sizes)
         if self.surplus == "redistribute":
             quota = fill(quota, sizes, scores.sort(descending=True, stable=True).indices, count - quota.sum())
         group = torch.arange(len(sizes), device=sizes.device).repeat_interleave(sizes, output_size=len(features))

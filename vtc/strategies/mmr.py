@@ -1,4 +1,4 @@
-"""MMR: tokens that are important and unlike those already chosen, by maximal marginal relevance."""
+"""MMR: tokens that are important and dissimilar to those already chosen, by maximal marginal relevance."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -19,7 +19,7 @@ EPS = 1e-6
 
 @torch.no_grad()
 def picks(importance: Tensor, features: Tensor, count: int, lam: float, picks_per_step: int = 1) -> Tensor:
-    """The `count` picks in their order: LongTensor [B, count]; of one step from the best on.
+    """The `count` picks in order of selection: LongTensor [B, count]; within one step, the best first.
 
     importance [B, N] is scaled to 0..1 over each unit; features [B, N, D] are compared by cosine.
     """
@@ -30,17 +30,17 @@ def picks(importance: Tensor, features: Tensor, count: int, lam: float, picks_pe
         return _descending(score)[:, :count]
 
     def choose(part: slice) -> Tensor:
-        cosines, mine = Cosines(features[part]), score[part]
-        near = torch.full(mine.shape, -torch.inf, dtype=cosines.dtype, device=mine.device)
-        worth, taken, found = mine, torch.zeros_like(mine, dtype=torch.bool), []
-        for done in range(0, count, picks_per_step):
-            pick = _descending(worth.masked_fill(taken, -torch.inf))[:, : min(picks_per_step, count - done)]
-            found.append(pick)
-            taken = taken.scatter(1, pick, True)
-            for one in pick.unbind(1):
-                near = near.maximum(cosines.rows(one))
-            worth = lam * mine - (1 - lam) * near
-        return torch.cat(found, 1)
+        cosines, relevance = Cosines(features[part]), score[part]
+        near = torch.full(relevance.shape, -torch.inf, dtype=cosines.dtype, device=relevance.device)
+        worth, chosen, rounds = relevance, torch.zeros_like(relevance, dtype=torch.bool), []
+        for picked in range(0, count, picks_per_step):
+            pick = _descending(worth.masked_fill(chosen, -torch.inf))[:, : min(picks_per_step, count - picked)]
+            rounds.append(pick)
+            chosen = chosen.scatter(1, pick, True)
+            for index in pick.unbind(1):
+                near = near.maximum(cosines.rows(index))
+            worth = lam * relevance - (1 - lam) * near
+        return torch.cat(rounds, 1)
 
     return by_part(choose, features, count)
 
@@ -52,24 +52,24 @@ def _descending(score: Tensor) -> Tensor:
 @METHODS.register("mmr")
 @dataclass(frozen=True)
 class MMR(Stage):
-    """Keeps tokens by maximal marginal relevance: important ones that are unlike those chosen before.
+    """Keeps tokens by maximal marginal relevance: important ones that are dissimilar to those chosen before.
 
-    The first is the most important. Each further one has the largest lam * importance - (1 - lam) * nearest: its
-    importance, scaled to 0..1 over the image, and its largest cosine to a chosen one, between projected tokens.
+    The first is the most important. Each further one has the largest lam * importance - (1 - lam) * nearest, where
+    importance is scaled to 0..1 over the image and nearest is its largest cosine to a chosen projected token.
 
     Knobs:
-    - lam: weight of importance, the paper's lambda: 1 keeps the most important tokens; with 0 importance picks the
-      first and distance the others.
-    - picks_per_step: tokens that are taken at once.
+    - lam: weight of importance, the paper's lambda: 1 keeps the most important tokens; with 0, importance only selects
+      the first and similarity the others.
+    - picks_per_step: tokens selected in one step.
     - importance: "cls": attention of [CLS] (without one, of the mean of all queries of the image); "received": mean
       attention received.
-    - layer: the encoder layer that importance is read from (index, or relative depth as a float).
+    - layer: the encoder layer whose attention gives the importance (index, or relative depth as a float).
 
-    Paper: IDPruner, arXiv 2602.13315, of which this is the training-free part: its importance comes from a trained
-    selector, which vtc does not have, so its numbers are not those of this method. Code read: idpruner.py of Tencent's
-    AngelSlim at 67394ce (said to be Apache-2.0 with exceptions; the licence's text was not in the copy that was read).
-    Departures: the importance, as above; each image by itself (the code pools all images of a sample). Float32, ties to
-    the lower index.
+    Paper: IDPruner, arXiv 2602.13315, of which this is the training-free part: the paper's importance comes from a
+    trained selector, which vtc does not have, so its results are not those of this method. Code read: idpruner.py of
+    Tencent's AngelSlim at 67394ce (stated to be Apache-2.0 with exceptions; the copy we read had no licence text).
+    Departures: the importance, as above; each image on its own (the code pools all images of a sample). Float32, ties
+    to the lower index.
     """
 
     lam: float = 0.5

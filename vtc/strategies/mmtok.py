@@ -1,4 +1,4 @@
-"""MMTok: the tokens that cover the question's words and the picture best, chosen one after the other."""
+"""MMTok: greedily selects the tokens that best cover the question's words and the image."""
 
 from dataclasses import dataclass
 
@@ -13,18 +13,18 @@ from vtc.kernels.coverage import coverage_greedy
 from vtc.strategies import METHODS
 from vtc.strategies.base import Stage
 
-TOGETHER = 2**20  # entries of the weights of several images that are held at once
+TOGETHER = 2**20  # weight entries of several images in memory at once
 
 
 @torch.no_grad()
 def weights(
     text: Tensor, projected: Tensor, unprojected: Tensor, alpha: float = 0.5, tau_v: float = 0.2, tau_t: float = 0.02
 ) -> Tensor:
-    """How well each visual token stands for each word and for each visual token: [B, m + N, N].
+    """How well each visual token represents each word and each visual token: [B, m + N, N].
 
     text [B, m, D], projected [B, N, D], unprojected [B, N, E], compared by cosine. Each row is a softmax over the
     tokens, divided by the number of such rows: m for words (temperature tau_t), N for tokens (tau_v, times alpha).
-    The storage is [B, N, m + N], token by token as `coverage_greedy` reads it, and no second matrix of N x N is made.
+    The memory layout is [B, N, m + N], token by token as `coverage_greedy` reads it, without a second N x N matrix.
     """
     device, dtype = projected.device, torch.promote_types(projected.dtype, torch.float32)
     text, projected, unprojected = (
@@ -45,10 +45,10 @@ def _spread(cosines: Tensor, temperature: float, total: float) -> None:
 
 
 def select_tokens(weights: Tensor, count: int, excluded: Tensor | None = None) -> Selection:
-    """The `count` tokens by which `weights` [B, R, N] are covered best, chosen greedily.
+    """Greedily selects the `count` tokens that cover `weights` [B, R, N] best.
 
-    excluded [B, N] bool: tokens that are not to be chosen, such as padding; a unit with fewer than `count` others keeps
-    just these (`valid` marks them).
+    excluded [B, N] bool: tokens that must not be chosen, such as padding; a unit with fewer than `count` other tokens
+    keeps only these (`valid` marks them).
     """
     keep = coverage_greedy(weights, count, excluded=excluded).sort(1).values
     if excluded is None:
@@ -62,26 +62,27 @@ def select_tokens(weights: Tensor, count: int, excluded: Tensor | None = None) -
 class MMTok(Stage):
     """Keeps the tokens that together cover the words of the question and all visual tokens, as in maximum coverage.
 
-    Each word and each visual token spreads its weight over the visual tokens by a softmax of cosines: words by
-    their input embeddings and the projected tokens, tokens by what the projector receives. A set is worth the sum, over
-    all of these, of the largest weight in it; tokens join it greedily by what they add (see `vtc.kernels.coverage`).
+    Each word and each visual token distributes its weight over the visual tokens by a softmax of cosines: between
+    input embeddings and projected tokens for words, between the projector's inputs for tokens. The value of a set is
+    the sum, over all words and tokens, of the largest weight in it; tokens are added greedily by marginal gain (see
+    `vtc.kernels.coverage`).
 
     Knobs:
-    - alpha: how much the visual tokens count, against 1 for the words.
+    - alpha: weight of the visual tokens, relative to 1 for the words.
     - tau_v: temperature of the softmax of each visual token.
     - tau_t: temperature of the softmax of each word.
-    - keywords: leave out stop words and the benchmarks' instructions.
+    - keywords: remove stop words and the benchmarks' instructions.
     - prefix: text before the question.
 
-    Paper: MMTok, arXiv 2508.18264. Official code: Apache-2.0.
-    Departures: each image is chosen by the last question of its own prompt (the code has one question per call). A
-    prompt without any is read as a whole; the code puts in a sentence of its own. Cosines in float32 (the code
-    normalises in the model's precision), ties to the lower index. For LLaVA-1.5 the code leaves out the padding of
-    pictures made square. Here nothing is left out, as in the paper's main tables: stock processors cut a square out of
-    the picture and pad nothing, and LLaVA-NeXT removes its padding itself. For pictures that were padded beforehand,
-    `vtc.core.text.padding_patches` and `select_tokens` do it, without choosing a token twice as the code can. A number
-    of tokens is divided by LLaVA-NeXT's tiles (the code has a fixed one for each). SigLIP and Qwen2-VL, where nothing
-    is published, follow LLaVA and Qwen2.5-VL. The paper's variant with a small answering model is not here.
+    Paper: MMTok, ICLR 2026, arXiv 2508.18264. Official code: Ironieser/MMTok (Apache-2.0).
+    Departures: each image is pruned by the last question of its own prompt (the code has one question per call). A
+    prompt without a question is used as a whole; the code inserts a sentence of its own. Cosines in float32 (the code
+    normalises in the model's precision), ties to the lower index. For LLaVA-1.5 the code excludes the padding of images
+    that were made square. Here nothing is excluded, as in the paper's main tables: stock processors centre-crop the
+    image and do not pad, and LLaVA-NeXT removes its padding itself. For images that were padded beforehand, use
+    `vtc.core.text.padding_patches` with `select_tokens`, which never chooses a token twice as the code can. A number of
+    tokens is divided among LLaVA-NeXT's tiles (the code has a fixed number for each). SigLIP and Qwen2-VL, where
+    nothing is published, follow LLaVA and Qwen2.5-VL. The paper's variant with a small answering model is not included.
     """
 
     alpha: float = 0.5
@@ -101,7 +102,7 @@ class MMTok(Stage):
 
     @property
     def needs_text(self) -> bool:
-        """True, unless the question is taken as it is: then the ids of the prompt do."""
+        """True, unless the question is used unchanged: then the prompt's ids are enough."""
         return self.keywords or bool(self.prefix)
 
     def needs(self, encoder: Encoder) -> tuple[Signal, ...]:
@@ -113,13 +114,13 @@ class MMTok(Stage):
         if context.count == context.tokens:
             every = torch.arange(context.tokens, device=context.device)
             return Selection(every.expand(len(context.ordinals), -1).contiguous())
-        seen = [context[signal] for signal in self.needs(encoder)]
+        signals = [context[signal] for signal in self.needs(encoder)]
         units, size = len(context.ordinals), max(1, TOGETHER // context.tokens**2)
         kept = []
         for i in range(0, units, size):
-            # Weights one by one, so that no sum depends on the batch; picks of small images together.
+            # Weights one by one, so that no sum depends on the batch; small images are selected together.
             weights_of_units = [
-                weights(*(x[b : b + 1] for x in seen), self.alpha, self.tau_v, self.tau_t)
+                weights(*(x[b : b + 1] for x in signals), self.alpha, self.tau_v, self.tau_t)
                 for b in range(i, min(i + size, units))
             ]
             together = weights_of_units[0] if len(weights_of_units) == 1 else torch.cat(weights_of_units)

@@ -1,4 +1,4 @@
-"""OTPrune: the tokens whose second-order products span most, greedily by log-determinant; the question is not read."""
+"""OTPrune: greedy log-determinant selection on a kernel of second-order products; the question is not used."""
 
 from dataclasses import dataclass
 
@@ -16,13 +16,13 @@ from vtc.strategies.base import Stage
 
 @torch.no_grad()
 def picks(features: Tensor, count: int, gamma: float = 0.01) -> Tensor:
-    """The first `count` picks of features [B, N, D] in their order: LongTensor [B, count].
+    """The first `count` picks of features [B, N, D] in order of selection: LongTensor [B, count].
 
-    Every channel is divided by its length over the N tokens (one of length 0 stays 0). With G the products of the
+    Every channel is divided by its norm over the N tokens (one of norm 0 stays 0). With G the Gram matrix of the
     tokens, the kernel is I + gamma * G @ G, of which one row is computed for each pick. In float64, since the picks'
     gains differ by a few millionths; one unit after another, G [N, N] of each.
     """
-    found = []
+    orders = []
     for unit in features.double():
         length = torch.linalg.vector_norm(unit, dim=0, keepdim=True)
         unit = unit / length.masked_fill(length == 0, 1)
@@ -32,29 +32,29 @@ def picks(features: Tensor, count: int, gamma: float = 0.01) -> Tensor:
             line = gram.index_select(0, pick)
             return product(line, gram).mul_(gamma).scatter_add_(1, pick[:, None], torch.ones_like(line[:, :1]))
 
-        found.append(greedy(gram.square().sum(1).mul_(gamma).add_(1)[None], row, count)[0])
-    return torch.stack(found)
+        orders.append(greedy(gram.square().sum(1).mul_(gamma).add_(1)[None], row, count)[0])
+    return torch.stack(orders)
 
 
 @METHODS.register("otprune")
 @dataclass(frozen=True)
 class OTPrune(Stage):
-    """Keeps the tokens that a greedy choice by log-determinant picks, of a kernel of products of products.
+    """Keeps the tokens picked greedily by the log-determinant of a second-order kernel.
 
-    The kernel is I + gamma * G @ G, G the products of the projected tokens, whose channels are first brought to one
-    length over the tokens of the image, so that a few large channels do not decide. Each pick raises the determinant of
-    the picked part most. No attention and no text is looked at.
+    The kernel is I + gamma * G @ G, where G is the Gram matrix of the projected tokens, whose channels are first
+    scaled to unit norm over the tokens of the image, so that a few large channels do not dominate. Each pick maximises
+    the determinant of the selected submatrix. Neither attention nor text is used.
 
     Knobs:
-    - gamma: weight of the products against the identity.
+    - gamma: weight of the products relative to the identity.
 
-    Paper: OTPrune, CVPR 2026, whose optimal-transport distance this objective bounds; its text was not at hand, so the
-    description is of the code. Official code: xiwenc1/OTPrune @ 3414730 (Apache-2.0), LLaVA, in DivPrune's place. A
-    fraction is rounded to nearest, halves to even, as in the code (`rounding: round`).
-    Departures: kept tokens stand in their own order (the code passes them through a Python set, so that they reach the
-    language model in the order of its hashes). No token is picked twice; a channel of zeros stays zero (the code: NaN).
-    The prompt may be any (the code assumes 35 tokens before the image and one prompt). On LLaVA-NeXT base crop and
-    tiles are chosen together, without newline tokens. Qwen is an extension of ours. Computed in float64, ties to the
+    Paper: OTPrune, CVPR 2026, arXiv 2602.20205, whose optimal-transport distance this objective bounds; its text was
+    not available to us, so the description follows the code. Official code: xiwenc1/OTPrune @ 3414730 (Apache-2.0),
+    LLaVA, in DivPrune's place. A fraction is rounded to nearest, halves to even, as in the code (`rounding: round`).
+    Departures: kept tokens stay in raster order (the code passes them through a Python set, so that they reach the
+    language model in hash order). No token is picked twice; a channel of zeros stays zero (the code: NaN). Any prompt
+    is supported (the code assumes 35 tokens before the image and one prompt). On LLaVA-NeXT tokens are selected from
+    base crop and tiles together, without newline tokens. Qwen is our extension. Computed in float64, ties to the
     lower index.
     """
 

@@ -1,4 +1,4 @@
-"""PiToMe: behind every layer of the vision encoder tokens merge, first those in the most crowded places."""
+"""PiToMe: merges tokens after every layer of the vision encoder, those in the densest regions first."""
 
 from dataclasses import dataclass
 
@@ -17,31 +17,31 @@ from vtc.strategies.tome import match, most
 @METHODS.register("pitome")
 @dataclass(frozen=True)
 class PiToMe(EncoderStage):
-    """Merges a constant share of the tokens behind every layer; tokens that stand alone are protected.
+    """Merges a constant share of the tokens after every layer; isolated tokens are protected.
 
-    The energy of a token is the mean over all tokens of ELU(cosine of hidden states - margin): high in crowded places.
-    Of the 2r tokens with the highest energy those at even ranks join the most similar of those at odd ranks; a group
-    becomes the plain mean of its tokens of this step, whatever these hold. The sequence then has the protected tokens
-    by falling energy, then the groups, which decides who meets whom in the first layers: there, tokens are matched as
-    in `tome`, without energy. The margin falls with the layer l: margin * (1 - l / depth). For the language model
-    tokens stand in the order of their places; a group has the place of the token that the others joined.
+    The energy of a token is the mean over all tokens of ELU(cosine of hidden states - margin): high in dense regions.
+    Of the 2r tokens with the highest energy, those at even ranks are merged into the most similar of those at odd
+    ranks; a group becomes the plain mean of its tokens in this step, regardless of their sizes. The sequence then has
+    the protected tokens by descending energy, followed by the groups; this order determines the pairing in the first
+    layers, where tokens are matched as in `tome`, without energy. The margin decreases with the layer l: margin * (1 -
+    l / depth). For the language model tokens are in the order of their places; a group has the place of its target.
 
     Knobs:
-    - margin: the cosine from which on two tokens count as close, in the first layer.
-    - alpha: what ELU tends to far below the margin, with the sign changed.
-    - plain: share of the layers, from the first on, that match without energy (released code: 13 of 24).
+    - margin: the cosine above which two tokens count as close, in the first layer.
+    - alpha: minus the limit of ELU far below the margin.
+    - plain: share of the layers, starting at the first, that match without energy (released code: 13 of 24).
 
-    The budget decides the share rho that each layer leaves: the largest that reaches it, r = floor(T - rho T) of T
-    tokens; in layers without energy T counts the [CLS] as well. At most half of the tokens join in one layer.
+    The budget determines the share rho that each layer keeps: the largest that meets it, with r = floor(T - rho T) of T
+    tokens merged; in layers without energy T includes [CLS]. At most half of the tokens are merged in one layer.
 
     Paper: PiToMe (Accelerating Transformers with Spectrum-Preserving Token Merging), arXiv 2405.16148, NeurIPS 2024;
-    official code: hchautran/PiToMe @ 550b5dee, its form for LLaVA with CLIP: hidden states behind the MLP as the
+    official code: hchautran/PiToMe @ 550b5dee, its form for LLaVA with CLIP: hidden states after the MLP as the
     metric, plain means, no sizes in attention, after layers up to the one that the projector reads. (The form for timm
-    and BLIP has keys as the metric and weights by size; the one for text another energy. Neither is built.) Departures:
-    the order for the language model is that of places, the code's that of the sequence; the last layers merge fewer
-    where the target does not divide. On LLaVA-NeXT each crop merges within itself; on Qwen a token is a 2 x 2 cell of
-    patches, compared by their mean and merged patch by patch, across windows too: extensions. Float32, ties to the
-    lower index.
+    and BLIP uses keys as the metric and weights by size; the one for text uses another energy. Neither is included.)
+    Departures: tokens reach the language model in the order of their places (the code: in that of the sequence); the
+    last layers merge fewer if there is a remainder. On LLaVA-NeXT each crop merges within itself; on Qwen a token is a
+    2 x 2 cell of patches, compared by their mean and merged patch by patch, across windows too: extensions. Float32,
+    ties to the lower index.
     """
 
     margin: float = 0.9
@@ -61,39 +61,39 @@ class PiToMe(EncoderStage):
         return layer < round(encoder.depth * self.plain)
 
     def steps(self, encoder: Encoder) -> tuple[Cut, ...]:
-        """One behind every layer that matters to the projector's input."""
+        """One after every layer up to the one that the projector reads."""
         return tuple(Cut(layer) for layer in range(encoder.last + 1))
 
     def counts(self, tokens: int, target: int, encoder: Encoder) -> tuple[int, ...]:
-        """What the largest rho leaves that reaches the target."""
-        low, high, found = 0.0, 1.0, self._counts(tokens, target, encoder, 0.0)
-        if found[-1] > target:
+        """The counts for the largest rho that reaches the target."""
+        low, high, counts = 0.0, 1.0, self._counts(tokens, target, encoder, 0.0)
+        if counts[-1] > target:
             raise ConfigError(
                 f"{target} of {tokens} tokens are out of reach for merging behind {encoder.last + 1} layers, each of "
-                f"which leaves at least half; possible: {found[-1]} or more"
+                f"which leaves at least half; possible: {counts[-1]} or more"
             )
         if target == tokens:
             return (tokens,) * (encoder.last + 1)
         for _ in range(50):
             middle = (low + high) / 2
-            mine = self._counts(tokens, target, encoder, middle)
-            low, high, found = (middle, high, mine) if mine[-1] == target else (low, middle, found)
-        return found
+            tried = self._counts(tokens, target, encoder, middle)
+            low, high, counts = (middle, high, tried) if tried[-1] == target else (low, middle, counts)
+        return counts
 
     def _counts(self, tokens: int, target: int, encoder: Encoder, rho: float) -> tuple[int, ...]:
-        left = [tokens]
+        counts = [tokens]
         for layer in range(encoder.last + 1):
-            plain, now = self.is_plain(layer, encoder), left[-1]
-            all_ = now + int(plain and encoder.has_cls)
-            left.append(max(target, now - min(int(all_ - rho * all_), most(now, encoder.has_cls and plain))))
-        return tuple(left[1:])
+            plain, current = self.is_plain(layer, encoder), counts[-1]
+            all_ = current + int(plain and encoder.has_cls)
+            counts.append(max(target, current - min(int(all_ - rho * all_), most(current, encoder.has_cls and plain))))
+        return tuple(counts[1:])
 
     def needs(self, encoder: Encoder, step: int) -> tuple[Hidden]:
         """The layer's output."""
         return (Hidden(),)
 
     def select(self, context: Context, encoder: Encoder) -> Selection:
-        """Plain matching, or the most crowded tokens among themselves."""
+        """Plain matching, or matching among the tokens with the highest energy."""
         hidden, layer = context[Hidden()], context.step
         size = torch.ones(hidden.shape[:2], device=hidden.device, dtype=torch.float32)
         if self.is_plain(layer, encoder):
@@ -103,5 +103,5 @@ class PiToMe(EncoderStage):
         ranked = energy(hidden, margin, self.alpha).sort(dim=1, descending=True, stable=True).indices
         first, second, alone = ranked[:, : 2 * r : 2], ranked[:, 1 : 2 * r : 2], ranked[:, 2 * r :]
         _, partner = best_partners(hidden, first, second)
-        found = joined(torch.cat([alone, second], 1), first, second.gather(1, partner), size)
-        return Selection(found.keep, merge=Merge(found.target, found.weight), order=found.order)
+        merged = joined(torch.cat([alone, second], 1), first, second.gather(1, partner), size)
+        return Selection(merged.keep, merge=Merge(merged.target, merged.weight), order=merged.order)

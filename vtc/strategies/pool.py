@@ -1,4 +1,4 @@
-"""Average pooling to the budget: every token flows into the nearest point of a strided grid."""
+"""Average pooling to the budget: every token is merged into the nearest point of a strided grid."""
 
 from dataclasses import dataclass
 
@@ -18,7 +18,7 @@ class Pool(Stage):
     """Averages the tokens around each point of a strided grid of exactly `count` tokens.
 
     Each token belongs to the nearest kept point (squared grid distance, ties to the lower index); the pooled token
-    has the position of that point. A baseline of ours; no paper, no knobs.
+    has the position of that point. Our baseline; no paper, no knobs.
     """
 
     tile_scope = "per_tile"

@@ -1,4 +1,4 @@
-"""PruneSID: tokens in groups by principal component, thinned in each group, with a quota for each."""
+"""PruneSID: groups tokens by principal component, suppresses redundant ones and keeps a quota of each group."""
 
 from dataclasses import dataclass
 from math import ceil
@@ -31,7 +31,7 @@ from vtc.strategies.base import Stage
 
 
 def threshold(similarity: Tensor, count: int, variant: str) -> Tensor:
-    """The similarity [N, N] above which two tokens are redundant, float64: a multiple of the mean."""
+    """The threshold (float64) of similarity [N, N] above which two tokens are redundant: a multiple of its mean."""
     n, diagonal = len(similarity), similarity.diagonal().sum(dtype=torch.float64)
     total = similarity.sum(dtype=torch.float64)
     if variant == "llava":
@@ -40,21 +40,21 @@ def threshold(similarity: Tensor, count: int, variant: str) -> Tensor:
 
 
 def quotas(sizes: Tensor, stay: Tensor, count: int, picks: int) -> Tensor:
-    """How many tokens each of q groups gives, LongTensor [q].
+    """How many tokens each of q groups keeps, LongTensor [q].
 
-    sizes, stay: tokens of each group, and those that were not suppressed. count: the budget, of which the caps are
-    made; picks: tokens wanted, at most count.
+    sizes, stay: tokens of each group, and those that were not suppressed. count: the budget that sets the caps; picks:
+    tokens to keep, at most count.
     """
     low = sizes.clamp(max=1)
     cap = torch.minimum(stay, sizes).clamp(max=5 * ceil(count / 64))
     more = torch.arange(count + 1, device=sizes.device).unsqueeze(1)
     raised = torch.maximum(cap, torch.minimum(cap + more, sizes))
     cap = raised.index_select(0, (raised.sum(1) >= count).to(torch.uint8).argmax(0, keepdim=True))[0]
-    other = (picks - low.sum()).clamp_min(0)
+    free = (picks - low.sum()).clamp_min(0)
     share = stay.cumsum(0).float() / stay.sum().clamp_min(1).float()
-    quota = torch.minimum((other * share).round().long().diff(prepend=low.new_zeros(1)) + low, cap)
+    quota = torch.minimum((free * share).round().long().diff(prepend=low.new_zeros(1)) + low, cap)
     order = stay.sort(descending=True, stable=True).indices
-    return fill(quota, cap, order, other + low.sum() - quota.sum())
+    return fill(quota, cap, order, free + low.sum() - quota.sum())
 
 
 def picks_of(
@@ -86,28 +86,28 @@ def _picks(
 @METHODS.register("prunesid")
 @dataclass(frozen=True)
 class PruneSID(Stage):
-    """Keeps, of each group of tokens that belong together, those that are not redundant, up to the group's quota.
+    """Keeps the non-redundant tokens of each group of related tokens, up to the group's quota.
 
-    A token belongs to the principal component in which it weighs most; there are about a quarter as many of these as
-    tokens to keep. Within a group, by descending score, a token suppresses those whose cosine to it is above a multiple
-    of the mean cosine. Quotas are shared out by how many are not suppressed; a group gives these first, then the
-    others, by score. The question is not read.
+    A token belongs to the principal component in which it has the largest weight; there are about a quarter as many
+    components as tokens to keep. Within a group, by descending score, a token suppresses those whose cosine to it is
+    above a multiple of the mean cosine. Quotas are proportional to the number of unsuppressed tokens; a group keeps
+    these first, then the others, by score. The question is not used.
 
     Knobs:
-    - variant: which of the two released codes is followed. "llava": the score is the attention of [CLS], what the
-      projector receives is compared, and [CLS] itself is the first of the kept tokens (positions: the lowest free
+    - variant: which of the two released codes to follow. "llava": the score is [CLS] attention, the projector's inputs
+      are compared, and [CLS] itself is the first of the kept tokens (positions: the lowest free
       place). "qwen": the score is the weight in the component, the projected tokens are compared, no attention is
-      looked at; the mean, and the multiple of it, are defined otherwise.
-    - layer: of "llava", the encoder layer whose attention is read (index, or relative depth as a float).
+      used; the mean, and the multiple of it, are defined differently.
+    - layer: for "llava", the encoder layer whose attention is read (index, or relative depth as a float).
     - factorisation: "exact", or "randomised" as in both codes, from `seed`.
     - seed: of the random factorisation; an image's place in its prompt is added.
 
-    Paper: PruneSID ("Prune Redundancy, Preserve Essence"), ICLR 2026. Official code: ZhengyaoFang/PruneSID @ 4ef17d9
-    (its README says Apache-2.0), LLaVA-1.5, LLaVA-NeXT and Qwen2-VL.
-    Departures: the factorisation is exact, so that groups do not change from call to call. What is kept stands in the
-    order of the picture (the codes: group by group, Qwen's above 150 tokens as here). Small budgets have at least one
-    group, and "qwen" takes any budget (the code: at least 16). Groups with equal numbers are filled from the first on.
-    On Qwen each image chooses for itself (the code pools those of a batch). LLaVA-NeXT tile by tile as published, but
+    Paper: PruneSID ("Prune Redundancy, Preserve Essence"), ICLR 2026, arXiv 2603.09480. Official code:
+    ZhengyaoFang/PruneSID @ 4ef17d9 (Apache-2.0 by its README), LLaVA-1.5, LLaVA-NeXT and Qwen2-VL.
+    Departures: the factorisation is exact, so that groups do not change from call to call. Kept tokens are in raster
+    order (the codes: group by group, Qwen's above 150 tokens as here). Small budgets have at least one group, and
+    "qwen" accepts any budget (the code: at least 16). Groups with equal numbers are filled from the first on. On Qwen
+    each image is pruned on its own (the code pools those of a batch). LLaVA-NeXT tile by tile as published, but
     after the model's own unpadding, so padding never competes. Without [CLS] the "llava" variant ranks by the mean
     attention received. The paper's budgets that move between crops are not in the code and not here. Components in
     float64, cosines in float32 (the codes compare in half precision), ties to the lower index.
@@ -127,7 +127,7 @@ class PruneSID(Stage):
             raise ConfigError(f"seed={self.seed} is out of range; possible: 0 to {2**32 - 1}")
 
     def needs(self, encoder: Encoder) -> tuple[Signal, ...]:
-        """What is compared, and for "llava" the score, with the projector's input for [CLS]."""
+        """The features to compare, and for "llava" the score, with the projector's input for [CLS]."""
         if self.variant == "qwen":
             return (Features(),)
         layer = encoder.layer(self.layer, "layer")
@@ -136,13 +136,13 @@ class PruneSID(Stage):
 
     def select(self, context: Context, encoder: Encoder) -> Selection:
         """See `picks_of`; exactly `count`, [CLS] among them."""
-        features, *rest = (context[signal] for signal in self.needs(encoder) if signal != Unprojected())
-        every = context.count == context.tokens
-        cls = self.variant == "llava" and encoder.has_cls and not every
-        if every:
+        features, *attention = (context[signal] for signal in self.needs(encoder) if signal != Unprojected())
+        all_kept = context.count == context.tokens
+        cls = self.variant == "llava" and encoder.has_cls and not all_kept
+        if all_kept:
             chosen = torch.arange(context.tokens, device=features.device).repeat(len(features), 1)
         else:
-            scores, size = rest[0].to(features.device) if rest else None, units_at_once(features)
+            scores, size = attention[0].to(features.device) if attention else None, units_at_once(features)
             parts = [slice(start, start + size) for start in range(0, len(features), size)]
             chosen = torch.cat([self._units(features, scores, context, part, cls) for part in parts])
         if self.variant == "qwen" or not encoder.has_cls:
@@ -151,7 +151,7 @@ class PruneSID(Stage):
         keep, order, target, weight = merged_slots(
             chosen, Groups(chosen[:, :0], none, none.new_zeros(none.shape, dtype=torch.float32)), cls
         )
-        if every:
+        if all_kept:
             target, weight = pad(target, (1, 0), value=-1), pad(weight, (1, 0))
         return Selection(keep, merge=Merge(target, weight, unprojected=True), order=order)
 
@@ -161,7 +161,7 @@ class PruneSID(Stage):
         count, ordinals = context.count, context.ordinals[part]
         groups = min(max(count // 4, 4 if self.variant == "qwen" else 1), *features.shape[1:])
         drawn = self.factorisation == "randomised"
-        components = [  # of copies: a product may round by where its operand starts in memory
+        components = [  # of copies: rounding of a product may depend on the memory alignment of its operand
             loadings(unit.clone(), groups, self.seed + ordinal if drawn else None)
             for unit, ordinal in zip(features, ordinals, strict=True)
         ]

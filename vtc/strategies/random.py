@@ -1,4 +1,4 @@
-"""The baseline of chance: tokens kept at random, from an explicit seed."""
+"""Random baseline: tokens kept at random, from an explicit seed."""
 
 from dataclasses import dataclass
 
@@ -17,7 +17,7 @@ class Random(Stage):
     """Keeps `count` tokens drawn uniformly without replacement.
 
     The draw depends on `seed`, the number of tokens and the image's (and tile's) place in its own prompt, never on
-    the batch or the device, so batched equals one by one. A baseline of ours; no paper.
+    the batch or the device, so batching does not change it. Our baseline; no paper.
 
     Knobs:
     - seed: of the draw.

@@ -1,4 +1,4 @@
-"""Recoverable Compression: tokens by [CLS] attention, more by the question, the rest merged around a few centres."""
+"""Recoverable Compression: tokens by [CLS] attention, others by the question, the rest merged around centres."""
 
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
@@ -31,8 +31,8 @@ WIDTH = 768  # of CLIP's common space, by whose root the text's cosines are divi
 
 
 class Parts(NamedTuple):
-    """What becomes of the tokens. vision, text: bool [B, N], chosen by attention and by the question; rank [B, N]: the
-    place of a token among the others by attention, from 0; centres [B]: how many of these are centres."""
+    """The roles of the tokens. vision, text: bool [B, N], chosen by attention and by the question; rank [B, N]: the
+    attention rank of a token among the others, from 0; centres [B]: how many of these are centres."""
 
     vision: Tensor
     text: Tensor
@@ -41,49 +41,50 @@ class Parts(NamedTuple):
 
 
 def _rank(score: Tensor) -> Tensor:
-    """The place of each of score [B, n] from the largest on, the lower index first among equals."""
+    """The rank of each of score [B, n] in descending order, ties to the lower index."""
     return score.sort(dim=1, descending=True, stable=True).indices.argsort(1)
 
 
 def _times(number: Tensor | int, outliers: Tensor, of: Tensor | int) -> Tensor:
-    """int(number * share of outliers [B, n] among `of`), [B]; in float64, as the code multiplies."""
+    """int(number * share of outliers [B, n] among `of`), [B]; in float64, as in the code."""
     return (number * (outliers.sum(1).double() / of)).long()
 
 
 @METHODS.register("recoverable")
 @dataclass(frozen=True)
 class Recoverable(Stage):
-    """Keeps tokens in three steps, each with a budget of its own: the share of outliers among its scores.
+    """Keeps tokens in three steps, each with its own budget: the share of outliers among its scores.
 
-    1. By the attention of [CLS], as of one head. 2. By the similarity to the question, where those of step 1 count as
-    the least similar. 3. Of the others the most attended to are centres; each takes in the `cluster_size` that are most
-    like it, by the cosine of keys plus text_gain times the similarity to the question, weighted by their attention.
-    Clusters may overlap. One more token is the sum of all others, weighted so; there is none without a centre. In the
-    sequence the tokens of steps 1 and 2 come first, in their order, then the centres by attention, then that token.
-    Outliers are by the local outlier factor (see `vtc.kernels.outliers`). The count is the most that is kept.
+    1. By [CLS] attention, computed as a single head. 2. By similarity to the question, where the tokens of step 1 count
+    as the least similar. 3. Of the others, those with the most attention are centres; each absorbs the `cluster_size`
+    tokens most similar to it (cosine of keys plus text_gain times the similarity to the question), weighted by their
+    attention. Clusters may overlap. If there is a centre, one further token is the attention-weighted sum of all
+    others. In the sequence the tokens of steps 1 and 2 come first, in their order, then the centres by attention, then
+    that token. Outliers are found by the local outlier factor (see `vtc.kernels.outliers`). The count is a maximum.
 
     Knobs:
     - text: the similarity: "embeddings": cosine of the projected token and the mean of the question's input embeddings;
-      "clip": cosine in CLIP's common space, which needs the CLIP model of the tower; "none": step 2 is left out. Both
+      "clip": cosine in CLIP's common space, which needs the CLIP model of the tower; "none": no step 2. Both
       are divided by sqrt(768) as in the code.
-    - mode: "released" has the code's two slips: the number of centres is the features' width times the share of
-      outliers, and the keys compared are those of the first tokens of the image instead of the remaining ones; "fixed":
-      the number of remaining tokens, and their keys.
+    - mode: "released" reproduces two errors of the code: the number of centres is the features' width times the share
+      of outliers, and the keys compared are those of the first tokens of the image instead of the remaining ones;
+      "fixed": the number of remaining tokens, and their keys.
     - lof_k_vision: neighbours of the local outlier factor in step 1.
     - lof_k_text: neighbours in step 2.
     - lof_k_center: neighbours in step 3.
-    - cluster_size: tokens that a centre takes in.
+    - cluster_size: tokens that a centre absorbs.
     - text_gain: weight of the similarity to the question in step 3.
     - layer: the encoder layer of attention and keys (index, or relative depth as a float); the last is published.
 
     Paper: Recoverable Compression, AAAI 2025, arXiv 2409.01179, of which only the abstract and the repository's text
-    were at hand. Official code: banjiuyufen/Recoverable-Compression (licence not recorded by us), LLaVA-1.5, batch 1.
-    Departures: "embeddings" is the default, so that no second model is needed; for "clip" the code takes the question's
-    first line with the system turn, padded, its last place, and patches without the last norm, where vtc takes the
-    question's segments and CLIP's own embeddings. At least one token is kept. The count's limit cuts the last steps
-    first. Without [CLS] (SigLIP, Qwen) the query is the mean of all; the sums are then over all that the projector
-    joins. LLaVA-NeXT, tile by tile, and these are ours. Scores in float32, outliers in float64, ties to the lower
-    index.
+    were available to us. Official code: banjiuyufen/Recoverable-Compression (licence not recorded by us), LLaVA-1.5,
+    batch 1.
+    Departures: "embeddings" is the default, so that no second model is needed; for "clip" the code uses the question's
+    first line with the system turn, padded, at its last position, and patches without the final norm, where vtc uses
+    the question's segments and CLIP's own embeddings. At least one token is kept. The limit of the count cuts the last
+    steps first. Without [CLS] (SigLIP, Qwen) the query is the mean of all queries, and the sums are over all patches
+    that the projector merges. These, and LLaVA-NeXT tile by tile, are our extensions. Scores in float32, outliers in
+    float64, ties to the lower index.
     """
 
     text: Literal["embeddings", "clip", "none"] = "embeddings"
@@ -110,7 +111,7 @@ class Recoverable(Stage):
         return self.text == "clip"
 
     def needs(self, encoder: Encoder) -> tuple[Signal, ...]:
-        """Attention and keys, what is summed, and what the similarity is made of."""
+        """Attention and keys, the features to sum, and the signals for the similarity."""
         layer = encoder.layer(self.layer, "layer")
         text = {"clip": (TextRelevance(),), "embeddings": (Features(), TextEmbeddings()), "none": ()}[self.text]
         return ClsAttention(layer, True), EncoderKeys(layer, True), EncoderFeatures(), Unprojected(), *text
@@ -122,42 +123,42 @@ class Recoverable(Stage):
         vision = _rank(attention) < number[:, None]
         text = torch.zeros_like(vision)
         if similarity is not None:
-            seen = torch.where(vision, similarity.amin(1, keepdim=True), similarity)
-            more = _times(tokens - number, local_outliers(seen, self.lof_k_text), tokens).minimum(most - number)
-            text = _rank(seen) < more[:, None]
-        rest = ~(vision | text)
-        left = rest.sum(1)
-        whole = width if self.mode == "released" else left
-        centres = _times(whole, local_outliers(attention, self.lof_k_center, rest), left.clamp(min=1))
-        centres = centres.minimum(left).minimum(most - (tokens - left) - 1).clamp(min=0)
-        return Parts(vision, text, _rank(attention.masked_fill(~rest, -torch.inf)), centres)
+            masked = torch.where(vision, similarity.amin(1, keepdim=True), similarity)
+            more = _times(tokens - number, local_outliers(masked, self.lof_k_text), tokens).minimum(most - number)
+            text = _rank(masked) < more[:, None]
+        remaining = ~(vision | text)
+        remaining_count = remaining.sum(1)
+        factor = width if self.mode == "released" else remaining_count
+        centres = _times(factor, local_outliers(attention, self.lof_k_center, remaining), remaining_count.clamp(min=1))
+        centres = centres.minimum(remaining_count).minimum(most - (tokens - remaining_count) - 1).clamp(min=0)
+        return Parts(vision, text, _rank(attention.masked_fill(~remaining, -torch.inf)), centres)
 
     def clusters(self, parts: Parts, keys: Tensor, similarity: Tensor | None, most: int) -> tuple[Tensor, Tensor]:
-        """The `most` first of the others by attention [B, most], centres or not, and the tokens most like each [B,
-        most, cluster_size or fewer], -1 where there are not as many."""
-        rest = ~(parts.vision | parts.text)
+        """The first `most` of the others by attention [B, most], centres or not, and the tokens most similar to each
+        [B, most, cluster_size or fewer], -1 where there are fewer."""
+        others = ~(parts.vision | parts.text)
         if self.mode == "released":
-            index = (rest.long().cumsum(1) - 1).clamp(min=0)
+            index = (others.long().cumsum(1) - 1).clamp(min=0)
             keys = keys.gather(1, index.unsqueeze(-1).expand(-1, -1, keys.shape[2]))
         first, unit = parts.rank.argsort(1)[:, :most], unit_vectors(keys)
         likeness = torch.stack([product(x[i], x.t()) for x, i in zip(unit, first, strict=True)])
         if similarity is not None:
             likeness += self.text_gain * similarity.unsqueeze(1)
-        out = ~rest.unsqueeze(1) | (torch.arange(rest.shape[1], device=first.device) == first.unsqueeze(2))
-        order = likeness.masked_fill_(out, -torch.inf).sort(dim=2, descending=True, stable=True)
-        size = min(self.cluster_size, rest.shape[1])
+        ineligible = ~others.unsqueeze(1) | (torch.arange(others.shape[1], device=first.device) == first.unsqueeze(2))
+        order = likeness.masked_fill_(ineligible, -torch.inf).sort(dim=2, descending=True, stable=True)
+        size = min(self.cluster_size, others.shape[1])
         return first, order.indices[:, :, :size].masked_fill(order.values[:, :, :size].isinf(), -1)
 
     def choose(self, attention: Tensor, keys: Tensor, similarity: Tensor | None, width: int, most: int) -> Selection:
-        """All of it, as flows of N tokens; most: what is kept at most, below N."""
+        """The complete Selection of N tokens; most: the maximum to keep, below N."""
         parts = self.parts(attention, similarity, width, most)
-        main, some = parts.vision | parts.text, parts.centres > 0
+        main, has_centre = parts.vision | parts.text, parts.centres > 0
         centre = ~main & (parts.rank < parts.centres[:, None])
         kept = main | centre
-        rest = (~kept).to(torch.uint8).argmax(1, keepdim=True)  # the place of the sum of the others
-        kept = kept.scatter(1, rest, some[:, None])
+        sum_place = (~kept).to(torch.uint8).argmax(1, keepdim=True)  # the place of the sum of the others
+        kept = kept.scatter(1, sum_place, has_centre[:, None])
         selection, slot = Selection.marked(kept, most), kept.long().cumsum(1) - 1
-        last = torch.where(some[:, None], slot.gather(1, rest), -1)
+        last = torch.where(has_centre[:, None], slot.gather(1, sum_place), -1)
         stays = main | centre
         target, weight = torch.where(stays, slot, last), torch.where(stays, 1, attention)
 
@@ -169,12 +170,12 @@ class Recoverable(Stage):
 
         tokens = attention.shape[1]
         key = torch.where(main, torch.arange(tokens, device=main.device), tokens + parts.rank)
-        key = key.scatter(1, rest, torch.where(some[:, None], 2 * tokens, key.gather(1, rest)))
+        key = key.scatter(1, sum_place, torch.where(has_centre[:, None], 2 * tokens, key.gather(1, sum_place)))
         order = key.gather(1, selection.keep).masked_fill(~selection.valid, 3 * tokens).sort(dim=1, stable=True).indices
         return Selection(selection.keep, selection.valid, Merge(target, weight, True, extra), order)
 
     def select(self, context: Context, encoder: Encoder) -> Selection:
-        """See `choose`; at most `count`, all where all may stay."""
+        """See `choose`; at most `count`, or all tokens if the budget allows."""
         cls, keys, features, _, *text = self.needs(encoder)
         attention = context[cls].to(torch.promote_types(context[cls].dtype, torch.float32))
         if context.count == context.tokens:
@@ -182,11 +183,11 @@ class Recoverable(Stage):
             return Selection(every.expand(len(attention), -1).contiguous())
         similarity = None
         if text:
-            seen = [context[signal] for signal in text]
-            similarity = seen[0] if self.text == "clip" else cosine_with_words(*seen)
+            values = [context[signal] for signal in text]
+            similarity = values[0] if self.text == "clip" else cosine_with_words(*values)
             similarity = similarity.to(attention.device, attention.dtype) / WIDTH**0.5
-        found = self.choose(attention, context[keys], similarity, context[features].shape[2], context.count)
-        merge, lead = found.merge, int(encoder.has_cls)
+        selection = self.choose(attention, context[keys], similarity, context[features].shape[2], context.count)
+        merge, lead = selection.merge, int(encoder.has_cls)
         extra = merge.extra._replace(source=merge.extra.source + lead)
         target, weight = pad(merge.target, (lead, 0), value=-1), pad(merge.weight, (lead, 0))
-        return Selection(found.keep, found.valid, Merge(target, weight, True, extra), found.order)
+        return Selection(selection.keep, selection.valid, Merge(target, weight, True, extra), selection.order)

@@ -1,4 +1,4 @@
-"""SCOPE: tokens that the encoder attends to and that together cover the picture, chosen one after the other."""
+"""SCOPE: greedily selects tokens that are salient to the encoder and together cover the image."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -14,7 +14,7 @@ from vtc.kernels.gram import cosine_matrix
 from vtc.strategies import METHODS
 from vtc.strategies.base import Stage
 
-TOGETHER = 2**22  # cosines of several images that are held at once
+TOGETHER = 2**22  # cosines of several images in memory at once
 
 
 def selection_order(
@@ -34,28 +34,28 @@ def selection_order(
 @METHODS.register("scope")
 @dataclass(frozen=True)
 class Scope(Stage):
-    """Keeps the tokens that are salient and cover what the others leave uncovered, as in weighted facility location.
+    """Keeps tokens that are salient and cover what the other kept ones do not, as in weighted facility location.
 
-    A token covers another as well as their cosine says, and negative cosines count as 0. In each step the gain of a
-    token is how much better all tokens would be covered with it, and the token with the largest
-    gain * saliency ** alpha joins. Saliency is the attention of [CLS]; the question is not read.
+    A token covers another to the degree of their cosine; negative cosines count as 0. In each step the gain of a token
+    is the increase in the coverage of all tokens, and the token with the largest gain * saliency ** alpha is added.
+    Saliency is [CLS] attention; the question is not used.
 
     Knobs:
-    - alpha: exponent of the saliency; 0 is coverage alone.
+    - alpha: exponent of the saliency; with 0 only coverage counts.
     - combine: "multi" multiplies gain and saliency, "add" adds them (an ablation of the paper).
-    - features: what is compared: "encoder", the projector's input, or "projected", what the language model would
+    - features: the features to compare: "encoder", the projector's input, or "projected", what the language model would
       receive.
     - layer: the encoder layer whose attention is read (index, or relative depth as a float); best the one whose output
       the projector receives.
 
     Paper: SCOPE, NeurIPS 2025, arXiv 2510.24214. Official code: kinredon/SCOPE @ 6bf7306 (no licence for the whole;
-    the selector's file carries an Apache-2.0 header), LLaVA-1.5 and LLaVA-NeXT. A port by others, in Tencent's
-    AngelSlim @ 67394ce (Apache-2.0), is followed where there is no [CLS]: on Qwen saliency is the attention received
+    the selector's file carries an Apache-2.0 header), LLaVA-1.5 and LLaVA-NeXT. Without [CLS], a third-party port in
+    Tencent's AngelSlim @ 67394ce (Apache-2.0) is followed: on Qwen saliency is the attention received
     from all patches and features are the projected ones (the port reads large images by their mean query instead).
-    Departures: attention is a mean over heads (the code: a sum), which makes a difference to "add" only. A token of
-    length 0 covers nothing (the code: NaN). Each image chooses for itself (the port pools the images of a prompt).
-    LLaVA-NeXT tile by tile as published, but after the model's own unpadding, so padding never competes, and with what
-    is kept in the order of the picture. Float32, ties to the lower index (the code ranks in half precision).
+    Departures: attention is a mean over heads (the code: a sum), which only matters for "add". A token of
+    length 0 covers nothing (the code: NaN). Each image is pruned on its own (the port pools the images of a prompt).
+    LLaVA-NeXT tile by tile as published, but after the model's own unpadding, so padding never competes, and with
+    kept tokens in raster order. Float32, ties to the lower index (the code ranks in half precision).
     """
 
     alpha: float = 1.0
@@ -71,7 +71,7 @@ class Scope(Stage):
             raise ConfigError(f"alpha={self.alpha} is out of range; possible: an exponent of 0 or more")
 
     def needs(self, encoder: Encoder) -> tuple[Signal, Signal]:
-        """The saliency, and what is compared."""
+        """The saliency, and the features to compare."""
         layer = encoder.layer(self.layer, "layer")
         saliency = ClsAttention(layer) if encoder.has_cls else AttentionColumns(layer, "sum")
         return saliency, EncoderFeatures() if self.features == "encoder" else Features()

@@ -1,4 +1,4 @@
-"""Soft merging: in a few layers of the vision encoder every token spreads over similar ones that stay."""
+"""Soft merging: in a few layers of the vision encoder, every token is spread over similar kept tokens."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -20,7 +20,7 @@ SHARPEST = 1e30  # products with a cosine stay finite in float32
 @METHODS.register("soft_merge")
 @dataclass(frozen=True)
 class SoftMerge(EncoderStage):
-    """Keeps the tokens with the most attention and merges all others into them, each into several by similarity.
+    """Keeps the tokens with the most attention and merges each of the others into several of them by similarity.
 
     The kept tokens are those that [CLS] attends to most (without [CLS], those that receive most attention from all). c
     is the cosine of a kept token's attention key and any other's, both head means. Then, between attention and MLP,
@@ -32,13 +32,13 @@ class SoftMerge(EncoderStage):
     - Spread "row": W = softmax of tau * c over all tokens, sizes stay 1. For tau -> infinity it is pruning.
 
     Knobs:
-    - layers: where it happens (index, or relative depth as a float), an equal number of tokens going at each.
-    - tau: sharpness; a low one shortens features, since it averages over unlike tokens.
+    - layers: layers to merge in (index, or relative depth as a float); each removes an equal number of tokens.
+    - tau: sharpness; a low value reduces feature norms, since it averages over dissimilar tokens.
     - spread: "column" or "row", see above.
-    - proportional_attention: a token attracts attention like as many as it holds (+ log(size) on the logits).
+    - proportional_attention: weight a token in attention by its size (+ log(size) on the logits).
 
-    A definition of our own that has pruning and exclusive merging as its limits; it is no paper's method, and tau and
-    the layers have no published values. On LLaVA-NeXT each crop merges within itself; on Qwen a token is a 2 x 2 cell
+    Our own definition, with pruning and exclusive merging as its limits; it comes from no paper, and tau and the layers
+    have no published values. On LLaVA-NeXT each crop merges within itself; on Qwen a token is a 2 x 2 cell
     of patches. Needs a matrix of K x N weights for each crop. Float32, ties to the lower index.
     """
 
@@ -57,21 +57,21 @@ class SoftMerge(EncoderStage):
 
     @property
     def proportional(self) -> bool:
-        """The knob."""
+        """The value of the knob."""
         return self.proportional_attention
 
     def steps(self, encoder: Encoder) -> tuple[Cut, ...]:
-        """In the layers, those that fall together on a shallow encoder once."""
+        """One in each layer; layers that coincide on a shallow encoder count once."""
         layers = sorted({encoder.layer(value, "layers") for value in self.layers})
         return tuple(Cut(layer, within=True) for layer in layers)
 
     def counts(self, tokens: int, target: int, encoder: Encoder) -> tuple[int, ...]:
-        """Equal parts."""
+        """Equal numbers of tokens removed in each step."""
         steps = len(self.steps(encoder))
         return tuple(tokens - (tokens - target) * (i + 1) // steps for i in range(steps))
 
     def needs(self, encoder: Encoder, step: int) -> tuple[Signal, ...]:
-        """Attention, keys, and what the tokens hold."""
+        """Attention, keys and token sizes."""
         layer = self.steps(encoder)[step].layer
         score = ClsAttention(layer) if encoder.has_cls else AttentionColumns(layer)
         return score, EncoderKeys(layer), Sizes()
@@ -80,8 +80,8 @@ class SoftMerge(EncoderStage):
         """See `weights`."""
         score, keys, sizes = (context[signal] for signal in self.needs(encoder, context.step))
         keep = topk_sorted(score, context.count)
-        mix, held = weights(keys, keep, sizes, self.tau, self.spread)
-        return Selection(keep, mix=mix, sizes=held)
+        mix, kept_sizes = weights(keys, keep, sizes, self.tau, self.spread)
+        return Selection(keep, mix=mix, sizes=kept_sizes)
 
 
 @torch.no_grad()
@@ -93,5 +93,5 @@ def weights(keys: Tensor, keep: Tensor, size: Tensor, tau: float, spread: str) -
     if spread == "row":
         return logits.softmax(2), torch.ones_like(keep, dtype=size.dtype)
     mass = logits.softmax(1) * size.unsqueeze(1)
-    held = mass.sum(2)
-    return mass / held.unsqueeze(2), held
+    kept_sizes = mass.sum(2)
+    return mass / kept_sizes.unsqueeze(2), kept_sizes

@@ -1,4 +1,4 @@
-"""SparseVLM: drops inside the language model, rated by the text that agrees with the picture; some tokens merge."""
+"""SparseVLM: drops inside the language model by the attention of image-relevant text; some tokens are merged."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -15,24 +15,24 @@ from vtc.kernels.topk import topk_sorted
 from vtc.strategies import METHODS
 from vtc.strategies.base import DecoderStage, Step, steps_at
 
-ENTERED = 576  # the tokens that the released lists are meant for
+ENTERED = 576  # the number of tokens that the released lists are for
 LISTS = {192: (300, 200, 110), 128: (303, 110, 36), 96: (238, 48, 26), 64: (66, 30, 17)}
 LISTS_2 = {192: (300, 200, 118), 128: (238, 108, 60), 96: (246, 54, 28), 64: (66, 34, 20)}  # of version 2.0
 EPS = 1e-6
 
 
 def recycled_count(pruned: int) -> int:
-    """How many of the tokens that go are merged rather than dropped: int(0.3 * pruned) + 1."""
+    """How many of the pruned tokens are merged rather than dropped: int(0.3 * pruned) + 1."""
     return min(pruned, int(0.3 * pruned) + 1)
 
 
 def cluster_count(pruned: int) -> int:
-    """Into how many tokens they merge: int(recycled / 10) + 1."""
+    """The number of tokens they are merged into: int(recycled / 10) + 1."""
     return recycled_count(pruned) // 10 + 1 if pruned else 0
 
 
 def split(tokens: int, count: int) -> tuple[int, int]:
-    """`count` of `tokens` as tokens that stay and merged ones, as many of the former as leave room for the latter."""
+    """Splits `count` of `tokens` into kept and merged tokens: as many kept ones as leave room for the merged ones."""
     if count >= tokens:
         return tokens, 0
     plain = next((k for k in range(count, 0, -1) if k + cluster_count(tokens - k) <= count), 1)
@@ -40,7 +40,7 @@ def split(tokens: int, count: int) -> tuple[int, int]:
 
 
 def released_shares(retain_token: int, recycle: bool, version: int = 1) -> tuple[float, ...]:
-    """What is left after each drop, merged tokens included, as shares of the 576 that entered."""
+    """The tokens left after each drop, including merged ones, as shares of the 576 that entered."""
     left, shares = ENTERED, []
     for kept in (LISTS if version == 1 else LISTS_2)[retain_token]:
         left = min(kept, left - 1) + (cluster_count(left - min(kept, left - 1)) if recycle else 0)
@@ -51,7 +51,7 @@ def released_shares(retain_token: int, recycle: bool, version: int = 1) -> tuple
 def recycle(
     score: Tensor, hidden: Tensor, kept: Tensor, clusters: int, ranked: bool = True, eps: float = EPS
 ) -> tuple[Tensor, Groups]:
-    """Which of the tokens that are not in `kept` [B, K] are recycled [B, m], from the best on, and their clusters.
+    """The tokens outside `kept` [B, K] that are recycled [B, m], best first, and their clusters.
 
     score [B, N], hidden [B, N, D]. A cluster is the sum of its tokens, divided by their number plus eps. ranked: see
     `density_peaks`.
@@ -62,43 +62,43 @@ def recycle(
     order = score.scatter(1, kept, -torch.inf).sort(dim=1, descending=True, stable=True).indices[:, :many]
     if not clusters:
         return order, Groups(kept.new_empty(batch, 0), group, weight)
-    some = hidden.gather(1, order.unsqueeze(-1).expand(-1, -1, hidden.shape[2]))
-    centres, found = density_peaks(some, clusters, ranked)
-    sizes = score.new_zeros(batch, clusters).scatter_add_(1, found, torch.ones_like(found, dtype=score.dtype))
-    share = (sizes + eps).reciprocal().gather(1, found)
-    return order, Groups(order.gather(1, centres), group.scatter_(1, order, found), weight.scatter_(1, order, share))
+    states = hidden.gather(1, order.unsqueeze(-1).expand(-1, -1, hidden.shape[2]))
+    centres, cluster = density_peaks(states, clusters, ranked)
+    sizes = score.new_zeros(batch, clusters).scatter_add_(1, cluster, torch.ones_like(cluster, dtype=score.dtype))
+    share = (sizes + eps).reciprocal().gather(1, cluster)
+    return order, Groups(order.gather(1, centres), group.scatter_(1, order, cluster), weight.scatter_(1, order, share))
 
 
 @METHODS.register("sparsevlm")
 @dataclass(frozen=True)
 class SparseVLM(DecoderStage):
-    """Keeps the tokens that the raters attend to in the layer just run, and merges the best of the others.
+    """Keeps the tokens that the raters attend to most in the layer just run, and merges the best of the others.
 
-    Raters are the tokens of the text after the image that agree with its visual tokens more than the mean, in what
-    enters the language model (see `vtc.kernels.raters`). The score is their attention, averaged over heads and raters.
-    Of P tokens that are pruned the int(0.3 P) + 1 = m best are recycled: int(m / 10) + 1 clusters of their hidden
-    states (see `vtc.kernels.density_peaks`) give a token each, the mean of its members. In the sequence the merged
-    tokens stand behind the others, from the first peak on.
+    Raters are the tokens of the text after the image whose input embeddings agree with its visual tokens more than the
+    mean (see `vtc.kernels.raters`). The score is their attention, averaged over heads and raters.
+    Of P pruned tokens the m = int(0.3 P) + 1 best are recycled: int(m / 10) + 1 clusters of their hidden
+    states (see `vtc.kernels.density_peaks`) give one token each, the mean of its members. In the sequence the merged
+    tokens come after the others, in the order of the density peaks.
 
     Knobs:
-    - layers: layers that run before each drop (a number, or relative depth as a float); the last of them gives the
-      attention. 3, 7 and 16 of 32 are published.
+    - layers: layers that run before each drop (a number, or relative depth as a float); the attention is that of
+      the last of them. 3, 7 and 16 of 32 are published.
     - retain_token: which of the released lists for 576 tokens, 192, 128, 96 or 64 (about the mean over layers; for 192:
       300, 200 and 110 tokens and 9, 4 and 3 merged ones), as shares of the tokens that entered.
-    - ratios: shares of one's own instead of a list, merged tokens included.
-    - recycle: whether tokens merge; in version 2 none do.
-    - version: 1, or 2 for the released version 2.0 (SparseVLM+): other lists, nothing merges, and attention is divided
-      by what rotary positions alone give, over the heads that then look at the image most (see `UnturnedAttention`). It
-      keeps the positions that tokens had: the strategy's `positions: keep`.
-    - heads: in version 2, the share of the heads that count, 14 of 32.
+    - ratios: custom shares instead of a list, including merged tokens.
+    - recycle: whether tokens are merged; in version 2 none are.
+    - version: 1, or 2 for the released version 2.0 (SparseVLM+): other lists, no merging, and the raters' attention is
+      divided by what their rotary positions alone give, and averaged over the heads that then attend to the image most
+      (see `UnturnedAttention`). It keeps the tokens' positions: set `positions: keep` for the strategy.
+    - heads: in version 2, the share of the heads that is averaged, 14 of 32.
 
-    Paper: SparseVLM, ICML 2025, arXiv 2410.04417. Official code: Gumpest/SparseVLMs @ 26a5f488, version 1.0 (licence
-    not recorded by us). Followed is the code: fixed lists at three layers, where the paper takes lambda * (N - rank of
-    the raters' attention) from every layer with a lambda not known to us; means and Euclidean distances, where the
-    paper sums and compares by cosine. No golden vectors exist of version 2.0.
-    Departures: no noise in the densities (the code adds up to 1e-6, so that its choice varies); among equals the lower
-    index. A budget counts merged tokens, and is met exactly. Where no text token is above the mean, or no text comes
-    after the image, all of it rates, or the last prompt token. Several images, batches and padding are ours, as are
+    Paper: SparseVLM, ICML 2025, arXiv 2410.04417. Official code: Gumpest/SparseVLMs @ 26a5f488, version 1.0 (Apache-2.0
+    by its README). This follows the code: fixed lists at three layers, where the paper takes lambda * (N - rank of the
+    raters' attention) from every layer with a lambda unknown to us; means and Euclidean distances, where the paper sums
+    and compares by cosine. Version 2.0 was written from a description of its code, without golden vectors.
+    Departures: no noise in the densities (the code adds up to 1e-6, so that its selection varies); ties to the lower
+    index. A budget includes merged tokens, and is met exactly. If no text token is above the mean, all text tokens are
+    raters; without text after the image, the last prompt token is. Several images, batches and padding are ours, as are
     LLaVA-NeXT and Qwen, whose 2-D positions are kept where the code renumbers. Float32.
     """
 
@@ -134,7 +134,7 @@ class SparseVLM(DecoderStage):
         return max(1, round(entered * share))
 
     def needs(self, decoder: Decoder, step: int) -> tuple[Signal, ...]:
-        """The raters' attention in the layer just run and, to merge, the hidden states that it gave."""
+        """The raters' attention in the layer just run and, for merging, its output hidden states."""
         layer = self.steps(decoder)[step].layer - 1
         if self.version == 2:
             return (UnturnedAttention(layer, self.heads),)

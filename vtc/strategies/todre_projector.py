@@ -1,4 +1,4 @@
-"""ToDRE, first stage: from the token that [CLS] attends to most, those least like the ones already chosen."""
+"""ToDRE, first stage: a diverse set of tokens, grown from the one that [CLS] attends to most."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -16,7 +16,7 @@ from vtc.strategies.base import Stage
 def selection_order(
     attention: Tensor, features: Tensor, count: int, objective: str = "sum", candidates: int | None = None
 ) -> Tensor:
-    """The chosen tokens [B, count] in the order of choice.
+    """The selected tokens [B, count] in order of selection.
 
     attention [B, N]; features [B, N, D]. The first is the highest of the first `candidates` tokens by attention (None:
     of all). objective: "sum" adds the token with the smallest sum of cosine similarities to the chosen ones, "max" the
@@ -33,20 +33,20 @@ def selection_order(
 class ToDREProjector(Stage):
     """Keeps a diverse set of projected features, grown from the token that [CLS] attends to most.
 
-    It acts at the projector, on projected features, which is what its name says; `todre` is the stage inside the
-    language model. Where several tiles compete, the first token is one of the thumbnail's (the base crop, which shows
-    the whole picture); the others may lie anywhere.
+    It acts at the projector, on projected features, hence its name; `todre` is the stage inside the language model. If
+    several tiles compete, the first token is one of the thumbnail's (the base crop, which shows the
+    whole image); the others may be anywhere.
 
     Knobs:
     - layer: the encoder layer whose attention is read (index, or relative depth as a float); the paper's is the last.
-    - objective: "sum" chooses next the token with the smallest sum of cosine similarities to those already chosen
+    - objective: "sum" adds the token with the smallest sum of cosine similarities to those already chosen
       (version 2 of the paper), "max" the one whose largest similarity to them is smallest (the k-center of version 1's
       wording; DivPrune's rule from another first token).
 
     Paper: ToDRE, arXiv 2505.18757 v2. No official code was found; written and checked from the equations.
     Departures: attention is averaged over heads (the formula has one head over all channels). Without [CLS] (SigLIP,
     Qwen) the query is the mean of all queries of the image, where the paper takes a random first token. Kept tokens
-    stand in their original order, which the paper leaves open. Float32, ties to the lower index.
+    stay in their original order, which the paper does not specify. Float32, ties to the lower index.
     """
 
     layer: int | float = -1

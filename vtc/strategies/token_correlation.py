@@ -1,4 +1,4 @@
-"""Token correlation (inspired): outliers of a deep layer's attention, and samples whose number redundancy decides."""
+"""Token correlation (inspired): outliers of deep attention, and samples whose number depends on redundancy."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -18,13 +18,13 @@ TINY = 1e-30
 
 
 def high_outliers(attention: Tensor, iqr: float) -> Tensor:
-    """Which of attention [B, N] lie more than iqr times the distance of the quartiles above the third: bool [B, N]."""
+    """Which of attention [B, N] exceed the third quartile by more than iqr interquartile ranges: bool [B, N]."""
     low, high = torch.quantile(attention, attention.new_tensor([0.25, 0.75]), dim=1, keepdim=True)
     return attention > high + iqr * (high - low)
 
 
 def information(keys: Tensor, similarity: float, limit: int) -> Tensor:
-    """How many of keys [B, N, e] are not redundant, LongTensor [B]: redundant is one with more than `limit` others
+    """How many of keys [B, N, e] are not redundant, LongTensor [B]: a redundant one has more than `limit` others
     whose cosine to it is above `similarity`."""
     alike = (cosine_matrix(keys) > similarity).sum(2) - 1
     return keys.shape[1] - (alike > min(limit, keys.shape[1])).sum(1)
@@ -33,30 +33,31 @@ def information(keys: Tensor, similarity: float, limit: int) -> Tensor:
 @METHODS.register("token_correlation")
 @dataclass(frozen=True)
 class TokenCorrelation(Stage):
-    """Keeps, of each tile by itself, outliers of a deep layer's [CLS] attention and tokens by a low layer's.
+    """Keeps, in each tile, outliers of a deep layer's [CLS] attention and tokens ranked by a low layer's.
 
-    Inspired by the paper: its structure is known, its constants are not, and no numbers of its are claimed. The first
-    branch keeps every token whose attention in the deep layer is a high outlier by the quartiles. The second keeps as
-    many tokens as are not redundant, by the attention of the low layer; redundant is a token whose keys there, all
-    heads side by side, are alike to those of many others. Both together stay. Of several tiles the first, which shows
-    the whole picture, stays whole, as in the paper. The count is the most that is kept: what is over it goes by falling
-    attention, the second branch first.
+    Inspired by the paper: its structure is known, its constants are not, and none of its results are claimed. The first
+    branch keeps every token whose attention in the deep layer is a high outlier by the interquartile range. The second
+    keeps as many tokens as are not redundant, ranked by the attention of the low layer; a token is redundant if its
+    keys there, all heads concatenated, are similar to those of many others. The union is kept. Of several tiles the
+    first, which shows the whole image, is kept completely, as in the paper. The count is a maximum: the tokens with the
+    least attention are dropped, those of the second branch first.
 
     Knobs:
-    - iqr: how many distances of the quartiles above the third an outlier lies (this and all constants here are ours).
-    - similarity: cosine from which keys are alike.
-    - limit: how many others may be alike before a token is redundant.
+    - iqr: interquartile ranges above the third quartile that make an outlier (all constants here are ours).
+    - similarity: cosine above which keys count as similar.
+    - limit: how many similar others a token may have before it is redundant.
     - deep_layer: encoder layer of the first branch (index, or relative depth as a float).
     - low_layer: encoder layer of the second branch (index, or relative depth as a float).
-    - sampling: "top": the tokens of most attention; "random": drawn without replacement with the attention as weights,
-      by `seed` and the image's place in its prompt.
+    - sampling: "top": the tokens with the most attention; "random": drawn without replacement with the attention as
+      weights, by `seed` and the image's place in its prompt.
     - seed: of random sampling.
 
     Paper: Token-level Correlation-guided Compression, arXiv 2407.14439 (DocOwl-1.5), known to us from its figure,
-    abstract and reviews. No code is published.
-    Where it leaves room: neither branch's tokens take in others (a weighted sum is spoken of). The paper samples;
-    "top" is the default so that a run can be repeated. Without [CLS] (SigLIP, Qwen), where the method is not meant to
-    be, the query is the mean of all queries. An image of one tile is compressed, too. Float32, ties to the lower index.
+    abstract and reviews only. No code is published.
+    Where it is ambiguous: no tokens are merged into those of either branch (it mentions a weighted sum). The paper
+    samples; "top" is the default so that a run can be repeated. Without [CLS] (SigLIP, Qwen), for which the method is
+    not meant, the query is the mean of all queries. An image of one tile is compressed, too. Float32, ties to the lower
+    index.
     """
 
     iqr: float = 1.5
@@ -84,7 +85,7 @@ class TokenCorrelation(Stage):
         return ClsAttention(deep), ClsAttention(low), EncoderKeys(low, True)
 
     def branches(self, deep: Tensor, low: Tensor, keys: Tensor, ordinals: tuple[int, ...]) -> tuple[Tensor, Tensor]:
-        """What each branch keeps of one tile of each unit, bool [B, n] both; see `needs`."""
+        """The tokens that each branch keeps of one tile of each unit, both bool [B, n]; see `needs`."""
         weight = low
         if self.sampling == "random":
             seeds = [torch.Generator().manual_seed((self.seed * 1_000_003 + i) % 2**63) for i in ordinals]

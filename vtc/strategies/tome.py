@@ -1,4 +1,4 @@
-"""ToMe: in every layer of the vision encoder a few tokens join the most similar ones, between attention and MLP."""
+"""ToMe: merges the most similar tokens in every layer of the vision encoder, between attention and MLP."""
 
 from bisect import bisect_left
 from dataclasses import dataclass
@@ -16,14 +16,14 @@ from vtc.strategies.base import Cut, EncoderStage
 
 
 def halves(tokens: int, has_cls: bool, device: object) -> tuple[Tensor, Tensor]:
-    """Indices of the tokens at even and at odd places of a sequence, in which a [CLS] stands at place 0 (it is left
-    out): those that may join, and those that they may join."""
+    """Indices of the tokens at even and at odd places of a sequence whose place 0 is [CLS], if there is one (it is not
+    included): the merge sources and the merge targets."""
     every = torch.arange(tokens, device=device)
     return every[int(has_cls) :: 2], every[1 - int(has_cls) :: 2]
 
 
 def most(tokens: int, has_cls: bool) -> int:
-    """How many of `tokens` tokens may join others in one step: half of them, and no more than stand at even places."""
+    """How many of `tokens` tokens may be merged in one step: half of them, and at most those at even places."""
     return min(tokens // 2, len(range(int(has_cls), tokens, 2)))
 
 
@@ -32,26 +32,25 @@ def most(tokens: int, has_cls: bool) -> int:
 class ToMe(EncoderStage):
     """Merges the r most similar pairs of tokens in every layer, by bipartite soft matching.
 
-    Tokens at even places of the sequence ([CLS] at place 0, which never joins) are compared with those at odd places by
-    the cosine of the layer's keys (head mean); the r best of them join their best partner. A token is the mean of all
-    that it holds, weighted by how many these are, and in attention it counts as many (+ log(size) on the logits).
-    Afterwards the sequence has the even places that are left, then the odd ones, which decides who meets whom next. For
-    the language model tokens stand in the order of their places; a merged token has the place of the one that was
-    joined.
+    Tokens at even places of the sequence (except [CLS] at place 0, which is never merged) are compared with those at
+    odd places by the cosine of the layer's keys (head mean); the r best of them are merged into their best partner. A
+    merged token is the size-weighted mean of its tokens, and attention is proportional (+ log(size) on the logits). The
+    sequence then has the remaining even places, followed by the odd ones; this order determines the next pairing. For
+    the language model tokens are in the order of their places; a merged token has the place of its target.
 
     Knobs:
     - inflection: how r changes from the first layer to the last: 0 constant (paper), -1 from 2r to 0, 1 from 0 to 2r.
-    - proportional_attention: the + log(size) (the authors' setting for models that were not trained with merging).
+    - proportional_attention: add log(size) (the authors' setting for models that were not trained with merging).
 
-    The budget decides r: the smallest that reaches it in all layers up to the one that the projector reads; what does
-    not divide is left out of the last layers. At most half of the tokens join in one layer.
+    The budget determines r: the smallest that meets it over all layers up to the one that the projector reads; the last
+    layers merge fewer if there is a remainder. At most half of the tokens are merged in one layer.
 
     Paper: ToMe (Token Merging: Your ViT But Faster), arXiv 2210.09461, ICLR 2023; official code: facebookresearch/ToMe
-    @ af95e4b1 (CC-BY-NC 4.0; written from the description here, none of it is copied). Nothing official exists for
-    vision-language models: merging in the layers up to the one that the projector reads, keeping [CLS] and standing in
-    the order of places are this library's reading. On LLaVA-NeXT each crop merges within itself. On Qwen a token is a 2
-    x 2 cell of patches, compared by the mean of its keys and merged patch by patch, and cells of different windows may
-    merge. Float32, ties to the lower index.
+    @ af95e4b1 (CC-BY-NC 4.0; written from the description here, none of it is copied). Departures: nothing official
+    exists for vision-language models; merging in the layers up to the one that the projector reads, keeping [CLS] and
+    the order of places are this library's interpretation. On LLaVA-NeXT each crop merges within itself. On Qwen a token
+    is a 2 x 2 cell of patches, compared by the mean of its keys and merged patch by patch, and cells of different
+    windows may merge. Float32, ties to the lower index.
     """
 
     inflection: float = 0.0
@@ -63,33 +62,33 @@ class ToMe(EncoderStage):
 
     @property
     def proportional(self) -> bool:
-        """The knob."""
+        """The value of the knob."""
         return self.proportional_attention
 
     def steps(self, encoder: Encoder) -> tuple[Cut, ...]:
-        """One in every layer that matters to the projector's input."""
+        """One in every layer up to the one that the projector reads."""
         return tuple(Cut(layer, within=True) for layer in range(encoder.last + 1))
 
     def counts(self, tokens: int, target: int, encoder: Encoder) -> tuple[int, ...]:
-        """What the smallest r leaves that reaches the target."""
+        """The counts for the smallest r that reaches the target."""
         r = bisect_left(range(tokens), True, key=lambda r: self._counts(tokens, target, encoder, r)[-1] == target)
-        found = self._counts(tokens, target, encoder, r)
-        if found[-1] > target:
+        counts = self._counts(tokens, target, encoder, r)
+        if counts[-1] > target:
             raise ConfigError(
-                f"{target} of {tokens} tokens are out of reach for merging in {len(found)} layers, each of which "
-                f"leaves at least half; possible: {found[-1]} or more"
+                f"{target} of {tokens} tokens are out of reach for merging in {len(counts)} layers, each of which "
+                f"leaves at least half; possible: {counts[-1]} or more"
             )
-        return found
+        return counts
 
     def _counts(self, tokens: int, target: int, encoder: Encoder, r: int) -> tuple[int, ...]:
-        left, last = [tokens], max(1, encoder.last)
+        counts, last = [tokens], max(1, encoder.last)
         for layer in range(encoder.last + 1):
-            now = int(r * (1 - self.inflection) + 2 * r * self.inflection * layer / last)
-            left.append(max(target, left[-1] - min(now, most(left[-1], encoder.has_cls))))
-        return tuple(left[1:])
+            merges = int(r * (1 - self.inflection) + 2 * r * self.inflection * layer / last)
+            counts.append(max(target, counts[-1] - min(merges, most(counts[-1], encoder.has_cls))))
+        return tuple(counts[1:])
 
     def needs(self, encoder: Encoder, step: int) -> tuple[EncoderKeys, Sizes]:
-        """The layer's keys, and what the tokens hold."""
+        """The layer's keys, and the token sizes."""
         return EncoderKeys(step), Sizes()
 
     def select(self, context: Context, encoder: Encoder) -> Selection:
@@ -105,9 +104,9 @@ def match(metric: Tensor, size: Tensor, count: int, has_cls: bool) -> Selection:
     score, partner = best_partners(metric, first.expand(units, -1), second.expand(units, -1))
     ranked = score.sort(dim=1, descending=True, stable=True).indices
     r = metric.shape[1] - count
-    gone, rest = ranked[:, :r], ranked[:, r:]
+    joining, staying = ranked[:, :r], ranked[:, r:]
     if has_cls:
-        rest = rest.sort(dim=1).values
-    sequence = torch.cat([first[rest], second.expand(units, -1)], 1)
-    found = joined(sequence, first[gone], second[partner.gather(1, gone)], size)
-    return Selection(found.keep, merge=Merge(found.target, found.weight), order=found.order)
+        staying = staying.sort(dim=1).values
+    sequence = torch.cat([first[staying], second.expand(units, -1)], 1)
+    merged = joined(sequence, first[joining], second[partner.gather(1, joining)], size)
+    return Selection(merged.keep, merge=Merge(merged.target, merged.weight), order=merged.order)

@@ -1,4 +1,4 @@
-"""TransPrune: drops inside the language model, by how its modules change a token and how the text attends to it."""
+"""TransPrune: drops inside the language model, by token transition variation and attention from the text."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -18,8 +18,8 @@ EPS = 1e-8
 
 
 def score_tokens(ttv: Tensor | None, iga: Tensor | None, alpha: float, terms: str = "shares") -> Tensor:
-    """alpha * TTV + (1 - alpha) * IGA, each [B, N] and divided by its sum over the image's N tokens (plus 1e-8) first;
-    as they are with terms="raw".
+    """alpha * TTV + (1 - alpha) * IGA, each [B, N] and first divided by its sum over the image's N tokens (plus 1e-8);
+    not divided with terms="raw".
 
     A term that is None counts as 0. -> [B, N] float32, or float64 if a term is.
     """
@@ -34,8 +34,8 @@ def score_tokens(ttv: Tensor | None, iga: Tensor | None, alpha: float, terms: st
 @METHODS.register("transprune")
 @dataclass(frozen=True)
 class TransPrune(DecoderStage):
-    """Keeps tokens whose length and direction change much in the layers just run (token transition variation, TTV) and
-    that the text after the image attends to in the layer that comes next (instruction-guided attention, IGA).
+    """Keeps tokens whose norm and direction change much in the layers just run (token transition variation, TTV) and
+    that the text after the image attends to in the next layer (instruction-guided attention, IGA).
 
     TTV of a layer: that of its attention plus that of its MLP, each between the norm before it and the residual sum
     after it, see `vtc.kernels.transition`. It is summed over the accumulated layers and carried through each drop.
@@ -44,25 +44,25 @@ class TransPrune(DecoderStage):
     - layers: layers before which tokens are dropped (0-based, which is the number of layers run; or relative depth as a
       float); 7, 9 and 12 of 32 are published.
     - schedule: shares of the tokens that entered, int(N * share) of them. "high" is the released one, 0.875, 0.625 and
-      0.125; "low" (inferred: it reproduces the paper's FLOPs); "combined" (inferred from the paper's tables), behind a
+      0.125; "low" (inferred: it reproduces the paper's FLOPs); "combined" (inferred from the paper's tables), after a
       method at the projector.
-    - ratios: shares of one's own instead of a schedule.
+    - ratios: custom shares instead of a schedule.
     - alpha: weight of TTV against IGA; 1 = TTV alone, 0 = IGA alone.
-    - accumulate: first and last layer that is summed, counted from 1 (or relative depth); null = from the first to the
+    - accumulate: first and last layer to sum, counted from 1 (or relative depth); null = from the first to the
       last of `layers`.
     - terms: "shares": each term is divided by its sum over the image's tokens first, as in the code; "raw": TTV and IGA
       are added as they are, as in the paper's eq. 6.
 
-    Paper: TransPrune, CVPR 2026, arXiv 2507.20630. Official code (MIT): the two terms are added without alpha, which
-    is alpha=0.5 up to a factor of 2; 1 - c where the paper writes 1 - |c|. Followed here is the code;
-    departures from the paper with it: 1 - c, and terms divided by their sums, which changes about a fifth of the picks
-    on random data (terms="raw" is the paper's).
+    Paper: TransPrune, CVPR 2026, arXiv 2507.20630. Official code: liaolea/TransPrune (MIT), where the two terms are
+    added without alpha, which is alpha=0.5 up to a factor of 2; 1 - c where the paper writes 1 - |c|. This follows the
+    code; its departures from the paper: 1 - c, and terms divided by their sums, which changes about a fifth of the
+    picks on random data (terms="raw" is the paper's).
     Departures: any batch, padded or not (the code takes one prompt with one image and drops the mask); the softmax of
     TTV runs over all real tokens of the prompt, in float32 (the code's in the model's precision); several images are
-    scored one by one, each with all text after it; on models with fewer key heads each serves its group of query heads;
-    a drop leaves at least one token; ties to the lower index. Positions are renumbered after each drop as in the code.
-    For Qwen no code is published: layers 7, 9 and 12 of 28 reproduce the printed FLOPs; its 2-D positions are kept,
-    which renumbering would flatten. Where layers fall together on a shallow model the smallest share counts.
+    scored independently, each with all text after it; on models with fewer key heads each serves its group of query
+    heads; a drop leaves at least one token; ties to the lower index. Positions are renumbered after each drop as in the
+    code. For Qwen no code is published: layers 7, 9 and 12 of 28 reproduce the printed FLOPs; its 2-D positions are
+    kept, which renumbering would flatten. If layers coincide on a shallow model the smallest share applies.
     """
 
     layers: tuple[int | float, ...] = (0.21875, 0.28125, 0.375)
@@ -83,9 +83,9 @@ class TransPrune(DecoderStage):
         steps = steps_at(self.layers, RATIOS[self.schedule] if self.ratios is None else self.ratios, decoder)
         for step in steps if self.alpha > 0 else ():
             if not self._accumulated(decoder, steps, step.layer):
-                given = "" if self.accumulate is None else f"accumulate={list(self.accumulate)}: "
+                prefix = "" if self.accumulate is None else f"accumulate={list(self.accumulate)}: "
                 raise ConfigError(
-                    f"{given}no layer to sum before the drop at layer {step.layer} of {decoder.depth}; possible: "
+                    f"{prefix}no layer to sum before the drop at layer {step.layer} of {decoder.depth}; possible: "
                     f"[first, last] with first at most {steps[0].layer} and last at least first"
                 )
         return steps
@@ -98,7 +98,7 @@ class TransPrune(DecoderStage):
         return range(max(0, first - 1), min(last, before))
 
     def needs(self, decoder: Decoder, step: int) -> tuple[Signal, ...]:
-        """TTV of each accumulated layer that has run, and the attention of the text in the layer that comes next."""
+        """TTV of each accumulated layer that has run, and the attention of the text in the next layer."""
         steps = self.steps(decoder)
         layer = steps[step].layer
         ttv = tuple(Transition(l) for l in self._accumulated(decoder, steps, layer)) if self.alpha > 0 else ()

@@ -1,4 +1,4 @@
-"""A strided grid: tokens kept at even distances, blind to the picture."""
+"""Uniform baseline: a strided grid of tokens, independent of the image content."""
 
 from dataclasses import dataclass
 
@@ -15,7 +15,7 @@ from vtc.strategies.base import Stage
 @METHODS.register("uniform")
 @dataclass(frozen=True)
 class Uniform(Stage):
-    """Keeps a strided grid of exactly `count` tokens. A baseline of ours; no paper, no knobs."""
+    """Keeps a strided grid of exactly `count` tokens. Our baseline; no paper, no knobs."""
 
     tile_scope = "per_tile"
 

@@ -1,4 +1,4 @@
-"""VAR: attention that text wastes on sink tokens is given to the other visual tokens; nothing is dropped."""
+"""VAR: moves attention of text from sink tokens to the other visual tokens; nothing is dropped."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -12,14 +12,14 @@ from vtc.strategies import METHODS
 from vtc.strategies.base import AttentionStage
 
 Preset = Literal["paper-general", "paper-hallucination", "paper-vision-centric", "released-config"]
-# Share moved, least share of visual attention that is not on sinks.
+# Share moved, minimum share of visual attention that is not on sinks.
 PRESETS = {
     "paper-general": (0.6, 0.8),
     "paper-hallucination": (0.6, 0.5),
     "paper-vision-centric": (0.6, 0.9),
     "released-config": (0.4, 0.5),
 }
-# Published sink dimensions, by family, layers and width of the hidden state.
+# Published sink dimensions, by family, number of layers and hidden size.
 DIMENSIONS = {
     ("llava", 32, 4096): (1415, 2533),
     ("llava", 40, 5120): (2100, 4743),
@@ -32,38 +32,38 @@ EPS = 1e-6
 @METHODS.register("var")
 @dataclass(frozen=True)
 class Var(AttentionStage):
-    """Moves a share of what text attends to on sinks to the visual tokens that are none, in heads that look at these.
+    """Moves a share of the text's attention on sinks to visual non-sink tokens, in heads that attend to the image.
 
-    A token is a sink of a layer if one of a few dimensions of what enters the layer is tau times the root mean square
-    of all. A head of a text row is changed if it pays at least `min_image_attention` to visual tokens, and of that at
-    least `min_nonsink_share` to those that are no sinks. There every sink, visual or not, loses `move_fraction` of its
-    attention, and the visual tokens that are no sinks receive the sum in proportion to what they have; a row's sum
-    stays. Sinks are found once, at prefill; each later token is treated by these.
+    A token is a sink of a layer if, in the layer's input, one of a few dimensions is tau times the root mean square of
+    all. A head of a text row is changed if it pays at least `min_image_attention` to visual tokens, and at least the
+    share `min_nonsink_share` of that to non-sinks. There every sink, visual or not, loses `move_fraction` of its
+    attention, and the visual non-sinks receive the total in proportion to their attention; the sum of a row does not
+    change. Sinks are found once, at prefill, and used for every later token.
 
     Knobs:
-    - preset: the values of the next three where they are null. All of the paper move 0.6 and leave the last layer
-      alone: "paper-general" where at least 0.8 is on no sink, "paper-hallucination" 0.5 and "paper-vision-centric"
-      0.9; "released-config" moves 0.4 where at least 0.5 is on no sink and changes the last layer, too.
-    - move_fraction: share of the attention on each sink that is moved, in [0, 1] (the code's p is what stays).
-    - min_nonsink_share: of the attention to visual tokens, the share on no sinks that a head needs, in [0, 1] (the
+    - preset: the values of the next three if they are null. The paper's presets move 0.6 and do not change the last
+      layer: "paper-general" requires a non-sink share of 0.8, "paper-hallucination" 0.5 and "paper-vision-centric" 0.9;
+      "released-config" moves 0.4, requires 0.5 and changes the last layer, too.
+    - move_fraction: share of the attention on each sink to move, in [0, 1] (the code's p is the share that stays).
+    - min_nonsink_share: minimum share of a head's attention to visual tokens that is on non-sinks, in [0, 1] (the
       code's rho is 1 minus this).
     - last_layer: whether the last layer is changed.
-    - min_image_attention: the attention to visual tokens that a head needs, in [0, 1].
-    - tau: how many times the root mean square makes a sink.
-    - dimensions: the dimensions to look at; empty: the published ones where family, depth and width tell the model,
-      else the `discovered` largest of each prompt's first token in the layer.
-    - discovered: how many dimensions are looked for.
+    - min_image_attention: minimum attention of a head to visual tokens, in [0, 1].
+    - tau: multiple of the root mean square that makes a sink.
+    - dimensions: the dimensions to check; empty: the published ones if family, depth and width identify the model, else
+      the `discovered` largest of each prompt's first token in the layer.
+    - discovered: how many dimensions to find.
     - first_layer: the first layer to change, counted from 0 (relative depth as a float).
 
     Paper: See What You Are Told: Visual Attention Sink in Large Multimodal Models, ICLR 2025, arXiv 2503.03321.
     Official code: seilk/VisAttnSink @ 98e62d6c (licence not recorded by us). The paper's values are second-hand.
-    Departures: only heads of the rows in question are computed a second time, in float32, beside whatever attention
-    the model uses (the code runs it eagerly); prompts of a batch have their own sinks (the code takes one prompt). Of
-    several images, all visual tokens that a row sees count together, and rows are text after the first image. The
+    Departures: only heads of the rows in question are recomputed, in float32, next to whatever attention backend the
+    model uses (the code uses eager attention); prompts of a batch have their own sinks (the code takes one prompt).
+    With several images, all visual tokens that a row sees count together, and rows are text after the first image. The
     paper also changes text before an image, where no visual token is seen and its own threshold changes nothing. Its
     shares are divided with the code's 1e-6 for each visual token. The presets of the paper call a token a sink at tau,
-    and change layers without a visual sink; "released-config" asks for more than tau and leaves such layers alone, as
-    the code does. On Qwen2.5-VL nothing is published, on LLaVA-NeXT with 7B it depends on the language model:
+    and change layers without a visual sink; "released-config" requires more than tau and does not change such layers,
+    as in the code. On Qwen2.5-VL nothing is published, on LLaVA-NeXT with 7B it depends on the language model:
     dimensions are found there, from the first token of the prompt, where the paper looks at the BOS token.
     """
 
@@ -91,12 +91,12 @@ class Var(AttentionStage):
 
     @property
     def of_paper(self) -> bool:
-        """Whether the paper's definitions hold where the released code has others."""
+        """Whether the paper's definitions apply where the released code differs."""
         return self.preset != "released-config"
 
     @property
     def shares(self) -> tuple[float, float]:
-        """Share moved, and least share of visual attention on no sinks."""
+        """Share moved, and minimum share of visual attention on non-sinks."""
         moved, nonsink = PRESETS[self.preset]
         return (
             moved if self.move_fraction is None else self.move_fraction,
@@ -114,7 +114,7 @@ class Var(AttentionStage):
         return tuple(range(decoder.layer(self.first_layer, "first_layer"), decoder.depth - (not last)))
 
     def mark(self, hidden: Tensor, first: Tensor, decoder: Decoder) -> Tensor:
-        """The sinks of a layer."""
+        """Finds the sinks of a layer."""
         hidden = hidden.to(torch.promote_types(hidden.dtype, torch.float32))
         width = hidden.shape[2]
         known = self.dimensions or DIMENSIONS.get((decoder.family, decoder.depth, width), ())
@@ -122,22 +122,22 @@ class Var(AttentionStage):
             size = hidden[..., list(known)].abs().amax(-1)
         else:
             start = hidden.gather(1, first[:, None, None].expand(-1, 1, width))[:, 0]
-            found = start.abs().topk(min(self.discovered, width), dim=-1).indices
-            size = hidden.gather(2, found[:, None].expand(-1, hidden.shape[1], -1)).abs().amax(-1)
+            largest = start.abs().topk(min(self.discovered, width), dim=-1).indices
+            size = hidden.gather(2, largest[:, None].expand(-1, hidden.shape[1], -1)).abs().amax(-1)
         times = size / (hidden.square().mean(-1) + EPS).sqrt()
         return times >= self.tau if self.of_paper else times > self.tau
 
     def change(self, attention: Tensor, marked: Tensor, visual: Tensor) -> tuple[Tensor, Tensor]:
-        """Redistributes the rows that look at the picture."""
+        """Redistributes the rows that attend to the image."""
         moved, nonsink = self.shares
-        sinks, rest = marked[:, None, None], (visual & ~marked)[:, None, None]
-        useful = (attention * rest).sum(-1)
+        sinks, targets = marked[:, None, None], (visual & ~marked)[:, None, None]
+        useful = (attention * targets).sum(-1)
         on_sinks = (attention * (marked & visual)[:, None, None]).sum(-1)
-        seen = useful + on_sinks
-        share = on_sinks / (seen + EPS * visual.sum(-1)[:, None, None])
-        changed = (share <= 1 - nonsink) & (seen >= self.min_image_attention) & (useful > 0)
+        on_image = useful + on_sinks
+        share = on_sinks / (on_image + EPS * visual.sum(-1)[:, None, None])
+        changed = (share <= 1 - nonsink) & (on_image >= self.min_image_attention) & (useful > 0)
         changed = changed & (marked if self.of_paper else marked & visual).any(-1)[:, None, None]
         budget = moved * (attention * sinks).sum(-1)
         more = (budget / useful.where(changed, torch.ones_like(useful))).unsqueeze(-1)
-        factor = torch.where(sinks, 1 - moved, torch.where(rest, 1 + more, torch.ones_like(more)))
+        factor = torch.where(sinks, 1 - moved, torch.where(targets, 1 + more, torch.ones_like(more)))
         return torch.where(changed.unsqueeze(-1), attention * factor, attention), changed

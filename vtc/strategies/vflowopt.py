@@ -1,4 +1,4 @@
-"""VFlowOpt, later stages: the least important tokens leave the language model, by what the encoder found important."""
+"""VFlowOpt, later stages: drops the least important tokens inside the language model, by encoder importance."""
 
 from dataclasses import dataclass
 
@@ -13,22 +13,22 @@ from vtc.strategies.base import DecoderStage, Step, steps_at
 @METHODS.register("vflowopt")
 @dataclass(frozen=True)
 class VFlowOpt(DecoderStage):
-    """Drops, before each listed layer, the tokens that `vflowopt_projector` found least important.
+    """Drops, before each listed layer, the tokens that `vflowopt_projector` scored least important.
 
-    A merged token has the importance of its most important part. Neither text nor the language model is looked at.
+    A merged token has the importance of its most important part. Neither text nor the language model is used.
 
     Knobs:
     - layers: layers before which tokens are dropped (0-based number, or relative depth as a float): 9 and 18 of 28, on
       LLaVA 10 and 20 of 32.
-    - ratios: what each leaves of the tokens that it finds, of n the n - round(n * (1 - ratio)); the released 25 %.
-    - entering, second, average: two ratios as the released search has them, instead of `ratios`: the share that is to
-      enter, the first ratio, and the average over the layers, from which the other follows, at most 1. A strategy's
-      `keep` of the same average then lets that share enter, or more where the other ratio would be above 1.
+    - ratios: share of its n tokens that each step keeps: n - round(n * (1 - ratio)); those released for 25 %.
+    - entering, second, average: two ratios in the form of the released search, instead of `ratios`: the share of tokens
+      that enters, the first ratio, and the average over the layers, from which the last ratio follows, at most 1. With
+      a `keep` equal to the average that share enters, or more if the last ratio would be above 1.
 
-    Paper: VFlowOpt, ICCV 2025, arXiv 2508.05211. Official code: CC BY-NC 4.0, LLaVA-OneVision only. Released ratios for
-    other budgets stand with `vflowopt_projector`, which has to come first. The average over layers that a budget sets
-    is the paper's, but for the number of merged tokens.
-    Departures: each image of a prompt by itself; at least one token stays. Kept positions are those after the first
+    Paper: VFlowOpt, ICCV 2025, arXiv 2508.05211. Official code: sihany077/VFlowOpt (CC BY-NC 4.0), LLaVA-OneVision
+    only. Released ratios for other budgets are listed in `vflowopt_projector`, which has to come first. The average
+    over layers that a budget sets is the paper's, except for the number of merged tokens.
+    Departures: each image of a prompt on its own; at least one token is kept. Kept positions are those after the first
     stage, as in the code.
     """
 
@@ -49,12 +49,12 @@ class VFlowOpt(DecoderStage):
             raise ConfigError(f"ratios={shown(list(self.ratios))} is out of range; possible: shares in (0, 1]")
 
     def shares(self) -> tuple[float, ...]:
-        """What is left after each step, as shares of the tokens that entered."""
-        found, left = [], 1.0
+        """The tokens left after each step, as shares of those that entered."""
+        shares, remaining = [], 1.0
         for ratio in self.ratios:
-            left *= ratio
-            found.append(left)
-        return tuple(found)
+            remaining *= ratio
+            shares.append(remaining)
+        return tuple(shares)
 
     def steps(self, decoder: Decoder) -> tuple[Step, ...]:
         """One step per listed layer."""
@@ -75,14 +75,14 @@ class VFlowOpt(DecoderStage):
         return self.second, min(self.second, left / self.entering)
 
     def count(self, entered: int, share: float) -> int:
-        """For a share of the released schedule, what its steps leave one after the other; for any other (a budget set
+        """For a share of the released schedule, the result of its successive steps; for any other (a budget set
         by `keep`) that share, rounded to nearest. At least 1."""
         if share not in self.shares():
             return max(1, round(entered * share))
-        left = entered
+        remaining = entered
         for ratio in self.ratios[: self.shares().index(share) + 1]:
-            left -= round(left * (1 - ratio))
-        return max(1, left)
+            remaining -= round(remaining * (1 - ratio))
+        return max(1, remaining)
 
     def needs(self, decoder: Decoder, step: int) -> tuple[Importance]:
         """The scores of the stage at the projector."""

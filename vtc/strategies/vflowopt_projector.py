@@ -1,4 +1,4 @@
-"""VFlowOpt, first stage: tokens that important patches attend to stay; the others merge cell by cell of a grid."""
+"""VFlowOpt, first stage: keeps tokens that important patches attend to; the others merge within grid cells."""
 
 from dataclasses import dataclass
 from functools import lru_cache
@@ -19,20 +19,20 @@ from vtc.strategies.base import Stage
 @lru_cache(maxsize=256)
 def cells_of(tiles: tuple[Extent, ...], a: float) -> Tensor:
     """The square cell of side a that each token lies in, numbered from 0: LongTensor [N]. The first of several tiles
-    has cells of its own; the others lie beside each other."""
-    found: dict[tuple, int] = {}
+    has its own cells; the others form one grid."""
+    numbers: dict[tuple, int] = {}
     places = [
         (min(i, 1), int((tile.top + row) / a), int((tile.left + column) / a))
         for i, tile in enumerate(tiles)
         for row in range(tile.rows)
         for column in range(tile.columns)
     ]
-    return torch.tensor([found.setdefault(place, len(found)) for place in places])
+    return torch.tensor([numbers.setdefault(place, len(numbers)) for place in places])
 
 
 @torch.no_grad()
 def recycle(importance: Tensor, cells: Tensor, number: int) -> Selection:
-    """The `number` least important tokens of importance [B, N] merged in their cells [N], the others as they are.
+    """Merges the `number` least important tokens of importance [B, N] within their cells [N]; keeps the others.
 
     A cell's tokens become one, weighted by their importance, in the place of the most important of them, whose score
     it keeps. So a unit keeps N - number tokens and one for each cell that loses any (`valid`). cells are on the host.
@@ -41,7 +41,7 @@ def recycle(importance: Tensor, cells: Tensor, number: int) -> Selection:
     many = int(cells.max()) + 1
     cells = upload(cells, importance.device).expand(units, -1)
     goes = torch.ones_like(importance, dtype=torch.bool).scatter_(1, topk_sorted(importance, tokens - number), False)
-    cells = cells.masked_fill(~goes, many)  # those that stay are in none
+    cells = cells.masked_fill(~goes, many)  # kept tokens are in no cell
     order = importance.sort(dim=1, descending=True, stable=True).indices
     order = order.gather(1, cells.gather(1, order).sort(dim=1, stable=True).indices)
     grouped = cells.gather(1, order)
@@ -58,8 +58,8 @@ def recycle(importance: Tensor, cells: Tensor, number: int) -> Selection:
     sizes = importance.new_zeros(units, many + 1).scatter_add_(1, cells, torch.ones_like(importance))
     total, sizes = total.gather(1, cells), sizes.gather(1, cells)
     weight = torch.where(goes, torch.where(total == 0, 1 / sizes, importance / total), 1)
-    found = Selection.marked(kept, min(tokens, tokens - number + many))
-    return Selection(found.keep, found.valid, Merge(into, weight), score=importance.gather(1, found.keep))
+    selection = Selection.marked(kept, min(tokens, tokens - number + many))
+    return Selection(selection.keep, selection.valid, Merge(into, weight), score=importance.gather(1, selection.keep))
 
 
 @METHODS.register("vflowopt_projector")
@@ -67,31 +67,33 @@ def recycle(importance: Tensor, cells: Tensor, number: int) -> Selection:
 class VFlowOptProjector(Stage):
     """Keeps the most important tokens and merges the others in square cells of the grid (recycling).
 
-    Important is what important patches attend to, plus alpha times the entropy of a token's grey values (a softmax over
-    the crop): patches that receive more than t times the mean attention of their crop, see `ImportantAttention`. Beside
-    the N - count least important int(N / a^2) more are recycled: those of a cell become one token, their mean weighted
-    by importance, in the place of the most important. So the number kept depends on the picture, and may be a few
-    above the count as well as below. The stage `vflowopt` ranks by the same importance inside the language model.
+    A token's importance is the attention it receives from important patches (those that receive more than t times the
+    mean attention of their crop, see `ImportantAttention`), plus alpha times the entropy of its grey values (a softmax
+    over the crop). The N - count least important tokens and int(N / a^2) more are recycled: those of a cell become one
+    token, their importance-weighted mean, in the place of the most important. The number kept therefore depends on the
+    image, and may be slightly above or below the count. The stage `vflowopt` ranks by the same importance inside the
+    language model.
 
     Knobs:
-    - t: how many times the mean attention an important patch receives.
+    - t: multiple of the mean attention that an important patch receives.
     - alpha: weight of the entropy; 0 in all published settings.
     - a: side of a cell in tokens.
-    - released: how pixels become grey values, see `vtc.kernels.entropy`.
+    - released: how pixels are converted to grey values, see `vtc.kernels.entropy`.
     - layer: the encoder layer (index, or relative depth as a float); best the one whose output the projector receives.
-    - surplus: how many tokens are recycled beside those that have to go: "released", int(N / a^2); "cells", one for
-      each cell that there is, so that never more than the count stay; nothing merges where there are as many cells.
+    - surplus: how many tokens are recycled in addition to those over budget: "released", int(N / a^2); "cells",
+      one for each cell, so that never more than the count are kept; nothing is merged if there are as many cells.
 
     t, alpha and a were found together with the budgets by a search, for 27 x 27 tokens; the defaults are those of 25 %.
     For 50 %: t 28.68, a 11.76, keep 0.72332 and the later ratios 0.74875 and 0.487; for 10 %: t 39.26, a 17.39, keep
     0.11662 and 1.0 and 0.6011.
 
-    Paper: VFlowOpt, ICCV 2025, arXiv 2508.05211. Official code: CC BY-NC 4.0, LLaVA-OneVision only; nothing is released
-    for LLaVA-NeXT and Qwen2-VL, which the paper has too. The attention of important patches is averaged as in the code
-    (the paper sums, which matters to alpha and between crops).
-    Departures: where no patch is above t, the one that receives most is important (the code: NaN). A [CLS] token counts
-    as a patch here, and newline tokens go (the code gives them importance 1). LLaVA-NeXT's padding is cut away before.
-    Batches, several images (which the code does not prune) and LLaVA-1.5 are ours. Float32, ties to the lower index.
+    Paper: VFlowOpt, ICCV 2025, arXiv 2508.05211. Official code: sihany077/VFlowOpt (CC BY-NC 4.0), LLaVA-OneVision
+    only; nothing is released for LLaVA-NeXT and Qwen2-VL, which the paper has too. The attention of important patches
+    is averaged as in the code (the paper sums, which matters for alpha and between crops).
+    Departures: if no patch is above t, the one that receives most is important (the code: NaN). A [CLS] token counts as
+    a patch here, and newline tokens are dropped (the code gives them importance 1). LLaVA-NeXT's padding is removed
+    first. Batches, several images (which the code does not prune) and LLaVA-1.5 are ours. Float32, ties to the lower
+    index.
     """
 
     t: float = 34.759552803070484
@@ -114,7 +116,7 @@ class VFlowOptProjector(Stage):
             raise ConfigError(f"alpha={shown(self.alpha)} is out of range; possible: -1e30 to 1e30")
 
     def needs(self, encoder: Encoder) -> tuple[Signal, ...]:
-        """Attention, and entropy if it counts."""
+        """Attention, and entropy if its weight is not 0."""
         attention = ImportantAttention(encoder.layer(self.layer, "layer"), self.t)
         return (attention, PatchEntropy(self.released)) if self.alpha else (attention,)
 

@@ -1,4 +1,4 @@
-"""VisionDrop, first stage: [CLS], the patches that it attends to, and the rest merged before the projector."""
+"""VisionDrop, first stage: keeps [CLS] and the patches that it attends to, and merges the rest, at the projector."""
 
 from dataclasses import dataclass
 
@@ -16,14 +16,14 @@ from vtc.strategies.base import Stage
 @METHODS.register("visiondrop_projector")
 @dataclass(frozen=True)
 class VisionDropProjector(Stage):
-    """Keeps dominant tokens and merges the others into contextual ones, in what the projector receives.
+    """Keeps dominant tokens and merges the others into contextual ones, in the projector's input.
 
-    Of `count` tokens c = round(count * contextual) are contextual. Dominant are [CLS] and the top count - c - 1 patches
-    by its attention. The others join evenly spaced targets by the cosine of their attention keys, a target getting
-    itself plus their mean (see `vtc.kernels.merge`). In the sequence [CLS] comes first, then the dominant patches,
-    then the contextual tokens. [CLS] has no place among the tokens: for positions it takes the lowest that is free.
-    The encoder runs on all tokens and this stage decides what the projector receives, which is what its name says;
-    `visiondrop` is the stage inside the language model.
+    Of `count` tokens c = round(count * contextual) are contextual. Dominant tokens are [CLS] and the top count - c - 1
+    patches by its attention. The others are merged into evenly spaced targets by the cosine of their attention keys; a
+    target becomes itself plus their mean (see `vtc.kernels.merge`). In the sequence [CLS] comes first, then the
+    dominant patches, then the contextual tokens. [CLS] has no place among the tokens: its position is the lowest free
+    one. The encoder runs on all tokens and this stage sets the projector's input, hence its name; `visiondrop` is the
+    stage inside the language model.
 
     Knobs:
     - contextual: share of the budget for contextual tokens; 6 of 48 are published.
@@ -33,7 +33,7 @@ class VisionDropProjector(Stage):
     Paper: VisionDrop, arXiv 2506.22283. Official code: Ruixxxx/VisionDrop @ f7a9444 (Apache-2.0), LLaVA-1.5 only, where
     the published setting is 42 dominant tokens ([CLS] among them) and 6 contextual ones.
     Departures: without [CLS] (SigLIP, Qwen) the score is the mean over all patch queries, as in the paper, and the top
-    count - c patches are dominant. A budget that spares every token changes nothing, so [CLS] stays out. A budget too
+    count - c patches are dominant. A budget that keeps every token changes nothing, so [CLS] is not added. A budget too
     small for a contextual token drops the others. LLaVA-NeXT tile by tile, SigLIP and Qwen are extensions of ours.
     Float32, ties to the lower index (the code compares in float16).
     """

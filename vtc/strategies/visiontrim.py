@@ -1,4 +1,4 @@
-"""VisionTrim: dominant tokens by what [CLS] and the other patches attend to, the rest merged by what the text asks."""
+"""VisionTrim: dominant tokens by attention from [CLS] and the patches, the rest merged by relevance to the text."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -32,7 +32,7 @@ from vtc.strategies.base import Stage
 
 
 def released_metric(attention: Tensor, received: Tensor) -> Tensor:
-    """Half the attention of [CLS], half that of the other patches, each [B, N] at length 1. -> [B, N]."""
+    """The mean of [CLS] attention and attention from the other patches, each [B, N] scaled to unit norm. -> [B, N]."""
     return (normalize(attention.float(), dim=1) + normalize(received.float(), dim=1)) / 2
 
 
@@ -47,31 +47,31 @@ def paper_metric(attention: Tensor, local: Tensor) -> Tensor:
 @METHODS.register("visiontrim")
 @dataclass(frozen=True)
 class VisionTrim(Stage):
-    """Keeps dominant tokens, and of the others anchors that agree with the question and take in the rest.
+    """Keeps dominant tokens, and anchors relevant to the question that absorb the rest.
 
-    Dominant tokens have the largest metric, which is made of attention alone. Of the others, those with the largest
-    mean cosine to the words of the question are anchors. In rounds, each token that is left goes to the anchor that
-    matters to the same words, and an anchor adds the mean of what came to it (see `vtc.kernels.complement`); nothing is
-    divided at the end, so an anchor grows up to four times as long. The dominant tokens come first in the sequence.
+    Dominant tokens have the largest metric, which uses attention alone. Of the others, those with the largest
+    mean cosine to the words of the question are anchors. In rounds, each remaining token is assigned to the anchor
+    relevant to the same words, and an anchor adds the mean of its tokens (see `vtc.kernels.complement`); there is no
+    final division, so an anchor's norm may grow fourfold. The dominant tokens come first in the sequence.
 
     Knobs:
     - tgvc: share of the budget for anchors, round(count * tgvc), halves to even; 16 of 64.
     - iterations: rounds of merging.
-    - metric: "released": half the attention of [CLS], half that of the other patches, each at length 1; "paper": [CLS]
-      and the likeness of a patch to its neighbours, mixed by their variances, which the released code computes and does
-      not use.
-    - relevance: "embeddings": words are the language model's input embeddings, compared and merged are the projected
-      tokens; "clip": as published, words and patches in CLIP's common space, merged before the projector; needs the
+    - metric: "released": the mean of [CLS] attention and attention from the other patches, each at unit norm; "paper":
+      [CLS] attention and the similarity of a patch to its neighbours, mixed by their variances, which the released code
+      computes and does not use.
+    - relevance: "embeddings": words are the language model's input embeddings, and the projected tokens are compared
+      and merged; "clip": as published, words and patches in CLIP's common space, merged before the projector; needs the
       CLIP model of the vision tower.
     - layer: the encoder layer whose attention is read (index, or relative depth as a float).
 
     Paper: VisionTrim, ICLR 2026, arXiv 2601.22674. Official code: hanxunyu/VisionTrim @ 22b686d (Apache-2.0), the last
     commit that has the model's code; LLaVA-1.5 with 48 + 16 tokens.
-    Departures: "embeddings" is the default, so that no second model is needed; relevance="clip" on LLaVA is what was
-    published. Its third part, inside the language model, is commented out in the code, is not specified and is not
-    here. A budget too small for an anchor drops the rest. On LLaVA-NeXT, where the code would fail, each tile has its
-    own tokens; SigLIP and Qwen, where the mean attention received takes the place of [CLS], are extensions of ours. The
-    CLIP temperature is left out, because no rank depends on it. Rounds in float64, ties to the lower index.
+    Departures: "embeddings" is the default, so that no second model is needed; relevance="clip" on LLaVA is the
+    published setting. Its third part, inside the language model, is commented out in the code and unspecified, and is
+    not included. A budget too small for an anchor drops the rest. On LLaVA-NeXT, where the code would fail, each tile
+    has its own tokens; SigLIP and Qwen, where the mean attention received replaces that of [CLS], are our extensions.
+    The CLIP temperature is omitted, because no rank depends on it. Rounds in float64, ties to the lower index.
     """
 
     tgvc: float = 0.25
@@ -96,45 +96,45 @@ class VisionTrim(Stage):
         return self.relevance == "clip"
 
     def needs(self, encoder: Encoder) -> tuple[Signal, ...]:
-        """What is merged, the words, what the metric is made of, and the projector's input where that is merged."""
+        """The tokens and words to compare, the signals of the metric, and the projector's input if that is merged."""
         layer, clip = encoder.layer(self.layer, "layer"), self.relevance == "clip"
         attention = ClsAttention(layer) if encoder.has_cls else AttentionColumns(layer, "mean")
-        other = PatchAttention(layer) if self.metric == "released" else EncoderFeatures()
+        second = PatchAttention(layer) if self.metric == "released" else EncoderFeatures()
         compared = (ClipPatches(), ClipWords()) if clip else (Features(), TextEmbeddings())
-        return (*compared, attention, other, *([Unprojected()] if clip else []))
+        return (*compared, attention, second, *([Unprojected()] if clip else []))
 
     def select(self, context: Context, encoder: Encoder) -> Selection:
         """See `released_metric`, `paper_metric` and `complement`; exactly `count` slots."""
-        tokens, words, attention, other = (context[s] for s in self.needs(encoder) if s != Unprojected())
-        every = context.count == context.tokens
-        anchors = 0 if every else round(context.count * self.tgvc)
+        tokens, words, attention, second = (context[s] for s in self.needs(encoder) if s != Unprojected())
+        all_kept = context.count == context.tokens
+        anchors = 0 if all_kept else round(context.count * self.tgvc)
         if self.metric == "released":
-            metric = released_metric(attention, other)
+            metric = released_metric(attention, second)
         else:
-            rows = context.tokens // context.columns  # raises where there is no raster
-            local = [local_importance(x.clone(), (rows, context.columns)).to(attention.device) for x in other]
+            rows = context.tokens // context.columns  # raises if there is no raster
+            local = [local_importance(x.clone(), (rows, context.columns)).to(attention.device) for x in second]
             metric = torch.stack([paper_metric(*pair) for pair in zip(attention, local, strict=True)])
         dominant = topk_sorted(metric.to(tokens.device), context.count - anchors)
         units = zip(tokens, words.to(tokens.device), dominant, strict=True)
-        found = [complement(t.clone(), w.clone(), d, anchors, self.iterations) for t, w, d in units] if anchors else []
+        parts = [complement(t.clone(), w.clone(), d, anchors, self.iterations) for t, w, d in units] if anchors else []
         clip = self.relevance == "clip"
-        return merged(dominant, found, context.tokens, clip, clip and encoder.has_cls)
+        return merged(dominant, parts, context.tokens, clip, clip and encoder.has_cls)
 
 
-def merged(dominant: Tensor, found: list[Complement], tokens: int, unprojected: bool, cls: bool) -> Selection:
-    """The Selection of dominant tokens [B, d] and the complement of each unit; reports show where a token flows in the
-    last round. cls: what the projector receives begins with [CLS], which is dropped."""
+def merged(dominant: Tensor, parts: list[Complement], tokens: int, unprojected: bool, cls: bool) -> Selection:
+    """The Selection of dominant tokens [B, d] and the complement of each unit; reports show a token's target in the
+    last round. cls: the projector's input begins with [CLS], which is dropped."""
     group = dominant.new_full((len(dominant), tokens), -1)
     none = Groups(dominant[:, :0], group, torch.zeros(group.shape, device=group.device))
-    if not found:
+    if not parts:
         keep, order, *last = merged_slots(dominant, none)
         rounds = [last]
     else:
-        anchors = torch.stack([f.anchors for f in found])
-        rounds = [[torch.stack(x) for x in zip(*pairs, strict=True)] for pairs in zip(*(f.rounds for f in found))]
-        own = torch.arange(anchors.shape[1], device=anchors.device).expand(anchors.shape)
+        anchors = torch.stack([f.anchors for f in parts])
+        rounds = [[torch.stack(x) for x in zip(*pairs, strict=True)] for pairs in zip(*(f.rounds for f in parts))]
+        anchor_slots = torch.arange(anchors.shape[1], device=anchors.device).expand(anchors.shape)
         group, weight = rounds.pop()
-        last = Groups(anchors, group.scatter(1, anchors, own), weight.scatter(1, anchors, 1))
+        last = Groups(anchors, group.scatter(1, anchors, anchor_slots), weight.scatter(1, anchors, 1))
         keep, order, *last = merged_slots(dominant, last)
         slots = order[:, dominant.shape[1] :]
         rounds = [(g.where(g < 0, slots.gather(1, g.clamp(min=0))), w) for g, w in rounds]

@@ -1,4 +1,4 @@
-"""VisionZip: [CLS], the patches that it attends to, and the rest merged into contextual tokens before the projector."""
+"""VisionZip: keeps [CLS] and the patches that it attends to, and merges the rest before the projector."""
 
 from dataclasses import dataclass
 
@@ -11,9 +11,9 @@ from vtc.strategies.visiondrop_projector import VisionDropProjector
 class VisionZip(VisionDropProjector):
     """Keeps dominant tokens and merges the others into contextual ones; VisionDrop's first stage is this method.
 
-    The two released codes do the same before the projector, so the rule stands in `VisionDropProjector`: dominant
-    tokens with [CLS] among them, and contextual ones that are evenly spaced targets plus the mean of what joins them
-    (a sum, as in the code; the paper speaks of merging). Only the share of contextual tokens differs.
+    The two released codes do the same before the projector, so the rule is in `VisionDropProjector`: dominant
+    tokens with [CLS] among them, and contextual ones that are evenly spaced targets plus the mean of the tokens
+    merged into them (a sum, as in the code; the paper calls it merging). Only the share of contextual tokens differs.
 
     Knobs:
     - contextual: share of the budget for contextual tokens, of which there are round(count * contextual), halves to
@@ -22,12 +22,12 @@ class VisionZip(VisionDropProjector):
     - layer: the encoder layer whose attention and keys are read (index, or relative depth as a float); best the one
       whose output the projector receives.
 
-    Paper: VisionZip, arXiv 2412.04467. Official code: the authors' VisionZip (Apache-2.0), LLaVA-1.5 and LLaVA-NeXT;
+    Paper: VisionZip, arXiv 2412.04467. Official code: dvlab-research/VisionZip (Apache-2.0), LLaVA-1.5 and LLaVA-NeXT;
     its example has 54 + 10. Departures: those of `VisionDropProjector`, with the mean attention received as the score
     where there is no [CLS]. On LLaVA-NeXT each tile keeps its tokens together, [CLS] first, base crop first; the
-    released code has the base crop so, then the dominant tokens of all tiles in the order of the stitched picture, the
-    [CLS] of every tile, and the contextual tokens tile by tile. It does not cut the padding away; here the model's own
-    unpadding comes first, so padding never competes. Qwen is an extension of ours.
+    released code has the base crop like this, then the dominant tokens of all tiles in the order of the stitched image,
+    the [CLS] of every tile, and the contextual tokens tile by tile. It does not remove the padding; here the model's
+    own unpadding comes first, so padding never competes. Qwen is our extension.
     """
 
     contextual: float = 0.15625

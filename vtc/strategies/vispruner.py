@@ -1,4 +1,4 @@
-"""VisPruner: the tokens that [CLS] attends to, and of the others those that differ most from each other."""
+"""VisPruner: the tokens that [CLS] attends to most, and a diverse subset of the others."""
 
 from dataclasses import dataclass
 
@@ -22,11 +22,11 @@ def select_tokens(attention: Tensor, features: Tensor, count: int, important_rat
     important = int(count * important_ratio)
     score = attention.to(torch.promote_types(attention.dtype, torch.float32))
     order = score.sort(dim=1, descending=True, stable=True).indices.to(features.device)
-    first, rest = order[:, :important], order[:, important:]
+    leading, others = order[:, :important], order[:, important:]
     diverse = bipartite_prune(
-        features.gather(1, rest.unsqueeze(-1).expand(-1, -1, features.shape[2])), count - important
+        features.gather(1, others.unsqueeze(-1).expand(-1, -1, features.shape[2])), count - important
     )
-    return Selection(torch.cat([first, rest.gather(1, diverse)], 1).sort(dim=1).values)
+    return Selection(torch.cat([leading, others.gather(1, diverse)], 1).sort(dim=1).values)
 
 
 @METHODS.register("vispruner")
@@ -35,20 +35,21 @@ class VisPruner(Stage):
     """Keeps important tokens by [CLS] attention and diverse ones by thinning the others.
 
     Of `count` tokens int(count * important_ratio) are important: those with the highest attention of [CLS], head mean.
-    The others, in descending order of that attention, are thinned in rounds of 8 by the cosine similarity of what the
-    projector receives, until the rest of the budget is left.
+    The others, in descending order of that attention, are thinned in rounds of 8 by the cosine similarity of the
+    projector's inputs, until the rest of the budget is left.
 
     Knobs:
     - important_ratio: share of the budget for important tokens.
     - layer: the encoder layer whose attention is read (index, or relative depth as a float); best the one whose output
       the projector receives.
 
-    Paper: VisPruner, arXiv 2412.01818 (first version: FasterVLM). Official code: Theia-4869/VisPruner @ aefa01a.
-    Departures: without [CLS] (SigLIP, Qwen) the score is the mean attention received from all patches, as other
-    implementations have it; the released code knows encoders with [CLS] only. A round over an odd number of tokens
+    Paper: VisPruner, arXiv 2412.01818 (first version: FasterVLM). Official code: Theia-4869/VisPruner @ aefa01a
+    (Apache-2.0 by its README).
+    Departures: without [CLS] (SigLIP, Qwen) the score is the mean attention received from all patches, as in other
+    implementations; the released code only supports encoders with [CLS]. A round over an odd number of tokens
     has one more at even places (the released indexing fails there). LLaVA-NeXT tile by tile as published, but after the
-    model's own unpadding, so padding never competes, and without the newline tokens, whose rows are no longer there;
-    Qwen is an extension of ours. Attention is ranked in float32, similarity in float64, because each rank decides the
+    model's own unpadding, so padding never competes, and without the newline tokens, whose rows no longer exist;
+    Qwen is our extension. Attention is ranked in float32, similarity in float64, because each rank decides the
     rounds that follow (the released code ranks in the model's precision); ties to the lower index, and in a round to
     the token that comes first in the list.
     """
@@ -64,7 +65,7 @@ class VisPruner(Stage):
             raise ConfigError(f"important_ratio={self.important_ratio} is out of range; possible: 0 to 1")
 
     def needs(self, encoder: Encoder) -> tuple[ClsAttention | AttentionColumns, EncoderFeatures]:
-        """The score, and what the projector receives."""
+        """The score, and the projector's input."""
         layer = encoder.layer(self.layer, "layer")
         return ClsAttention(layer) if encoder.has_cls else AttentionColumns(layer, "mean"), EncoderFeatures()
 

@@ -13,20 +13,20 @@ from vtc.strategies.base import DecoderStage, Step
 @METHODS.register("vscan")
 @dataclass(frozen=True)
 class VScan(DecoderStage):
-    """Keeps, before one layer, the tokens that the last prompt token would attend to in it.
+    """Keeps, before one layer, the tokens that the last prompt token would attend to most in it.
 
     The score is the softmax attention of that one row over the whole prompt, averaged over heads, from the norm, the
-    projections and the rotary positions of the layer that comes next.
+    projections and the rotary positions of the next layer.
 
     Knobs:
     - layer: layers that run before (a number, or relative depth as a float): 16 of 32, 14 of 28.
-    - ratio: share of the tokens that entered that stays, rounded to nearest: a third, 32 of 96.
+    - ratio: share of the entering tokens to keep, rounded to nearest: a third, 32 of 96.
 
     Paper: VScan, TMLR 2026, arXiv 2505.22654. Official code: Tencent/SelfEvolvingAgent @ a82450e, folder VScan (MIT).
     In the shipped strategy `vscan_projector` comes first, with 96 of 576 tokens, so that 64 are left on average over
     layers; `keep` sets what it keeps.
-    Departures: counts are shares, since the code's numbers fit one budget only; several images each keep their own;
-    padding on either side. Float32, ties to the lower index.
+    Departures: counts are shares, since the code's numbers fit one budget only; each of several images is pruned on its
+    own; padding on either side. Float32, ties to the lower index.
     """
 
     layer: int | float = 0.5
@@ -45,7 +45,7 @@ class VScan(DecoderStage):
         return max(1, round(entered * share))
 
     def needs(self, decoder: Decoder, step: int) -> tuple[DecoderAttention]:
-        """The last prompt token's row in the layer that comes next."""
+        """The last prompt token's row in the next layer."""
         return (DecoderAttention(self.steps(decoder)[step].layer, "last"),)
 
     def select(self, context: Context, decoder: Decoder) -> Selection:

@@ -1,4 +1,4 @@
-"""VTC-CLS: the tokens that [CLS] attends to, summed over the last few encoder layers."""
+"""VTC-CLS: the tokens with the most [CLS] attention, summed over the last few encoder layers."""
 
 from dataclasses import dataclass
 
@@ -22,14 +22,14 @@ class VtcCls(Stage):
     - end_layer: last encoder layer counted (index, or relative depth as a float).
 
     On encoders with windowed layers (Qwen2.5-VL) the same number of layers is counted backwards from end_layer
-    among those with global attention, because attention inside different windows does not compare.
+    among those with global attention, because attention within different windows is not comparable.
 
     Paper: arXiv 2412.05819 (three layers backwards from the penultimate one: 20, 21, 22 of 24).
     Official code: THU-MIG/VTC-CLS @ e41ac9b (Apache-2.0), where start_layer is a command-line argument without a
     documented value; the released default of 16 is `start_layer=16`.
     Departures: the official code is LLaVA-1.5 at batch 1; here each image is ranked on its own, LLaVA-NeXT splits
     the budget evenly over its tiles, and on an encoder without [CLS] (SigLIP, Qwen) the query is the mean of all
-    queries of the image. These three are extensions of ours, not the authors'. Float32, ties to the lower index.
+    queries of the image. These three are our extensions, not the authors'. Float32, ties to the lower index.
     """
 
     start_layer: int | float = -4

@@ -221,18 +221,18 @@ def _no_autocast(device: str) -> AbstractContextManager:
 
 
 def _mask_bias(
-    row: slice, seen: int, visible: Tensor | None, limit: Tensor | int | None, block: Tensor
+    row: slice, width: int, visible: Tensor | None, limit: Tensor | int | None, block: Tensor
 ) -> tuple[Tensor | None, Tensor | None]:
-    """What to add to the scores of a block, [rows or 1, seen] of 0 and -inf, and which rows see a key, [rows or 1].
+    """What to add to the scores of a block, [rows or 1, width] of 0 and -inf, and which rows see a key, [rows or 1].
 
     Rows that see none get a bias of 0, so that the softmax stays finite.
     """
     if visible is None and limit is None:
         return None, None
-    allowed = None if visible is None else visible[None, :seen]
+    allowed = None if visible is None else visible[None, :width]
     if limit is not None:
         rows = torch.arange(row.start, row.stop, device=block.device) + limit if isinstance(limit, int) else limit[row]
-        past = torch.arange(seen, device=block.device) <= rows[:, None]
+        past = torch.arange(width, device=block.device) <= rows[:, None]
         allowed = past if allowed is None else past & allowed
     alive = allowed.any(1)
     bias = torch.zeros(allowed.shape, dtype=block.dtype, device=block.device)

@@ -80,16 +80,16 @@ def greedy(diagonal: Tensor, row_of: Callable[[Tensor], Tensor], k: int) -> Tens
     a new tensor [B, N]."""
     units, n = diagonal.shape
     unit = torch.arange(units, device=diagonal.device)
-    rest = diagonal.clone()
-    floor = rest * (DEPENDENT * torch.finfo(rest.dtype).eps)
+    residual = diagonal.clone()
+    floor = residual * (DEPENDENT * torch.finfo(residual.dtype).eps)
     factor = diagonal.new_empty(units, k, n)
     order = torch.empty(units, k, dtype=torch.long, device=diagonal.device)
-    taken = torch.zeros(units, n, dtype=torch.bool, device=diagonal.device)
+    chosen = torch.zeros(units, n, dtype=torch.bool, device=diagonal.device)
     for i in range(k):
-        gain = rest.masked_fill(rest <= floor, 0).masked_fill_(taken, -1)
+        gain = residual.masked_fill(residual <= floor, 0).masked_fill_(chosen, -1)
         pick = gain.argmax(1)
         order[:, i] = pick
-        taken[unit, pick] = True
+        chosen[unit, pick] = True
         if i + 1 == k:
             break
         row = row_of(pick)
@@ -97,5 +97,5 @@ def greedy(diagonal: Tensor, row_of: Callable[[Tensor], Tensor], k: int) -> Tens
             row -= product(factor[unit, :i, pick][:, None], factor[:, :i])[:, 0]
         best = gain[unit, pick][:, None]
         factor[:, i] = torch.where(best > 0, row / best.sqrt(), 0)
-        rest -= factor[:, i].square()
+        residual -= factor[:, i].square()
     return order

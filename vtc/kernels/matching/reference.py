@@ -36,10 +36,10 @@ def best_partners(metric: Tensor, first: Tensor, second: Tensor) -> tuple[Tensor
     b = unit.gather(1, second.unsqueeze(-1).expand(-1, -1, wide)).transpose(1, 2)
     rows = max(1, BLOCK // max(1, len(metric) * b.shape[2]))
     with _no_autocast(metric):
-        found = [(part @ b).max(2) for part in a.split(rows, dim=1)] if first.shape[1] else []
-    if not found:
+        blocks = [(part @ b).max(2) for part in a.split(rows, dim=1)] if first.shape[1] else []
+    if not blocks:
         return a.new_empty(len(metric), 0), first.new_empty(len(metric), 0)
-    return torch.cat([x.values for x in found], 1), torch.cat([x.indices for x in found], 1)
+    return torch.cat([x.values for x in blocks], 1), torch.cat([x.indices for x in blocks], 1)
 
 
 @torch.no_grad()
