@@ -1,4 +1,4 @@
-"""One view of one step as pixels: what stays bright and outlined, what merges tinted, what is dropped darkened."""
+"""One view of one step as pixels: kept tokens bright and outlined, merged ones tinted, dropped ones darkened."""
 
 from collections.abc import Mapping
 
@@ -30,7 +30,8 @@ def enlarge(picture: Image.Image, side: int) -> Image.Image:
 
 
 def paint(picture: Image.Image, record: Mapping, view: Mapping, outcome: Outcome | None) -> np.ndarray:
-    """RGB uint8 [H, W, 3], the picture (of any size) with a step's outcome over a view; None: only what is not seen."""
+    """RGB uint8 [H, W, 3]: the picture (of any size) with a step's outcome drawn over a view; outcome None: only what
+    lies outside all crops is marked."""
     canvas = np.asarray(picture, dtype=np.float32).copy()
     high, wide = canvas.shape[:2]
     scale = np.array([wide / record["picture"]["width"], high / record["picture"]["height"]] * 2)
@@ -71,7 +72,7 @@ def paint(picture: Image.Image, record: Mapping, view: Mapping, outcome: Outcome
 
 
 def swatch(kind: object) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Face and edge of a legend's entry, as parts of 1, over a mid grey."""
+    """Face and edge colour of a legend entry, each channel in [0, 1], over mid grey."""
     grey = np.array([150.0] * 3)
     if kind in (GONE, DROPPED):
         color, alpha = SHADE[kind]
@@ -114,7 +115,7 @@ def _cross(canvas: np.ndarray, box: list[int], color: Color, line: int) -> None:
 
 
 def _veil(canvas: np.ndarray, box: np.ndarray) -> None:
-    """Everything outside the box pale and striped."""
+    """Makes everything outside the box pale and striped."""
     high, wide = canvas.shape[:2]
     outside = np.ones((high, wide), bool)
     outside[box[1] : box[3], box[0] : box[2]] = False
