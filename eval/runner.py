@@ -212,6 +212,7 @@ def _identity(settings: EvalSettings, loaded: Loaded, run: Run, work: Work, batc
         "seed": settings.seed,
         "prompt": {"system": settings.system, "pad_square": settings.pad_square},
         "generation": {"max_new_tokens": settings.max_new_tokens or task.max_new_tokens, "batch_size": batch},
+        **({"agreement": True} if settings.agreement else {}),
     }  # fmt: skip
 
 
@@ -235,7 +236,7 @@ def _answer(
     torch.manual_seed(settings.seed)
     most = settings.max_new_tokens or job.task.max_new_tokens
     encoding = {"system": settings.system, "pad_square": settings.pad_square}
-    with Answerer(loaded, job.run, job.task, most, **encoding) as answer:
+    with Answerer(loaded, job.run, job.task, most, settings.agreement, **encoding) as answer:
         for members in job.work.batches(job.log, batch):
             fresh = [one for one in answer([job.work.docs[i] for i in members]) if not job.log.done(one[0]["id"])]
             for row, times in fresh:

@@ -135,9 +135,8 @@ def _run(config: object, answer: str, report: object, tokens: int) -> dict:
     image = None if report is None else report.images[0]
     steps = []
     for number, step in enumerate([] if image is None else image.steps):
-        into = image.merged_into(number)
         layer = IN_ENCODER if step.site == "encoder" else step.layer
-        steps.append(step.to_dict() | {"layer": layer, "merged_into": None if into is None else into.tolist()})
+        steps.append(step.to_dict() | {"layer": layer, "merged_into": None} | image.flow_dict(number))
     return {
         "strategy": config.name,
         "keep": config.keep,

@@ -10,6 +10,7 @@ from PIL import Image
 from vtc.eval.inspect.record import DROPPED, GONE, KEPT, MERGED, Outcome, columns, keys, outcomes
 from vtc.eval.inspect.style import (
     ACCENT,
+    DEEPEST,
     DIM,
     SHADE,
     TINT,
@@ -19,6 +20,7 @@ from vtc.eval.inspect.style import (
     column_title,
     group_color,
     groups,
+    inner,
     is_cut,
     quoted,
     seen,
@@ -71,8 +73,8 @@ def _step(record: Mapping, outcome: Outcome) -> dict:
     every = np.concatenate([view["offsets"] for view in record["views"]])
     names = ["" if view["name"] == "picture" else f" ({view['name']})" for view in record["views"]]
     views = [(name, _shapes(record, view, outcome)) for name, view in zip(names, record["views"])]
-    more = {"merged": outcome.merged, "dropped": outcome.dropped, "words": caption(outcome, every), "views": views}
-    return {**outcome.step, **more}
+    counts = {"merged": outcome.merged, "several": outcome.several, "dropped": outcome.dropped}
+    return {**outcome.step, **counts, "words": caption(outcome, every), "views": views}
 
 
 def _shapes(record: Mapping, view: Mapping, outcome: Outcome) -> list[dict]:
@@ -93,6 +95,10 @@ def _shapes(record: Mapping, view: Mapping, outcome: Outcome) -> list[dict]:
     shapes.append(_lined(plain, ACCENT, 1.5))
     if len(view["crops"]) > 1:
         shapes.append({**_lined(view["crops"], (255, 255, 255), 1), "stroke-opacity": 0.5})
+    step = max(wide, high) / 130
+    for place, box in zip(places.tolist(), boxes.tolist()):
+        for number, aim in enumerate(outcome.also.get(place, ())[:DEEPEST], 1):
+            shapes.append(_lined([inner(box, number, step)], colors[aim], 1))
     for place, color in colors.items():
         target = boxes[places == place]
         shapes += [_lined(target, (0, 0, 0), 4), _lined(target, color, 2.5)]
@@ -106,6 +112,7 @@ def _swatch(kind: object) -> list[dict]:
     looks = {
         KEPT: [lined],
         MERGED: [_filled([SWATCH], *DIM), _filled([SWATCH], group_color(0), TINT), _lined([SWATCH], group_color(0), 3)],
+        "several": [_filled([SWATCH], group_color(0), TINT), _lined([inner(SWATCH, 1, 2)], group_color(1), 1)],
         "unseen": [{"d": _box(SWATCH), "fill": STRIPES}], "summary": [_cross(SWATCH)],
     }  # fmt: skip
     return looks[kind] if kind in looks else [_filled([SWATCH], *SHADE[kind])]

@@ -6,7 +6,20 @@ import numpy as np
 from PIL import Image
 
 from vtc.eval.inspect.record import DROPPED, GONE, KEPT, MERGED, Outcome
-from vtc.eval.inspect.style import ACCENT, DIM, SHADE, TINT, UNSEEN, Color, group_color, groups, is_cut, seen
+from vtc.eval.inspect.style import (
+    ACCENT,
+    DEEPEST,
+    DIM,
+    SHADE,
+    TINT,
+    UNSEEN,
+    Color,
+    group_color,
+    groups,
+    inner,
+    is_cut,
+    seen,
+)
 
 
 def enlarge(picture: Image.Image, side: int) -> Image.Image:
@@ -43,6 +56,9 @@ def paint(picture: Image.Image, record: Mapping, view: Mapping, outcome: Outcome
         for box in crops.tolist():
             _frame(canvas, box, (255, 255, 255), 1, 0.35)
     line = max(1, round(max(high, wide) / 260))
+    for place, box in zip(places.tolist(), boxes.tolist()):
+        for number, aim in enumerate(outcome.also.get(place, ())[:DEEPEST], 1):
+            _frame(canvas, inner(box, number, 2 * line), colors[aim], line)
     for place, kind, box in zip(places.tolist(), state.tolist(), boxes.tolist()):
         if kind == KEPT and place not in colors:
             _frame(canvas, box, ACCENT, line)
@@ -62,10 +78,11 @@ def swatch(kind: object) -> tuple[tuple[float, ...], tuple[float, ...]]:
         color, alpha = SHADE[kind]
         face = grey * (1 - alpha) + np.array(color) * alpha
         return tuple(face / 255), tuple(face / 255)
-    if kind == MERGED:
+    if kind in (MERGED, "several"):
         color, alpha = DIM
         grey, face = grey * (1 - alpha) + np.array(color) * alpha, np.array(group_color(0))
-        return tuple((grey * (1 - TINT) + face * TINT) / 255), tuple(face / 255)
+        edge = face if kind == MERGED else np.array(group_color(1))
+        return tuple((grey * (1 - TINT) + face * TINT) / 255), tuple(edge / 255)
     if kind == "unseen":
         return (0.93, 0.93, 0.93), (0.7, 0.7, 0.7)
     return tuple(grey / 255), tuple(np.array(ACCENT) / 255)

@@ -10,13 +10,14 @@
      "runs": [{"strategy", "keep": asked or null, "average": tokens in the average layer, "last": in the last layer,
                "answer", "notes", "resolved": the strategy with its knobs,
                "steps": [{"stage", "layer": null at the projector, -1 in the encoder, "before", "after", "kept":
-                          positions, "merged_into": a position or -1 for every token, or null}]}]}
+                          positions, "merged_into": a position or -1 for every token, or null,
+                          "also_into": pairs of positions, of a token and of one more that it goes into; or absent}]}]}
 
 Positions count the picture's visual tokens in the prompt from 0, including row ends (LLaVA-NeXT).
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -38,8 +39,10 @@ class Outcome:
     """The state of N tokens after a step. state [N]: GONE, DROPPED, KEPT or MERGED. into [N]: the position of the kept
     token that holds a token's content, -1 for none. ranks: the kept tokens that others were merged into, numbered in
     order of first appearance in the run. summaries: the positions held by the encoder's [CLS] (one for each crop that
-    keeps it) instead of a token of the picture. merged, dropped: how many of the tokens present before the step it
-    merged into others and dropped; targets: how many tokens the merged ones went into."""
+    keeps it) instead of a token of the picture. also: for tokens whose content several kept ones hold, the positions of
+    those other than `into`, ascending. merged, dropped: how many of the tokens present before the step it merged into
+    others and dropped; targets: how many tokens the merged ones went into; several: how many tokens went into more than
+    one."""
 
     step: Mapping
     state: np.ndarray
@@ -49,34 +52,55 @@ class Outcome:
     merged: int
     dropped: int
     targets: int
+    several: int = 0
+    also: Mapping[int, tuple[int, ...]] = field(default_factory=dict)
 
 
 def outcomes(run: Mapping, tokens: int) -> list[Outcome]:
     """What each step of a run did to the picture's tokens, following chains of merges."""
     every, results, summaries, ranks = np.arange(tokens), [], np.arange(0), {}
-    into, present = every, np.ones(tokens, bool)
+    into, present, more = every, np.ones(tokens, bool), {}
     for step in run["steps"]:
         kept = np.zeros(tokens, bool)
         kept[step["kept"]] = True
         flow = np.where(kept, every, -1) if step["merged_into"] is None else np.array(step["merged_into"])
         before, into = into, np.where(into < 0, -1, flow[into])
+        pairs = step.get("also_into") or []
+        more = _also(before, into, more, flow, pairs)
         if step["layer"] is None:
             # [CLS] occupies a position whose own token was merged elsewhere.
             summaries = np.flatnonzero(kept & (flow != every))
         summaries = summaries[kept[summaries]]
         state = np.select([before < 0, into < 0, into == every], [GONE, DROPPED, KEPT], MERGED)
-        holders = np.unique(into[state == MERGED]).tolist()
+        holders = sorted({*into[state == MERGED].tolist(), *(place for places in more.values() for place in places)})
         for place in holders:
             ranks.setdefault(place, len(ranks))
         moved = present & (flow >= 0) & (flow != every)
+        several = len({token for token, _ in pairs})
+        aims = {*flow[moved].tolist(), *(aim for _, aim in pairs)}
         results.append(
             Outcome(
                 step, state, into, {place: ranks[place] for place in holders}, tuple(summaries.tolist()),
-                int(moved.sum()), int((present & (flow < 0)).sum()), len(np.unique(flow[moved])),
+                int(moved.sum()), int((present & (flow < 0)).sum()), len(aims), several, more,
             )
         )  # fmt: skip
         present = kept
     return results
+
+
+def _also(before: np.ndarray, into: np.ndarray, more: Mapping, flow: np.ndarray, pairs: list) -> dict:
+    """`Outcome.also` after a step. before, into: what holds each token before and after it; more: `also` before it;
+    flow, pairs: where the step lets each token flow, and where it lets some flow as well."""
+    further: dict[int, list[int]] = {}
+    for token, aim in pairs:
+        further.setdefault(token, []).append(aim)
+    found = {}
+    for token, holder in enumerate(before.tolist()):
+        holders = [holder, *more.get(token, ())] if holder >= 0 else more.get(token, ())
+        aims = {int(flow[h]) for h in holders} | {aim for h in holders for aim in further.get(h, ())}
+        if aims := aims - {-1, int(into[token])}:
+            found[token] = tuple(sorted(aims))
+    return found
 
 
 def columns(record: Mapping) -> list[tuple[int | None, int]]:
@@ -98,12 +122,13 @@ def _box(value: object, where: str) -> list[float]:
     return value
 
 
-_places, _flows = list_of(whole(0, MOST)), list_of(whole(-1, MOST))
+_places, _flows, _pairs = list_of(whole(0, MOST)), list_of(whole(-1, MOST)), list_of(list_of(whole(0, MOST), 2, 2))
 _step = record(
     {
         "stage": text, "layer": or_none(whole(IN_ENCODER, MOST)), "before": whole(0, MOST), "after": whole(0, MOST),
         "kept": _places, "merged_into": or_none(_flows),
-    }
+    },
+    {"also_into": _pairs},
 )  # fmt: skip
 RECORD_SHAPE = record(
     {
@@ -167,6 +192,7 @@ def _whole(value: object, where: str) -> dict:
                 if len(step["merged_into"]) != tokens:
                     possible = f"a place for each of {tokens} tokens"
                     raise wrong(f"{place}.merged_into", len(step["merged_into"]), possible)
+            _within([x for pair in step.get("also_into", ()) for x in pair], tokens, f"{place}.also_into")
     return data
 
 

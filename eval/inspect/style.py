@@ -1,7 +1,7 @@
 """Colours and words that the figure and the page share."""
 
 import colorsys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -16,11 +16,13 @@ DIM: tuple[Color, float] = ((8, 10, 16), 0.6)
 LEGEND = (
     ("stays", KEPT),
     ("flows into the outlined token of its colour", MERGED),
+    ("thin inner line: flows into that one, too", "several"),
     ("dropped here", DROPPED),
     ("dropped before", GONE),
     ("cut off: no token shows it", "unseen"),
     ("[CLS] stands here, not this patch", "summary"),
 )
+DEEPEST = 3  # inner lines of one token at most
 _GOLDEN = 0.61803398875
 
 
@@ -37,6 +39,13 @@ def groups(outcome: Outcome) -> dict[int, Color]:
     return {place: group_color(rank) for place, rank in outcome.ranks.items()}
 
 
+def inner(box: Sequence[float], number: int, step: float) -> list[float]:
+    """The box of a token's inner line, numbered from 1: as many steps within the token's own."""
+    left, top, right, bottom = box
+    by = min(number * step, (right - left) / 2, (bottom - top) / 2)
+    return [left + by, top + by, right - by, bottom - by]
+
+
 def column_title(key: tuple[int | None, int]) -> str:
     """The heading of a column."""
     if key[0] == IN_ENCODER:
@@ -49,6 +58,8 @@ def caption(outcome: Outcome, shown: np.ndarray) -> str:
     parts = [f"{outcome.step['after']} of {outcome.step['before']} stay"]
     if outcome.merged:
         parts.append(f"{outcome.merged} flow into {outcome.targets} of them")
+    if outcome.several:
+        parts.append(f"{outcome.several} into several")
     if outcome.summaries:
         parts.append("[CLS] is one" if len(outcome.summaries) == 1 else f"{len(outcome.summaries)} are [CLS]")
     ends = len(set(outcome.step["kept"]) - set(shown.tolist()))
@@ -81,6 +92,7 @@ def used(record: Mapping, outcome_rows: list[list[Outcome]]) -> list[tuple[str, 
     for outcome in (outcome for row in outcome_rows for outcome in row):
         states |= set(np.unique(outcome.state).tolist())
         states |= {"summary"} if outcome.summaries else set()
+        states |= {"several"} if outcome.also else set()
     if any(is_cut(record, view) for view in record["views"]):
         states.add("unseen")
     return [entry for entry in LEGEND if entry[1] in states]

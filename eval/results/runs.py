@@ -99,6 +99,7 @@ def _task_result(job, rows: list[dict]) -> dict:
             "text_in": _mean(good, "text_in"),
             "out": _mean(good, "tokens_out"),
         },
+        **({"agreement": _mean_of(row.get("agreement") for row in good)} if job.identity.get("agreement") else {}),
         **{cost: _cost(good, cost) for cost in COSTS},
         "seconds": _seconds([times[row["id"]]["seconds"] for row in good if row["id"] in times]),
     }

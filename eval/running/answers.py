@@ -15,6 +15,7 @@ from vtc.eval.models import Loaded
 from vtc.eval.results import counts
 from vtc.eval.results.meanings import PARTS
 from vtc.eval.results.scoring import failure
+from vtc.eval.running.agreement import agreement, last_state, whole_state
 from vtc.eval.running.downsample import Downsample
 from vtc.eval.running.plan import Run
 from vtc.eval.running.timing import Stopwatch
@@ -25,12 +26,15 @@ class Answerer:
     """A context manager that prepares a model for one run: patched, or with smaller pictures, and timed.
 
     Calling it with docs answers them, in one generate() call if memory allows, and returns their rows and times, in
-    order. system, pad_square: see `vtc.eval.models.Loaded.encode`.
+    order. agreement: rows have that, too, see `vtc.eval.running.agreement`; None where pictures are made smaller and
+    on an unknown family. system, pad_square: see `vtc.eval.models.Loaded.encode`.
     """
 
-    def __init__(self, loaded: Loaded, run: Run, task: Task, max_new_tokens: int, **encoding):
+    def __init__(
+        self, loaded: Loaded, run: Run, task: Task, max_new_tokens: int, agreement: bool = False, **encoding
+    ):  # fmt: skip
         self.loaded, self.run, self.task, self.max_new_tokens = loaded, run, task, max_new_tokens
-        self.encoding = encoding
+        self.agreement, self.encoding = agreement, encoding
         self.downsample = Downsample(loaded, run.config.allocate().projector) if run.kind == "downsample" else None
         self.notes: list[str] = []
         self.most: int | None = None  # the most samples at a time that fit into memory, once known
@@ -98,8 +102,16 @@ class Answerer:
         placed = loaded.visual_tokens(inputs)
         generate = functools.partial(loaded.answer, inputs, self.max_new_tokens)
         get_report = self._report if any(pictures) else lambda: None
+        compared = self.agreement and self.downsample is None and loaded.family is not None
+        agreed: dict = {"agreement": [None] * len(docs)} if self.agreement else {}
         with torch.inference_mode():
-            answers, report, seconds = self.watch.measure(generate, get_report)
+            whole = whole_state(loaded, inputs) if compared else None
+            measure = functools.partial(self.watch.measure, generate, get_report)
+            if whole is None:
+                answers, report, seconds = measure()
+            else:
+                (answers, report, seconds), state = last_state(loaded.family.language_model, measure)
+                agreed = {"agreement": agreement(whole, state)}
         lengths = inputs["attention_mask"].sum(1).tolist()
         text_in = [None if n is None else length - n for n, length in zip(placed, lengths)]
         if report is None:
@@ -116,6 +128,7 @@ class Answerer:
             (
                 self._row(questions[b], texts[b].strip())
                 | {"images": len(pictures[b]), **measured[b], "text_in": text_in[b], "tokens_out": written[b]}
+                | {name: values[b] for name, values in agreed.items()}
                 | {"error": None},
                 {"batch": len(docs), "seconds": share},
             )

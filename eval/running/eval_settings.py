@@ -23,7 +23,8 @@ class EvalSettings:
     keeps: as text, None for each strategy's own budget. overrides: knobs and budget options for every strategy.
     batch_size, max_new_tokens, device, split, limit: None for the default of the model or task. dataset_path: data
     locations by task, with "" for all tasks that are not listed. system: the text of a system turn. pad_square: pad
-    pictures to squares with the processor's mean colour. against: paper cards to compare with.
+    pictures to squares with the processor's mean colour. against: paper cards to compare with. agreement: also run each
+    sample unpruned, see `vtc.eval.running.agreement`.
     """
 
     output: Path
@@ -43,6 +44,7 @@ class EvalSettings:
     device: str | None = None
     system: str | None = None
     pad_square: bool = False
+    agreement: bool = False
     against: tuple[str, ...] = ()
     overwrite: bool = False
 

@@ -54,7 +54,8 @@ class SweepCell:
         return EvalSettings(
             output, model=self.params["model"], model_args=dict(self.params["model_args"]),
             strategies=(self.params["strategy"],), keeps=(self.params["keep"],), overrides=dict(self.params["set"]),
-            tasks=tuple(self.params["tasks"]), seed=self.params["seed"], device=device, **given,
+            tasks=tuple(self.params["tasks"]), seed=self.params["seed"], device=device,
+            agreement=self.params.get("agreement", False), **given,
         )  # fmt: skip
 
     @property
@@ -89,7 +90,8 @@ def cell_of(
     }  # fmt: skip
     params = {**dict.fromkeys(SETTINGS), **params, **changed}
     digests = {part: _digest(Path(part)) for part in strategy.split("+") if Path(part).is_file()}
-    return SweepCell({**params, **({"files": digests} if digests else {})}, role)
+    compared = {"agreement": True} if any(o.figure == "agreement" for o in spec.objectives) else {}
+    return SweepCell({**params, **compared, **({"files": digests} if digests else {})}, role)
 
 
 def _digest(file: Path) -> str:

@@ -5,6 +5,8 @@
     prefill_flops  of the language model's prefill, per sample
     first_token    seconds of vision, selection and prefill per sample (sum of the medians)
     tokens         visual tokens in the average decoder layer
+    agreement      cosine of the last prompt token's final hidden state with and without the method, mean over samples;
+                   each sample is then seen unpruned, too
 
 An objective is one of these words, or {figure, task, budget, name}. budget: only cells with at most this fraction or
 number of visual tokens count, as measured, with a tolerance of one token for rounding; `each`: one objective per value
@@ -21,7 +23,7 @@ from vtc.core.registry import unknown
 
 FIGURES = {
     "accuracy": "maximize", "relative": "maximize", "prefill_flops": "minimize", "first_token": "minimize",
-    "tokens": "minimize",
+    "tokens": "minimize", "agreement": "maximize",
 }  # fmt: skip
 PARTS = ("vision", "selection", "prefill")
 KEYS = ("figure", "task", "budget", "name")
@@ -81,6 +83,7 @@ _READ = {
     "prefill_flops": lambda result: result["prefill_flops"]["after"],
     "first_token": _first_token,
     "tokens": lambda result: result["tokens"]["visual_average"],
+    "agreement": lambda result: result.get("agreement"),
 }
 
 
