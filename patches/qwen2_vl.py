@@ -223,8 +223,8 @@ class Qwen2VL(Family):
         """The tiny model of these classes."""
         torch.manual_seed(0)
         config = config_class(
-            vision_config=cls.vision_sizes(), text_config=cls.text_sizes(), image_token_id=IMAGE_TOKEN, video_token_id=VIDEO,
-            vision_start_token_id=START, vision_end_token_id=END, **overrides,
+            vision_config=cls.vision_sizes(), text_config=cls.text_sizes(), image_token_id=IMAGE_TOKEN,
+            video_token_id=VIDEO, vision_start_token_id=START, vision_end_token_id=END, **overrides,
         )  # fmt: skip
         return finish(model_class(config))
 
