@@ -39,8 +39,8 @@ class StepReport:
 
 @dataclass
 class ImageReport:
-    """One image of one prompt. before: its visual tokens in the prompt; entered: those that reach the language model;
-    layers: of the language model; steps: what was dropped, in order."""
+    """One image or clip of one prompt. before: its visual tokens in the prompt; entered: those that reach the language
+    model; layers: of the language model; steps: what was dropped, in order; frames: of a clip, 0 for an image."""
 
     prompt: int
     image: int
@@ -48,6 +48,7 @@ class ImageReport:
     entered: int
     layers: int
     steps: list[StepReport] = field(default_factory=list)
+    frames: int = 0
 
     @property
     def after(self) -> int:
@@ -58,6 +59,22 @@ class ImageReport:
     def kept(self) -> Tensor:
         """Places [after] of the tokens kept to the last layer, in the image's own run of tokens, ascending."""
         return self.steps[-1].kept.sort().values if self.steps else torch.arange(self.entered)
+
+    @property
+    def per_frame(self) -> list[int]:
+        """How many of the `kept` tokens each frame of a clip has; empty for an image. Waits for the device."""
+        if not self.frames:
+            return []
+        frame = self.kept // (self.before // self.frames)
+        return torch.bincount(frame, minlength=self.frames)[: self.frames].tolist()
+
+    @property
+    def frames_in_words(self) -> str:
+        """`per_frame` in a few words."""
+        counts = self.per_frame
+        if self.frames <= 8:
+            return f"{' + '.join(map(str, counts))} tokens of its {self.frames} frames"
+        return f"{self.frames} frames with {min(counts)} to {max(counts)} tokens each, {counts.count(0)} without any"
 
     def merged_into(self, step: int) -> Tensor | None:
         """The place that `steps[step]` merges each token of the image into: LongTensor [before] of places in the
@@ -76,15 +93,30 @@ class ImageReport:
             target[places] = into
         return target
 
+    def also_into(self, step: int) -> Tensor:
+        """Further flows of `steps[step]`, where a token flows into others than the one of `merged_into`.
+
+        LongTensor [M, 2], each pair once, ascending: the place of the token, and one that it flows into as well. Empty
+        for most methods. Computed on demand, as `merged_into`.
+        """
+        pairs = {(token, aim) for flow in self.steps[step].flows for token, aim in flow.more().tolist()}
+        merged = self.merged_into(step)
+        into = [] if merged is None else merged.tolist()
+        further = sorted((token, aim) for token, aim in pairs if into[token] != aim)
+        return torch.tensor(further, dtype=torch.long).reshape(-1, 2)
+
     @property
     def stages(self) -> list[tuple[str, int, int]]:
         """(method, before, after) of every step."""
         return [(step.stage, step.before, step.after) for step in self.steps]
 
     def flow_dict(self, step: int) -> dict[str, Any]:
-        """`merged_into` of a step as plain data; empty where a method only drops."""
+        """`merged_into` and `also_into` of a step as plain data; without those that say nothing."""
         into = self.merged_into(step)
-        return {} if into is None else {"merged_into": into.tolist()}
+        if into is None:
+            return {}
+        also = self.also_into(step).tolist()
+        return {"merged_into": into.tolist()} | ({"also_into": also} if also else {})
 
     @property
     def per_layer(self) -> list[int]:
@@ -218,6 +250,7 @@ class Report:
                     "after": i.after,
                     "stages": [step.to_dict() | i.flow_dict(s) for s, step in enumerate(i.steps)],
                     "kept": i.kept.tolist(),
+                    **({"kind": "clip", "frames": i.frames, "per_frame": i.per_frame} if i.frames else {}),
                 }
                 for i in self.images
             ],
@@ -245,6 +278,7 @@ class Report:
             lines += [
                 f"{i.prompt:>6}  {i.image:>5}  {s.where.ljust(width)}  {s.before:>13}  {s.after:>5}" for s in i.steps
             ]
+        lines += [f"clip {i.image} of prompt {i.prompt}".ljust(22) + i.frames_in_words for i in self.images if i.frames]
         lines += [
             f"visual tokens         {self.tokens_before} -> {self.average_tokens:.1f} in the average layer, "
             f"{self.tokens_after} in the last",
