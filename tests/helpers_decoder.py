@@ -97,7 +97,7 @@ def truth(
     runs = visual_places(model, single)
     while True:
         hidden = torch.cat([embeds, model.get_input_embeddings()(torch.tensor([guess], dtype=torch.long))], 1)
-        view = View(torch.arange(embeds.shape[1]), positions.reshape(-1, embeds.shape[1]), int(positions.max()) + 1)
+        view = View(torch.arange(embeds.shape[1]), positions.reshape(-1, embeds.shape[1]), int(positions[..., -1].max()) + 1)
         hidden, view = _layers(model, hidden, view, drops, runs, len(guess), entered, watch, planes)
         rows = torch.cat([view.order, torch.arange(embeds.shape[1], hidden.shape[1])])
         logits = model.lm_head(model.model.language_model.norm(hidden[0, rows]))

@@ -112,7 +112,7 @@ def truth(
         stays[places[kept[image]]] = True
     places = stays.nonzero().flatten()
     short = torch.arange(len(places)).expand(*where.shape[:-1], -1) if positions == "compact" else where[..., places]
-    following = int(short.max()) + 1 if positions == "compact" else int(where.max()) + 1
+    following = int(short.max()) + 1 if positions == "compact" else int(where[..., -1].max()) + 1
     more = {}
     if added:
         is_visual = torch.isin(places, torch.cat(runs)) if runs else torch.zeros(len(places), dtype=torch.bool)
