@@ -8,6 +8,7 @@ import torch
 import vtc
 from tests.helpers import check_no_trace, forward, generate, kept_of, model_of, patched, spy
 from tests.helpers_decoder import entered_of, resolved, truths
+from tests.helpers_encoder import Pairs, Strided, truth_of
 from tests.helpers_oracle import truth
 from tests.helpers_video import MEDIA, VIDEO, clips_of, frame_counts, grids_of, split_media, with_clips
 from vtc.core.budget import Budget
@@ -59,6 +60,20 @@ def test_right_padding_and_caches(strategy, case):
     last = mask.sum(1) - 1 if mask is not None and mask.shape[1] == logits.shape[1] else None
     if last is not None and strategy not in ("fastv", "transprune", "visiondrop"):
         torch.testing.assert_close(logits[torch.arange(3), last], out.logits[0], atol=1e-9, rtol=0)
+
+
+@with_clips
+@pytest.mark.parametrize("stage", [Strided(), Pairs()], ids=["dropping", "merging"])
+def test_inside_the_encoder(case, stage):
+    """A stage that works on each frame by itself, against the encoder run by hand."""
+    model, inputs, budget = model_of(case), clips_of(case), Budget(0.4, "per_tile")
+    with patched(model, stage, keep=0.4):
+        logits = forward(model, inputs).logits
+        report = vtc.report(model)
+    for b, single in enumerate(split_media(inputs)):
+        expected, media = truth_of(model, single, stage, lambda sizes: budget.quotas([sizes])[0], "keep")
+        assert [kept.tolist() for kept in kept_of(report, b)] == [places.tolist() for places, *_ in media]
+        torch.testing.assert_close(logits[b, -1], expected.logits[-1], atol=1e-9, rtol=0)
 
 
 @with_clips
