@@ -241,7 +241,7 @@ class Family(ABC):
 
     @classmethod
     def tiny_clips(cls, model: nn.Module, media: tuple[str, ...] = ("ci", "c", "icc"), seed: int = 0, **kwargs) -> dict:
-        """As `tiny_inputs`, with clips. media: per prompt, a letter for each image ("i") and clip ("c") in its order."""
+        """As `tiny_inputs`, with clips. media: per prompt, a letter for each image ("i") and clip ("c") in order."""
         raise NotImplementedError(f"{cls.__name__} has no tiny_clips")
 
     def observe(self, patchwork: Patchwork, layer: int, record: Callable) -> None:

@@ -246,10 +246,11 @@ class Qwen2VL(Family):
             found = [(kind, *next(rest[kind])) for kind in prompt]
             rows.append([h * w // 4 if kind == "i" else cls.tiny_clip(t, h * w // 4) for kind, t, h, w in found])
         inputs = prompts(rows, seed, image=([START], [END]), **kwargs)
-        for kind, pixels, size in (("i", "pixel_values", "image_grid_thw"), ("c", "pixel_values_videos", "video_grid_thw")):
+        pixels = {"i": "pixel_values", "c": "pixel_values_videos"}
+        for kind, size in (("i", "image_grid_thw"), ("c", "video_grid_thw")):
             if grids[kind]:
                 patches = sum(t * h * w for t, h, w in grids[kind])
-                inputs[pixels] = torch.randn(patches, 3 * 2 * 4 * 4, generator=generator)
+                inputs[pixels[kind]] = torch.randn(patches, 3 * 2 * 4 * 4, generator=generator)
                 inputs[size] = torch.tensor(grids[kind])
         parameters, ids = inspect.signature(model.forward).parameters, inputs["input_ids"]
         if "mm_token_type_ids" in parameters and any(grids.values()):

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from vtc.core.changes import LayerChange, in_words
 from vtc.core.flops import ENCODER_FORMULA, FORMULA, PAPER_FORMULA, EncoderWork, LanguageShape, paper_flops
+from vtc.core.frames import frames_in_words, per_frame
 from vtc.core.selection import Flow
 
 
@@ -62,19 +63,8 @@ class ImageReport:
 
     @property
     def per_frame(self) -> list[int]:
-        """How many of the `kept` tokens each frame of a clip has; empty for an image. Waits for the device."""
-        if not self.frames:
-            return []
-        frame = self.kept // (self.before // self.frames)
-        return torch.bincount(frame, minlength=self.frames)[: self.frames].tolist()
-
-    @property
-    def frames_in_words(self) -> str:
-        """`per_frame` in a few words."""
-        counts = self.per_frame
-        if self.frames <= 8:
-            return f"{' + '.join(map(str, counts))} tokens of its {self.frames} frames"
-        return f"{self.frames} frames with {min(counts)} to {max(counts)} tokens each, {counts.count(0)} without any"
+        """How many of the `kept` tokens each frame of a clip has; empty for an image."""
+        return per_frame(self.kept, self.before, self.frames)
 
     def merged_into(self, step: int) -> Tensor | None:
         """The place that `steps[step]` merges each token of the image into: LongTensor [before] of places in the
@@ -278,17 +268,22 @@ class Report:
             lines += [
                 f"{i.prompt:>6}  {i.image:>5}  {s.where.ljust(width)}  {s.before:>13}  {s.after:>5}" for s in i.steps
             ]
-        lines += [f"clip {i.image} of prompt {i.prompt}".ljust(22) + i.frames_in_words for i in self.images if i.frames]
+        inside = (
+            [f"encoder FLOPs         {vision[0]:.4g} -> {vision[1]:.4g} ({vision[1] / vision[0]:.1%})"]
+            if vision
+            else []
+        )
+        lines += [
+            f"clip {i.image} of prompt {i.prompt}".ljust(22) + frames_in_words(i.per_frame)
+            for i in self.images
+            if i.frames
+        ]
         lines += [
             f"visual tokens         {self.tokens_before} -> {self.average_tokens:.1f} in the average layer, "
             f"{self.tokens_after} in the last",
             f"prompt length         {self.prompts_before} -> {self.prompts_after}",
             f"KV cache per layer    {self._kv()}",
-            *(
-                [f"encoder FLOPs         {vision[0]:.4g} -> {vision[1]:.4g} ({vision[1] / vision[0]:.1%})"]
-                if vision
-                else []
-            ),
+            *inside,
             f"prefill FLOPs         {flops[0]:.4g} -> {flops[1]:.4g} ({flops[1] / flops[0]:.1%})",
             f"  as papers count     {paper[0]:.4g} -> {paper[1]:.4g} ({paper[1] / paper[0]:.1%}), visual tokens alone",
             *([f"attention changed     {in_words(self.attention)}"] if self.attention else []),
