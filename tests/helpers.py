@@ -68,6 +68,12 @@ def inputs_of(case: str, images: tuple[int, ...] = IMAGES, dtype: torch.dtype = 
     return {k: v.to(dtype) if v.is_floating_point() else v for k, v in inputs.items()}
 
 
+def mlp_width(config) -> int:
+    """What a token passes through in the MLP of a text model: of several experts, the active ones."""
+    active = getattr(config, "num_experts_per_tok", None)
+    return config.intermediate_size if active is None else active * config.moe_intermediate_size
+
+
 @torch.no_grad()
 def proceed(model: nn.Module, cache, mask: Tensor, tokens: Tensor) -> tuple:
     """Feeds `tokens` [B, n] on a filled cache whose columns `mask` [B, L] describes, with positions that count real

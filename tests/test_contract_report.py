@@ -4,7 +4,19 @@ import pytest
 import torch
 
 import vtc
-from tests.helpers import CASES, STRATEGIES, build, forward, generate, inputs_of, model_of, patched, split, spy
+from tests.helpers import (
+    CASES,
+    STRATEGIES,
+    build,
+    forward,
+    generate,
+    inputs_of,
+    mlp_width,
+    model_of,
+    patched,
+    split,
+    spy,
+)
 from tests.helpers_oracle import layouts
 
 pytestmark = pytest.mark.product
@@ -15,7 +27,7 @@ cases = pytest.mark.parametrize("case", CASES)
 
 def flops_of(config, tokens):
     """Prefill FLOPs of one prompt, written out: q, o, k, v projections, scores and values, three MLP matrices."""
-    d, m = config.hidden_size, config.intermediate_size
+    d, m = config.hidden_size, mlp_width(config)
     heads, kv = config.num_attention_heads, config.num_key_value_heads
     e = getattr(config, "head_dim", None) or d // heads
     layer = 2 * tokens * d * heads * e * 2 + 2 * tokens * d * kv * e * 2

@@ -15,6 +15,7 @@ from tests.helpers import (
     generate,
     grow,
     inputs_of,
+    mlp_width,
     model_of,
     patched,
     refused,
@@ -168,7 +169,7 @@ def test_without_cache_each_step_is_a_prefill(strategy, case):
 def layer_flops(config, tokens) -> int:
     """Prefill FLOPs of one layer, written out: q, o, k, v projections, scores and values, three MLP matrices."""
     d, m, heads, kv = (
-        config.hidden_size, config.intermediate_size, config.num_attention_heads, config.num_key_value_heads,
+        config.hidden_size, mlp_width(config), config.num_attention_heads, config.num_key_value_heads,
     )  # fmt: skip
     e = getattr(config, "head_dim", None) or d // heads
     projections = 2 * tokens * d * heads * e * 2 + 2 * tokens * d * kv * e * 2

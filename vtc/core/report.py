@@ -39,8 +39,8 @@ class StepReport:
 
 @dataclass
 class ImageReport:
-    """One image of one prompt. before: its visual tokens in the prompt; entered: those that reach the language model;
-    layers: of the language model; steps: what was dropped, in order."""
+    """One image or clip of one prompt. before: its visual tokens in the prompt; entered: those that reach the language
+    model; layers: of the language model; steps: what was dropped, in order; frames: of a clip, 0 for an image."""
 
     prompt: int
     image: int
@@ -48,6 +48,7 @@ class ImageReport:
     entered: int
     layers: int
     steps: list[StepReport] = field(default_factory=list)
+    frames: int = 0
 
     @property
     def after(self) -> int:
@@ -58,6 +59,22 @@ class ImageReport:
     def kept(self) -> Tensor:
         """Places [after] of the tokens kept to the last layer, in the image's own run of tokens, ascending."""
         return self.steps[-1].kept.sort().values if self.steps else torch.arange(self.entered)
+
+    @property
+    def per_frame(self) -> list[int]:
+        """How many of the `kept` tokens each frame of a clip has; empty for an image. Waits for the device."""
+        if not self.frames:
+            return []
+        frame = self.kept // (self.before // self.frames)
+        return torch.bincount(frame, minlength=self.frames)[: self.frames].tolist()
+
+    @property
+    def frames_in_words(self) -> str:
+        """`per_frame` in a few words."""
+        counts = self.per_frame
+        if self.frames <= 8:
+            return f"{' + '.join(map(str, counts))} tokens of its {self.frames} frames"
+        return f"{self.frames} frames with {min(counts)} to {max(counts)} tokens each, {counts.count(0)} without any"
 
     def merged_into(self, step: int) -> Tensor | None:
         """The place that `steps[step]` merges each token of the image into: LongTensor [before] of places in the
@@ -233,6 +250,7 @@ class Report:
                     "after": i.after,
                     "stages": [step.to_dict() | i.flow_dict(s) for s, step in enumerate(i.steps)],
                     "kept": i.kept.tolist(),
+                    **({"kind": "clip", "frames": i.frames, "per_frame": i.per_frame} if i.frames else {}),
                 }
                 for i in self.images
             ],
@@ -260,6 +278,7 @@ class Report:
             lines += [
                 f"{i.prompt:>6}  {i.image:>5}  {s.where.ljust(width)}  {s.before:>13}  {s.after:>5}" for s in i.steps
             ]
+        lines += [f"clip {i.image} of prompt {i.prompt}".ljust(22) + i.frames_in_words for i in self.images if i.frames]
         lines += [
             f"visual tokens         {self.tokens_before} -> {self.average_tokens:.1f} in the average layer, "
             f"{self.tokens_after} in the last",
