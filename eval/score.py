@@ -14,7 +14,7 @@ from vtc.eval.data.docs import FOLDER, ROW, Docs, read_json
 from vtc.eval.papers import against, load_card
 from vtc.eval.results.runs import unparsed, write_run, write_summary
 from vtc.eval.results.samples import ANEW, read_log, read_times, rewrite, run_key
-from vtc.eval.results.saved import IDENTITY, RUN
+from vtc.eval.results.saved import IDENTITY, METHOD, RUN
 from vtc.eval.results.scoring import failure, holds, scored
 from vtc.eval.results.statistics import bootstrap
 from vtc.eval.running.eval_settings import EvalSettings, check_places, parse_places, split_list
@@ -56,7 +56,7 @@ class SavedJob:
         self.identity = {**header["identity"], "task": {**header["identity"]["task"], "dialect": task.dialect}}
         self.key = header["key"] if self.identity == header["identity"] else run_key(self.identity)
         name = path.name.removesuffix(f".{task.name}.jsonl")
-        self.run = SavedRun(name, self.identity["method"])
+        self.run = SavedRun(name, METHOD(self.identity["method"], ""))
 
     def rows(self) -> list[dict]:
         """All rows of the log, scored by `task`."""

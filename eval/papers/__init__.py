@@ -4,14 +4,14 @@
 comparison, `commands` gives the command lines that would measure a card.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from rich import box
 from rich.table import Table
 
-from vtc.eval.papers.card import PaperCard
-from vtc.eval.papers.commands import commands
+from vtc.eval.papers.card import FULL, PaperCard
+from vtc.eval.papers.commands import budget, commands
 from vtc.eval.papers.matching import MARKED, compare
 from vtc.eval.papers.read import cards, load_card
 from vtc.eval.results.saved import SUMMARY
@@ -69,7 +69,7 @@ def _print(card: PaperCard, found: Mapping, console: Terminal) -> None:
     if not compared:
         lines = commands(card, {model["checkpoint"] for model in found["models"] if model["same_checkpoint"]})
         say(f"no run here is one of the card's{'; these would be:' if lines else ', which has averages alone'}")
-        for line in lines:
+        for line in lines or _averages(card):
             say(f"  {line}")
     else:
         say(f"* more than {MARKED} standard errors of the measured figure apart")
@@ -77,6 +77,15 @@ def _print(card: PaperCard, found: Mapping, console: Terminal) -> None:
     for reason in card.differs:
         say(f"can differ       {reason}")
     say(f"source           {card.source}")
+
+
+def _averages(card: PaperCard) -> Iterator[str]:
+    """The printed averages of rows without scores, a line each."""
+    for model in card.models:
+        over = model.average_is or "mean in % of the full model"
+        for row in model.rows:
+            if row.average is not None and not row.scores and row.strategy != FULL:
+                yield f"{row.average:g}  {row.label}, {budget(row)}, on {model.checkpoint}: {over}"
 
 
 def _table(row: Mapping, ascii_only: bool) -> Table:

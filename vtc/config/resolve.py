@@ -7,7 +7,7 @@ from vtc.config.source import TOP, Written, read_strategy
 from vtc.config.strategy import POSITIONS, StageConfig, StrategyConfig
 from vtc.core.budget import ROUNDINGS, SCOPES, keep_from_prune_ratio, parse_keep
 from vtc.core.errors import ConfigError, shown
-from vtc.core.registry import names_in
+from vtc.core.registry import current, names_in
 from vtc.patches import FAMILIES
 from vtc.strategies import METHODS
 
@@ -111,9 +111,10 @@ def _stages(strategy: Written, family: str | None, one_keep: bool) -> list[dict]
             _overlay(part_top, part_stages, overrides, part.name)
             rows += _pushed_down(part.name, part_top, part_stages)
             continue
+        stage = {**stage, "method": current(stage["method"])}
         known_keys(stage, ["method", *_STAGE, *knobs_of(METHODS[stage["method"]])], f"stage {stage['method']!r}")
         _one_budget(stage, f"stage {stage['method']!r}")
-        rows.append(dict(stage))
+        rows.append(stage)
     return rows
 
 
@@ -147,6 +148,7 @@ def _overlay(top: dict, stages: list[dict], section: object, name: str) -> None:
     """Writes a flat section of overrides onto the top level or onto the one stage that knows the key."""
     if not isinstance(section, Mapping):
         raise ConfigError(f"strategy {name!r}: section {shown(section)}; possible: a mapping of overrides")
+    section = {current(key): value for key, value in section.items()}
     knobs = {stage["method"]: knobs_of(METHODS[stage["method"]]) for stage in stages}
     dotted = {f"{m}.{key}": (m, key) for m, keys in knobs.items() for key in (*_STAGE, *keys) if len(stages) > 1}
     _known_overrides(section, knobs, dotted, f"the overrides of {name!r}")

@@ -45,7 +45,7 @@ class AutoPrune(DecoderStage):
     - x0: centre of the curve, a number of layers, 14.9 of 32.
     - layer: the encoder layer whose attention is read (index, or relative depth as a float).
 
-    Paper: AutoPrune ("Each Complexity Deserves a Pruning Policy"), NeurIPS 2025. Official code:
+    Paper: AutoPrune ("Each Complexity Deserves a Pruning Policy"), NeurIPS 2025, arXiv 2509.23931. Official code:
     AutoLab-SAI-SJTU/AutoPrune @ e4a9918 (Apache-2.0), LLaVA-1.5 and LLaVA-NeXT.
     Departures: the number of tokens in a layer depends on prompt and image, their mean does not. The published target
     counts the tokens kept after each layer, including the last, but not the first layer's full pass; a budget set by

@@ -92,8 +92,8 @@ class PruneSID(Stage):
     - factorisation: "exact", or "randomised" as in both codes, from `seed`.
     - seed: of the random factorisation; an image's place in its prompt is added.
 
-    Paper: PruneSID ("Prune Redundancy, Preserve Essence"), ICLR 2026. Official code: ZhengyaoFang/PruneSID @ 4ef17d9
-    (its README says Apache-2.0), LLaVA-1.5, LLaVA-NeXT and Qwen2-VL.
+    Paper: PruneSID ("Prune Redundancy, Preserve Essence"), ICLR 2026, arXiv 2603.09480. Official code:
+    ZhengyaoFang/PruneSID @ 4ef17d9 (Apache-2.0 by its README), LLaVA-1.5, LLaVA-NeXT and Qwen2-VL.
     Departures: the factorisation is exact, so that groups do not change from call to call. Kept tokens are in raster
     order (the codes: group by group, Qwen's above 150 tokens as here). Small budgets have at least one group, and
     "qwen" accepts any budget (the code: at least 16). Groups with equal numbers are filled from the first on. On Qwen

@@ -87,10 +87,10 @@ class SparseVLM(DecoderStage):
     - ratios: custom shares instead of a list, including merged tokens.
     - recycle: whether tokens are merged.
 
-    Paper: SparseVLM, ICML 2025, arXiv 2410.04417. Official code: Gumpest/SparseVLMs @ 26a5f488, version 1.0 (licence
-    not recorded by us). This follows the code: fixed lists at three layers, where the paper takes lambda * (N - rank of
-    the raters' attention) from every layer with a lambda unknown to us; means and Euclidean distances, where the
-    paper sums and compares by cosine. Version 2.0 (SparseVLM+) is not included.
+    Paper: SparseVLM, ICML 2025, arXiv 2410.04417. Official code: Gumpest/SparseVLMs @ 26a5f488, version 1.0 (Apache-2.0
+    by its README). This follows the code: fixed lists at three layers, where the paper takes lambda * (N - rank of the
+    raters' attention) from every layer with a lambda unknown to us; means and Euclidean distances, where the paper sums
+    and compares by cosine. Version 2.0 (SparseVLM+) is not included.
     Departures: no noise in the densities (the code adds up to 1e-6, so that its selection varies); ties to the lower
     index. A budget includes merged tokens, and is met exactly. If no text token is above the mean, all text tokens are
     raters; without text after the image, the last prompt token is. Several images, batches and padding are ours, as are

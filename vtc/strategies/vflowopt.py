@@ -22,9 +22,9 @@ class VFlowOpt(DecoderStage):
       LLaVA 10 and 20 of 32.
     - ratios: share of its n tokens that each step keeps: n - round(n * (1 - ratio)); those released for 25 %.
 
-    Paper: VFlowOpt, ICCV 2025, arXiv 2508.05211. Official code: CC BY-NC 4.0, LLaVA-OneVision only. Released ratios for
-    other budgets are listed in `vflowopt_projector`, which has to come first. The average over layers that a budget
-    sets is the paper's, except for the number of merged tokens.
+    Paper: VFlowOpt, ICCV 2025, arXiv 2508.05211. Official code: sihany077/VFlowOpt (CC BY-NC 4.0), LLaVA-OneVision
+    only. Released ratios for other budgets are listed in `vflowopt_projector`, which has to come first. The average
+    over layers that a budget sets is the paper's, except for the number of merged tokens.
     Departures: each image of a prompt on its own; at least one token is kept. Kept positions are those after the first
     stage, as in the code.
     """
