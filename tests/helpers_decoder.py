@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 
 import vtc
-from tests.helpers import family_of, forward, patched, spy
+from tests.helpers import family_of, forward, model_of, patched, spy
+from tests.helpers_costs import kinds_of
 from tests.helpers_merging import MERGED_BEFORE, merging_of
 from tests.helpers_oracle import planes_of, unpruned, visual_places
 from vtc.core.signals import Decoder
@@ -296,6 +297,13 @@ def _additions(model: nn.Module) -> Iterator[list[Tensor]]:
         yield seen
     finally:
         delattr(language, name) if stock else setattr(language, name, original)
+
+
+def decoder_of(case: str) -> Decoder:
+    """The facts about the language model of a case."""
+    kinds = kinds_of(model_of(case).config.get_text_config())
+    softmax = tuple(i for i, linear in enumerate(kinds) if not linear)
+    return Decoder(family_of(case), len(kinds), softmax if any(kinds) else None)
 
 
 def resolved(strategy, case: str, **options):

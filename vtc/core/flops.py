@@ -11,9 +11,9 @@ FORMULA = (
 
 LINEAR_FORMULA = (
     "q counts twice where attention is output-gated. A layer with linear attention (Gated DeltaNet) has instead of "
-    "projections, scores and values 2n[d(2K + 3V + 2v) + w(2K + V) + 3V*k] (q, k, v, gate, output, two numbers per "
-    "value head; convolution; delta rule token by token), with K and V the widths of all key and value heads, k that of "
-    "one key head, v value heads, a convolution of width w"
+    "projections, scores and values 2n[d(2K + 3V + 2v) + w(2K + V) + 3V*k] (q, k, v, gate, output, two numbers for "
+    "each value head; convolution; delta rule token by token), with K and V the widths of all key and value heads, k "
+    "that of one key head, v value heads and a convolution of width w"
 )
 
 PAPER_FORMULA = (

@@ -28,9 +28,9 @@ class Plan:
     """What is known about the stages inside the language model before any prompt arrives.
 
     site: the model's layers. steps: the numbers of the drops before each layer. needs: the signals of each drop.
-    sources: what each of these is read from (see `vtc.config.hybrid`). watched: what they require of the layers. encoder:
-    the signals they require of the encoder. attention: the stage
-    that changes attention, or None; changed: the layers in which it does. width: the hidden size.
+    sources: what each of these is read from (see `vtc.config.hybrid`). watched: what they require of the layers.
+    encoder: the signals they require of the encoder. attention: the stage that changes attention, or None; changed: the
+    layers in which it does. width: the hidden size.
     """
 
     def __init__(self, site, allocation: Allocation, decoder: Decoder, width: int):
