@@ -63,7 +63,7 @@ class Allocation:
         self.config, self.depth = config, 0 if decoder is None else decoder.depth
         self.stages: tuple[StageConfig, ...] = config.decoder
         if decoder is not None:
-            hybrid.check(decoder, self.stages, config.attention)
+            hybrid.check(decoder, config)
         self.notes: list[str] = []
         drops = [drop for index in range(len(self.stages)) for drop in self._drops(index, decoder)]
         self.steps = tuple(sorted(drops, key=lambda drop: (drop.layer, drop.index, drop.number)))

@@ -30,7 +30,7 @@ from vtc.core.signals import (
 )
 
 if TYPE_CHECKING:
-    from vtc.config.strategy import StageConfig
+    from vtc.config.strategy import StrategyConfig
 
 OBSERVED = (DecoderAttention, ImageAttention, KeyNorms, TextInformation, TextPivots, TextToVisual, ValueNorms)
 
@@ -61,12 +61,15 @@ def source(decoder: Decoder, signal: Signal, drop: int) -> Signal:
     return dataclasses.replace(signal, layer=seen[-1] if seen else decoder.softmax[0])
 
 
-def check(decoder: Decoder, stages: Iterable["StageConfig"], attention: "StageConfig | None") -> None:
+def every_layer(config: "StrategyConfig") -> list[str]:
+    """The methods of a strategy that need softmax attention in every layer."""
+    changing = [] if config.attention is None else [config.attention.method]
+    return [stage.method for stage in config.decoder if stage.stage.every_layer] + changing
+
+
+def check(decoder: Decoder, config: "StrategyConfig") -> None:
     """Raises UnsupportedError for a method that a hybrid language model cannot have."""
-    if decoder.softmax is None:
-        return
-    refused = [stage.method for stage in stages if stage.stage.every_layer]
-    refused += [attention.method] if attention is not None else []
+    refused = [] if decoder.softmax is None else every_layer(config)
     if refused:
         raise UnsupportedError(
             f"{refused[0]} needs softmax attention in every layer, and {decoder.depth - len(decoder.softmax)} of the "
