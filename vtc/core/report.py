@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from vtc.core.changes import LayerChange, in_words
-from vtc.core.flops import ENCODER_FORMULA, FORMULA, PAPER_FORMULA, EncoderWork, LanguageShape, paper_flops
+from vtc.core.flops import ENCODER_FORMULA, PAPER_FORMULA, EncoderWork, LanguageShape, paper_flops
 from vtc.core.selection import Flow
 
 
@@ -159,9 +159,10 @@ class Report:
     attention: list[LayerChange] = field(default_factory=list, repr=False)
 
     @property
-    def kv_lengths(self) -> list[int]:
-        """Length of the KV cache in each layer after prefill, measured on the cache; empty without a cache."""
-        return [int(length) for length in self.cache_lengths]
+    def kv_lengths(self) -> list[int | None]:
+        """Length of the KV cache in each layer after prefill, measured on the cache; None for a layer with linear
+        attention, whose state has a fixed size. Empty without a cache."""
+        return [None if length is None else int(length) for length in self.cache_lengths]
 
     @property
     def tokens_before(self) -> int:
@@ -203,7 +204,7 @@ class Report:
 
     @property
     def prefill_flops(self) -> tuple[int, int]:
-        """Language-model prefill FLOPs (before, after), summed over prompts; see `vtc.core.flops.FORMULA`."""
+        """Language-model prefill FLOPs (before, after), summed over prompts; see `LanguageShape.formula`."""
         cost = self.shape.prefill_flops
         return sum(map(cost, self._unpruned())), sum(map(cost, self.prompt_lengths))
 
@@ -256,7 +257,7 @@ class Report:
             ],
             "prompts": {"before": self.prompts_before, "after": self.prompts_after, "per_layer": self.prompt_lengths},
             "kv_lengths": self.kv_lengths,
-            "prefill_flops": {"before": flops[0], "after": flops[1], "formula": FORMULA},
+            "prefill_flops": {"before": flops[0], "after": flops[1], "formula": self.shape.formula},
             "paper_flops": {"before": paper[0], "after": paper[1], "formula": PAPER_FORMULA},
             **({"encoder_flops": inside} if inside else {}),
             **({"attention": [change.to_dict() for change in self.attention]} if self.attention else {}),
@@ -300,5 +301,7 @@ class Report:
     def _kv(self) -> str:
         if not self.cache_lengths:
             return "no cache in use"
-        lengths = self.kv_lengths
-        return f"{lengths[0]} in all {len(lengths)} layers" if len(set(lengths)) == 1 else str(lengths)
+        lengths = [length for length in self.kv_lengths if length is not None]
+        linear = len(self.cache_lengths) - len(lengths)
+        found = f"{lengths[0]} in all {len(lengths)} layers" if len(set(lengths)) == 1 else str(lengths)
+        return f"{found} with softmax attention, a fixed state in the other {linear}" if linear else found
