@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from transformers import MistralConfig, Qwen2Config
 
 import vtc
+from tests import helpers_delta
 from vtc.check.batch import IMAGES, Generated, Words, forward, generate, grow, positions_of, split
 from vtc.check.trace import shape_of, state
 from vtc.check.trial import Tiny, Trial
@@ -21,6 +22,7 @@ from vtc.patches._tiny import BOS, EOS, IMAGE_TOKEN, PAD, TEXT
 
 __all__ = ["IMAGES", "Words", "Generated", "forward", "generate", "grow", "positions_of", "shape_of", "split", "state"]
 
+helpers_delta.install()
 SPECIAL = dict(bos_token_id=BOS, eos_token_id=EOS, pad_token_id=PAD)
 VARIANTS = {
     "llava-siglip": ("llava", lambda: dict(tower="siglip")),
@@ -66,12 +68,6 @@ def inputs_of(case: str, images: tuple[int, ...] = IMAGES, dtype: torch.dtype = 
     """A padded batch for `model_of(case)`, floating-point inputs in `dtype`."""
     inputs = FAMILIES[family_of(case)].tiny_inputs(model_of(case), images, **options)
     return {k: v.to(dtype) if v.is_floating_point() else v for k, v in inputs.items()}
-
-
-def mlp_width(config) -> int:
-    """What a token passes through in the MLP of a text model: of several experts, the active ones."""
-    active = getattr(config, "num_experts_per_tok", None)
-    return config.intermediate_size if active is None else active * config.moe_intermediate_size
 
 
 @torch.no_grad()

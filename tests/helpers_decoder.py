@@ -13,9 +13,11 @@ import torch
 from torch import Tensor, nn
 
 import vtc
-from tests.helpers import family_of, forward, patched, spy
+from tests.helpers import family_of, forward, model_of, patched, spy
+from tests.helpers_costs import kinds_of
 from tests.helpers_merging import MERGED_BEFORE, merging_of
 from tests.helpers_oracle import planes_of, unpruned, visual_places
+from vtc.core.signals import Decoder
 
 
 @dataclass(frozen=True)
@@ -66,12 +68,21 @@ def drops_of(report, prompt: int, config) -> list[Drop]:
         inside = [step for step in images[0].steps[:number] if step.stage == stage.method]
         contextual, merging = None, merging_of(stage, steps)
         if stage.method == "visiondrop":
-            share = stage.stage.contextual[len(inside)]
+            share = stage.stage.contextual[_step_at(stage.stage.layers, steps[0].layer, len(inside), report.shape)]
             contextual = [round(step.after * share) if step.after < step.before else 0 for step in steps]
         layer = 0 if steps[0].layer is None else steps[0].layer
         kept, compact = [step.kept.cpu() for step in steps], stage.positions == "compact"
         drops.append(Drop(layer, kept, compact, contextual, merging))
     return drops
+
+
+def _step_at(layers, layer: int, number: int, shape) -> int:
+    """Which of the steps asked for before `layers` took place before `layer`, the `number`-th in the report: where
+    several come to lie before one layer with softmax attention, the last."""
+    if shape.softmax is None:
+        return number
+    asked = [Decoder("", shape.layers).layer(value, "") for value in layers]
+    return max(i for i, a in enumerate(asked) if min(s for s in shape.softmax if s >= a) == layer)
 
 
 @torch.no_grad()
@@ -132,13 +143,14 @@ def _layers(model, hidden, view: View, drops, runs, written: int, entered, watch
         if watch is not None:
             watch(index, *given, hidden, view)
         where = torch.cat([view.positions, view.following + torch.arange(written).expand(len(view.positions), -1)], 1)
-        out = layer(
-            hidden,
-            attention_mask=_mask(view, length, written, getattr(language.config, "sliding_window", None)),
-            position_embeddings=_rotary(language, hidden, where),
-            position_ids=None,
-        )
-        hidden = out[0] if isinstance(out, tuple) else out
+        mask = _mask(view, length, written, getattr(language.config, "sliding_window", None))
+        options = dict(position_embeddings=_rotary(language, hidden, where), position_ids=None)
+        if hasattr(layer, "linear_attn"):  # a state would take in what is masked, so what is gone is taken out
+            rows = torch.cat([view.order, torch.arange(length, hidden.shape[1])])
+            hidden = hidden.index_copy(1, rows, layer(hidden[:, rows], attention_mask=None, **options))
+        else:
+            out = layer(hidden, attention_mask=mask, **options)
+            hidden = out[0] if isinstance(out, tuple) else out
         if entered is not None and index + 1 < len(entered):
             hidden[0, view.order] += entered[index + 1]
         elif entered is None and index < len(planes):
@@ -186,10 +198,13 @@ def heads_of(language: nn.Module, layer: nn.Module, projection: str, hidden: Ten
     states = getattr(layer.self_attn, projection)(layer.input_layernorm(hidden))[0]
     width = layer.self_attn.head_dim
     norm = getattr(layer.self_attn, f"{projection[0]}_norm", nn.Identity())
-    states = norm(states.view(len(states), -1, width))
+    gated = projection == "q_proj" and states.shape[1] == 2 * language.config.num_attention_heads * width
+    states = norm(states.view(len(states), -1, 2 * width if gated else width)[..., :width])  # a head's gate comes last
     cos, sin = (_one_axis(language, x)[0].unsqueeze(1) for x in _rotary(language, hidden, view.positions))
-    turned = torch.cat([-states[..., width // 2 :], states[..., : width // 2]], -1)
-    return states * cos + turned * sin
+    half = cos.shape[-1] // 2  # the rest of a head is not turned
+    first, second, rest = states[..., :half], states[..., half : 2 * half], states[..., 2 * half :]
+    turned = states[..., : 2 * half] * cos + torch.cat([-second, first], -1) * sin
+    return torch.cat([turned, rest], -1)
 
 
 def turned_ones(language: nn.Module, hidden: Tensor, view: View) -> Tensor:
@@ -291,6 +306,13 @@ def _additions(model: nn.Module) -> Iterator[list[Tensor]]:
         yield seen
     finally:
         delattr(language, name) if stock else setattr(language, name, original)
+
+
+def decoder_of(case: str) -> Decoder:
+    """The facts about the language model of a case."""
+    kinds = kinds_of(model_of(case).config.get_text_config())
+    softmax = tuple(i for i, linear in enumerate(kinds) if not linear)
+    return Decoder(family_of(case), len(kinds), softmax if any(kinds) else None)
 
 
 def resolved(strategy, case: str, **options):

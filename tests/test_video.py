@@ -12,7 +12,6 @@ from tests.helpers_encoder import Pairs, Strided, truth_of
 from tests.helpers_oracle import truth
 from tests.helpers_video import MEDIA, VIDEO, clips_of, frame_counts, grids_of, split_media, with_clips
 from vtc.core.budget import Budget
-from vtc.core.frames import frames_in_words
 
 pytestmark = pytest.mark.product
 
@@ -184,4 +183,4 @@ def test_the_report_counts_frames(case):
         words = f"clip {image.image} of prompt {image.prompt}".ljust(22) + " + ".join(map(str, image.per_frame))
         assert (words in str(report)) == (kind == "c")
     many = dataclasses.replace(report.images[1], before=1600, frames=16)
-    assert frames_in_words(many.per_frame) == f"16 frames with 0 to {many.after} tokens each, 15 without any"
+    assert many.frames_in_words == f"16 frames with 0 to {many.after} tokens each, 15 without any"

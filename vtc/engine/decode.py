@@ -77,7 +77,8 @@ class DecodeStep:
     def __init__(self, site, prompt: PrunedPrompt, mask: object, positions: Tensor, tokens: int):
         self.site, self.prompt, self.mask, self.positions = site, prompt, mask, positions
         self.tokens, self.decoded = tokens, prompt.seen - prompt.length + tokens
-        self.masks: dict[tuple[int, bool], object] = {}
+        self.masks: dict[tuple[int, str], object] = {}
+        self.flat: dict[int, object] = {}
         self.rotary: dict[int, tuple[Tensor, Tensor]] = {}
 
     def before_layer(self, layer: int, args: tuple, kwargs: dict):
@@ -105,7 +106,7 @@ class DecodeStep:
         return self.rotary[number]
 
     def _mask(self, number: int, layer: int, hidden: Tensor, kwargs: dict):
-        key = number, self.site.sliding(layer)
+        key = number, self.site.kinds[layer]
         if key not in self.masks:
             self.masks[key] = self._new_mask(number, layer, hidden, kwargs)
         return self.masks[key]
@@ -113,9 +114,11 @@ class DecodeStep:
     def _new_mask(self, number: int, layer: int, hidden: Tensor, kwargs: dict):
         segment, cache = self.prompt.segments[number], kwargs.get("past_key_values")
         static, cached = bool(getattr(cache, "is_compileable", False)), segment.width + self.decoded
-        flat = cut_decode(
-            self.mask, segment.index, segment.valid, self.prompt.length, cached, self.tokens, static, segment.grown
-        )
+        if number not in self.flat:
+            self.flat[number] = cut_decode(
+                self.mask, segment.index, segment.valid, self.prompt.length, cached, self.tokens, static, segment.grown
+            )
+        flat = self.flat[number]
         if flat is None and self.tokens == 1 and not static and not self.site.sliding(layer):
             return None  # one token sees all that a growing cache holds
         return self.site.mask(layer, hidden, flat, cache, kwargs.get("cache_position"), segment.valid is not None)

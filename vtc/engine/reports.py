@@ -7,8 +7,9 @@ from vtc.config.strategy import StrategyConfig
 from vtc.core.budget import Budget
 from vtc.core.errors import PatchError
 from vtc.core.flops import LanguageShape
+from vtc.core.image_report import ImageReport, StepReport
 from vtc.core.layout import VisionRun
-from vtc.core.report import ImageReport, Report, StepReport
+from vtc.core.report import Report
 from vtc.engine.select import Kept
 
 NO_CALL = "no image was seen since patching"
@@ -32,6 +33,7 @@ class Reporter:
         ranking = [front for front in (self.inside, self.stage) if front is not None and front.stage.needs_cls]
         if ranking and not family.encoder.has_cls:
             self.notes.append("this encoder has no [CLS]: the mean of all queries of an image stands in for it")
+        self.notes += allocation.notes
 
     def report(
         self, requests: list[list[int]], tokens: list[int], kept: list[Kept], before: list[int], after: list[int],
@@ -97,7 +99,8 @@ def _missed(images: list[ImageReport], budget: Budget, prompts: int) -> list[str
     return [f"{budget.keep} tokens asked at the projector, but {', '.join(misses[:3])}{more}"]
 
 
-def cache_lengths(cache: object, layers: int) -> list:
-    """The cache length of each layer; a static cache's counter is copied on the device, so the host does not wait."""
-    lengths = [cache.get_seq_length(layer) for layer in range(layers)]
+def cache_lengths(cache: object, shape: LanguageShape) -> list:
+    """The cache length of each layer, None for one with linear attention; a static cache's counter is copied on the
+    device, so the host does not wait."""
+    lengths = [None if shape.is_linear(layer) else cache.get_seq_length(layer) for layer in range(shape.layers)]
     return [length.clone() if isinstance(length, torch.Tensor) else length for length in lengths]
