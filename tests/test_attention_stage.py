@@ -9,6 +9,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 import vtc
 from tests.helpers import (
+    HYBRIDS,
     IMAGE_TOKEN,
     IMAGES,
     build,
@@ -27,7 +28,6 @@ from vtc.check.batch import padded
 from vtc.cli.schedule import table
 from vtc.core.signals import Decoder
 from vtc.engine import rewriting
-from vtc.patches import FAMILIES
 from vtc.patching import find_family
 from vtc.vllm.capability import _misfit
 
@@ -35,8 +35,7 @@ pytestmark = pytest.mark.product
 
 ORACLE, STEPS = "tests_whole_matrices", 4
 LOW = {"tau": 1.5, "min_image_attention": 0.05, "min_nonsink_share": 0.3}
-# Hybrid language models refuse it, see test_hybrid.py.
-families = pytest.mark.parametrize("case", [f for f in vtc.families() if FAMILIES[f].softmax_layers(4) is None])
+families = pytest.mark.parametrize("case", [name for name in vtc.families() if name not in HYBRIDS])
 strategies = pytest.mark.parametrize("strategy", ["var", "hiprune+var", "fastv+var"])
 
 
