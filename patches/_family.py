@@ -246,6 +246,11 @@ class Family(ABC):
     def tiny_inputs(cls, model: nn.Module, images: tuple[int, ...] = (1, 2, 1), seed: int = 0, **kwargs) -> dict:
         """Inputs for `tiny()`: one prompt per entry of `images` with that many images, padded to one length."""
 
+    @classmethod
+    def tiny_clips(cls, model: nn.Module, media: tuple[str, ...] = ("ci", "c", "icc"), seed: int = 0, **kwargs) -> dict:
+        """As `tiny_inputs`, with clips. media: per prompt, a letter for each image ("i") and clip ("c") in its order."""
+        raise NotImplementedError(f"{cls.__name__} has no tiny_clips")
+
     def observe(self, patchwork: Patchwork, layer: int, record: Callable) -> None:
         """Calls `record` with the inputs of each attention call of an encoder layer (0-based), see
         `vtc.patches._observe.observe`."""

@@ -108,7 +108,7 @@ def truth(
     runs = visual_places(model, single)
     while True:
         hidden = torch.cat([embeds, model.get_input_embeddings()(torch.tensor([guess], dtype=torch.long))], 1)
-        view = View(torch.arange(embeds.shape[1]), positions.reshape(-1, embeds.shape[1]), int(positions.max()) + 1)
+        view = View(torch.arange(embeds.shape[1]), positions.reshape(-1, embeds.shape[1]), int(positions[..., -1].max()) + 1)
         hidden, view = _layers(model, hidden, view, drops, runs, len(guess), entered, watch, planes)
         rows = torch.cat([view.order, torch.arange(embeds.shape[1], hidden.shape[1])])
         logits = model.lm_head(model.model.language_model.norm(hidden[0, rows]))
@@ -175,15 +175,12 @@ def _mask(view: View, length: int, written: int, window: int | None) -> Tensor:
 
 
 def _dropped(view: View, drop: Drop, runs: list[Tensor]) -> View:
-    """The sequence after a drop: each image's survivors stand where the image stood."""
-    order = view.order.tolist()
-    for run, kept in zip(runs, drop.kept, strict=True):
-        mine, left = set(run.tolist()), run[kept].tolist()
-        assert drop.layer == 0 or set(left) <= set(order)
-        first = next(i for i, place in enumerate(order) if place in mine)
-        after = [place for place in order[first:] if place not in mine]
-        order = [*order[:first], *left, *after]
-    order = torch.tensor(order)
+    """The sequence after a drop: an image's survivors stand in their own order in the places that they had."""
+    visual = {place for run in runs for place in run.tolist()}
+    text, left = set(view.order.tolist()) - visual, [run[kept].tolist() for run, kept in zip(runs, drop.kept, strict=True)]
+    assert drop.layer == 0 or set().union(*left) <= set(view.order.tolist())
+    stands = {slot: place for mine in left for slot, place in zip(sorted(mine), mine, strict=True)}
+    order = torch.tensor([stands.get(slot, slot) for slot in sorted(text.union(*left))])
     if not drop.compact:
         return View(order, view.positions, view.following)
     positions = view.positions.clone()
@@ -203,6 +200,13 @@ def heads_of(language: nn.Module, layer: nn.Module, projection: str, hidden: Ten
     first, second, rest = states[..., :half], states[..., half : 2 * half], states[..., 2 * half :]
     turned = states[..., : 2 * half] * cos + torch.cat([-second, first], -1) * sin
     return torch.cat([turned, rest], -1)
+
+
+def turned_ones(language: nn.Module, hidden: Tensor, view: View) -> Tensor:
+    """A vector of ones at each place [L, e], after RoPE."""
+    cos, sin = (_one_axis(language, x)[0] for x in _rotary(language, hidden, view.positions))
+    half = cos.shape[-1] // 2
+    return cos + torch.cat([-sin[..., :half], sin[..., half:]], -1)
 
 
 def _one_axis(language: nn.Module, x: Tensor) -> Tensor:

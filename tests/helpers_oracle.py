@@ -48,11 +48,12 @@ def planes_of(model: nn.Module, single: dict) -> list[Tensor]:
 def layouts(model: nn.Module, single: dict) -> list:
     """The layouts of a prompt's images and clips as the family tells them, in the order of the prompt."""
     family, ids, kinds = find_family(model), single["input_ids"][0], []
+    if "pixel_values_videos" not in single:
+        return family.image_layouts(single) if "pixel_values" in single else []
     if "pixel_values" in single:
         kinds.append((ids == IMAGE_TOKEN, family.image_layouts(single)))
-    if "pixel_values_videos" in single:
-        named = {family.video.get(name, name): value for name, value in single.items() if name not in PICTURES}
-        kinds.append((ids == model.config.video_token_id, family.clip_layouts(named)))
+    named = {family.video.get(name, name): value for name, value in single.items() if name not in PICTURES}
+    kinds.append((ids == model.config.video_token_id, family.clip_layouts(named)))
     found = []
     for where, media in kinds:
         runs = where.nonzero().flatten().split([layout.tokens for layout in media])
@@ -111,7 +112,7 @@ def truth(
         stays[places[kept[image]]] = True
     places = stays.nonzero().flatten()
     short = torch.arange(len(places)).expand(*where.shape[:-1], -1) if positions == "compact" else where[..., places]
-    following = int(short.max()) + 1 if positions == "compact" else int(where.max()) + 1
+    following = int(short.max()) + 1 if positions == "compact" else int(where[..., -1].max()) + 1
     more = {}
     if added:
         is_visual = torch.isin(places, torch.cat(runs)) if runs else torch.zeros(len(places), dtype=torch.bool)

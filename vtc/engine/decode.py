@@ -38,6 +38,8 @@ def step(kwargs: dict, prompt: PrunedPrompt, mrope: bool, site: object = None) -
         )
     if kwargs.get("position_ids") is None:
         kwargs["position_ids"] = unpruned_positions(prompt, tokens, mrope)
+    elif mrope and prompt.seen == prompt.length:
+        _count_from(prompt, kwargs["position_ids"][-3:, :, 0].amax(0))
     positions = kwargs["position_ids"]
     inside = DecodeStep(site, prompt, mask, positions, tokens) if len(prompt.segments) > 1 else None
     if first.shift is not None:
@@ -52,6 +54,17 @@ def step(kwargs: dict, prompt: PrunedPrompt, mrope: bool, site: object = None) -
         )
     prompt.seen += tokens
     return inside
+
+
+def _count_from(prompt: PrunedPrompt, position: Tensor) -> None:
+    """Notes the position [B] of the first token after the prompt, as the caller has it: in time a clip may reach beyond
+    the text that follows it, and then generate() and forward() of transformers go on from different positions."""
+    ahead = position.to(prompt.next_position.device) - prompt.next_position
+    prompt.next_position = prompt.next_position + ahead
+    moved = {id(segment.shift): segment.shift for segment in prompt.segments if segment.shift is not None}
+    moved = {key: shift + ahead.to(shift.device) for key, shift in moved.items()}
+    for segment in prompt.segments:
+        segment.shift = moved.get(id(segment.shift))
 
 
 class DecodeStep:

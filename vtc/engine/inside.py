@@ -9,7 +9,8 @@ from torch import Tensor
 from vtc.config import hybrid
 from vtc.config.allocation import Allocation
 from vtc.core.errors import ConfigError
-from vtc.core.report import Report, StepReport
+from vtc.core.image_report import StepReport
+from vtc.core.report import Report
 from vtc.core.selection import Selection
 from vtc.core.signals import Aim, Decoder, EncoderAttention, Importance, Signal
 from vtc.engine import clock
@@ -122,7 +123,11 @@ class Prefill:
     def attention(self, layer: int, query: Tensor, key: Tensor, scale: float | None, value: Tensor) -> None:
         """Queries, keys and values of an observed layer; see `Watch.attention`."""
         start = clock.now()
-        self.watch.attention(layer, query, key, scale, self._rows(), value)
+        turns = None
+        if any(signal.layer == layer for signal in self.plan.watched.unturned):
+            where = self.tokens.positions.to(query.device)
+            turns = self.plan.site.turns(query, where if where.ndim == 2 else where[-3:])
+        self.watch.attention(layer, query, key, scale, self._rows(), value, turns)
         self.report.spent_inside(observe=clock.now() - start)
 
     def _drop(self, number: int, layer: int, hidden: Tensor) -> Tensor:
@@ -151,7 +156,8 @@ class Prefill:
             if isinstance(signal, EncoderAttention):
                 return images.encoded(signal, unit.image).to(device)[unit.offsets]
             read = plan.sources[number][signal]
-            return self.watch.look(read, b, j, places[b][j][unit.offsets], rows).to(device)
+            values = self.watch.look(read, b, j, places[b][j][unit.offsets], rows)
+            return values if getattr(signal, "read", False) else values.to(device)
 
         def merge(unit: Unit, selection: Selection) -> tuple[Tensor, Tensor | None]:
             b, j = owner[unit.image]

@@ -8,7 +8,8 @@ from vtc.core.budget import Budget
 from vtc.core.errors import PatchError
 from vtc.core.flops import LanguageShape
 from vtc.core.layout import VisionRun
-from vtc.core.report import ImageReport, Report, StepReport
+from vtc.core.image_report import ImageReport, StepReport
+from vtc.core.report import Report
 from vtc.engine.select import Kept
 
 NO_CALL = "no image was seen since patching"
@@ -36,15 +37,16 @@ class Reporter:
 
     def report(
         self, requests: list[list[int]], tokens: list[int], kept: list[Kept], before: list[int], after: list[int],
-        run: VisionRun, encoder_kept: list[Kept] | None = None,
+        run: VisionRun, encoder_kept: list[Kept] | None = None, frames: list[int] | None = None,
     ) -> Report:  # fmt: skip
         """requests: per prompt, indices of its images. tokens, kept: of each image; encoder_kept: what the
-        stage inside the encoder kept of each, None without one. before, after: real tokens of each prompt. Raises
+        stage inside the encoder kept of each, None without one; frames: of each, 0 for an image. before, after: real tokens of each prompt. Raises
         PatchError where the budget required a drop and nothing was dropped."""
         images = []
         for b, prompt_images in enumerate(requests):
             for j, i in enumerate(prompt_images):
                 image, remaining = ImageReport(b, j, tokens[i], len(kept[i].offsets), self.shape.layers), tokens[i]
+                image.frames = frames[i] if frames else 0
                 if encoder_kept is not None:
                     image_kept, name, layer = encoder_kept[i], self.inside.method, run.inside.plan.cuts[-1].layer
                     steps = image_kept.offsets, image_kept.flows, "encoder"
