@@ -59,6 +59,12 @@ class EncoderPlan:
         """Starts a run for these images [ImageLayout]. arguments: of `get_image_features`. Raises UnsupportedError for
         what the site does not support, ConfigError for a target that the steps cannot reach."""
         self.site.check(arguments)
+        if any(image.resampled for image in images):
+            raise UnsupportedError(
+                f"{self.config.method} drops tokens inside the encoder, whose whole raster this {self.family.name} model "
+                f"resamples {'for a clip' if any(image.frames for image in images) else 'for a picture of this size'}; "
+                "possible: a stage at the projector or in the language model, or smaller pictures"
+            )
         units = self.family.units(images)
         sizes: dict[int, list[int]] = {}
         for tokens, image in zip(units.tokens, units.images, strict=True):

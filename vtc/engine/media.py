@@ -70,7 +70,7 @@ def find(embeds: Tensor, thread: ThreadState) -> tuple[dict[str, VisionRun], dic
 def _occurrences(embeds: Tensor, features) -> Tensor | None:
     is_visual = torch.zeros(embeds.shape[:2], dtype=torch.bool, device=embeds.device)
     for image in features:
-        image = image.to(embeds.device, embeds.dtype)
+        image = image.to(embeds.device, embeds.dtype).flatten(0, -2)
         places = [
             (b, slice(start, start + len(image)))
             for b, start in (embeds == image[0]).all(-1).nonzero().tolist()
