@@ -34,8 +34,8 @@ class Family(ABC):
     `get_video_features`, each with the name that `get_image_features` has for it; None where clips are not supported.
     planes_method: the method of the text model that adds DeepStack planes, if it has any. groups_crops: only the
     prompt shows which crops form an image (`image_groups`). clip_end: structural tokens at the end of a clip, which
-    some versions of transformers append to the output of `get_video_features`. since: the version of transformers that brought its class,
-    None if all supported versions have it.
+    older versions of transformers append to what `get_video_features` returns. since: the version of transformers that
+    brought its class, None if all supported versions have it.
 
     Not inherited by subclasses: follows: the family whose section of a strategy file also applies to this one, if the
     file has none for it. served: its vLLM class as "module:Vtc" followed by the name of the architecture, None if it

@@ -31,8 +31,8 @@ def _config(**text) -> object:
 
 @FAMILIES.register("llava_next_video")
 class LlavaNextVideo(LlavaNext):
-    """LLaVA-NeXT-Video (`llava_next_video`). A visual token of a clip is the mean of stride x stride patches of a frame,
-    and so are its scores; it enters the projector as that mean."""
+    """LLaVA-NeXT-Video (`llava_next_video`). A token of a clip is the mean of stride x stride patches of a frame, which
+    enters the projector; its scores are their mean."""
 
     name = "llava_next_video"
     model_types = ("llava_next_video",)

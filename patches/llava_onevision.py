@@ -2,7 +2,6 @@
 
 import math
 from dataclasses import replace
-from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -27,7 +26,8 @@ def _config() -> object:
     )  # fmt: skip
     text = Qwen2Config(
         hidden_size=3584, intermediate_size=18944, num_hidden_layers=28, num_attention_heads=28, num_key_value_heads=4,
-        vocab_size=152000, max_position_embeddings=32768, rope_theta=1000000.0, bos_token_id=151643, eos_token_id=151645,
+        vocab_size=152064, max_position_embeddings=32768, bos_token_id=151643, eos_token_id=151645,
+        rope_parameters={"rope_type": "default", "rope_theta": 1000000.0},
     )  # fmt: skip
     sides = range(384, 2305, 384)
     return LlavaOnevisionConfig(

@@ -28,6 +28,7 @@ VARIANTS = {
     "llava-qwen2": ("llava", lambda: dict(text=Qwen2Config(**TEXT, **SPECIAL))),
 }
 CASES = [*vtc.families(), *VARIANTS]
+WITH_ENCODER_SITE = [case for case in CASES if case not in ("mistral3",)]  # a refusal says why
 IN_ENCODER = [name for name in vtc.strategies() if vtc.load_strategy(name).encoder]
 INSIDE = [name for name in vtc.strategies() if vtc.load_strategy(name).decoder and name not in IN_ENCODER]
 # Those whose choice depends on the prompt's text: without a cache they choose anew when the text has grown.

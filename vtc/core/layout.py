@@ -40,7 +40,7 @@ class Tile:
 class ImageLayout:
     """One image or clip in the prompt: `tokens` placeholders. All of them belong to a tile, except structural ones
     (row-end tokens). frames: of a clip, each of which is a tile, in order; 0 for an image. resampled: "before" or
-    "after" the projector if the tokens are not those of the encoder but a smaller raster computed from them; else ""."""
+    "after" the projector, if the tokens are a smaller raster computed from the encoder's there; else ""."""
 
     tokens: int
     tiles: tuple[Tile, ...]
