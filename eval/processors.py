@@ -1,6 +1,7 @@
 """A model's processor: loaded, also where there is no torchvision, and what it is given besides pictures and text."""
 
 import contextlib
+import functools
 import importlib.util
 from collections.abc import Sequence
 from pathlib import Path
@@ -29,7 +30,20 @@ def pictures_only(kind: type) -> type:
     def get_attributes(cls) -> list[str]:
         return [name for name in super(found, cls).get_attributes() if name != "video_processor"]
 
-    found = type(kind.__name__, (kind,), {"get_attributes": classmethod(get_attributes)})
+    from transformers import ProcessorMixin
+
+    class PicturesOnly(ProcessorMixin):
+        """Between a processor class and its base, to which some classes give their video part first."""
+
+        def __init__(self, *parts, **options):
+            super().__init__(*(part for part in parts if part is not None), **options)
+
+    @functools.wraps(kind.__init__)
+    def named(self, *parts, **options):
+        super(found, self).__init__(**dict(zip(self.get_attributes(), parts, strict=False)), **options)
+
+    members = {"get_attributes": classmethod(get_attributes), "__init__": named}
+    found = type(kind.__name__, (kind, PicturesOnly), members)
     return found
 
 

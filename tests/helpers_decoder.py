@@ -155,15 +155,14 @@ def _mask(view: View, length: int, written: int, window: int | None) -> Tensor:
 
 
 def _dropped(view: View, drop: Drop, runs: list[Tensor]) -> View:
-    """The sequence after a drop: each image's survivors stand where the image stood."""
-    order = view.order.tolist()
+    """The sequence after a drop: each image's survivors stand where survivors of it stood, between the same text."""
+    order, survivors = set(view.order.tolist()), {}
     for run, kept in zip(runs, drop.kept, strict=True):
-        mine, left = set(run.tolist()), run[kept].tolist()
-        assert drop.layer == 0 or set(left) <= set(order)
-        first = next(i for i, place in enumerate(order) if place in mine)
-        after = [place for place in order[first:] if place not in mine]
-        order = [*order[:first], *left, *after]
-    order = torch.tensor(order)
+        left = run[kept].tolist()
+        assert drop.layer == 0 or set(left) <= order
+        order = order - set(run.tolist()) | set(left)
+        survivors |= dict(zip(sorted(left), left, strict=True))
+    order = torch.tensor([survivors.get(place, place) for place in sorted(order)])
     if not drop.compact:
         return View(order, view.positions, view.following)
     positions = view.positions.clone()

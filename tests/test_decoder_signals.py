@@ -101,7 +101,7 @@ class Definitions:
         ahead = torch.ones(scores.shape[1:], dtype=torch.bool).triu(1)
         weights = scores.masked_fill(ahead, -torch.inf).softmax(-1).mean(0)
         text, own = ~self.is_image[view.order], torch.isin(view.order, self.runs[image])
-        behind = text & (torch.arange(len(text)) > own.nonzero().max())
+        behind = text & (view.order > self.runs[image].max())
         last = torch.arange(len(text)) == len(text) - 1
         rows = {"last": last, "after": behind if behind.any() else last, "image": own}
         if queries == "raters":

@@ -8,6 +8,7 @@ import vtc
 from tests.helpers import by_hand, family_of, forward, generate, inputs_of, model_of, split, spy
 from tests.helpers_decoder import on
 from vtc.engine.prefill import Tokens, move
+from vtc.patches import FAMILIES
 
 pytestmark = pytest.mark.product
 
@@ -157,7 +158,7 @@ def test_scopes(case, scope, keep):
     elif keep == 24:
         # LLaVA-NeXT: crops of 36 tokens, of which an image has 5 or 3; the first ones have the remainder.
         assert after == [[24, 24, 24], [24]]
-    elif family_of(case) != "llava_next":
+    elif not FAMILIES[family_of(case)].tiled:
         assert after == [[-(-37 * i.before // 100) for i in images if i.prompt == b] for b in (0, 1)]
     else:
         # The tiles' tokens without the padding of their crop.

@@ -111,7 +111,7 @@ def test_image_clip_image_with_every_scope():
 @cases
 @pytest.mark.parametrize("strategy", ["divprune", "hiprune", "holov"])
 def test_frames_apart_or_together(case, strategy):
-    """per_frame: each frame keeps its part; per_clip: they compete. Methods that need a raster keep tiles apart, too."""
+    """per_frame: each frame keeps its part; per_clip: they compete. A method that needs a raster keeps tiles apart."""
     grid = vtc.load_strategy(strategy, case, keep=7).projector.stage.grid
     for scope in ("per_tile",) if grid else ("per_frame", "per_clip"):
         report = check_oracle(case, strategy, ["c"], keep=7, scope=scope, rounding="ceil")
@@ -138,7 +138,9 @@ def test_a_clip_of_one_frame(case):
 
 
 @cases
-@pytest.mark.parametrize("strategy", ["hiprune", "visionzip", "visiontrim", "prunesid", "fastv", "pyramiddrop", "visiondrop"])
+@pytest.mark.parametrize(
+    "strategy", ["hiprune", "visionzip", "visiontrim", "prunesid", "fastv", "pyramiddrop", "visiondrop"]
+)
 def test_batched_equals_one_by_one(case, strategy):
     """Each prompt alone keeps the same tokens and gives the same last logits, also where tokens merge or go inside."""
     model, inputs = model_of(case), clips_of(case, ORDERS)
