@@ -1,7 +1,6 @@
 """A model's processor: loaded, also where there is no torchvision, and what it is given besides pictures and text."""
 
 import contextlib
-import functools
 import importlib.util
 from collections.abc import Sequence
 from pathlib import Path
@@ -38,11 +37,12 @@ def pictures_only(kind: type) -> type:
         def __init__(self, *parts, **options):
             super().__init__(*(part for part in parts if part is not None), **options)
 
-    @functools.wraps(kind.__init__)
-    def named(self, *parts, **options):
-        super(found, self).__init__(**dict(zip(self.get_attributes(), parts, strict=False)), **options)
+    def from_args_and_dict(cls, args: list, *more, **options):
+        parts = dict(zip(cls.get_attributes(), args, strict=False))
+        args = [parts.get(name) for name in kind.get_attributes()]  # in the order of the class's constructor
+        return super(found, cls).from_args_and_dict(args, *more, **options)
 
-    members = {"get_attributes": classmethod(get_attributes), "__init__": named}
+    members = {f.__name__: classmethod(f) for f in (get_attributes, from_args_and_dict)}
     found = type(kind.__name__, (kind, PicturesOnly), members)
     return found
 
