@@ -53,6 +53,8 @@ class Qwen3_5(Qwen2VL):
         """Every fourth."""
         return tuple(range(EVERY - 1, depth, EVERY))
 
+    tiny_clip = staticmethod(Qwen3VL.tiny_clip)
+
     @staticmethod
     def vision_sizes() -> dict:
         """Sizes of the tiny encoder: Qwen3-VL's without planes."""
