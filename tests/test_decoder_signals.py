@@ -120,7 +120,7 @@ class Definitions:
     def rows(self, queries, order, image):
         """Which columns are the chosen queries."""
         text, own = ~self.is_image[order], torch.isin(order, self.runs[image])
-        behind = text & (torch.arange(len(text)) > own.nonzero().max())
+        behind = text & (order > self.runs[image].max())
         last = torch.arange(len(text)) == len(text) - 1
         rows = {"last": last, "after": behind if behind.any() else last, "image": own}
         return self.raters(rows["after"], order, image) if queries == "raters" else rows[queries]

@@ -5,8 +5,8 @@ import torch
 
 import vtc
 from tests.helpers import (
-    CASES,
     IN_ENCODER,
+    WITH_ENCODER_SITE,
     check_no_trace,
     family_of,
     forward,
@@ -24,7 +24,7 @@ from vtc.patching import find_family
 pytestmark = pytest.mark.product
 
 both = pytest.mark.parametrize("strategy", IN_ENCODER)
-cases = pytest.mark.parametrize("case", CASES)
+cases = pytest.mark.parametrize("case", WITH_ENCODER_SITE)
 KEEP = 0.4
 
 
