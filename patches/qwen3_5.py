@@ -67,6 +67,8 @@ class Qwen3_5(Qwen2VL):
         ends = dict(bos_token_id=BOS, eos_token_id=EOS, pad_token_id=PAD)
         return dict(TEXT, head_dim=16, rope_parameters=rope, **LINEAR, **ends)
 
+    tiny_clip = staticmethod(Qwen3VL.tiny_clip)
+
     @classmethod
     def tiny(cls, **overrides) -> nn.Module:
         """4 encoder layers of 2 heads, 6 decoder layers, every other with softmax attention and GQA."""
