@@ -239,6 +239,11 @@ class Family(ABC):
     def tiny_inputs(cls, model: nn.Module, images: tuple[int, ...] = (1, 2, 1), seed: int = 0, **kwargs) -> dict:
         """Inputs for `tiny()`: one prompt per entry of `images` with that many images, padded to one length."""
 
+    @classmethod
+    def tiny_clips(cls, model: nn.Module, clips: tuple[int, ...] = (1, 2, 1), seed: int = 0, **kwargs) -> dict:
+        """As `tiny_inputs`, with clips of several frames in the place of images; for methods that compare frames."""
+        raise UnsupportedError(f"{cls.name} has no tiny clips; possible: images")
+
     def observe(self, patchwork: Patchwork, layer: int, record: Callable) -> None:
         """Calls `record` with the inputs of each attention call of an encoder layer (0-based), see
         `vtc.patches._observe.observe`."""

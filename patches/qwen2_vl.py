@@ -215,6 +215,24 @@ class Qwen2VL(Family):
             inputs["mm_token_type_ids"] = (inputs["input_ids"] == IMAGE_TOKEN).int()
         return inputs
 
+    @staticmethod
+    def clip_ids(frames: int, tokens: int) -> list[int]:
+        """The ids of a clip in a tiny model's prompt: one run for all its frames of so many tokens."""
+        return [START, *[VIDEO] * (frames * tokens), END]
+
+    @classmethod
+    def tiny_clips(cls, model: nn.Module, clips: tuple[int, ...] = (1, 2, 1), seed: int = 0, **kwargs) -> dict:
+        """Random patches of clips of four different grids, of 3 to 6 pairs of frames."""
+        generator = torch.Generator().manual_seed(seed)
+        grids = [[(5, 4, 8), (3, 8, 6), (6, 6, 4), (4, 4, 4)][i % 4] for i in range(sum(clips))]
+        ids = iter([cls.clip_ids(t, h * w // 4) for t, h, w in grids])
+        inputs = prompts([[next(ids) for _ in range(n)] for n in clips], seed, **kwargs)
+        inputs["pixel_values_videos"] = torch.randn(sum(t * h * w for t, h, w in grids), 96, generator=generator)
+        inputs["video_grid_thw"] = torch.tensor(grids)
+        if "mm_token_type_ids" in inspect.signature(model.forward).parameters:
+            inputs["mm_token_type_ids"] = 2 * (inputs["input_ids"] == VIDEO).int()
+        return inputs
+
 
 def by_tile(x: Tensor, images: list[ImageLayout]) -> list[list[Tensor]]:
     """Rows [tokens of all images, ...], one tile after another, sorted to images and tiles."""

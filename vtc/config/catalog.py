@@ -35,8 +35,8 @@ def budget_for_tables(strategy: str, family: str) -> dict[str, Any]:
 
 
 def support_table() -> str:
-    """Strategies x families as a Markdown table, those from outside too: "yes", or "yes*" where a [CLS] method uses the
-    mean query."""
+    """Strategies x families as a Markdown table, those from outside too: "yes", "yes*" where a [CLS] method uses the
+    mean query, "clips" for a method that compares frames, or "no" where vtc takes none."""
     from vtc.patches import FAMILIES
 
     names = FAMILIES.names()
@@ -45,7 +45,11 @@ def support_table() -> str:
         cells = []
         for name in names:
             budget = budget_for_tables(strategy, name)
-            needs_cls = any(s.stage.needs_cls for s in resolve(strategy, name, **budget).stages)
-            cells.append("yes*" if needs_cls and not FAMILIES[name].may_have_cls else "yes")
+            config = resolve(strategy, name, **budget)
+            needs_cls = any(s.stage.needs_cls for s in config.stages)
+            cell = "yes*" if needs_cls and not FAMILIES[name].may_have_cls else "yes"
+            if config.projector is not None and config.projector.stage.clips:
+                cell = "no" if FAMILIES[name].video is None else "clips"
+            cells.append(cell)
         lines.append(f"| `{strategy}` | " + " | ".join(cells) + " |")
     return "\n".join(lines)
