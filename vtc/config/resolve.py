@@ -232,8 +232,7 @@ def _checked(name: str, top: dict, stages: list[dict], family: str | None) -> St
 
 
 def _check_rasters(configs: tuple[StageConfig, ...]) -> None:
-    """Raises ConfigError where a stage at the projector needs a raster, or whole frames, that a stage inside the encoder
-    takes apart."""
+    """Raises ConfigError where a stage at the projector needs a raster or frames that the encoder's takes apart."""
     names = [config.method for config in configs if config.stage.site == "encoder"]
     for config in configs:
         if names and config.stage.site == "projector" and (config.stage.grid or config.stage.clips):
@@ -277,7 +276,7 @@ def _stage(top: dict, data: dict, alone: bool, own_budget: bool, tiled: bool) ->
             raise ConfigError(f"{key}={shown(value)} is unknown; possible: {', '.join(possible)}")
         if key == "scope" and value in ("per_tile", "per_frame") and getattr(method, "clips", False):
             raise ConfigError(
-                f"scope={value}: {data['method']} compares the frames of a clip, which must compete; possible: per_clip, "
+                f"scope={value}: {data['method']} compares the frames of a clip, so they compete; possible: per_clip, "
                 "per_request"
             )
         if method.site == "encoder" and key == "scope" and value != default:
