@@ -22,7 +22,7 @@ def prompts(
 ) -> dict:
     """input_ids and attention_mask [B, L]: text, then each image followed by text; `image` wraps the placeholders.
 
-    tokens_per_image: per prompt, the number of placeholder tokens of each of its images, or all ids of an image.
+    tokens_per_image: per prompt, the number of placeholder tokens of each of its images; or all ids, as of a clip.
     """
     generator = torch.Generator().manual_seed(seed)
 
@@ -34,7 +34,7 @@ def prompts(
     for i, images in enumerate(tokens_per_image):
         row = [BOS, *text(3 + 2 * i)]
         for n in images:
-            row += [*before, *([IMAGE_TOKEN] * n if isinstance(n, int) else n), *after, *text(4 + i)]
+            row += [*([*before, *[IMAGE_TOKEN] * n, *after] if isinstance(n, int) else n), *text(4 + i)]
         rows.append(row)
     length = max(map(len, rows))
     ids, mask = [], []

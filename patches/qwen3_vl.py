@@ -69,15 +69,15 @@ class Qwen3VL(Qwen2VL):
         }
 
     @staticmethod
-    def clip_ids(frames: int, tokens: int) -> list[int]:
-        """A run for each frame, after the text of its time."""
-        return [i for frame in range(frames) for i in (3 + frame, 70, START, *[VIDEO] * tokens, END)]
-
-    @staticmethod
     def text_sizes() -> dict:
         """Sizes of the tiny text model."""
         rope = interleaved_rope([2, 3, 3], 10000.0)
         return dict(TEXT, head_dim=16, rope_parameters=rope, bos_token_id=BOS, eos_token_id=EOS, pad_token_id=PAD)
+
+    @staticmethod
+    def tiny_clip(frames: int, each: int) -> list[int]:
+        """A timestamp of three words before each (pair of) frames."""
+        return [i for f in range(frames) for i in (100, 60 + f, 101, START, *[VIDEO] * each, END)]
 
     @classmethod
     def tiny(cls, **overrides) -> nn.Module:

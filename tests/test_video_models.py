@@ -5,7 +5,8 @@ import pytest
 import torch
 
 import vtc
-from tests.helpers import CLIPS, build, forward, generate, patched, refused, spy, subject_of
+from tests.helpers import CLIPS, forward, generate, inputs_of, model_of, patched, refused, spy, subject_of
+from tests.helpers_video import clips_of
 from vtc.check import behaviour, choices
 from vtc.check.trial import watch
 from vtc.config.catalog import support_table
@@ -21,17 +22,11 @@ CHECKS = {
 }  # fmt: skip
 
 
-def inputs_of(family, model, clips=(1, 2)):
-    inputs = FAMILIES[family].tiny_clips(model, clips)
-    return {k: v.double() if v.is_floating_point() else v for k, v in inputs.items()}
-
-
 @families
 @pytest.mark.parametrize("method", ["evs", "vidcom2", "v_cast", "dycoke", "flashvid"])
 def test_kept_is_the_methods_choice(method, family):
     """Of features that the stock model gives, in the report and among the embeddings that enter the language model."""
-    model = build(family)
-    inputs = inputs_of(family, model)
+    model, inputs = model_of(family), clips_of(family, ("c", "cc"))
     grids = inputs["video_grid_thw"]
     with torch.no_grad():
         stock = model.model.get_video_features(inputs["pixel_values_videos"], grids, return_dict=True).pooler_output
@@ -82,9 +77,7 @@ def test_the_contract_on_clips(check, strategy, family):
 @pytest.mark.parametrize("strategy", CLIPS)
 def test_images_keep_all_their_tokens(strategy):
     """A prompt with images alone: nothing is dropped, the logits are the model's, and the report says why."""
-    model = build("qwen2_vl")
-    inputs = FAMILIES["qwen2_vl"].tiny_inputs(model, (1, 2))
-    inputs = {k: v.double() if v.is_floating_point() else v for k, v in inputs.items()}
+    model, inputs = model_of("qwen2_vl"), inputs_of("qwen2_vl", (1, 2))
     stock = forward(model, inputs).logits
     with patched(model, strategy, keep=0.3):
         logits = forward(model, inputs).logits
@@ -95,11 +88,22 @@ def test_images_keep_all_their_tokens(strategy):
     torch.testing.assert_close(logits[:, -1], stock[:, -1], atol=1e-12, rtol=0)
 
 
+def test_images_beside_clips():
+    """In one prompt with a clip, in either order, an image stays whole and the clip is pruned."""
+    model, inputs = model_of("qwen2_vl"), clips_of("qwen2_vl", ("ci", "ic"))
+    with patched(model, "evs", keep=0.5):
+        forward(model, inputs)
+        report = vtc.report(model)
+    whole = [(image.prompt, image.image) for image in report.images if image.after == image.before]
+    assert whole == [(0, 1), (1, 0)]
+    assert len(report.notes) == 1
+
+
 @pytest.mark.parametrize("strategy", CLIPS)
 def test_refusals(strategy):
     """No clips in the family, frames that may not compete, and frames that the encoder has taken apart."""
     words = f"{strategy} compares the frames of clips, and vtc takes no clips of llava; possible: a method for images"
-    refused(lambda: vtc.patch(build("llava"), strategy, keep=0.5), words, "qwen3_vl", kind=vtc.UnsupportedError)
+    refused(lambda: vtc.patch(model_of("llava"), strategy, keep=0.5), words, "qwen3_vl", kind=vtc.UnsupportedError)
     for scope in ("per_frame", "per_tile"):
         words = f"scope={scope}: {strategy} compares the frames of a clip, so they compete; possible: per_clip"
         refused(lambda scope=scope: resolve(strategy, scope=scope), words, kind=vtc.ConfigError)

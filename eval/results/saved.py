@@ -1,4 +1,4 @@
-"""What logs, runs, results and sweeps look like when they are read again: the shapes of what is used of them."""
+"""The shapes of logs, runs, results and sweeps, with which they are checked when they are read again."""
 
 from vtc.core.registry import current
 from vtc.io.shapes import anything, flag, list_of, mapping_of, name, number, one_of, or_none, record, text, whole

@@ -37,7 +37,8 @@ class PyramidDrop(DecoderStage):
 
     def steps(self, decoder: Decoder) -> tuple[Step, ...]:
         """One step per listed layer."""
-        return steps_at(self.layer_list, self.image_token_ratio_list, decoder)
+        knobs = "layer_list", "image_token_ratio_list"
+        return steps_at(self.layer_list, self.image_token_ratio_list, decoder, knobs)
 
     def needs(self, decoder: Decoder, step: int) -> tuple[DecoderAttention]:
         """The last prompt token's row in the next layer."""
