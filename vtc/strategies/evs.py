@@ -22,11 +22,10 @@ class EVS(Stage):
     none. Of a clip of N tokens in frames of n, max(n, int(N * keep)) stay (`rounding: floor`): a smaller budget keeps
     the first frame alone. An image is a clip of one frame, so it keeps all its tokens. There are no knobs.
 
-    Paper: Efficient Video Sampling, arXiv 2510.14624. Code: vLLM, `vllm/multimodal/video_prune/evs.py` @ d750efb1
-    (Apache-2.0), Qwen2.5-VL and others. There are no vectors of that code; the tests compare with the definition
-    written as loops. Departures: equal tokens have a distance of exactly 0 (see
-    `vtc.kernels.frames`); the budget is an exact fraction (the code's N * (1 - q) may fall below a
-    whole number by rounding). Float32, ties to the lower index.
+    Paper: Efficient Video Sampling, arXiv 2510.14624. Code: vllm-project/vllm, `vllm/multimodal/video_prune/evs.py` @
+    d750efb1 (Apache-2.0), Qwen2.5-VL and others. There are no vectors of it; the tests compare with the definition
+    written as loops. Departures: equal tokens have a distance of exactly 0 (see `vtc.kernels.frames`); the budget is an
+    exact fraction (the code's N * (1 - q) may fall below a whole number by rounding). Float32, ties to the lower index.
     """
 
     clips = True

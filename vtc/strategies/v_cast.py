@@ -36,7 +36,7 @@ class VCast(Stage):
 
     Paper: V-CAST, arXiv 2603.27650. Official code: xinyouu/V-CAST @ c235ef3c, Qwen3-VL; its wording in the paper (an
     entropy anchor) differs, and the code is followed. There are no vectors of it; the tests compare with the definition
-    written as loops. Float32, ties to the lower index.
+    written as loops. Departures: float32 (the code computes in the model's type), ties to the lower index.
     """
 
     min_k: int = 1
