@@ -3,7 +3,7 @@
 import inspect
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import ClassVar
 
 import torch
@@ -120,6 +120,12 @@ class Family(ABC):
     def clip_layouts(self, arguments: dict) -> list[ImageLayout]:
         """The layout of each clip, from the arguments of `get_video_features` under the names of `video`."""
         raise UnsupportedError(f"{self.name} takes no clips; possible: images")
+
+    def clip_arguments(self, images: Callable, frames: Sequence, fps: float) -> tuple[dict[str, Tensor], int]:
+        """The arguments of generate() for one clip, without `input_ids`, made by an image processor, and its number of
+        placeholders; for evaluation without torchvision. frames: PIL pictures of one size, `fps` a second. Raises
+        UnsupportedError where that would not be what the video processor makes."""
+        raise UnsupportedError(f"clips of {self.name} need torchvision; possible: pip install torchvision")
 
     def image_groups(self, crops: list[int], host) -> list[int]:
         """Of how many crops each image consists, in order (see `groups_crops`). crops: the tokens of each; host: the
