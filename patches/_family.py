@@ -141,9 +141,9 @@ class Family(ABC):
 
     @abstractmethod
     def views(self, images: object, size: tuple[int, int], layout: ImageLayout) -> tuple[View, ...]:
-        """Which part of a picture of `size` (height, width) each token of its `layout` shows. images: the image
-        processor that prepared it. Structural tokens are in no view. Raises UnsupportedError for a processor whose
-        resizing is not supported."""
+        """Which part of a picture of `size` (height, width) each token of its `layout` shows; of a clip, a view of each
+        frame, named "frame 0" and so on. images: the image (or video) processor that prepared it. Structural tokens are
+        in no view. Raises UnsupportedError for a processor whose resizing is not supported."""
 
     @abstractmethod
     def random_pictures(self, visual: int, native: int | None, generator: torch.Generator) -> tuple[list[int], dict]:

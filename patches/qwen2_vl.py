@@ -134,7 +134,9 @@ class Qwen2VL(Family):
         return [raster(i, *grid) for i, grid in enumerate(self.grids(arguments))]
 
     def views(self, images: object, size: tuple[int, int], layout: ImageLayout) -> tuple[View, ...]:
-        """The whole image, stretched to whole tokens, in one even raster."""
+        """The whole image, or each frame of a clip, stretched to whole tokens, in one even raster."""
+        if layout.frames:
+            return tuple(even_view(f"frame {f}", t.offsets, t.grid, size) for f, t in enumerate(layout.tiles))
         (tile,) = layout.tiles
         return (even_view("picture", tile.offsets, tile.grid, size),)
 
