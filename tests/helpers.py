@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from transformers import MistralConfig, Qwen2Config
 
 import vtc
+from tests import helpers_delta
 from vtc.check.batch import IMAGES, Generated, Words, forward, generate, grow, positions_of, split
 from vtc.check.trace import shape_of, state
 from vtc.check.trial import Tiny, Trial
@@ -21,6 +22,7 @@ from vtc.patches._tiny import BOS, EOS, IMAGE_TOKEN, PAD, TEXT
 
 __all__ = ["IMAGES", "Words", "Generated", "forward", "generate", "grow", "positions_of", "shape_of", "split", "state"]
 
+helpers_delta.install()
 SPECIAL = dict(bos_token_id=BOS, eos_token_id=EOS, pad_token_id=PAD)
 VARIANTS = {
     "llava-siglip": ("llava", lambda: dict(tower="siglip")),

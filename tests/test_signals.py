@@ -83,9 +83,19 @@ def in_tokens(model, family, pictures, rows):
 
 
 def window_order(model, pictures):
-    """The merged token at each place of the encoder's sequence, found by what enters the first block."""
-    seen = {}
-    visual = model.model.visual
+    """The merged token at each place of the encoder's sequence, found by what enters the first block. Positions may be
+    added there, so both are compared with those of a black picture."""
+    black = dict(pictures, pixel_values=torch.zeros_like(pictures["pixel_values"]))
+    seen = zip(patches_of(model, pictures), patches_of(model, black), strict=True)
+    embedded, entered = ((x - y).reshape(-1, 4, x.shape[-1])[:, 0] for x, y in seen)
+    match = (entered[:, None] - embedded[None]).abs().amax(-1) < 1e-5
+    assert bool((match.sum(1) == 1).all())
+    return match.int().argmax(1)
+
+
+def patches_of(model, pictures):
+    """What the patch embedding gives, and what enters the first block of the encoder."""
+    seen, visual = {}, model.model.visual
 
     def enters(module, args, options):
         seen["entered"] = args[0] if args else options["hidden_states"]
@@ -98,10 +108,7 @@ def window_order(model, pictures):
         model.model.get_image_features(**pictures)
     for handle in handles:
         handle.remove()
-    embedded, entered = (seen[k].reshape(-1, 4, seen[k].shape[-1])[:, 0] for k in ("embedded", "entered"))
-    match = (entered[:, None] == embedded[None]).all(-1)
-    assert bool((match.sum(1) == 1).all())
-    return match.int().argmax(1)
+    return seen["embedded"], seen["entered"]
 
 
 def observed(model, pictures, **patch):

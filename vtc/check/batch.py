@@ -49,6 +49,11 @@ def grow(inputs: dict, tokens: Tensor) -> dict:
     return grown
 
 
+def cached_lengths(cache: object) -> list[int | None]:
+    """The columns of keys that each layer of a cache holds; None for a layer without any (linear attention)."""
+    return [layer.keys.shape[2] if hasattr(layer, "keys") else None for layer in cache.layers]
+
+
 def positions_of(inputs: dict) -> dict:
     """`position_ids` that count real tokens, as generate() makes them, where the model itself would count padding."""
     if "image_grid_thw" in inputs or "mm_token_type_ids" in inputs:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from vtc.core.changes import LayerChange, in_words
-from vtc.core.flops import ENCODER_FORMULA, FORMULA, PAPER_FORMULA, EncoderWork, LanguageShape, paper_flops
+from vtc.core.flops import ENCODER_FORMULA, PAPER_FORMULA, EncoderWork, LanguageShape, paper_flops
 from vtc.core.selection import Flow
 
 
@@ -39,8 +39,8 @@ class StepReport:
 
 @dataclass
 class ImageReport:
-    """One image of one prompt. before: its visual tokens in the prompt; entered: those that reach the language model;
-    layers: of the language model; steps: what was dropped, in order."""
+    """One image or clip of one prompt. before: its visual tokens in the prompt; entered: those that reach the language
+    model; layers: of the language model; steps: what was dropped, in order; frames: of a clip, 0 for an image."""
 
     prompt: int
     image: int
@@ -48,6 +48,7 @@ class ImageReport:
     entered: int
     layers: int
     steps: list[StepReport] = field(default_factory=list)
+    frames: int = 0
 
     @property
     def after(self) -> int:
@@ -58,6 +59,22 @@ class ImageReport:
     def kept(self) -> Tensor:
         """Places [after] of the tokens kept to the last layer, in the image's own run of tokens, ascending."""
         return self.steps[-1].kept.sort().values if self.steps else torch.arange(self.entered)
+
+    @property
+    def per_frame(self) -> list[int]:
+        """How many of the `kept` tokens each frame of a clip has; empty for an image. Waits for the device."""
+        if not self.frames:
+            return []
+        frame = self.kept // (self.before // self.frames)
+        return torch.bincount(frame, minlength=self.frames)[: self.frames].tolist()
+
+    @property
+    def frames_in_words(self) -> str:
+        """`per_frame` in a few words."""
+        counts = self.per_frame
+        if self.frames <= 8:
+            return f"{' + '.join(map(str, counts))} tokens of its {self.frames} frames"
+        return f"{self.frames} frames with {min(counts)} to {max(counts)} tokens each, {counts.count(0)} without any"
 
     def merged_into(self, step: int) -> Tensor | None:
         """The place that `steps[step]` merges each token of the image into: LongTensor [before] of places in the
@@ -142,9 +159,10 @@ class Report:
     attention: list[LayerChange] = field(default_factory=list, repr=False)
 
     @property
-    def kv_lengths(self) -> list[int]:
-        """Length of the KV cache in each layer after prefill, measured on the cache; empty without a cache."""
-        return [int(length) for length in self.cache_lengths]
+    def kv_lengths(self) -> list[int | None]:
+        """Length of the KV cache in each layer after prefill, measured on the cache; None for a layer with linear
+        attention, whose state has a fixed size. Empty without a cache."""
+        return [None if length is None else int(length) for length in self.cache_lengths]
 
     @property
     def tokens_before(self) -> int:
@@ -186,7 +204,7 @@ class Report:
 
     @property
     def prefill_flops(self) -> tuple[int, int]:
-        """Language-model prefill FLOPs (before, after), summed over prompts; see `vtc.core.flops.FORMULA`."""
+        """Language-model prefill FLOPs (before, after), summed over prompts; see `LanguageShape.formula`."""
         cost = self.shape.prefill_flops
         return sum(map(cost, self._unpruned())), sum(map(cost, self.prompt_lengths))
 
@@ -233,12 +251,13 @@ class Report:
                     "after": i.after,
                     "stages": [step.to_dict() | i.flow_dict(s) for s, step in enumerate(i.steps)],
                     "kept": i.kept.tolist(),
+                    **({"kind": "clip", "frames": i.frames, "per_frame": i.per_frame} if i.frames else {}),
                 }
                 for i in self.images
             ],
             "prompts": {"before": self.prompts_before, "after": self.prompts_after, "per_layer": self.prompt_lengths},
             "kv_lengths": self.kv_lengths,
-            "prefill_flops": {"before": flops[0], "after": flops[1], "formula": FORMULA},
+            "prefill_flops": {"before": flops[0], "after": flops[1], "formula": self.shape.formula},
             "paper_flops": {"before": paper[0], "after": paper[1], "formula": PAPER_FORMULA},
             **({"encoder_flops": inside} if inside else {}),
             **({"attention": [change.to_dict() for change in self.attention]} if self.attention else {}),
@@ -260,6 +279,7 @@ class Report:
             lines += [
                 f"{i.prompt:>6}  {i.image:>5}  {s.where.ljust(width)}  {s.before:>13}  {s.after:>5}" for s in i.steps
             ]
+        lines += [f"clip {i.image} of prompt {i.prompt}".ljust(22) + i.frames_in_words for i in self.images if i.frames]
         lines += [
             f"visual tokens         {self.tokens_before} -> {self.average_tokens:.1f} in the average layer, "
             f"{self.tokens_after} in the last",
@@ -281,5 +301,7 @@ class Report:
     def _kv(self) -> str:
         if not self.cache_lengths:
             return "no cache in use"
-        lengths = self.kv_lengths
-        return f"{lengths[0]} in all {len(lengths)} layers" if len(set(lengths)) == 1 else str(lengths)
+        lengths = [length for length in self.kv_lengths if length is not None]
+        linear = len(self.cache_lengths) - len(lengths)
+        found = f"{lengths[0]} in all {len(lengths)} layers" if len(set(lengths)) == 1 else str(lengths)
+        return f"{found} with softmax attention, a fixed state in the other {linear}" if linear else found

@@ -112,8 +112,11 @@ class PromptCut:
             segment = Segment(0, packing.index, packing.valid, shift)
         # Counts first: a budget that an image cannot meet is refused before anything is reported.
         counts = [self.allocation.counts(n, len(k.offsets)) for n, k in zip(tokens, kept, strict=True)]
-        report = self.reporter.report(requests, tokens, kept, placement.lengths, after, run, encoder_kept)
-        prompt = call.pruned = PrunedPrompt([segment], length, length, unpruned.following, report, self.number)
+        frames = [run.images[source].frames for source in placement.source]
+        report = self.reporter.report(requests, tokens, kept, placement.lengths, after, run, encoder_kept, frames)
+        prompt = PrunedPrompt([segment], length, length, unpruned.following, report, self.number)
+        prompt.counted = self.reporter.shape.first_cached
+        call.pruned = prompt
         if kwargs.get("past_key_values") is not None:
             remember(kwargs["past_key_values"], prompt)
         if self.plan is not None:
