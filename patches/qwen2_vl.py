@@ -257,7 +257,10 @@ class Qwen2VL(Family):
             found = [(kind, *next(rest[kind])) for kind in prompt]
             rows.append([h * w // 4 if kind == "i" else cls.tiny_clip(t, h * w // 4) for kind, t, h, w in found])
         inputs = prompts(rows, seed, image=([START], [END]), **kwargs)
-        for kind, pixels, size in (("i", "pixel_values", "image_grid_thw"), ("c", "pixel_values_videos", "video_grid_thw")):
+        for kind, pixels, size in (
+            ("i", "pixel_values", "image_grid_thw"),
+            ("c", "pixel_values_videos", "video_grid_thw"),
+        ):
             if grids[kind]:
                 patches = sum(t * h * w for t, h, w in grids[kind])
                 inputs[pixels] = torch.randn(patches, 3 * 2 * 4 * 4, generator=generator)

@@ -30,6 +30,8 @@ VARIANTS = {
     "llava-qwen2": ("llava", lambda: dict(text=Qwen2Config(**TEXT, **SPECIAL))),
 }
 CASES = [*vtc.families(), *VARIANTS]
+HYBRIDS = [name for name in vtc.families() if FAMILIES[name].softmax_layers(4) is not None]  # see test_hybrid.py
+WITH_ENCODER_SITE = [case for case in CASES if case not in ("mistral3",)]  # a refusal says why
 IN_ENCODER = [name for name in vtc.strategies() if vtc.load_strategy(name).encoder]
 INSIDE = [name for name in vtc.strategies() if vtc.load_strategy(name).decoder and name not in IN_ENCODER]
 # Those whose choice depends on the prompt's text: without a cache they choose anew when the text has grown.

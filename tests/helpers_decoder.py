@@ -108,7 +108,9 @@ def truth(
     runs = visual_places(model, single)
     while True:
         hidden = torch.cat([embeds, model.get_input_embeddings()(torch.tensor([guess], dtype=torch.long))], 1)
-        view = View(torch.arange(embeds.shape[1]), positions.reshape(-1, embeds.shape[1]), int(positions[..., -1].max()) + 1)
+        view = View(
+            torch.arange(embeds.shape[1]), positions.reshape(-1, embeds.shape[1]), int(positions[..., -1].max()) + 1
+        )
         hidden, view = _layers(model, hidden, view, drops, runs, len(guess), entered, watch, planes)
         rows = torch.cat([view.order, torch.arange(embeds.shape[1], hidden.shape[1])])
         logits = model.lm_head(model.model.language_model.norm(hidden[0, rows]))
@@ -177,7 +179,10 @@ def _mask(view: View, length: int, written: int, window: int | None) -> Tensor:
 def _dropped(view: View, drop: Drop, runs: list[Tensor]) -> View:
     """The sequence after a drop: an image's survivors stand in their own order in the places that they had."""
     visual = {place for run in runs for place in run.tolist()}
-    text, left = set(view.order.tolist()) - visual, [run[kept].tolist() for run, kept in zip(runs, drop.kept, strict=True)]
+    text, left = (
+        set(view.order.tolist()) - visual,
+        [run[kept].tolist() for run, kept in zip(runs, drop.kept, strict=True)],
+    )
     assert drop.layer == 0 or set().union(*left) <= set(view.order.tolist())
     stands = {slot: place for mine in left for slot, place in zip(sorted(mine), mine, strict=True)}
     order = torch.tensor([stands.get(slot, slot) for slot in sorted(text.union(*left))])

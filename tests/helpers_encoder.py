@@ -377,7 +377,9 @@ def truth_of(model: nn.Module, single: dict, stage: EncoderStage, targets, posit
     kept = [places for places, _, _ in found]
     assert int((single["input_ids"] == IMAGE_TOKEN).sum()) >= sum(map(len, kept))
     features = [features for _, features, _ in found]
-    return truth(model, single, kept, positions, features=features, planes=[_planes(*units) for *_, units in found]), found
+    return truth(
+        model, single, kept, positions, features=features, planes=[_planes(*units) for *_, units in found]
+    ), found
 
 
 def _planes(*units: Unit) -> list[Tensor]:

@@ -162,7 +162,7 @@ def test_scopes(case, scope, keep):
     elif keep == 24:
         # LLaVA-NeXT: crops of 36 tokens, of which an image has 5 or 3; the first ones have the remainder.
         assert after == [[24, 24, 24], [24]]
-    elif family_of(case) != "llava_next":
+    elif not FAMILIES[family_of(case)].tiled:
         assert after == [[-(-37 * i.before // 100) for i in images if i.prompt == b] for b in (0, 1)]
     else:
         # The tiles' tokens without the padding of their crop.

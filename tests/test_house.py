@@ -23,6 +23,8 @@ RELATED_FAMILIES = {
     "llava_next": {"llava"},
     "qwen2_5_vl": {"qwen2_vl"},
     "qwen3_vl": {"qwen2_vl"},
+    "llava_onevision": {"llava_next"},
+    "llava_next_video": {"llava", "llava_next"},
     "qwen3_vl_moe": {"qwen3_vl"},
     "qwen3_5": {"qwen2_vl", "qwen3_vl"},
     "qwen3_5_moe": {"qwen3_5", "qwen2_vl", "qwen3_vl"},

@@ -30,7 +30,7 @@ def merged(model, inputs):
     return {**given, "inputs_embeds": embeds.masked_scatter(is_image, features)}
 
 
-IMAGES = ("pixel_values", "image_sizes", "image_grid_thw")
+IMAGES = ("pixel_values", "image_sizes", "image_grid_thw", "batch_num_images")
 
 
 def positions(model, inputs):

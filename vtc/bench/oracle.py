@@ -18,7 +18,8 @@ import torch
 from torch import Tensor, nn
 
 from vtc.core.hooks import Patchwork
-from vtc.core.report import ImageReport, Report
+from vtc.core.image_report import ImageReport
+from vtc.core.report import Report
 
 FEATURES = {"image": "get_image_features", "video": "get_video_features"}  # the second may call the first
 

@@ -22,7 +22,9 @@ def split(inputs: dict, images: tuple[int, ...] = IMAGES, sizes: str | None = "i
         one = {name: inputs[name][b : b + 1, real] for name in per_token}
         for name in set(inputs) - set(per_token) if count else ():
             value = inputs[name]
-            if len(value) != sum(images):
+            if name == "batch_num_images":
+                one[name] = value.new_tensor([count])
+            elif len(value) != sum(images):
                 rows = inputs[sizes].prod(1)
                 start = int(rows[:first].sum())
                 one[name] = value[start : start + int(rows[images_of_prompt].sum())]

@@ -9,7 +9,8 @@ from torch import Tensor
 from vtc.config import hybrid
 from vtc.config.allocation import Allocation
 from vtc.core.errors import ConfigError
-from vtc.core.report import Report, StepReport
+from vtc.core.image_report import StepReport
+from vtc.core.report import Report
 from vtc.core.selection import Selection
 from vtc.core.signals import Aim, Decoder, EncoderAttention, Importance, Signal
 from vtc.engine import clock

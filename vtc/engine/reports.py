@@ -8,7 +8,8 @@ from vtc.core.budget import Budget
 from vtc.core.errors import PatchError
 from vtc.core.flops import LanguageShape
 from vtc.core.layout import VisionRun
-from vtc.core.report import ImageReport, Report, StepReport
+from vtc.core.image_report import ImageReport, StepReport
+from vtc.core.report import Report
 from vtc.engine.select import Kept
 
 NO_CALL = "no image was seen since patching"
