@@ -150,20 +150,31 @@ class Qwen2VL(Family):
         return [raster(i, *grid) for i, grid in enumerate(self.grids(arguments))]
 
     def views(self, images: object, size: tuple[int, int], layout: ImageLayout) -> tuple[View, ...]:
-        """The whole image, stretched to whole tokens, in one even raster."""
+        """The whole image, or each frame of a clip, stretched to whole tokens, in one even raster."""
+        if layout.frames:
+            return tuple(even_view(f"frame {f}", t.offsets, t.grid, size) for f, t in enumerate(layout.tiles))
         (tile,) = layout.tiles
         return (even_view("picture", tile.offsets, tile.grid, size),)
 
     def random_pictures(self, visual: int, native: int | None, generator: torch.Generator) -> tuple[list[int], dict]:
         """One image of rows x columns merged tokens, as close to square as the number allows (at most 1 : 2)."""
+        tokens, pixels, grid = self._random(1, visual, generator)
+        return [tokens], {"pixel_values": pixels, "image_grid_thw": grid}
+
+    def random_clip(self, frames: int, visual: int, generator: torch.Generator) -> tuple[list[int], dict]:
+        """Frames of this kind, each made of `temporal_patch_size` pictures."""
+        joined = -(-frames // self.tower.config.temporal_patch_size)
+        tokens, pixels, grid = self._random(joined, max(1, round(visual / joined)), generator)
+        return [tokens] * joined, {"pixel_values_videos": pixels, "video_grid_thw": grid}
+
+    def _random(self, frames: int, visual: int, generator: torch.Generator) -> tuple[int, Tensor, Tensor]:
         shapes = [(r, round(visual / r)) for r in range(max(1, int((visual / 2) ** 0.5)), int(visual**0.5) + 1)]
         rows, columns = min(shapes, key=lambda shape: (abs(shape[0] * shape[1] - visual), shape[1] - shape[0]))
         vision = self.tower.config
         merge = vision.spatial_merge_size
         width = getattr(vision, "in_channels", 3) * vision.temporal_patch_size * vision.patch_size**2
-        pixels = torch.randn(rows * columns * merge**2, width, generator=generator)
-        grid = torch.tensor([[1, rows * merge, columns * merge]])
-        return [rows * columns], {"pixel_values": pixels, "image_grid_thw": grid}
+        pixels = torch.randn(frames * rows * columns * merge**2, width, generator=generator)
+        return rows * columns, pixels, torch.tensor([[frames, rows * merge, columns * merge]])
 
     def token_side(self) -> int:
         """Side of a block of patches that are merged into one token."""

@@ -45,6 +45,7 @@ class Qwen3_5(Qwen2VL):
     since = "5.2"
     rounding = 1e-4
     follows = "qwen2_5_vl"
+    frames_apart = True
     published = Encoder("qwen3_5", 27, False, tuple(range(27)), cell=4)
     presets = {"qwen3.5-9b": Preset(_config, 9_409_813_744, "Qwen3.5-9B")}
 
