@@ -14,8 +14,8 @@ from tests.helpers import refused, state
 from tests.helpers_checkpoints import save_tiny
 from tests.test_inspect_draw import Page, command
 from vtc.eval import models
-from vtc.eval.inspect.clips import clip_inputs, shown_frames
 from vtc.eval.inspect.draw import draw
+from vtc.eval.inspect.filmstrip import clip_prompt, shown_frames
 from vtc.eval.inspect.look import configs_of, look
 from vtc.eval.inspect.opening import open_frames
 from vtc.eval.inspect.page import page
@@ -69,7 +69,7 @@ def seen(loaded):
     frames = frames_with(["#102030", "#405060", "#a0b0c0", "#d0e0f0", "#ff8000"])
     for i, frame in enumerate(frames):
         ImageDraw.Draw(frame).ellipse((5 * i, 5, 5 * i + 20, 25), fill="white")
-    loaded.answer(clip_inputs(loaded, frames, "?")[0], 1)  # transformers leaves hooks of its own behind
+    loaded.answer(clip_prompt(loaded, frames, "?")[0], 1)  # transformers leaves hooks of its own behind
     before = state(loaded.model)
     configs = configs_of(loaded.family, STRATEGIES, ["0.4"], {})
     record, sheet = look(loaded, frames, NASTY, configs, 3, source="clip & more")
@@ -88,7 +88,7 @@ def test_views_are_the_frames(loaded, seen):
         frames = frames_with(["black"] * 5)
         for frame in frames[2 * number : 2 * number + 2]:
             ImageDraw.Draw(frame).rectangle((box[0], box[1], box[2] - 1, box[3] - 1), fill="white")
-        inputs, layout = clip_inputs(loaded, frames, "?")
+        inputs, layout = clip_prompt(loaded, frames, "?")
         tokens = inputs["pixel_values_videos"].mean(1).unflatten(0, (-1, 4)).mean(1)
         assert (layout.frames, layout.tokens) == (3, len(tokens))
         assert int(tokens.argmax()) == place
@@ -97,7 +97,7 @@ def test_views_are_the_frames(loaded, seen):
 def test_record_agrees_with_the_report(loaded, seen):
     """Counts and places are those of vtc's own report on the same clip, and frames' counts add up to them."""
     frames, record, sheet = seen
-    inputs, _ = clip_inputs(loaded, frames, NASTY)
+    inputs, _ = clip_prompt(loaded, frames, NASTY)
     words = [text.get_text() for text in draw(record, sheet).texts]
     for run in record["runs"]:
         with vtc.patched(loaded.model, run["resolved"]):

@@ -13,7 +13,8 @@ from torch import nn
 import vtc
 from vtc.core.errors import ConfigError, UnsupportedError
 from vtc.core.layout import ImageLayout, View
-from vtc.eval.inspect.clips import check_clips, clip_inputs, sheet_of, shown_frames
+from vtc.eval.clip_inputs import check_clips
+from vtc.eval.inspect.filmstrip import clip_prompt, sheet_of, shown_frames
 from vtc.eval.inspect.record import IN_ENCODER, SCHEMA
 from vtc.eval.models import Loaded
 from vtc.eval.processors import prepare
@@ -125,7 +126,7 @@ def _prepared(
         return inputs, layout, family.views(processor.image_processor, picture.size[::-1], layout), stored
     check_clips(loaded)
     with _padding_side(loaded):
-        inputs, layout = clip_inputs(loaded, picture, question)
+        inputs, layout = clip_prompt(loaded, picture, question)
     views = family.views(processor.video_processor, picture[0].size[::-1], layout)
     if len(views) != layout.frames:
         raise UnsupportedError(f"{family.name} does not say what the frames of a clip show; possible: images")
