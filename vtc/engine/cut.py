@@ -59,6 +59,12 @@ class PromptCut:
                 "images after a cached prefix (a second turn on the same cache, chunked prefill) are "
                 "not supported; possible: a fresh cache with the whole conversation"
             )
+        mask, linear = kwargs.get("attention_mask"), self.reporter.shape.linear is not None
+        if linear and isinstance(mask, Tensor) and mask.ndim == 4 and not getattr(cache, "is_compileable", False):
+            raise UnsupportedError(
+                "a 4-D attention mask does not tell linear attention where padding is, so tokens cannot be dropped "
+                "behind it; possible: a 2-D mask"
+            )
         if kwargs.get("cu_seq_lens_q") is not None:
             raise UnsupportedError(
                 "packed (padding-free) language-model inputs are not supported; possible: a padded batch"
