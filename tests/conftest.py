@@ -49,7 +49,8 @@ def pytest_runtest_setup(item):
         return
     from vtc.patches import FAMILIES, available
 
-    words = [value for value in item.callspec.params.values() if isinstance(value, str)]
+    values = [value for value in item.callspec.params.values() if isinstance(value, str)]
+    words = [word for value in values for word in value.split("+")]
     for family in (word for word in words if word in FAMILIES):
         if not available(family):
             pytest.skip(f"{family} is in transformers {FAMILIES[family].since} and later")

@@ -30,6 +30,7 @@ VARIANTS = {
     "llava-qwen2": ("llava", lambda: dict(text=Qwen2Config(**TEXT, **SPECIAL))),
 }
 CASES = [*vtc.families(), *VARIANTS]
+HYBRIDS = [name for name in vtc.families() if FAMILIES[name].softmax_layers(4) is not None]  # see test_hybrid.py
 WITH_ENCODER_SITE = [case for case in CASES if case not in ("mistral3",)]  # a refusal says why
 IN_ENCODER = [name for name in vtc.strategies() if vtc.load_strategy(name).encoder]
 INSIDE = [name for name in vtc.strategies() if vtc.load_strategy(name).decoder and name not in IN_ENCODER]
@@ -37,7 +38,9 @@ INSIDE = [name for name in vtc.strategies() if vtc.load_strategy(name).decoder a
 READERS = ("cdpruner", "mmtok", "recoverable", "visiontrim")
 ADAPTIVE = [name for name in vtc.strategies() if any(s.stage.adaptive for s in vtc.load_strategy(name).stages)]
 CHANGING = [name for name in vtc.strategies() if vtc.load_strategy(name).attention]  # attention, dropping nothing
-STRATEGIES = [name for name in vtc.strategies() if name not in (*INSIDE, *IN_ENCODER, *CHANGING)]  # projector only
+PROJECTOR = [name for name in vtc.strategies() if name not in (*INSIDE, *IN_ENCODER, *CHANGING)]  # there only
+CLIPS = [name for name in PROJECTOR if vtc.load_strategy(name).projector.stage.clips]  # keep images whole
+STRATEGIES = [name for name in PROJECTOR if name not in CLIPS]
 
 
 def family_of(case: str) -> str:

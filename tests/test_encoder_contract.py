@@ -31,7 +31,8 @@ KEEP = 0.4
 def allocation(model, strategy, keep):
     """What the stages of a strategy keep on a model."""
     config = vtc.load_strategy(strategy, find_family(model).name, keep=keep)
-    return config, config.allocate(Decoder("test", model.config.text_config.num_hidden_layers))
+    shape = find_family(model).language_shape()
+    return config, config.allocate(Decoder("test", shape.layers, shape.softmax))
 
 
 @both

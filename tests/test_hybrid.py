@@ -164,6 +164,19 @@ def test_masking_is_not_removing():
     assert float((masked - removed.logits[-1]).abs().max()) > 1e-4
 
 
+def test_a_ready_made_mask_is_refused():
+    """Linear layers would take in the padding that only a 4-D mask shows, patched or not."""
+    model, inputs = model_of("qwen3_5"), inputs_of("qwen3_5", images=(1,))
+    embeds, positions = unpruned(model, inputs)
+    mask = torch.ones(1, 1, embeds.shape[1], embeds.shape[1], dtype=torch.bool).tril()
+    where = {key: value for key, value in inputs.items() if key != "attention_mask"}
+    with patched(model, "hiprune", keep=0.3):
+        refused(
+            lambda: model(**where, attention_mask=mask, position_ids=positions[:, None]), "4-D attention mask", "2-D",
+            kind=UnsupportedError,
+        )  # fmt: skip
+
+
 @pytest.mark.parametrize("strategy", ["hiprune", "fastv", "transprune"])
 def test_several_tokens_at_once(strategy):
     """Three tokens fed on the pruned cache give what they give one by one."""

@@ -26,13 +26,16 @@ from vtc.core.signals import (
     TextInformation,
     TextPivots,
     TextToVisual,
+    UnturnedAttention,
     ValueNorms,
 )
 
 if TYPE_CHECKING:
     from vtc.config.strategy import StrategyConfig
 
-OBSERVED = (DecoderAttention, ImageAttention, KeyNorms, TextInformation, TextPivots, TextToVisual, ValueNorms)
+OBSERVED = (
+    DecoderAttention, ImageAttention, KeyNorms, TextInformation, TextPivots, TextToVisual, UnturnedAttention, ValueNorms
+)  # fmt: skip
 
 
 def is_ahead(signal: Signal) -> bool:
