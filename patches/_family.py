@@ -33,12 +33,11 @@ class Family(ABC):
     `get_image_features` with the images' sizes, if these determine the layout; None if tensor shapes do. marks: names
     in the config of the token ids before and after an image's placeholders, if there are any. video: the arguments of
     `get_video_features`, each with the name that `get_image_features` has for it; None where clips are not supported.
-    frames_apart: each frame of a clip stands between marks of its own, not all of them together.
-    planes_method: the method of the text model that adds DeepStack planes, if it has any. groups_crops: only the
-    prompt shows which crops form an image (`image_groups`). clip_end: structural tokens at the end of a clip, which
-    older versions of transformers append to what `get_video_features` returns. since: the version of transformers that
-    brought its class, None if all supported versions have it. rounding: how far logits in float64 may be off where a
-    part of the model computes in float32 whatever its type.
+    frames_apart: each frame of a clip has marks of its own. planes_method: the method of the text model that adds
+    DeepStack planes, if it has any. groups_crops: only the prompt shows which crops form an image (`image_groups`).
+    clip_end: structural tokens at the end of a clip, added after `get_video_features` by older transformers. since: the
+    version of transformers that brought its class, None if all supported versions have it. rounding: how far logits in
+    float64 may be off where a part of the model computes in float32 whatever its type.
 
     Not inherited by subclasses: follows: the family whose section of a strategy file also applies to this one, if the
     file has none for it. served: its vLLM class as "module:Vtc" followed by the name of the architecture, None if it
