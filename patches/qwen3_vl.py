@@ -8,7 +8,8 @@ from vtc.core.signals import Encoder
 from vtc.patches import FAMILIES
 from vtc.patches._preset import Preset
 from vtc.patches._tiny import BOS, EOS, PAD, TEXT
-from vtc.patches.qwen2_vl import END, PUBLISHED_IDS, START, VIDEO, Qwen2VL
+from vtc.patches._tiny_qwen import END, START, VIDEO
+from vtc.patches.qwen2_vl import PUBLISHED_IDS, Qwen2VL
 
 LARGE_TOWER = dict(depth=24, hidden_size=1024, intermediate_size=4096, deepstack_visual_indexes=[5, 11, 17])
 SHAPE_TOWER = dict(depth=27, hidden_size=1152, intermediate_size=4304, deepstack_visual_indexes=[8, 16, 24])

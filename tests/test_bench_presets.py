@@ -11,8 +11,8 @@ from vtc.bench.subject import check_attention, check_fits, choose, device_of, dt
 from vtc.core.errors import ConfigError, UnsupportedError
 from vtc.patches import FAMILIES
 from vtc.patches._preset import Preset
+from vtc.patches._tiny_qwen import END, START
 from vtc.patches.llava import resize_tower
-from vtc.patches.qwen2_vl import END, START
 from vtc.patching import find_family
 
 CPU = torch.device("cpu")

@@ -18,6 +18,7 @@ from vtc.core.selection import Selection
 from vtc.core.signals import Context, TextRelevance
 from vtc.engine.patch import Patch
 from vtc.patches import FAMILIES
+from vtc.patches._family import Family
 from vtc.patching import current, find_family, patched, report
 
 KEEP, TOKENS = 0.3, 7
@@ -120,7 +121,8 @@ class Trial:
         self.given = given if self.has_budget else _with_budget(strategy, tiny.name, given)
         self.config = self.resolved()
         projector = self.config.projector
-        clips = projector is not None and projector.stage.clips and tiny.family.video is not None
+        made = type(tiny.family).tiny_clips.__func__ is not Family.tiny_clips.__func__
+        clips = projector is not None and projector.stage.clips and tiny.family.video is not None and made
         self.kind = "video" if clips else "image"
         self.inputs = tiny.inputs(clips=clips)
 
