@@ -67,16 +67,17 @@ def test_equals_the_patched_model(asked, strategy):
 @with_clips
 @pytest.mark.parametrize("strategy", ["divprune", "visionzip", "tome", "fastv", "hiprune+transprune"])
 def test_clips(case, strategy):
-    """A clip of four frames in two equal prompts, with text between the frames where the family has it."""
+    """A clip of four or eight frames in two equal prompts, with text between the frames where the family has it."""
     model = model_of(case)
     before = model.generation_config
     _prepare(model)
     family = find_family(model)
-    shown = pictures(family, 100, None, frames=8)
+    shown = pictures(family, 80, None, frames=8)
     inputs = inputs_of(family, shown, 20, 2)
     recording = ran(family, inputs, strategy)
     (first, second) = recording.report.images
-    assert (len(shown.tokens), first.before, second.entered) == (4, shown.total, first.entered)
+    assert (first.before, second.entered) == (shown.total, first.entered)
+    assert len(shown.tokens) == (4 if family.sizes == "image_grid_thw" else 8)
     oracle = Oracle(family, inputs, recording)
     with oracle.fed():
         output = write(family, oracle.inputs)
