@@ -3,7 +3,7 @@
 import inspect
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import ClassVar
 
 import torch
@@ -132,6 +132,12 @@ class Family(ABC):
     def softmax_layers(cls, depth: int) -> tuple[int, ...] | None:
         """The layers with softmax attention in its published text models of this depth, None if all have it."""
         return None
+
+    def clip_arguments(self, images: Callable, frames: Sequence, fps: float) -> tuple[dict[str, Tensor], int]:
+        """The arguments of generate() for one clip, without `input_ids`, made by an image processor, and its number of
+        placeholders; for evaluation without torchvision. frames: PIL pictures of one size, `fps` a second. Raises
+        UnsupportedError where that would not be what the video processor makes."""
+        raise UnsupportedError(f"clips of {self.name} need torchvision; possible: pip install torchvision")
 
     def image_groups(self, crops: list[int], host) -> list[int]:
         """Of how many crops each image consists, in order (see `groups_crops`). crops: the tokens of each; host: the
@@ -266,7 +272,7 @@ class Family(ABC):
 
     @classmethod
     def tiny_clips(cls, model: nn.Module, media: tuple[str, ...] = ("ci", "c", "icc"), seed: int = 0, **kwargs) -> dict:
-        """As `tiny_inputs`, with clips. media: per prompt, a letter for each image ("i") and clip ("c") in its order."""
+        """As `tiny_inputs`, with clips. media: per prompt, a letter for each image ("i") and clip ("c") in order."""
         raise NotImplementedError(f"{cls.__name__} has no tiny_clips")
 
     def observe(self, patchwork: Patchwork, layer: int, record: Callable) -> None:

@@ -1,7 +1,7 @@
 """Qwen2-VL: dynamic resolution, 2 x 2 patch merge, M-RoPE; images packed into one sequence of the encoder."""
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from importlib.util import find_spec
 from itertools import accumulate
@@ -15,6 +15,7 @@ from vtc.core.layout import ImageLayout, View, clip, even_view, raster
 from vtc.core.signals import Encoder
 from vtc.kernels.transfer import upload
 from vtc.patches import FAMILIES
+from vtc.patches._clips import joined_frames
 from vtc.patches._encoder import EncoderSite, Units
 from vtc.patches._family import Family
 from vtc.patches._preset import Preset
@@ -28,6 +29,7 @@ ROPE = {"type": "mrope", "rope_type": "default", "mrope_section": [2, 3, 3], "ro
 
 QWEN_3B = dict(hidden=2048, mlp=11008, layers=36, heads=16, kv_heads=2, vocab=151936)
 QWEN_7B = dict(hidden=3584, mlp=18944, layers=28, heads=28, kv_heads=4, vocab=152064)
+BY_FRAME = ("qwen2_vl", "qwen2_5_vl")  # types whose video processor resizes each frame by the rule for pictures
 PUBLISHED_IDS = {"image_token_id": 151655, "video_token_id": 151656, "vision_start_token_id": 151652,
                  "vision_end_token_id": 151653}  # fmt: skip
 
@@ -130,6 +132,18 @@ class Qwen2VL(Family):
             clips.append(clip(first, t, h // merge, w // merge))
             first += t
         return clips
+
+    def clip_arguments(self, images: Callable, frames: Sequence, fps: float) -> tuple[dict[str, Tensor], int]:
+        """Pairs of frames side by side in each patch, where the video processor, too, limits the size of each frame and
+        not of the whole clip; and the seconds of a pair where the model asks for them."""
+        if self.model.config.model_type not in BY_FRAME:
+            return super().clip_arguments(images, frames, fps)
+        vision = self.tower.config
+        pixels, (t, h, w) = joined_frames(images, frames, vision.temporal_patch_size)
+        made = {"pixel_values_videos": pixels, "video_grid_thw": torch.tensor([[t, h, w]])}
+        if "second_per_grid_ts" in inspect.signature(type(self.model).forward).parameters:
+            made["second_per_grid_ts"] = torch.tensor([vision.temporal_patch_size / fps])
+        return made, t * h * w // vision.spatial_merge_size**2
 
     def image_layouts(self, arguments: dict) -> list[ImageLayout]:
         """One full raster of merged tokens per image, from `image_grid_thw` [images, 3] (patches)."""
@@ -257,13 +271,11 @@ class Qwen2VL(Family):
             found = [(kind, *next(rest[kind])) for kind in prompt]
             rows.append([h * w // 4 if kind == "i" else cls.tiny_clip(t, h * w // 4) for kind, t, h, w in found])
         inputs = prompts(rows, seed, image=([START], [END]), **kwargs)
-        for kind, pixels, size in (
-            ("i", "pixel_values", "image_grid_thw"),
-            ("c", "pixel_values_videos", "video_grid_thw"),
-        ):
+        pixels = {"i": "pixel_values", "c": "pixel_values_videos"}
+        for kind, size in (("i", "image_grid_thw"), ("c", "video_grid_thw")):
             if grids[kind]:
                 patches = sum(t * h * w for t, h, w in grids[kind])
-                inputs[pixels] = torch.randn(patches, 3 * 2 * 4 * 4, generator=generator)
+                inputs[pixels[kind]] = torch.randn(patches, 3 * 2 * 4 * 4, generator=generator)
                 inputs[size] = torch.tensor(grids[kind])
         parameters, ids = inspect.signature(model.forward).parameters, inputs["input_ids"]
         if "mm_token_type_ids" in parameters and any(grids.values()):

@@ -54,6 +54,8 @@ class Qwen3_5(Qwen2VL):
         """Every fourth."""
         return tuple(range(EVERY - 1, depth, EVERY))
 
+    tiny_clip = staticmethod(Qwen3VL.tiny_clip)
+
     @staticmethod
     def vision_sizes() -> dict:
         """Sizes of the tiny encoder: Qwen3-VL's without planes."""
@@ -65,6 +67,8 @@ class Qwen3_5(Qwen2VL):
         rope = interleaved_rope([2, 1, 1], 10000.0, partial_rotary_factor=0.5)
         ends = dict(bos_token_id=BOS, eos_token_id=EOS, pad_token_id=PAD)
         return dict(TEXT, head_dim=16, rope_parameters=rope, **LINEAR, **ends)
+
+    tiny_clip = staticmethod(Qwen3VL.tiny_clip)
 
     @classmethod
     def tiny(cls, **overrides) -> nn.Module:
