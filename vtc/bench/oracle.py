@@ -237,11 +237,10 @@ class Oracle:
         @functools.wraps(original)
         def get_features(*args, **kwargs):
             output = original(*args, **kwargs)
-            if self.merged is not None:
-                output.pooler_output = self.merged
-            else:
-                pairs = zip(output.pooler_output, self.rows, strict=True)
-                output.pooler_output = [x.index_select(0, rows) for x, rows in pairs]
+            given, whole = self.merged, output.pooler_output
+            if given is None:
+                given = [x.index_select(0, rows) for x, rows in zip(whole, self.rows, strict=True)]
+            output.pooler_output = torch.stack(given) if isinstance(whole, Tensor) else given
             return output
 
         return get_features
