@@ -76,11 +76,11 @@ class Tiny:
 
     def singles(self, inputs: dict, images: tuple[int, ...] = IMAGES) -> list[dict]:
         """The prompts of a batch one by one, without padding."""
-        return split(inputs, images, self.family.sizes)
+        return split(inputs, images, self.family.sizes, self.family.image_token_id)
 
     def layouts(self, inputs: dict, images: tuple[int, ...] = IMAGES) -> list[list[ImageLayout]]:
         """The layout of each image of each prompt."""
-        rest = iter(self.family.image_layouts(inputs))
+        rest = iter(self.family.layouts(inputs))
         return [[next(rest) for _ in range(count)] for count in images]
 
     @cached_property

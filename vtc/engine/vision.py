@@ -131,7 +131,7 @@ class Vision:
             if run.inside is not None:
                 finish(family, run, arguments)
             expected, counts = [i.tokens for i in run.images], [len(f) for f in output.pooler_output]
-            if expected != counts:
+            if expected != counts and not (family.groups_crops and sum(expected) == sum(counts)):
                 raise PatchError(f"the {family.name} encoder gave {counts} tokens per image, {expected} were expected")
             setattr(output, RUN, run)
             if call is not None:
