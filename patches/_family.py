@@ -34,8 +34,8 @@ class Family(ABC):
     `get_video_features`, each with the name that `get_image_features` has for it; None where clips are not supported.
     planes_method: the method of the text model that adds DeepStack planes, if it has any. groups_crops: only the
     prompt shows which crops form an image (`image_groups`); `image_layouts` then gives one layout per crop. refuses:
-    the sites at which tokens cannot be dropped in this family, each with the reason. since: the version of transformers that brought its class,
-    None if all supported versions have it.
+    the sites at which tokens cannot be dropped in this family, each with the reason. since: the version of
+    transformers that brought its class, None if all supported versions have it.
 
     Not inherited by subclasses: follows: the family whose section of a strategy file also applies to this one, if the
     file has none for it. served: its vLLM class as "module:Vtc" followed by the name of the architecture, None if it
@@ -124,8 +124,8 @@ class Family(ABC):
         raise UnsupportedError(f"{self.name} takes no clips; possible: images")
 
     def image_groups(self, places: list[Tensor], tokens: Callable[[], Tensor]) -> list[CropGroup]:
-        """The images of one prompt, in order (see `groups_crops`). places: of each crop, the places [n] of its tokens in
-        the prompt. tokens: gives the prompt's ids [L], or without ids other numbers that are equal for equal tokens."""
+        """The images of one prompt, in order (see `groups_crops`). places: of each crop, the places [n] of its tokens
+        in the prompt. tokens: gives the prompt's ids [L], or other numbers that are equal for equal tokens."""
         raise NotImplementedError(f"{type(self).__name__} groups crops and has no image_groups")
 
     def layouts(self, inputs: dict) -> list[ImageLayout]:

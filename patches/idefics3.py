@@ -44,8 +44,8 @@ class Idefics3(Shuffled):
         return *sides, self.model.config.scale_factor
 
     def image_layouts(self, arguments: dict) -> list[ImageLayout]:
-        """One full raster of tokens per crop; empty crops fill up the batch. Raises UnsupportedError where the mask hides
-        a part of a crop: scores would be those of patches that the encoder does not see."""
+        """One full raster of tokens per crop; empty crops fill up the batch. Raises UnsupportedError where the mask
+        hides a part of a crop: scores would be those of patches that the encoder does not see."""
         pixels, mask, real = arguments["pixel_values"], arguments.get("pixel_attention_mask"), self._real(arguments)
         hidden = torch.zeros_like(real) if mask is None else (mask == 0).flatten(2).any(2).to(real.device)
         real, hidden = torch.stack([real, hidden]).cpu()
@@ -125,12 +125,10 @@ class Idefics3(Shuffled):
         from transformers import LlamaConfig
 
         torch.manual_seed(0)
-        vision = dict(
-            hidden_size=32, intermediate_size=48, num_hidden_layers=4, num_attention_heads=2, image_size=32, patch_size=4
-        )
+        sizes = dict(hidden_size=32, intermediate_size=48, num_hidden_layers=4, num_attention_heads=2)
         text = LlamaConfig(**TEXT, bos_token_id=BOS, eos_token_id=EOS, pad_token_id=PAD)
         config = config_class(
-            vision_config=vision, text_config=text, image_token_id=IMAGE_TOKEN, scale_factor=2,
+            vision_config=dict(sizes, image_size=32, patch_size=4), text_config=text, image_token_id=IMAGE_TOKEN, scale_factor=2,
             tie_word_embeddings=False, **overrides,
         )  # fmt: skip
         return finish(model_class(config))
@@ -173,7 +171,7 @@ def _group(rows: list[int]) -> CropGroup:
     return CropGroup(sum(rows), rows[0] if even else None)
 
 
-def image_text(placeholders: list[int], rows: int, columns: int, mark: int, tags: tuple[int, int], line: int) -> list[int]:
+def image_text(placeholders: list[int], rows: int, columns: int, mark: int, tags: tuple[int, int], line: int) -> list:
     """The ids of an image in a prompt. placeholders: of a crop; tags: before a tile, and before the whole image."""
     ids = [*([mark, tags[0], *placeholders] * columns), line] * rows
     return [*ids, *[line] * bool(rows), mark, tags[1], *placeholders, mark]

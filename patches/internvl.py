@@ -1,4 +1,4 @@
-"""InternVL3 and InternVL3.5 (the "-hf" models): tiles of equal size and a thumbnail, 2 x 2 patches joined to a token."""
+"""InternVL3 and InternVL3.5 (the "-hf" models): equal tiles and a thumbnail, 2 x 2 patches joined to a token."""
 
 import sys
 from collections.abc import Callable

@@ -14,6 +14,7 @@ import vtc
 from tests.helpers import IMAGE_TOKEN, family_of, forward, patched, spy
 from tests.helpers_merging import MERGED_BEFORE, merging_of
 from tests.helpers_oracle import layouts, unpruned
+from vtc.patching import find_family
 
 
 @dataclass(frozen=True)
@@ -98,7 +99,7 @@ def truth(
         view = View(torch.arange(embeds.shape[1]), positions.reshape(-1, embeds.shape[1]), int(positions.max()) + 1)
         hidden, view = _layers(model, hidden, view, drops, runs, len(guess), entered, watch)
         rows = torch.cat([view.order, torch.arange(embeds.shape[1], hidden.shape[1])])
-        logits = model.lm_head(model.model.language_model.norm(hidden[0, rows]))
+        logits = model.lm_head(find_family(model).language_model.norm(hidden[0, rows]))
         allowed = logits[len(view.order) - 1 :].clone()
         allowed[:, model.generation_config.suppress_tokens] = -torch.inf
         tokens = allowed.argmax(-1).tolist()
@@ -110,7 +111,7 @@ def truth(
 
 def _layers(model, hidden, view: View, drops, runs, written: int, entered, watch) -> tuple[Tensor, View]:
     """All layers over [1, L + written, D]; returns the last one's output and the last view."""
-    language, length = model.model.language_model, hidden.shape[1] - written
+    language, length = find_family(model).language_model, hidden.shape[1] - written
     for index, layer in enumerate(language.layers):
         given = hidden, view
         for drop in (d for d in drops if d.layer == index):
@@ -155,14 +156,14 @@ def _mask(view: View, length: int, written: int, window: int | None) -> Tensor:
 
 
 def _dropped(view: View, drop: Drop, runs: list[Tensor]) -> View:
-    """The sequence after a drop: each image's survivors stand where the image stood."""
-    order = view.order.tolist()
-    for run, kept in zip(runs, drop.kept, strict=True):
-        mine, left = set(run.tolist()), run[kept].tolist()
-        assert drop.layer == 0 or set(left) <= set(order)
-        first = next(i for i, place in enumerate(order) if place in mine)
-        after = [place for place in order[first:] if place not in mine]
-        order = [*order[:first], *left, *after]
+    """The sequence after a drop: each image's survivors, in their order, stand in the places of theirs that stay."""
+    order, left = view.order.tolist(), [run[kept].tolist() for run, kept in zip(runs, drop.kept, strict=True)]
+    visual, stays = {place for run in runs for place in run.tolist()}, {place for mine in left for place in mine}
+    assert drop.layer == 0 or stays <= set(order)
+    order, survivors = sorted({*order} - visual | stays), {}
+    for mine in left:
+        survivors |= dict(zip(sorted(mine), mine, strict=True))
+    order = [survivors.get(place, place) for place in order]
     order = torch.tensor(order)
     if not drop.compact:
         return View(order, view.positions, view.following)

@@ -32,7 +32,7 @@ def unpruned(model: nn.Module, single: dict) -> tuple[Tensor, Tensor]:
 
 def layouts(model: nn.Module, single: dict) -> list:
     """The images' layouts as the family tells them."""
-    return find_family(model).image_layouts(single)
+    return find_family(model).layouts(single)
 
 
 def pooled(features: Tensor, kept: Tensor, layout) -> Tensor:
@@ -83,7 +83,7 @@ def _greedy(model, embeds, where, following, steps) -> tuple[Tensor, list[int]]:
     mask = torch.ones(embeds.shape[:2], dtype=torch.long)
     logits, tokens, cache = [], [], None
     for step in range(steps):
-        out = model.model.language_model(
+        out = find_family(model).language_model(
             inputs_embeds=embeds, position_ids=position_ids, attention_mask=mask, past_key_values=cache, use_cache=True
         )
         cache = out.past_key_values

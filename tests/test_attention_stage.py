@@ -23,6 +23,7 @@ from tests.helpers import (
     unharmed,
 )  # fmt: skip
 from tests.helpers_decoder import drops_of, entered_of, resolved, truth
+from tests.helpers_oracle import layouts
 from vtc.check.batch import padded
 from vtc.cli.schedule import table
 from vtc.core.signals import Decoder
@@ -39,11 +40,12 @@ strategies = pytest.mark.parametrize("strategy", ["var", "hiprune+var", "fastv+v
 
 
 class Whole:
-    """An attention function of whole matrices. stage: the knobs; ids [L]: the prompt's; hidden, order: of each layer,
-    what enters it and the places that are left, as the oracle's `watch` tells them."""
+    """An attention function of whole matrices. stage: the knobs; ids [L]: the prompt's; end: the last place of its
+    first image; hidden, order: of each layer, what enters it and the places that are left, as the oracle's `watch`
+    tells them."""
 
-    def __init__(self, stage, ids):
-        self.stage, self.ids, self.hidden, self.order, self.changed = stage, ids, {}, {}, 0
+    def __init__(self, stage, ids, end):
+        self.stage, self.ids, self.end, self.hidden, self.order, self.changed = stage, ids, end, {}, {}, 0
 
     def watch(self, layer, before, view_before, hidden, view):
         self.hidden[layer], self.order[layer] = hidden[0], view.order
@@ -72,13 +74,12 @@ class Whole:
         return (attention @ value).transpose(1, 2), None
 
     def change(self, attention, sinks, visual):
-        places = visual.nonzero().flatten()
-        if not len(places):
+        if not visual.any():
             return
         whole = torch.arange(len(visual))
         image = torch.zeros_like(visual)
         image[: len(self.ids)] = self.ids == IMAGE_TOKEN
-        rows = whole[(whole > places[0]) & ~image]
+        rows = whole[(whole > self.end) & ~image]
         for head in attention:
             for row in rows.tolist():
                 a = head[row].clone()
@@ -95,7 +96,7 @@ class Whole:
 @contextmanager
 def whole_matrices(model, oracle):
     """The unpatched model's text layers with the oracle's attention."""
-    config = model.model.language_model.config
+    config = find_family(model).language_model.config
     before, config._attn_implementation = config._attn_implementation, ORACLE
     ALL_ATTENTION_FUNCTIONS.register(ORACLE, oracle)
     try:
@@ -107,7 +108,9 @@ def whole_matrices(model, oracle):
 
 def expected(model, single, drops, config, entered, draft):
     """The oracle's answer for one prompt, and how many rows of heads it changed in the end."""
-    oracle = Whole(config.attention.stage, single["input_ids"][0])
+    ids = single["input_ids"][0]
+    first = layouts(model, single)[0].tokens if "pixel_values" in single else 1
+    oracle = Whole(config.attention.stage, ids, int((ids == IMAGE_TOKEN).nonzero()[first - 1]) if first > 1 else 0)
     with whole_matrices(model, oracle):
         return truth(model, single, drops, STEPS, entered, draft, oracle.watch), oracle.changed
 
@@ -165,7 +168,7 @@ def fake_flash(module, query, key, value, attention_mask=None, scaling=None, **k
 @contextmanager
 def backend(model, name, function):
     """The text layers with another attention function."""
-    config = model.model.language_model.config
+    config = find_family(model).language_model.config
     before, config._attn_implementation = config._attn_implementation, name
     ALL_ATTENTION_FUNCTIONS.register(name, function)
     ALL_MASK_ATTENTION_FUNCTIONS.register(name, ALL_MASK_ATTENTION_FUNCTIONS["flash_attention_2"])

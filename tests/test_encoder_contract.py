@@ -5,7 +5,7 @@ import torch
 
 import vtc
 from tests.helpers import (
-    CASES,
+    DROPPING,
     IN_ENCODER,
     check_no_trace,
     family_of,
@@ -24,7 +24,7 @@ from vtc.patching import find_family
 pytestmark = pytest.mark.product
 
 both = pytest.mark.parametrize("strategy", IN_ENCODER)
-cases = pytest.mark.parametrize("case", CASES)
+cases = pytest.mark.parametrize("case", DROPPING)
 KEEP = 0.4
 
 
@@ -44,7 +44,7 @@ def test_the_encoder_leaves_the_budget(strategy, case):
     with vtc.patched(model, strategy, keep=KEEP):
         forward(model, inputs)
         report = vtc.report(model)
-    for image, layout in zip(report.images, find_family(model).image_layouts(inputs), strict=True):
+    for image, layout in zip(report.images, find_family(model).layouts(inputs), strict=True):
         whole = layout.tiles[0].tokens
         expected = sum(budget.encoder.quotas([[whole] * len(layout.tiles)])[0])
         step = image.steps[0]

@@ -13,7 +13,9 @@ from transformers import PreTrainedTokenizerFast
 import vtc
 import vtc.demo
 from tests.helpers import kept_of, model_of, patched
+from tests.helpers_checkpoints import processor_of
 from tests.helpers_oracle import layouts
+from vtc.patches import FAMILIES
 from vtc.patches._tiny import IMAGE_TOKEN
 from vtc.patching import find_family
 
@@ -73,6 +75,13 @@ def qwen():
 
 def inputs_of(case, texts, pictures):
     """What the family's processor makes of prompts with <image> in them."""
+    if FAMILIES[case].groups_crops:
+        processor, first = processor_of(model_of(case), FAMILIES[case]), texts[0].count("<image>")
+        shown = [text.replace("<image>", getattr(processor, "image_token", "<image>")) for text in texts]
+        processor.tokenizer.padding_side = "left"
+        return dict(
+            processor(images=[pictures[:first], pictures[first:]], text=shown, padding=True, return_tensors="pt")
+        )
     if case in ("llava", "llava_next"):
         processor = llava() if case == "llava" else llava_next()
         return dict(processor(images=pictures, text=texts, padding=True, return_tensors="pt"))

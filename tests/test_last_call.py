@@ -9,6 +9,7 @@ import torch
 import vtc
 from tests.helpers import build, forward, generate, inputs_of, model_of, proceed, split
 from vtc.core.errors import ConfigError, PatchError, UnsupportedError
+from vtc.patching import find_family
 
 families = pytest.mark.parametrize("case", vtc.families())
 
@@ -55,7 +56,7 @@ def test_features_that_the_caller_puts_in(case, strategy):
     with vtc.patched(model, strategy):
         expected = model(**inputs, **where, labels=labels)
         kept = [image.kept.tolist() for image in vtc.report(model).images]
-        for call in (model, model.model, model.model.language_model):
+        for call in (model, model.model, find_family(model).language_model):
             more = {"labels": labels} if call is model else {}
             out = call(**merged(model, inputs), **where, **more)
             assert [image.kept.tolist() for image in vtc.report(model).images] == kept

@@ -84,7 +84,7 @@ def look(
             pass
     with _padding_side(loaded):
         inputs = loaded.encode([question], [[picture]])
-    (layout,) = family.image_layouts(inputs)
+    (layout,) = family.layouts(inputs)
     size = (picture.height, picture.width)
     views = family.views(loaded.processor.image_processor, size, layout)
 

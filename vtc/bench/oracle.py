@@ -25,12 +25,12 @@ class NoOracle(Exception):
 
 @dataclass
 class Recording:
-    """What one patched generate() showed. features: all visual tokens of each image; embeds [B, S, D]: what entered
+    """What one patched generate() showed. features [n, D]: all visual tokens of all images; embeds [B, S, D]: what entered
     the language model at prefill; positions, rotary: per forward, the position ids of the language model and the rotary
     embeddings of each of its layers; drops: per layer before which tokens were dropped at prefill, the hidden states
     before and after; logits [B, V]: of the first token; ids [B, T]: what was written."""
 
-    features: list[Tensor] = field(default_factory=list)
+    features: Tensor | None = None
     embeds: Tensor | None = None
     positions: list[Tensor | None] = field(default_factory=list)
     rotary: list[list[tuple[Tensor, Tensor]]] = field(default_factory=list)
@@ -67,7 +67,7 @@ def record(family, run: Callable[[], object], told: Callable[[], Report]) -> Rec
     @functools.wraps(original)
     def features(*args, **kwargs):
         output = original(*args, **kwargs)
-        found.features = list(output.pooler_output)
+        found.features = torch.cat(list(output.pooler_output))
         return output
 
     work.attribute(family.inner, "get_image_features", features)
@@ -126,17 +126,10 @@ class Oracle:
         """The prompts with a placeholder for each token that entered the language model."""
         rows = []
         for b, row in enumerate(self.given["input_ids"].tolist()):
-            left, new, images = 0, [], iter(self.prompts[b])
-            for token in row:
-                if token != self.image_token:
-                    new.append(token)
-                elif left:
-                    left -= 1
-                else:
-                    image = next(images)
-                    left, entered = image.before - 1, image.entered
-                    new += [token] * entered
-            rows.append(new)
+            stays = iter(
+                [place in kept for i in self.prompts[b] for kept in [{*_entered(i)}] for place in range(i.before)]
+            )
+            rows.append([token for token in row if token != self.image_token or next(stays)])
         if len({len(row) for row in rows}) > 1:
             raise NoOracle("the prompts of one batch keep different numbers of tokens")
         ids = torch.tensor(rows, device=self.device)
@@ -151,7 +144,8 @@ class Oracle:
             raise NoOracle(f"{recording.embeds.shape[1]} tokens entered the language model, not {is_image.shape[1]}")
         rows = [torch.tensor(_entered(image), device=self.device) for image in images]
         entered = recording.embeds[is_image].split([len(index) for index in rows])
-        picked = [x.index_select(0, index) for x, index in zip(recording.features, rows, strict=True)]
+        features = recording.features.split([image.before for image in images])
+        picked = [x.index_select(0, index) for x, index in zip(features, rows, strict=True)]
         inside = any(step.site == "encoder" for image in images for step in image.steps)
         same = not inside and all(torch.equal(a, b.to(a.dtype)) for a, b in zip(entered, picked, strict=True))
         self.rows = None if all(len(i) == image.before for i, image in zip(rows, images)) and same else rows
@@ -219,11 +213,12 @@ class Oracle:
         @functools.wraps(original)
         def get_image_features(*args, **kwargs):
             output = original(*args, **kwargs)
-            if self.merged is not None:
-                output.pooler_output = self.merged
-            else:
-                found = zip(output.pooler_output, self.rows, strict=True)
-                output.pooler_output = [x.index_select(0, rows) for x, rows in found]
+            given, merged = output.pooler_output, self.merged
+            if merged is None:
+                sizes = [image.before for prompt in self.prompts for image in prompt]
+                features = torch.cat(list(given)).split(sizes)
+                merged = [x.index_select(0, rows) for x, rows in zip(features, self.rows, strict=True)]
+            output.pooler_output = torch.cat(merged).unsqueeze(0) if isinstance(given, Tensor) else merged
             return output
 
         return get_image_features

@@ -171,7 +171,8 @@ class VisionRun:
             images.append(joined_crops(self.images[first : first + group.crops], group))
         signals = {s: [[tiles[i][0] for i in part] for part in parts] for s, tiles in self.signals.items()}
         if self.left is not None:
-            left = [_joined_left([self.left[i] for i in part], image) for part, image in zip(parts, images, strict=True)]
+            pairs = zip(parts, images, strict=True)
+            left = [_joined_left([self.left[i] for i in part], image) for part, image in pairs]
         return replace(self, images=images, signals=signals, left=left)
 
 
