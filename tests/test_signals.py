@@ -73,6 +73,9 @@ def expected_scores(model, family, pictures, layer, kind):
 def in_tokens(model, family, pictures, rows):
     """The values sorted to images and tiles, by means of the model's own window order and the layouts."""
     layouts = family.image_layouts(pictures)
+    if family.groups_crops:  # 8 x 8 patches in blocks of 2 x 2
+        crops = torch.nn.functional.avg_pool2d(torch.cat(rows).view(-1, 1, 8, 8), 2).flatten(1)
+        return [[crops[i]] for i in range(len(crops))]
     if "image_grid_thw" not in pictures:
         crops = torch.cat(rows)
         return [[crops[t.crop][t.patches] for t in layout.tiles] for layout in layouts]
@@ -194,6 +197,10 @@ def test_pixels_of_each_token(case):
     if "image_grid_thw" in pictures:
         sums = pixels.view(-1, 4, pixels.shape[1]).sum((1, 2))
         expected = [[part] for part in sums.split([i.tokens for i in layouts])]
+    elif family.groups_crops:
+        crops = pixels if pixels.ndim == 4 else torch.cat([x[x.flatten(1).any(1)] for x in pixels])
+        sums = torch.nn.functional.avg_pool2d(crops.sum(1, keepdim=True), 8).flatten(1) * 64
+        expected = [[part] for part in sums]
     else:
         crops = pixels if pixels.ndim == 4 else torch.cat([x[: len(i.tiles)] for x, i in zip(pixels, layouts)])
         sums = torch.nn.functional.avg_pool2d(crops.sum(1, keepdim=True), 4).flatten(1) * 16
