@@ -3,11 +3,13 @@
 import inspect
 from collections.abc import Callable
 from functools import partial
+from importlib.util import find_spec
 from itertools import accumulate
 
 import torch
 from torch import Tensor, nn
 
+from vtc.core.errors import UnsupportedError
 from vtc.core.hooks import Patchwork
 from vtc.core.layout import ImageLayout, View, clip, even_view, raster
 from vtc.core.signals import Encoder
@@ -19,6 +21,9 @@ from vtc.patches._preset import Preset
 from vtc.patches._tiny import BOS, EOS, IMAGE_TOKEN, PAD, TEXT, finish, prompts
 
 START, END, VIDEO = 121, 122, 123
+TINY_IMAGES = (1, 12, 16), (1, 8, 12), (1, 20, 8), (1, 10, 10)
+TINY_CLIPS = (3, 8, 8), (2, 8, 12), (2, 12, 4), (3, 4, 8)
+PICTURE = 672  # pixels along a picture that a preset is served with: 24 x 24 visual tokens, as LLaVA has
 ROPE = {"type": "mrope", "rope_type": "default", "mrope_section": [2, 3, 3], "rope_theta": 10000.0}
 
 QWEN_3B = dict(hidden=2048, mlp=11008, layers=36, heads=16, kv_heads=2, vocab=151936)
@@ -37,6 +42,26 @@ def text_sizes(hidden: int, mlp: int, layers: int, heads: int, kv_heads: int, vo
     )  # fmt: skip
 
 
+def _processor(kind: str, config: object, tokenizer: object) -> object:
+    """The processor of class `kind` for a config and pictures of at most PICTURE x PICTURE pixels. Raises
+    UnsupportedError without torchvision, which the video part of the class needs."""
+    import transformers
+
+    if find_spec("torchvision") is None:
+        raise UnsupportedError(
+            f"{kind} needs torchvision for its video part, and it is not installed; possible: pip install torchvision"
+        )
+    vision = config.vision_config
+    sizes = dict(
+        patch_size=vision.patch_size, merge_size=vision.spatial_merge_size,
+        temporal_patch_size=vision.temporal_patch_size,
+        size={"shortest_edge": 56 * 56, "longest_edge": PICTURE * PICTURE},
+    )  # fmt: skip
+    return getattr(transformers, kind)(
+        transformers.Qwen2VLImageProcessor(**sizes), tokenizer, transformers.Qwen2VLVideoProcessor(**sizes)
+    )
+
+
 def _config(**text) -> object:
     from transformers import Qwen2VLConfig
 
@@ -44,6 +69,11 @@ def _config(**text) -> object:
     return Qwen2VLConfig(
         vision_config=vision, text_config=text_sizes(**text), tie_word_embeddings=False, **PUBLISHED_IDS
     )
+
+
+def preset(kind: str, config: Callable[[], object], parameters: int, description: str) -> Preset:
+    """A preset with a processor of class `kind`."""
+    return Preset(config, parameters, description, partial(_processor, kind), PICTURE)
 
 
 @FAMILIES.register("qwen2_vl")
@@ -60,7 +90,7 @@ class Qwen2VL(Family):
     follows = "qwen2_5_vl"
     served = "vtc.vllm.qwen2_vl:VtcQwen2VLForConditionalGeneration"
     published = Encoder("qwen2_vl", 32, False, tuple(range(32)), cell=4)
-    presets = {"qwen2-vl-7b": Preset(partial(_config, **QWEN_7B), 8_291_375_616, "Qwen2-VL-7B")}
+    presets = {"qwen2-vl-7b": preset("Qwen2VLProcessor", partial(_config, **QWEN_7B), 8_291_375_616, "Qwen2-VL-7B")}
     tower_path = "model.visual"
     attention_path = r"blocks\.(\d+)\.attn"
 
@@ -195,25 +225,46 @@ class Qwen2VL(Family):
         """The tiny model of these classes."""
         torch.manual_seed(0)
         config = config_class(
-            vision_config=cls.vision_sizes(), text_config=cls.text_sizes(), image_token_id=IMAGE_TOKEN, video_token_id=VIDEO,
-            vision_start_token_id=START, vision_end_token_id=END, **overrides,
+            vision_config=cls.vision_sizes(), text_config=cls.text_sizes(), image_token_id=IMAGE_TOKEN,
+            video_token_id=VIDEO, vision_start_token_id=START, vision_end_token_id=END, **overrides,
         )  # fmt: skip
         return finish(model_class(config))
 
     @classmethod
     def tiny_inputs(cls, model: nn.Module, images: tuple[int, ...] = (1, 2, 1), seed: int = 0, **kwargs) -> dict:
         """Random patches of images of four different grids, with `mm_token_type_ids` where transformers takes it."""
-        generator = torch.Generator().manual_seed(seed)
-        grids = [[(1, 12, 16), (1, 8, 12), (1, 20, 8), (1, 10, 10)][i % 4] for i in range(sum(images))]
-        tokens = iter([h * w // 4 for _, h, w in grids])
-        inputs = prompts([[next(tokens) for _ in range(n)] for n in images], seed, image=([START], [END]), **kwargs)
-        if not grids:
-            return inputs
-        inputs["pixel_values"] = torch.randn(sum(h * w for _, h, w in grids), 3 * 2 * 4 * 4, generator=generator)
-        inputs["image_grid_thw"] = torch.tensor(grids)
-        if "mm_token_type_ids" in inspect.signature(model.forward).parameters:
-            inputs["mm_token_type_ids"] = (inputs["input_ids"] == IMAGE_TOKEN).int()
+        return cls.tiny_clips(model, tuple("i" * n for n in images), seed, **kwargs)
+
+    @classmethod
+    def tiny_clips(cls, model: nn.Module, media: tuple[str, ...] = ("ci", "c", "icc"), seed: int = 0, **kwargs) -> dict:
+        """The same with clips of 2 and 3 frames of different grids."""
+        generator, sizes = torch.Generator().manual_seed(seed), {"i": TINY_IMAGES, "c": TINY_CLIPS}
+        grids = {kind: [sizes[kind][i % 4] for i in range("".join(media).count(kind))] for kind in sizes}
+        rest = {kind: iter(found) for kind, found in grids.items()}
+        rows = []
+        for prompt in media:
+            found = [(kind, *next(rest[kind])) for kind in prompt]
+            rows.append([h * w // 4 if kind == "i" else cls.tiny_clip(t, h * w // 4) for kind, t, h, w in found])
+        inputs = prompts(rows, seed, image=([START], [END]), **kwargs)
+        for kind, pixels, size in (
+            ("i", "pixel_values", "image_grid_thw"),
+            ("c", "pixel_values_videos", "video_grid_thw"),
+        ):
+            if grids[kind]:
+                patches = sum(t * h * w for t, h, w in grids[kind])
+                inputs[pixels] = torch.randn(patches, 3 * 2 * 4 * 4, generator=generator)
+                inputs[size] = torch.tensor(grids[kind])
+        parameters, ids = inspect.signature(model.forward).parameters, inputs["input_ids"]
+        if "mm_token_type_ids" in parameters and any(grids.values()):
+            inputs["mm_token_type_ids"] = (ids == IMAGE_TOKEN).int() + 2 * (ids == VIDEO).int()
+        if "second_per_grid_ts" in parameters and grids["c"]:
+            inputs["second_per_grid_ts"] = torch.tensor([[0.5, 1.0, 2.0, 1.0][i % 4] for i in range(len(grids["c"]))])
         return inputs
+
+    @staticmethod
+    def tiny_clip(frames: int, each: int) -> list[int]:
+        """The ids of a clip of so many (pairs of) frames with `each` tokens."""
+        return [START, *[VIDEO] * (frames * each), END]
 
 
 def by_tile(x: Tensor, images: list[ImageLayout]) -> list[list[Tensor]]:

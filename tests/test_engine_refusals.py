@@ -6,9 +6,22 @@ import pytest
 import torch
 
 import vtc
-from tests.helpers import build, forward, generate, grow, inputs_of, model_of, proceed, refusal, refused, unharmed
+from tests.helpers import (
+    HYBRIDS,
+    build,
+    forward,
+    generate,
+    grow,
+    inputs_of,
+    model_of,
+    proceed,
+    refusal,
+    refused,
+    unharmed,
+)
 from tests.helpers_decoder import on, options_of
 from vtc.core.errors import PatchError, UnsupportedError, VtcError
+from vtc.patches import FAMILIES
 
 pytestmark = pytest.mark.product
 
@@ -53,13 +66,18 @@ def continued(inputs, first, *more):
 def test_assisted_generation(patched):
     """An assistant model rolls the cache back."""
     model, inputs = patched
-    assistant = build(vtc.report(model).family)
+    family = vtc.report(model).family
+    if family in HYBRIDS:
+        pytest.skip("transformers itself refuses assisted generation with linear attention")
+    assistant = build(family)
     rejected(lambda: generate(model, inputs, 8, assistant_model=assistant), "assisted generation", kind=PatchError)
 
 
 def test_prompt_lookup(patched):
     """Prompt lookup rolls the cache back as well. A draft that is always right would pass, so the text repeats."""
     model, inputs = patched
+    if vtc.report(model).family in HYBRIDS:
+        pytest.skip("transformers itself refuses prompt lookup with linear attention")
     text = torch.tensor([[7, 8, 9, 7, 8, 30, 7, 8]])
     lookup = dict(prompt_lookup_num_tokens=3, max_matching_ngram_size=1, eos_token_id=2)
     kinds = (PatchError, UnsupportedError)
@@ -121,7 +139,7 @@ def test_cropped_cache(patched, how, layers):
     model, inputs = patched
     first = generate(model, inputs, 4)
     cache = first.output.past_key_values
-    for layer in cache.layers[layers]:
+    for layer in [layer for layer in cache.layers if hasattr(layer, "keys")][layers]:
         if how == "crop":
             layer.crop(-2)
         else:
@@ -151,7 +169,7 @@ def test_tensor_of_logits_to_keep(patched):
 @pytest.mark.parametrize("case", ["qwen2_vl", "qwen2_5_vl"])
 def test_video(case, monkeypatch):
     """Video inputs in a family that says of none how to take them, in the forward and through generate()."""
-    monkeypatch.setattr(type(find_family(build(case))), "video", None)
+    monkeypatch.setattr(FAMILIES[case], "video", None)
     model, inputs = build(case), inputs_of(case, images=(1,))
     video = model.config.video_token_id
     ids = inputs["input_ids"].masked_fill(inputs["input_ids"] == 120, video)

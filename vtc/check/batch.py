@@ -1,4 +1,4 @@
-"""Batches of tiny models: taken apart, padded on either side, grown by tokens; positions do not count padding."""
+"""Batches of tiny models: split, padded on either side, extended by tokens; positions do not count padding."""
 
 from dataclasses import dataclass
 
@@ -24,18 +24,20 @@ def split(
     per_token = [name for name, value in inputs.items() if value.shape[:2] == shape]
     counts = (inputs["input_ids"] == placeholder).sum(1)
     for b, count in enumerate(images):
-        real, mine = inputs["attention_mask"][b].bool(), slice(first, first + count)
+        real, images_of_prompt = inputs["attention_mask"][b].bool(), slice(first, first + count)
         one = {name: inputs[name][b : b + 1, real] for name in per_token}
         for name in set(inputs) - set(per_token) if count else ():
             value = inputs[name]
-            if value.ndim == 5 and "image_sizes" not in inputs:  # [prompts, most crops, 3, H, W], the rest empty
+            if name == "batch_num_images":
+                one[name] = value.new_tensor([count])
+            elif value.ndim == 5 and "image_sizes" not in inputs:  # [prompts, most crops, 3, H, W], the rest empty
                 one[name] = value[b : b + 1, value[b].flatten(1).any(1)]
             elif len(value) == sum(images):
-                one[name] = value[mine]
+                one[name] = value[images_of_prompt]
             elif sizes in inputs:
                 rows = inputs[sizes].prod(1)
                 start = int(rows[:first].sum())
-                one[name] = value[start : start + int(rows[mine].sum())]
+                one[name] = value[start : start + int(rows[images_of_prompt].sum())]
             else:
                 start, stop = (int(counts[:n].sum()) * len(value) // int(counts.sum()) for n in (b, b + 1))
                 one[name] = value[start:stop]
@@ -60,6 +62,11 @@ def grow(inputs: dict, tokens: Tensor) -> dict:
     return grown
 
 
+def cached_lengths(cache: object) -> list[int | None]:
+    """The columns of keys that each layer of a cache holds; None for a layer without any (linear attention)."""
+    return [layer.keys.shape[2] if hasattr(layer, "keys") else None for layer in cache.layers]
+
+
 def positions_of(inputs: dict) -> dict:
     """`position_ids` that count real tokens, as generate() makes them, where the model itself would count padding."""
     if "image_grid_thw" in inputs or "mm_token_type_ids" in inputs:
@@ -76,8 +83,8 @@ def forward(model: nn.Module, inputs: dict, **options):
 
 @dataclass
 class Generated:
-    """What generate() wrote. tokens [B, n]: after the prompt; logits [n, B, V]: of each step, in the model's own type
-    (`output_logits` is always float32); output: the object that generate() returned."""
+    """The result of generate(). tokens [B, n]: after the prompt; logits [n, B, V]: of each step, in the model's own
+    type (`output_logits` is always float32); output: the object that generate() returned."""
 
     tokens: Tensor
     logits: Tensor
@@ -85,7 +92,7 @@ class Generated:
 
 
 def generate(model: nn.Module, inputs: dict, tokens: int = 8, **options) -> Generated:
-    """generate(), greedy unless told otherwise, with the logits of each step as the model computed them."""
+    """generate(), greedy by default, with the logits of each step as the model computed them."""
     steps: list[Tensor] = []
     handle = model.lm_head.register_forward_hook(lambda module, args, output: steps.append(output[:, -1]))
     try:

@@ -24,6 +24,7 @@ from vtc.core.signals_inside import (
     TextPivots,
     TextToVisual,
     Transition,
+    UnturnedAttention,
     ValueNorms,
 )
 
@@ -153,6 +154,7 @@ Signal = (
     | DecoderAttention
     | ImageAttention
     | KeyNorms
+    | UnturnedAttention
     | TextInformation
     | EncoderAttention
     | Aim
@@ -208,10 +210,12 @@ class Encoder:
 
 @dataclass(frozen=True)
 class Decoder:
-    """The facts about the language model that a strategy can use before it runs. depth: its layers."""
+    """The facts about the language model that a strategy can use before it runs. depth: its layers. softmax: those with
+    softmax attention, ascending, if others have linear attention (see `vtc.config.hybrid`); None: all of them."""
 
     family: str
     depth: int
+    softmax: tuple[int, ...] | None = None
 
     def layer(self, value: int | float, knob: str) -> int:
         """A layer knob as the number of layers that run before the drop (the 0-based index of the next layer): int =
