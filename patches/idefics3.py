@@ -128,8 +128,8 @@ class Idefics3(Shuffled):
         sizes = dict(hidden_size=32, intermediate_size=48, num_hidden_layers=4, num_attention_heads=2)
         text = LlamaConfig(**TEXT, bos_token_id=BOS, eos_token_id=EOS, pad_token_id=PAD)
         config = config_class(
-            vision_config=dict(sizes, image_size=32, patch_size=4), text_config=text, image_token_id=IMAGE_TOKEN, scale_factor=2,
-            tie_word_embeddings=False, **overrides,
+            vision_config=dict(sizes, image_size=32, patch_size=4), text_config=text, image_token_id=IMAGE_TOKEN,
+            scale_factor=2, tie_word_embeddings=False, **overrides,
         )  # fmt: skip
         return finish(model_class(config))
 

@@ -10,8 +10,8 @@ from tests.helpers_oracle import layouts
 from vtc.core.selection import Selection
 from vtc.core.signals import DecoderAttention, DecoderKeys, Hidden, Transition, UnturnedAttention
 from vtc.kernels.topk import topk_sorted
-from vtc.strategies import METHODS
 from vtc.patching import find_family
+from vtc.strategies import METHODS
 
 LAYERS = (2, 3, 4)
 QUERIES = ("last", "after", "raters", "image")

@@ -140,7 +140,8 @@ def test_exception_in_the_with_block():
 
 def places_to_fail(model):
     """Modules in the encoder, the projector, the decoder and after it."""
-    layers = [m for m in find_family(model).tower.modules() if type(m).__name__.endswith(("Attention", "VisionBlock", "EncoderLayer"))]
+    modules = find_family(model).tower.modules()
+    layers = [m for m in modules if type(m).__name__.endswith(("Attention", "VisionBlock", "EncoderLayer"))]
     return {"encoder": layers[-1], "decoder": find_family(model).language_model.layers[1], "head": model.lm_head}
 
 

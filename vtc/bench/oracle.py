@@ -28,7 +28,7 @@ class NoOracle(Exception):
 
 @dataclass
 class Recording:
-    """What was recorded of one patched generate(). features [n, D]: all visual tokens of all images; embeds [B, S, D]: what
+    """What was recorded of one patched generate(). features [n, D]: of all images; embeds [B, S, D]: what
     entered the language model at prefill; positions, rotary: per forward, the position ids of the language model and
     the rotary embeddings of each of its layers; drops: per layer before which tokens were dropped at prefill, the
     hidden states before and after; planes: what the language model adds after its first layers [B, K, D]; logits
