@@ -73,7 +73,7 @@ def test_the_whole_comes_first():
         assert [int(tile.offsets[0]) for tile in image.tiles] == [16, 0, 4, 8, 12]
         assert [tile.crop for tile in image.tiles] == [4, 0, 1, 2, 3]
         assert [float(x[0]) for x in found.signals[signal][0]] == [4, 0, 1, 2, 3]
-        assert isinstance(single, ImageLayout) and single.tokens == 4
+        assert single == ImageLayout(4, single.tiles)
     assert [tile.corner for tile in known.images[0].tiles] == [(0, 0), (0, 0), (0, 2), (2, 0), (2, 2)]
     assert [tile.corner for tile in unknown.images[0].tiles] == [(0, 0), None, None, None, None]
     assert unknown.images[0].tiles[1].extent == Extent(2, 2, None, None)
@@ -100,7 +100,7 @@ def test_blocks_are_the_models():
 
 @cases
 def test_a_budget_is_an_images(case):
-    """A number of tokens is that of an image, not of a crop; per request all images share it, and beams see the same."""
+    """A number of tokens is that of an image, not of a crop; per request all images share it, and beams too."""
     model, inputs = model_of(case), inputs_of(case)
     with vtc.patched(model, "divprune", keep=20, scope="per_image"):
         forward(model, inputs)
