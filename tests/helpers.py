@@ -39,7 +39,9 @@ INSIDE = [name for name in vtc.strategies() if vtc.load_strategy(name).decoder a
 READERS = ("cdpruner", "mmtok", "recoverable", "visiontrim")
 ADAPTIVE = [name for name in vtc.strategies() if any(s.stage.adaptive for s in vtc.load_strategy(name).stages)]
 CHANGING = [name for name in vtc.strategies() if vtc.load_strategy(name).attention]  # attention, dropping nothing
-STRATEGIES = [name for name in vtc.strategies() if name not in (*INSIDE, *IN_ENCODER, *CHANGING)]  # projector only
+PROJECTOR = [name for name in vtc.strategies() if name not in (*INSIDE, *IN_ENCODER, *CHANGING)]  # there only
+CLIPS = [name for name in PROJECTOR if vtc.load_strategy(name).projector.stage.clips]  # keep images whole
+STRATEGIES = [name for name in PROJECTOR if name not in CLIPS]
 
 
 def family_of(case: str) -> str:

@@ -17,6 +17,7 @@ MERGED_BEFORE = (
     "prunesid",
     "visiontrim",
     "vscan_projector",
+    "flashvid",
 )
 ORDERED = ("visiondrop", "sparsevlm", "autoprune")  # strategies that put merged tokens last
 

@@ -69,7 +69,7 @@ def cached_lengths(cache: object) -> list[int | None]:
 
 def positions_of(inputs: dict) -> dict:
     """`position_ids` that count real tokens, as generate() makes them, where the model itself would count padding."""
-    if "image_grid_thw" in inputs or "mm_token_type_ids" in inputs:
+    if {"image_grid_thw", "video_grid_thw", "mm_token_type_ids"} & set(inputs):
         return {}
     mask = inputs["attention_mask"]
     return {"position_ids": (mask.cumsum(-1) - 1).masked_fill(mask == 0, 0)}

@@ -106,7 +106,8 @@ def reported(trial: Trial) -> None:
     lengths = [width] * len(mask) if two is None else two.sum(1).tolist()
     projected = [c for c in choices if c.stage.stage.site == "projector"]
     stages = sum(len(c.selection.row(b)) for c in projected for b in range(len(c.selection.keep)))
-    placeholders = int((trial.inputs["input_ids"] == trial.tiny.family.image_token_id).sum())
+    ids, types = trial.inputs["input_ids"], trial.inputs.get("mm_token_type_ids")
+    placeholders = int(trial.tiny.family.placeholders(ids, types, trial.kind).sum())
     if not projected:  # what the encoder kept, if it drops anything
         stages = placeholders - (int(mask.sum()) - sum(lengths))
     facts = {

@@ -194,7 +194,7 @@ class Allocation:
             keep = max(1, round(keep / self.mean()))
         elif self.stages and not self.config.keeps_all:
             keep = min(1.0, round(keep / self.mean(), 12))
-        return Budget(keep, stage.scope, stage.rounding)
+        return Budget(keep, stage.scope, stage.rounding, getattr(stage.stage, "least", None))
 
     def _check(self, tokens: int | None) -> None:
         """Raises ConfigError before any prompt is seen, where fractions, or the tokens of an image, can tell."""

@@ -37,7 +37,7 @@ def budget_for_tables(strategy: str, family: str) -> dict[str, Any]:
 
 def support_table() -> str:
     """Strategies x families as a Markdown table, those from outside too: "yes", "yes*" where a [CLS] method uses the
-    mean query, or "no" where a family refuses the strategy."""
+    mean query, "clips" for a method that compares frames, or "no" where a family refuses the strategy."""
     from vtc.patches import FAMILIES
 
     names = FAMILIES.names()
@@ -48,6 +48,8 @@ def support_table() -> str:
             config = resolve(strategy, name, **budget_for_tables(strategy, name))
             needs_cls = any(s.stage.needs_cls for s in config.stages)
             word = "yes*" if needs_cls and not FAMILIES[name].may_have_cls else "yes"
+            if config.projector is not None and config.projector.stage.clips:
+                word = "no" if FAMILIES[name].video is None else "clips"
             refused = any(s.stage.site in FAMILIES[name].refuses for s in config.stages)
             refused = refused or every_layer(config) and FAMILIES[name].softmax_layers(4) is not None
             cells.append("no" if refused else word)

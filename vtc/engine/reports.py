@@ -7,8 +7,8 @@ from vtc.config.strategy import StrategyConfig
 from vtc.core.budget import Budget
 from vtc.core.errors import PatchError
 from vtc.core.flops import LanguageShape
-from vtc.core.layout import VisionRun
 from vtc.core.image_report import ImageReport, StepReport
+from vtc.core.layout import ImageLayout, VisionRun
 from vtc.core.report import Report
 from vtc.engine.select import Kept
 
@@ -40,8 +40,8 @@ class Reporter:
         run: VisionRun, encoder_kept: list[Kept] | None = None, frames: list[int] | None = None,
     ) -> Report:  # fmt: skip
         """requests: per prompt, indices of its images. tokens, kept: of each image; encoder_kept: what the
-        stage inside the encoder kept of each, None without one; frames: of each, 0 for an image. before, after: real tokens of each prompt. Raises
-        PatchError where the budget required a drop and nothing was dropped."""
+        stage inside the encoder kept of each, None without one; frames: of each, 0 for an image. before, after: real
+        tokens of each prompt. Raises PatchError where the budget required a drop and nothing was dropped."""
         images = []
         for b, prompt_images in enumerate(requests):
             for j, i in enumerate(prompt_images):
@@ -64,7 +64,9 @@ class Reporter:
                 "and the schedule is relaxed"
             )
         if self.stage is not None:
-            _check_dropped(images, self.allocation.projector)
+            _check_dropped(images, run.images, self.allocation.projector)
+            if self.stage.stage.clips and not all(layout.frames for layout in run.images):
+                notes.append(f"{self.stage.method} compares the frames of clips: images keep all their tokens")
             notes += _missed(images, self.allocation.projector, len(requests))
         return Report(
             self.name, self.dump, self.strategy.keep, notes, images, before, after, self.shape, [], run.observe_seconds,
@@ -72,9 +74,10 @@ class Reporter:
         )  # fmt: skip
 
 
-def _check_dropped(images: list[ImageReport], budget: Budget) -> None:
+def _check_dropped(images: list[ImageReport], layouts: list[ImageLayout], budget: Budget) -> None:
     before, after = sum(image.before for image in images), sum(image.entered for image in images)
-    if before == after and sum(budget.count(image.before) for image in images) < before:
+    sizes, clips = [[tile.tokens for tile in layout.tiles] for layout in layouts], [bool(x.frames) for x in layouts]
+    if before == after and sum(map(sum, budget.quotas(sizes, clips))) < sum(map(sum, sizes)):
         raise PatchError(f"the patch saw {before} visual tokens and dropped none although keep={budget.keep}")
 
 

@@ -247,5 +247,8 @@ def select_images(
     needs = [signal for signal in stage.stage.needs(encoder) if not isinstance(signal, Unprojected)]
     left = None if run.left is None else [run.left[s] for s in source]
     units = units_of(budget, requests, layouts, left, stage.stage.grid)
-    chosen = choose(lambda context: stage.stage.select(context, encoder), needs, units, look, merged, device)
+    asked = budget.keep if isinstance(budget.keep, float) else None
+    chosen = choose(
+        lambda context: stage.stage.select(context, encoder), needs, units, look, merged, device, asked=asked
+    )
     return [chosen[i] for i in range(len(layouts))]
