@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from vtc.core.errors import UnsupportedError
 from vtc.core.flops import LanguageShape
 from vtc.core.hooks import Patchwork
-from vtc.core.layout import ImageLayout, View
+from vtc.core.layout import CropGroup, ImageLayout, View, VisionRun, crop_groups
 from vtc.core.signals import Encoder, Signal
 from vtc.patches._decoder import DecoderSite
 from vtc.patches._encoder import EncoderSite, Units
@@ -34,10 +34,11 @@ class Family(ABC):
     in the config of the token ids before and after an image's placeholders, if there are any. video: the arguments of
     `get_video_features`, each with the name that `get_image_features` has for it; None where clips are not supported.
     frames_apart: each frame of a clip has marks of its own. planes_method: the method of the text model that adds
-    DeepStack planes, if it has any. groups_crops: only the prompt shows which crops form an image (`image_groups`).
-    clip_end: structural tokens at the end of a clip, added after `get_video_features` by older transformers. since: the
-    version of transformers that brought its class, None if all supported versions have it. rounding: how far logits in
-    float64 may be off where a part of the model computes in float32 whatever its type.
+    DeepStack planes, if it has any. groups_crops: only the prompt shows which crops form an image (`image_groups`);
+    `image_layouts` then gives one layout per crop. refuses: the sites at which tokens cannot be dropped in this family,
+    each with the reason. clip_end: structural tokens at the end of a clip, added after `get_video_features` by older
+    transformers. since: the version of transformers that brought its class, None if all supported versions have it.
+    rounding: how far logits in float64 may be off where a part of the model computes in float32 whatever its type.
 
     Not inherited by subclasses: follows: the family whose section of a strategy file also applies to this one, if the
     file has none for it. served: its vLLM class as "module:Vtc" followed by the name of the architecture, None if it
@@ -59,6 +60,7 @@ class Family(ABC):
     planes_method: ClassVar[str | None] = None
     frames_apart: ClassVar[bool] = False
     groups_crops: ClassVar[bool] = False
+    refuses: ClassVar[Mapping[str, str]] = {}
     clip_end: ClassVar[int] = 0
     since: ClassVar[str | None] = None
     rounding: ClassVar[float] = 0.0
@@ -138,10 +140,19 @@ class Family(ABC):
         UnsupportedError where that would not be what the video processor makes."""
         raise UnsupportedError(f"clips of {self.name} need torchvision; possible: pip install torchvision")
 
-    def image_groups(self, crops: list[int], host) -> list[int]:
-        """Of how many crops each image consists, in order (see `groups_crops`). crops: the tokens of each; host: the
-        prompts, see `vtc.engine.placement.Host`."""
+    def image_groups(self, places: list[Tensor], tokens: Callable[[], Tensor]) -> list[CropGroup]:
+        """The images of one prompt, in order (see `groups_crops`). places: of each crop, the places [n] of its tokens
+        in the prompt. tokens: gives the prompt's ids [L], or other numbers that are equal for equal tokens."""
         raise NotImplementedError(f"{type(self).__name__} groups crops and has no image_groups")
+
+    def layouts(self, inputs: dict) -> list[ImageLayout]:
+        """The layout of each image of a batch of prompts, in order. inputs: of the model, with `input_ids`."""
+        images = self.image_layouts(inputs) if inputs.get("pixel_values") is not None else []
+        if not self.groups_crops or not images:
+            return images
+        ids = inputs["input_ids"].cpu()
+        crops, is_image = [image.tokens for image in images], ids == self.image_token_id
+        return VisionRun(images=images).grouped(crop_groups(self.image_groups, crops, is_image, lambda: ids)).images
 
     def token_ids(self) -> dict[str, int]:
         """The ids of the placeholders of images and clips."""
@@ -294,6 +305,10 @@ class Family(ABC):
     def decoder_site(self) -> DecoderSite:
         """The layers of the language model; raises UnsupportedError where tokens cannot be dropped between them."""
         return DecoderSite(self.language_model)
+
+    def has_clip(self) -> bool:
+        """Whether the encoder is a CLIP model's, which has a text tower to go with it."""
+        return getattr(self.tower.config, "model_type", None) == "clip_vision_model"
 
     def language_shape(self) -> LanguageShape:
         """The decoder's sizes for FLOPs and KV bytes."""

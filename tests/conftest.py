@@ -3,6 +3,7 @@
 Also the fixtures that several files share. Without a GPU Triton kernels run in Triton's interpreter.
 """
 
+import functools
 import os
 import zlib
 from collections import defaultdict
@@ -54,8 +55,19 @@ def pytest_runtest_setup(item):
     for family in (word for word in words if word in FAMILIES):
         if not available(family):
             pytest.skip(f"{family} is in transformers {FAMILIES[family].since} and later")
+        why = FAMILIES[family].refuses.get("encoder")
+        if why is not None and {*words} & {*_in_encoder()}:
+            pytest.skip(f"tokens cannot be dropped inside the encoder of {family}: {why}")
         if FAMILIES[family].softmax_layers(4) is not None and {*words} & {"autoprune", "var"}:
             pytest.skip(f"{family} has linear attention, and the method needs softmax attention in every layer")
+
+
+@functools.cache
+def _in_encoder() -> list[str]:
+    """Strategies with a stage inside the encoder."""
+    from tests.helpers import IN_ENCODER
+
+    return IN_ENCODER
 
 
 def cover(cases: list, size: int) -> set:

@@ -19,6 +19,7 @@ from vtc.core.budget import Budget
 from vtc.core.signals import Decoder
 from vtc.patches import FAMILIES
 from vtc.patches._tiny import BOS, EOS, IMAGE_TOKEN, PAD, TEXT
+from vtc.patching import find_family
 
 __all__ = ["IMAGES", "Words", "Generated", "forward", "generate", "grow", "positions_of", "shape_of", "split", "state"]
 
@@ -31,7 +32,7 @@ VARIANTS = {
 }
 CASES = [*vtc.families(), *VARIANTS]
 HYBRIDS = [name for name in vtc.families() if FAMILIES[name].softmax_layers(4) is not None]  # see test_hybrid.py
-WITH_ENCODER_SITE = [case for case in CASES if case not in ("mistral3",)]  # a refusal says why
+WITH_ENCODER_SITE = [case for case in CASES if "encoder" not in FAMILIES[case.partition("-")[0]].refuses]
 IN_ENCODER = [name for name in vtc.strategies() if vtc.load_strategy(name).encoder]
 INSIDE = [name for name in vtc.strategies() if vtc.load_strategy(name).decoder and name not in IN_ENCODER]
 # Those whose choice depends on the prompt's text: without a cache they choose anew when the text has grown.
@@ -109,7 +110,7 @@ def subject_of(strategy: str, case: str, **given) -> Trial:
 def spy(model: nn.Module) -> Iterator[list[dict]]:
     """Collects the keyword arguments that reach the language model, after the patch's own hooks."""
     seen: list[dict] = []
-    handle = model.model.language_model.register_forward_pre_hook(
+    handle = find_family(model).language_model.register_forward_pre_hook(
         lambda module, args, kwargs: seen.append(dict(kwargs)), with_kwargs=True
     )
     try:

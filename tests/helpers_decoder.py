@@ -18,6 +18,7 @@ from tests.helpers_costs import kinds_of
 from tests.helpers_merging import MERGED_BEFORE, merging_of
 from tests.helpers_oracle import planes_of, unpruned, visual_places
 from vtc.core.signals import Decoder
+from vtc.patching import find_family
 
 
 @dataclass(frozen=True)
@@ -113,7 +114,7 @@ def truth(
         )
         hidden, view = _layers(model, hidden, view, drops, runs, len(guess), entered, watch, planes)
         rows = torch.cat([view.order, torch.arange(embeds.shape[1], hidden.shape[1])])
-        logits = model.lm_head(model.model.language_model.norm(hidden[0, rows]))
+        logits = model.lm_head(find_family(model).language_model.norm(hidden[0, rows]))
         allowed = logits[len(view.order) - 1 :].clone()
         allowed[:, model.generation_config.suppress_tokens] = -torch.inf
         tokens = allowed.argmax(-1).tolist()
@@ -125,7 +126,7 @@ def truth(
 
 def _layers(model, hidden, view: View, drops, runs, written: int, entered, watch, planes) -> tuple[Tensor, View]:
     """All layers over [1, L + written, D]; returns the last one's output and the last view."""
-    language, length, planes = model.model.language_model, hidden.shape[1] - written, list(planes)
+    language, length, planes = find_family(model).language_model, hidden.shape[1] - written, list(planes)
     for index, layer in enumerate(language.layers):
         given = hidden, view
         for drop in (d for d in drops if d.layer == index):
@@ -291,7 +292,7 @@ def entered_of(model: nn.Module, inputs: dict, config) -> list[list[Tensor]] | N
 @contextmanager
 def _additions(model: nn.Module) -> Iterator[list[Tensor]]:
     """What the text model adds to hidden states [B, K, D] after its first layers, see `helpers_oracle.planes_of`."""
-    language, name, seen = model.model.language_model, "_deepstack_process", []
+    language, name, seen = find_family(model).language_model, "_deepstack_process", []
     if not hasattr(language, name):
         yield seen
         return

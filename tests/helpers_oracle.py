@@ -48,7 +48,7 @@ def layouts(model: nn.Module, single: dict) -> list:
     """The layouts of a prompt's images and clips as the family tells them, in the order of the prompt."""
     family, ids, kinds = find_family(model), single["input_ids"][0], []
     if "pixel_values_videos" not in single:
-        return family.image_layouts(single) if "pixel_values" in single else []
+        return family.layouts(single) if "pixel_values" in single else []
     if "pixel_values" in single:
         kinds.append((ids == IMAGE_TOKEN, family.image_layouts(single)))
     named = {family.video.get(name, name): value for name, value in single.items() if name not in PICTURES}
@@ -126,7 +126,7 @@ def _greedy(model, embeds, where, following, steps, more) -> tuple[Tensor, list[
     mask = torch.ones(embeds.shape[:2], dtype=torch.long)
     logits, tokens, cache = [], [], None
     for step in range(steps):
-        out = model.model.language_model(
+        out = find_family(model).language_model(
             inputs_embeds=embeds, position_ids=position_ids, attention_mask=mask, past_key_values=cache, use_cache=True,
             **more,
         )  # fmt: skip

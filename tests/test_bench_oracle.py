@@ -29,7 +29,7 @@ def asked(request):
     _prepare(model)
     family = find_family(model)
     visual = 2 * (family.encoder.tokens or 75)
-    yield family, inputs_of(family, pictures(family, visual, None), 20, 2)
+    yield family, inputs_of(family, pictures(family, visual, None), 40, 2)
     model.generation_config = before
 
 
@@ -49,6 +49,8 @@ def test_equals_the_patched_model(asked, strategy):
     """Logits of every step and ids, with fewer tokens than the prompt had; merged features and renumbered positions
     too; the model is left as it was."""
     family, inputs = asked
+    if strategy == "tome" and "encoder" in family.refuses:
+        pytest.skip(f"tokens cannot be dropped inside the encoder of {family.name}")
     recording = ran(family, inputs, strategy)
     oracle = Oracle(family, inputs, recording)
     before = state(family.model)

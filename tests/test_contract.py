@@ -33,7 +33,7 @@ BUDGETS = [0.3, 7]
 
 def layouts(case, inputs):
     """The layout of each image of a batch."""
-    return find_family(model_of(case)).image_layouts(inputs)
+    return find_family(model_of(case)).layouts(inputs)
 
 
 def grouped(items, images=IMAGES):

@@ -10,6 +10,7 @@ from tests.helpers_oracle import layouts
 from vtc.core.selection import Selection
 from vtc.core.signals import DecoderAttention, DecoderKeys, Hidden, Transition, UnturnedAttention
 from vtc.kernels.topk import topk_sorted
+from vtc.patching import find_family
 from vtc.strategies import METHODS
 
 LAYERS = (2, 3, 4)
@@ -54,7 +55,8 @@ class Definitions:
     """The signals of one prompt by their definitions, recorded while the oracle runs."""
 
     def __init__(self, model, single, drops):
-        self.language, self.entering, self.inside, self.modules = model.model.language_model, {}, {}, {}
+        self.entering, self.inside, self.modules = {}, {}, {}
+        self.language = find_family(model).language_model
         self.is_image = single["input_ids"][0] == model.config.image_token_id
         self.runs = self.is_image.nonzero().flatten().split([layout.tokens for layout in layouts(model, single)])
         hooks = [

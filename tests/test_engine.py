@@ -94,6 +94,8 @@ def test_beam_search_with_one_image_each(case):
 def test_return_sequences_of_sampling(case):
     """num_return_sequences without beams: each copy draws from the same distribution as the prompt itself."""
     model, inputs = model_of(case), inputs_of(case, images=(1,))
+    if not beams_see_their_images(model, inputs):
+        pytest.skip("this transformers repeats the crops of a prompt one by one: the stock model's copies mix them up")
     with vtc.patched(model, "hiprune", keep=0.3):
         one = generate(model, inputs, 1)
         many = generate(model, inputs, 1, do_sample=True, num_return_sequences=4)

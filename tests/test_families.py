@@ -13,8 +13,10 @@ from transformers import PreTrainedTokenizerFast
 import vtc
 import vtc.demo
 from tests.helpers import kept_of, model_of, patched
+from tests.helpers_checkpoints import processor_of
 from tests.helpers_oracle import layouts
 from vtc.eval.processors import pictures_only
+from vtc.patches import FAMILIES
 from vtc.patches._tiny import IMAGE_TOKEN
 from vtc.patching import find_family
 
@@ -110,6 +112,13 @@ def qwen():
 
 def inputs_of(case, texts, pictures):
     """What the family's processor makes of prompts with <image> in them."""
+    if FAMILIES[case].groups_crops:
+        processor, first = processor_of(model_of(case), FAMILIES[case]), texts[0].count("<image>")
+        shown = [text.replace("<image>", getattr(processor, "image_token", "<image>")) for text in texts]
+        processor.tokenizer.padding_side = "left"
+        return dict(
+            processor(images=[pictures[:first], pictures[first:]], text=shown, padding=True, return_tensors="pt")
+        )
     if case in LLAVAS:
         if case == "llava_onevision":  # it is told which pictures are of one prompt
             rest = iter(pictures)

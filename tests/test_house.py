@@ -20,6 +20,7 @@ LINKED = ("patches", "eval", "configs")  # beside vtc/, and in it by a link
 
 # Families that may use another family's file, beside files whose name starts with an underscore.
 RELATED_FAMILIES = {
+    "smolvlm": {"idefics3"},
     "llava_next": {"llava"},
     "qwen2_5_vl": {"qwen2_vl"},
     "qwen3_vl": {"qwen2_vl"},

@@ -96,8 +96,9 @@ def interrupt(*_):
 def test_an_interrupted_call_leaves_what_a_failed_one_does(strategy, where, case):
     """After Ctrl-C in the encoder or the language model: the report of the call before, and no tensor but stock's."""
     model, inputs = build(case), inputs_of(case)
-    tower = type(find_family(model)).tower_path
-    module = model.get_submodule(tower if where == "vision" else f"model.{where}")
+    family = find_family(model)
+    text = where.replace("language_model", family.language_path)
+    module = model.get_submodule(family.tower_path if where == "vision" else text)
 
     def grown() -> int:
         with no_collector():

@@ -85,6 +85,9 @@ def apart(family, pictures, calls):
 def in_tokens(model, family, pictures, rows):
     """The values sorted to images and tiles, by means of the model's own window order and the layouts."""
     layouts = family.image_layouts(pictures)
+    if family.groups_crops:  # 8 x 8 patches in blocks of 2 x 2
+        crops = torch.nn.functional.avg_pool2d(torch.cat(rows).view(-1, 1, 8, 8), 2).flatten(1)
+        return [[crops[i]] for i in range(len(crops))]
     if family.name == "mistral3":
         grids = [(h // 4, w // 4) for h, w in pictures["image_sizes"].tolist()]
         maps = [row.view(1, *grid) for row, grid in zip(rows, grids, strict=True)]
@@ -217,6 +220,10 @@ def test_pixels_of_each_token(case):
     if "image_grid_thw" in pictures:
         sums = pixels.view(-1, 4, pixels.shape[1]).sum((1, 2))
         expected = [[part] for part in sums.split([i.tokens for i in layouts])]
+    elif family.groups_crops:
+        crops = pixels if pixels.ndim == 4 else torch.cat([x[x.flatten(1).any(1)] for x in pixels])
+        sums = torch.nn.functional.avg_pool2d(crops.sum(1, keepdim=True), 8).flatten(1) * 64
+        expected = [[part] for part in sums]
     elif case == "mistral3":
         grids = [layout.tiles[0].grid for layout in layouts]
         sums = [torch.nn.functional.avg_pool2d(x.sum(0, keepdim=True), 8) * 64 for x in pixels]

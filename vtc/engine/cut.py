@@ -1,15 +1,17 @@
 """Pruning at the input of the language model: selects tokens at prefill and shortens every input with a token axis."""
 
+import functools
+
 import torch
 from torch import Tensor, nn
 
 from vtc.config.allocation import Allocation
 from vtc.core.errors import UnsupportedError
-from vtc.core.layout import VisionRun
+from vtc.core.layout import VisionRun, crop_groups
 from vtc.engine import clock, prefill
 from vtc.engine.inside import Images, Plan, Prefill
 from vtc.engine.masks import padding_mask
-from vtc.engine.placement import Batch, place
+from vtc.engine.placement import Batch, place, token_numbers
 from vtc.engine.planes import PLANES, Planes
 from vtc.engine.question import QuestionReader
 from vtc.engine.reports import Reporter
@@ -48,7 +50,9 @@ class PromptCut:
             batch = Batch(is_visual, real, call.ids, masks["video"] if len(masks) > 1 else None)
         run = VisionRun.joined(runs)
         if self.family.groups_crops:
-            run = run.grouped(self.family.image_groups([image.tokens for image in run.images], batch.host))
+            crops, host = [image.tokens for image in run.images], batch.host
+            tokens = functools.cache(lambda: token_numbers(embeds) if host.ids is None else host.ids)
+            run = run.grouped(crop_groups(self.family.image_groups, crops, host.is_image, tokens))
         if self.family.planes_method is not None and kwargs.get(PLANES) is not None:
             call.planes = Planes(kwargs[PLANES], is_visual)
         self._prune(call, run, len(runs[0].images), kwargs, batch, start)
