@@ -19,6 +19,11 @@ def _parameters(function: Callable) -> frozenset[str]:
     return frozenset(inspect.signature(function).parameters)
 
 
+# Norms that some text models have behind attention and MLP: their outputs are what is added to the residual stream.
+NORMS_AFTER = ("post_self_attn_layernorm", "post_mlp_layernorm")
+_INPUT = "_vtc_input"
+
+
 def _sliding(config: object, layers: int) -> list[bool]:
     """Which layers have a sliding window."""
     kinds = getattr(config, "layer_types", None) or []
@@ -72,16 +77,26 @@ class DecoderSite:
 
     def watch(self, patchwork: Patchwork, layer: int, record: Callable) -> None:
         """Calls record(input [B, S, D], output [B, S, D]) for the attention and for the MLP of a layer: the input comes
-        from the norm, the output is added to the residual stream."""
+        from the norm, the output is added to the residual stream (that of a norm behind the module, if there is one).
+        """
 
-        def attention(module: nn.Module, args: tuple, kwargs: dict, output):
+        def before_norm(module: nn.Module, args: tuple, kwargs: dict, output):
+            first = output[0] if isinstance(output, tuple) else output
+            setattr(first, _INPUT, args[0] if args else kwargs["hidden_states"])  # goes with the tensor
+
+        def norm(module: nn.Module, args: tuple, kwargs: dict, output):
+            record(getattr(args[0], _INPUT), output)
+
+        def whole(module: nn.Module, args: tuple, kwargs: dict, output):
             record(args[0] if args else kwargs["hidden_states"], output[0] if isinstance(output, tuple) else output)
 
-        def mlp(module: nn.Module, args: tuple, kwargs: dict, output):
-            record(args[0], output[0] if isinstance(output, tuple) else output)
-
-        patchwork.post_hook(self.layers[layer].self_attn, attention)
-        patchwork.post_hook(self.layers[layer].mlp, mlp)
+        block = self.layers[layer]
+        for module, name in zip((block.self_attn, block.mlp), NORMS_AFTER, strict=True):
+            if hasattr(block, name):
+                patchwork.post_hook(module, before_norm)
+                patchwork.post_hook(getattr(block, name), norm)
+            else:
+                patchwork.post_hook(module, whole)
 
     def run_up_to_attention(self, layer: int, hidden: Tensor, rotary: tuple[Tensor, Tensor]) -> None:
         """Runs a layer's norm and projections on hidden [B, S, D] up to its (observed) attention, whose `record` must

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from transformers import MistralConfig, Qwen2Config
 
 import vtc
-from vtc.check.batch import IMAGES, Generated, Words, forward, generate, grow, positions_of, split
+from vtc.check.batch import IMAGES, Generated, Words, forward, generate, grow, positions_of, real_columns, split
 from vtc.check.trace import shape_of, state
 from vtc.check.trial import Tiny, Trial
 from vtc.config.strategy import StrategyConfig
@@ -101,11 +101,14 @@ def subject_of(strategy: str, case: str, **given) -> Trial:
 
 @contextmanager
 def spy(model: nn.Module) -> Iterator[list[dict]]:
-    """Collects the keyword arguments that reach the language model, after the patch's own hooks."""
+    """Collects the keyword arguments that reach the language model, after the patch's own hooks; masks by layer type as
+    the 2-D mask that belongs to them."""
     seen: list[dict] = []
-    handle = model.model.language_model.register_forward_pre_hook(
-        lambda module, args, kwargs: seen.append(dict(kwargs)), with_kwargs=True
-    )
+
+    def note(module: nn.Module, args: tuple, kwargs: dict) -> None:
+        seen.append({**kwargs, "attention_mask": real_columns(kwargs.get("attention_mask"))})
+
+    handle = model.model.language_model.register_forward_pre_hook(note, with_kwargs=True)
     try:
         yield seen
     finally:

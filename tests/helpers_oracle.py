@@ -74,19 +74,23 @@ def truth(
     places = stays.nonzero().flatten()
     short = torch.arange(len(places)).expand(*where.shape[:-1], -1) if positions == "compact" else where[..., places]
     following = int(short.max()) + 1 if positions == "compact" else int(where.max()) + 1
-    return Truth(*_greedy(model, embeds[:, places], short, following, steps), places)
+    types = None if single.get("token_type_ids") is None else single["token_type_ids"][:, places]
+    return Truth(*_greedy(model, embeds[:, places], short, following, steps, types), places)
 
 
-def _greedy(model, embeds, where, following, steps) -> tuple[Tensor, list[int]]:
+def _greedy(model, embeds, where, following, steps, types=None) -> tuple[Tensor, list[int]]:
+    """types [1, K]: of the short prompt, for models that make masks with blocks from them before the language model."""
+    run, blocks = (model.model.language_model, {}) if types is None else (model.model, {"token_type_ids": types})
     axes = where.ndim - 1
     position_ids = where.unsqueeze(-2)
     mask = torch.ones(embeds.shape[:2], dtype=torch.long)
     logits, tokens, cache = [], [], None
     for step in range(steps):
-        out = model.model.language_model(
-            inputs_embeds=embeds, position_ids=position_ids, attention_mask=mask, past_key_values=cache, use_cache=True
-        )
-        cache = out.past_key_values
+        out = run(
+            inputs_embeds=embeds, position_ids=position_ids, attention_mask=mask, past_key_values=cache, use_cache=True,
+            **blocks,
+        )  # fmt: skip
+        cache, blocks = out.past_key_values, {}
         logits.append(model.lm_head(out.last_hidden_state)[0])
         allowed = logits[-1][-1].clone()
         allowed[model.generation_config.suppress_tokens] = -torch.inf

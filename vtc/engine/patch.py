@@ -12,6 +12,7 @@ from vtc.core.hooks import Patchwork
 from vtc.core.report import Report
 from vtc.core.signals import Decoder
 from vtc.engine import decode, media
+from vtc.engine.blocks import Blocks
 from vtc.engine.calls import Frame, named
 from vtc.engine.changing import decoded
 from vtc.engine.cut import PromptCut
@@ -134,6 +135,8 @@ class Patch:
         if outer is not None:
             outer.entered = True
         ids, embeds = given.get("input_ids"), given.get("inputs_embeds")
+        if self.family.block_types is not None:
+            call.blocks = Blocks(self.family.model, self.family.block_types, given)
         if kinds:
             call.ids, call.runs = ids, media.encoded(given, kinds, self.thread)
             types = given.get("mm_token_type_ids")
@@ -142,6 +145,8 @@ class Patch:
         tokens = (ids if ids is not None else embeds).shape[1]
         prompt = recall(given.get("past_key_values"), tokens)
         call.recalled = given.get("past_key_values"), prompt
+        if prompt is not None and call.blocks is not None:
+            args, kwargs, given = (), call.blocks.without_mask(given), call.blocks.without_mask(given)
         if prompt is not None and given.get("position_ids") is None:
             args, kwargs = (), {**given, "position_ids": decode.unpruned_positions(prompt, tokens, self.family.mrope)}
         return args, Frame(kwargs, call.over)
@@ -182,6 +187,8 @@ class Patch:
                 "filled it"
             )
         call.pruned = prompt
+        if call.blocks is not None:
+            kwargs["attention_mask"] = call.blocks.mask
         call.inside = decode.step(kwargs, prompt, self.family.mrope, None if self.plan is None else self.plan.site)
 
     def _remember(self, module: nn.Module, args: tuple, kwargs: dict, output):

@@ -1,0 +1,42 @@
+"""Masks by layer type: models whose images attend to themselves both ways make their masks before the language model
+is entered, for the whole prompt; here they are made again for the kept tokens."""
+
+import inspect
+
+from torch import Tensor, nn
+
+
+class Blocks:
+    """What one call of such a model was given. mask: the caller's, as it came; types [B, L]: of the tokens, None where
+    the caller gave none and attention is causal. model: its `create_masks_for_generate` makes the masks; name: its
+    argument for the types. given: the arguments of the inner model."""
+
+    def __init__(self, model: nn.Module, name: str, given: dict):
+        self.model, self.name, self.mask, self.types = model, name, given.get("attention_mask"), given.get(name)
+
+    @staticmethod
+    def without_mask(given: dict) -> dict:
+        """The arguments of a decode step without the mask over the unpruned prompt, which does not fit the cache; the
+        boundary cuts it, and the language model makes its own masks from that."""
+        return {**given, "attention_mask": None}
+
+    def rebuild(self, kwargs: dict, index: Tensor, valid: Tensor | None) -> None:
+        """Puts the masks of the kept tokens `index` [B, K] into the language model's arguments, which have been cut:
+        sliding windows count kept tokens, and the kept tokens of a block attend to each other."""
+        if self.types is None:
+            return
+        types = self.types.to(index.device).expand(index.shape[0], -1).gather(1, index)
+        arguments = {
+            "config": self.model.config,
+            "inputs_embeds": kwargs["inputs_embeds"],
+            "input_embeds": kwargs["inputs_embeds"],
+            "attention_mask": kwargs.get("attention_mask"),
+            "past_key_values": kwargs.get("past_key_values"),
+            "cache_position": kwargs.get("cache_position"),
+            "position_ids": None,
+            "is_first_iteration": True,
+            self.name: types if valid is None else types.masked_fill(~valid, 0),
+        }
+        make = type(self.model).create_masks_for_generate
+        takes = inspect.signature(make).parameters
+        kwargs["attention_mask"] = make(**{name: value for name, value in arguments.items() if name in takes})
