@@ -24,7 +24,7 @@ NORMS_AFTER = ("post_self_attn_layernorm", "post_mlp_layernorm")
 _INPUT = "_vtc_input"
 
 
-def _sliding(config: object, layers: int) -> list[bool]:
+def sliding_layers(config: object, layers: int) -> list[bool]:
     """Which layers have a sliding window."""
     kinds = getattr(config, "layer_types", None) or []
     every = getattr(config, "sliding_window", None) is not None
@@ -39,7 +39,7 @@ class DecoderSite:
 
     def __init__(self, language_model: nn.Module):
         self.model, self.layers = language_model, list(language_model.layers)
-        self._sliding = _sliding(language_model.config, len(self.layers))
+        self._sliding = sliding_layers(language_model.config, len(self.layers))
         for name in ("self_attn", "mlp", "input_layernorm"):
             if not all(hasattr(layer, name) for layer in self.layers):
                 raise UnsupportedError(

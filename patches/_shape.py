@@ -3,6 +3,7 @@
 from torch import nn
 
 from vtc.core.flops import LanguageShape
+from vtc.patches._decoder import sliding_layers
 
 
 def language_shape(config: object, language_model: nn.Module) -> LanguageShape:
@@ -12,6 +13,7 @@ def language_shape(config: object, language_model: nn.Module) -> LanguageShape:
     names += [name for name, _ in language_model.layers[0].named_parameters()]
     active = getattr(config, "num_experts_per_tok", None)
     mlp = config.intermediate_size if active is None else config.moe_intermediate_size * active
+    sliding = sliding_layers(config, config.num_hidden_layers)
     return LanguageShape(
         layers=config.num_hidden_layers,
         hidden=config.hidden_size,
@@ -21,4 +23,6 @@ def language_shape(config: object, language_model: nn.Module) -> LanguageShape:
         mlp=mlp,
         gated=any(name.endswith(("gate_proj", "gate_up_proj")) for name in names),
         bytes=next(language_model.parameters()).element_size(),
+        sliding=frozenset(i for i, slides in enumerate(sliding) if slides),
+        window=config.sliding_window - 1 if any(sliding) else None,
     )

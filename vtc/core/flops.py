@@ -18,7 +18,8 @@ PAPER_FORMULA = (
 @dataclass(frozen=True)
 class LanguageShape:
     """The sizes of a language model that its cost depends on. layers; hidden d; heads h; kv_heads g; head_dim e; mlp m;
-    gated: three MLP matrices instead of two; bytes: of one cached number."""
+    gated: three MLP matrices instead of two; bytes: of one cached number; sliding: the layers with a sliding window;
+    window: the tokens that these cache at most."""
 
     layers: int
     hidden: int
@@ -28,6 +29,8 @@ class LanguageShape:
     mlp: int
     gated: bool
     bytes: int
+    sliding: frozenset[int] = frozenset()
+    window: int | None = None
 
     def layer_flops(self, tokens: int) -> int:
         """FLOPs of one decoder layer over a prompt of `tokens` tokens; see FORMULA."""
@@ -43,7 +46,8 @@ class LanguageShape:
 
     def kv_bytes(self, lengths: list[int]) -> int:
         """Bytes of keys and values cached for one prompt whose layer l holds lengths[l] tokens."""
-        return sum(2 * n * self.kv_heads * self.head_dim * self.bytes for n in lengths)
+        held = [min(n, self.window) if layer in self.sliding else n for layer, n in enumerate(lengths)]
+        return sum(2 * n * self.kv_heads * self.head_dim * self.bytes for n in held)
 
 
 def paper_flops(shape: LanguageShape, tokens_per_layer: list[int]) -> int:
