@@ -1,7 +1,7 @@
-"""Evaluation: benchmarks answered by a model as it is and with pruned visual tokens. `vtc eval` on the command line.
+"""Evaluation on benchmarks, of the unpruned model and with pruned visual tokens. `vtc eval` on the command line.
 
-The rooms, each above those that it reads: `data` and `metrics`, then `tasks`; `results` (logs, figures, comparisons);
-`running` (from a sample to its row); `showing`, `report`, `inspect`, `papers`. On top stand `runner` (`vtc eval`),
-`score` (`vtc eval score`), `sweep` and `lmms`, the bridge to lmms-eval. `models` and `processors` load what is
-evaluated.
+Its packages, each importing only from those named before it: `data` and `metrics`, then `tasks`; `results` (logs,
+figures, comparisons); `running` (from a sample to its row); `showing`, `report`, `inspect`, `papers`. On top of these
+are `runner` (`vtc eval`), `score` (`vtc eval score`), `sweep` and `lmms`, the bridge to lmms-eval. `models` and
+`processors` load the model to be evaluated.
 """

@@ -1,4 +1,4 @@
-"""A model with its processor, loaded once for all runs, and what is needed to ask it a batch of questions."""
+"""A model with its processor, loaded once for all runs, and methods to ask it a batch of questions."""
 
 import contextlib
 import os
@@ -22,8 +22,8 @@ PROCESSOR_ARGS = ("min_pixels", "max_pixels", "use_fast")
 
 @dataclass(frozen=True)
 class Loaded:
-    """family: vtc's view of the model, or None with the reason in `unsupported`. identity: what names the model in a
-    run key. record: what a result says of it."""
+    """A loaded model. family: vtc's view of it, or None with the reason in `unsupported`. identity: identifies it in
+    run keys. record: its description in results."""
 
     model: nn.Module
     processor: object
@@ -34,33 +34,33 @@ class Loaded:
 
     @property
     def image_token_id(self) -> int | None:
-        """The id of the image placeholder in `input_ids`, if the model's config names one."""
+        """The id of the image placeholder in `input_ids`, if the model's config has one."""
         config = self.model.config
         return getattr(config, "image_token_id", None) or getattr(config, "image_token_index", None)
 
     def encode(
         self, prompts: Sequence, images: Sequence[Sequence], system: str | None = None, pad_square: bool = False
     ) -> dict[str, Tensor]:
-        """Inputs of B prompts on the model's device, padded on the left: `input_ids` [B, L], `pixel_values`, ...
+        """The inputs of B prompts on the model's device, padded on the left: `input_ids` [B, L], `pixel_values`, ...
 
-        prompts: texts, or lists of texts with None where a picture stands. images: per prompt its PIL pictures, before
-        the text if that has no places for them. system: the text of a turn before the user's. pad_square: see
+        prompts: texts, or lists of texts with None in place of each picture. images: the PIL pictures of each prompt,
+        put before a prompt that is a plain text. system: the text of a system turn. pad_square: see
         `vtc.eval.processors.square`.
         """
-        turns = [chat(prompt, len(mine), system) for prompt, mine in zip(prompts, images)]
+        turns = [chat(prompt, len(prompt_images), system) for prompt, prompt_images in zip(prompts, images)]
         texts = [self.processor.apply_chat_template(turn, add_generation_prompt=True) for turn in turns]
         bos = self.processor.tokenizer.bos_token
         special = not (bos and texts[0].startswith(bos))
-        pictures = [[rgb(picture) for picture in mine] for mine in images]
+        pictures = [[rgb(picture) for picture in prompt_images] for prompt_images in images]
         if pad_square:
-            pictures = [[square(picture, self.processor) for picture in mine] for mine in pictures]
-        # A prompt without pictures has no entry: processors take a list per prompt, and some refuse an empty one.
-        given = {"images": [mine for mine in pictures if mine]} if any(pictures) else {}
-        inputs = self.processor(text=texts, **given, padding=True, add_special_tokens=special, return_tensors="pt")
+            pictures = [[square(picture, self.processor) for picture in prompt_images] for prompt_images in pictures]
+        # Prompts without pictures get no entry: some processors refuse an empty list.
+        image_args = {"images": [prompt_images for prompt_images in pictures if prompt_images]} if any(pictures) else {}
+        inputs = self.processor(text=texts, **image_args, padding=True, add_special_tokens=special, return_tensors="pt")
         return dict(inputs.to(self.model.device, dtype=self.model.dtype))
 
     def answer(self, inputs: dict[str, Tensor], max_new_tokens: int) -> Tensor:
-        """Greedy stock generate() -> the new token ids [B, new]."""
+        """The new token ids [B, new] of a greedy generate() call."""
         out = self.model.generate(
             **inputs,
             max_new_tokens=max_new_tokens,
@@ -73,12 +73,12 @@ class Loaded:
         return out[:, inputs["input_ids"].shape[1] :]
 
     def visual_tokens(self, inputs: dict[str, Tensor]) -> list[int | None]:
-        """Image placeholders of each prompt; None where the config does not name them."""
+        """The number of image placeholders in each prompt; None if the config does not define them."""
         ids = inputs["input_ids"]
         return [None] * len(ids) if self.image_token_id is None else (ids == self.image_token_id).sum(1).tolist()
 
     def new_tokens(self, answers: Tensor) -> list[int]:
-        """Tokens of each answer [B, new], its end token included, padding not."""
+        """The number of tokens of each answer [B, new], including the end token but not padding."""
         end = self.model.generation_config.eos_token_id
         ends = torch.tensor([] if end is None else end, dtype=torch.long, device=answers.device).flatten()
         stopped = torch.isin(answers, ends)
@@ -87,14 +87,14 @@ class Loaded:
 
 
 def load(name: str, args: dict, device: str | None) -> Loaded:
-    """The model `demo`, of a local directory, or of a hub id; `args` go to from_pretrained.
+    """The model `demo`, or one from a local directory or a hub id; `args` are passed to from_pretrained.
 
-    Code from a hub repository runs only with `trust_remote_code=True` in `args`. Raises ConfigError in one line when
-    it is not there or cannot be loaded.
+    Code from a hub repository runs only with `trust_remote_code=True` in `args`. Raises ConfigError in one line if
+    the model does not exist or cannot be loaded.
     """
     from transformers import AutoModelForImageTextToText
 
-    families()  # a package that brings one may tell transformers of its classes when it is imported
+    families()  # importing a package with a family may register its classes with transformers
     path = _path(name)
     explicit = {key: str(value) for key, value in sorted(args.items()) if key not in ("token", "cache_dir")}
     args = {"trust_remote_code": False, **args}
@@ -137,7 +137,7 @@ def load(name: str, args: dict, device: str | None) -> Loaded:
 
 
 def _path(name: str) -> Path | str:
-    """A local directory as a Path, a hub id as text."""
+    """A Path for a local directory, a string for a hub id."""
     if name == "demo":
         from vtc.demo import MODEL_DIR
 
@@ -154,7 +154,7 @@ def _path(name: str) -> Path | str:
 
 
 def _reachable(name: str, args: dict) -> None:
-    """One question to the hub, so that a wrong name fails at once instead of after transformers' many retries."""
+    """Asks the hub once, so that a wrong name fails at once instead of after the many retries of transformers."""
     from huggingface_hub import HfApi, try_to_load_from_cache
 
     revision = args.get("revision")
@@ -163,8 +163,8 @@ def _reachable(name: str, args: dict) -> None:
             return
         HfApi().model_info(name, revision=revision, timeout=20, token=args.get("token"))
     except Exception as error:
-        what = f"model {shown(name)} is no local directory, and the hub does not give it"
-        raise ConfigError(f"{what}: {reason(error)}") from None
+        problem = f"model {shown(name)} is no local directory, and the hub does not give it"
+        raise ConfigError(f"{problem}: {reason(error)}") from None
 
 
 def _device(name: str | None) -> torch.device:
@@ -178,7 +178,7 @@ def _device(name: str | None) -> torch.device:
 
 
 def _digest(folder: Path) -> str:
-    """Names the contents of config, tokenizer, processor and weights."""
+    """A digest of config, tokenizer, processor and weights."""
     return digest(folder, lambda file: file.parent == folder and file.suffix in MODEL_FILES)
 
 
@@ -188,7 +188,7 @@ def _plain(value: object) -> bool:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Without transformers' progress bars."""
+    """Turns off the progress bars of transformers meanwhile."""
     from transformers.utils import logging
 
     was = logging.is_progress_bar_enabled()

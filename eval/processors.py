@@ -1,4 +1,4 @@
-"""A model's processor: loaded, also where there is no torchvision, and what it is given besides pictures and text."""
+"""Loads and sets up a model's processor, also without torchvision, and prepares chats and pictures for it."""
 
 import contextlib
 import importlib.util
@@ -11,12 +11,12 @@ from vtc.core.errors import ConfigError
 
 
 def load_processor(path: str | Path, **args):
-    """AutoProcessor.from_pretrained, or the same class for pictures alone where videos would need torchvision."""
+    """AutoProcessor.from_pretrained; without torchvision, the same class without its video part if it has one."""
     from transformers import AutoProcessor
 
     try:
         return AutoProcessor.from_pretrained(path, **args)
-    except Exception:  # its kind depends on the version of transformers
+    except Exception:  # its type depends on the version of transformers
         kind = None if importlib.util.find_spec("torchvision") is not None else _class(path, args)
         if kind is None or "video_processor" not in kind.get_attributes():
             raise
@@ -24,17 +24,17 @@ def load_processor(path: str | Path, **args):
 
 
 def pictures_only(kind: type) -> type:
-    """A processor class without its video part, which in transformers exists with torchvision only."""
+    """A processor class without its video part, for which transformers needs torchvision."""
 
     def get_attributes(cls) -> list[str]:
-        return [name for name in super(found, cls).get_attributes() if name != "video_processor"]
+        return [name for name in super(reduced, cls).get_attributes() if name != "video_processor"]
 
-    found = type(kind.__name__, (kind,), {"get_attributes": classmethod(get_attributes)})
-    return found
+    reduced = type(kind.__name__, (kind,), {"get_attributes": classmethod(get_attributes)})
+    return reduced
 
 
 def _class(path: str | Path, args: dict) -> type | None:
-    """The processor class that goes with the model's config; None if that cannot be told."""
+    """The processor class for the model's config; None if it cannot be determined."""
     from transformers import AutoConfig
     from transformers.models.auto.processing_auto import PROCESSOR_MAPPING
 
@@ -45,7 +45,7 @@ def _class(path: str | Path, args: dict) -> type | None:
 
 
 def prepare(name: str, processor: object) -> None:
-    """Padding on the left; raises ConfigError for what is no processor of pictures and chats."""
+    """Sets padding to the left; raises ConfigError for a processor that does not handle pictures and chats."""
     tokenizer = getattr(processor, "tokenizer", None)
     if tokenizer is None or not hasattr(processor, "apply_chat_template"):
         kind = type(processor).__name__
@@ -58,7 +58,7 @@ def prepare(name: str, processor: object) -> None:
 
 
 def chat(prompt: str | Sequence[str | None], pictures: int, system: str | None) -> list[dict]:
-    """The turns of one prompt: pictures before a text; in a list of parts, where None stands."""
+    """The turns of one prompt: pictures come before a text, or in place of None in a list of parts."""
     parts = [*[None] * pictures, prompt] if isinstance(prompt, str) else list(prompt)
     if parts.count(None) != pictures:
         raise ValueError(f"the prompt has {parts.count(None)} places for {pictures} pictures")
@@ -68,7 +68,7 @@ def chat(prompt: str | Sequence[str | None], pictures: int, system: str | None) 
 
 
 def square(picture: Image.Image, processor: object) -> Image.Image:
-    """The picture in the middle of a square of the processor's mean colour, as LLaVA-1.5's own code shows it."""
+    """The picture centred on a square of the processor's mean colour, as in LLaVA-1.5's own code."""
     if picture.width == picture.height:
         return picture
     mean = getattr(processor.image_processor, "image_mean", None) or (0.5, 0.5, 0.5)

@@ -1,4 +1,4 @@
-"""The work: every run of the grid over every sample, batch by batch, into sample logs that a restart continues."""
+"""Runs the grid: every run on every sample, batch by batch, into sample logs that a restart continues."""
 
 import contextlib
 import os
@@ -29,38 +29,38 @@ from vtc.eval.tasks import TASKS, Task
 from vtc.io.terminal import Terminal
 from vtc.kernels import backend
 
-DEMO_BATCH = 16  # the demo model answers batches exactly as it answers one by one, several times faster
+DEMO_BATCH = 16  # the demo model gives the same answers in batches, several times faster
 
 
 class Work:
-    """A task's docs, and which of them are this process's: whole groups, dealt out in turn.
+    """A task's docs, and the indices of those assigned to this process: whole groups, distributed in turn.
 
-    Raises ConfigError if two docs have one name.
+    Raises ConfigError if two docs have the same name.
     """
 
     def __init__(self, task: Task, docs: Docs, rank: int = 0, world: int = 1):
         self.task, self.docs = task, docs
-        self.idents, self.mine, groups = [], [], {}
+        self.idents, self.indices, groups = [], [], {}
         for i in range(len(docs)):
             names = task.names(docs.text(i))
             self.idents.append(names["id"])
             if groups.setdefault(names["group"], len(groups)) % world == rank:
-                self.mine.append(i)
+                self.indices.append(i)
         if len(set(self.idents)) < len(self.idents):
             twice = shown(Counter(self.idents).most_common(1)[0][0])
-            raise ConfigError(f"data of task {task.name!r}: the name {twice} stands twice; possible: each id once")
+            raise ConfigError(f"data of task {task.name!r}: the id {twice} occurs twice; possible: each id once")
 
     def batches(self, log: SampleLog, size: int) -> Iterator[list[int]]:
-        """Batches of this process with a sample that is not done; cut from all, so a restart meets the same ones."""
-        for start in range(0, len(self.mine), size):
-            batch = self.mine[start : start + size]
+        """This process's batches with unanswered samples; batches are fixed, so that a restart has the same ones."""
+        for start in range(0, len(self.indices), size):
+            batch = self.indices[start : start + size]
             if not all(log.done(self.idents[i]) for i in batch):
                 yield batch
 
 
 @dataclass
 class EvalJob:
-    """One run on one task: its docs, and its log."""
+    """One run on one task, with its docs and its log."""
 
     run: Run
     work: Work
@@ -73,7 +73,7 @@ class EvalJob:
 
     @property
     def identity(self) -> dict:
-        """All that the answers depend on."""
+        """Everything that the answers depend on."""
         return self.log.identity
 
     @property
@@ -83,11 +83,11 @@ class EvalJob:
 
     @property
     def times(self) -> dict[str, dict]:
-        """Per sample `seconds` and `batch`, where known."""
+        """By sample `seconds` and `batch`, where known."""
         return self.log.times()
 
     def rows(self) -> list[dict]:
-        """The log's rows of these docs."""
+        """The rows of the log for these docs."""
         return [self.log.rows[ident] for ident in self.work.idents if ident in self.log.rows]
 
 
@@ -95,11 +95,11 @@ def evaluate(
     settings: EvalSettings, console: Terminal | None = None, loaded: Loaded | None = None, quiet: bool = False,
     processes: Processes | None = None,
 ) -> int:  # fmt: skip
-    """Runs the grid, writes results to `settings.output`, prints the table; returns the number of failed samples.
+    """Runs the grid, writes results to `settings.output`, prints the tables; returns the number of failed samples.
 
-    loaded: the model of `settings.model`, for callers that have it already; quiet: nothing is printed or drawn.
-    processes: those that share the work, for callers that go on with them. Started by `accelerate launch`, each process
-    answers its part, and the first writes and prints. Everything that can be checked is checked before the model is
+    loaded: the model of `settings.model`, for callers that have it already; quiet: nothing is printed or plotted.
+    processes: those that share the work, for callers that need them afterwards. Under `accelerate launch` each process
+    answers its part, and the first one writes and prints. Whatever can be checked is checked before the model is
     loaded, and the rest before the first sample: raises ConfigError or UnsupportedError in one line.
     """
     tasks = [TASKS[name](dialect=settings.dialect) for name in settings.tasks]
@@ -109,8 +109,8 @@ def evaluate(
     output = _writable(settings.output)
     given, processes = processes, processes or Processes()
     docs = [task.open(settings.split, settings.limit, place) for task, place in zip(tasks, places)]
-    for task, found in zip(tasks, docs):
-        task.check(found)
+    for task, task_docs in zip(tasks, docs):
+        task.check(task_docs)
     works = [Work(*one, processes.rank, processes.world) for one in zip(tasks, docs)]
     loaded = loaded or load(settings.model, settings.model_args, processes.device(settings.device))
     runs = plan(settings, None if loaded.family is None else loaded.family.name)
@@ -130,7 +130,7 @@ def evaluate(
                 )  # fmt: skip
                 stack.callback(log.close)
                 jobs.append(EvalJob(run, work, log))
-        with Monitor(sum(len(job.work.mine) for job in jobs), silent=quiet or not processes.first) as monitor:
+        with Monitor(sum(len(job.work.indices) for job in jobs), silent=quiet or not processes.first) as monitor:
             notes = [_answer(job, loaded, settings, batch, monitor, processes) for job in jobs]
         if not processes.first:
             for job in jobs:
@@ -140,7 +140,7 @@ def evaluate(
             try:
                 failed = _conclude(jobs, notes, loaded, output, cards, None if quiet else console or Terminal())
             except VtcError as error:
-                failed = error  # which all processes are told, so that none waits for the others
+                failed = error  # shared below, so that no process waits forever
         failed = processes.share(failed)
         if isinstance(failed, VtcError):
             raise failed
@@ -150,8 +150,8 @@ def evaluate(
 def _conclude(
     jobs: Sequence[EvalJob], notes: list, loaded: Loaded, output: Path, cards: list, console: Terminal | None
 ) -> int:
-    """Results, and with a console pictures and tables, from the logs of all processes."""
-    for job, said in zip(jobs, notes):
+    """Writes the results from the logs of all processes and, with a console, the plot and the tables."""
+    for job, job_notes in zip(jobs, notes):
         job.log.gather()
         missing = len(job.work.idents) - len(job.rows())
         if missing:
@@ -159,7 +159,7 @@ def _conclude(
                 f"{missing} samples of {job.log.name!r} are in no log of {str(output)!r}; possible: an --output that "
                 "all machines share"
             )
-        write_run(output, loaded.record, job, said)
+        write_run(output, loaded.record, job, job_notes)
     summary = write_summary(output, loaded.record, jobs)
     if console is not None:
         print_summary(summary, output, draw(summary, output / "accuracy_vs_tokens.png"), console)
@@ -182,7 +182,7 @@ def _writable(folder: Path) -> Path:
 
 
 def _check_methods(loaded: Loaded, runs: list[Run]) -> None:
-    """Each patch goes on and comes off once before anything is evaluated; a budget out of reach is found here."""
+    """Applies and removes each patch once before anything is evaluated, which rejects unreachable budgets."""
     for run in runs:
         if run.kind == "vtc":
             if loaded.unsupported is not None:
@@ -197,7 +197,7 @@ def _check_methods(loaded: Loaded, runs: list[Run]) -> None:
 
 
 def _identity(settings: EvalSettings, loaded: Loaded, run: Run, work: Work, batch: int) -> dict:
-    """Everything that an answer may depend on; --limit and the number of processes are not, the run goes on."""
+    """Everything that an answer may depend on. Not --limit or the number of processes: these may change later."""
     task = work.task
     return {
         "vtc": vtc.__version__,
@@ -212,11 +212,12 @@ def _identity(settings: EvalSettings, loaded: Loaded, run: Run, work: Work, batc
         "seed": settings.seed,
         "prompt": {"system": settings.system, "pad_square": settings.pad_square},
         "generation": {"max_new_tokens": settings.max_new_tokens or task.max_new_tokens, "batch_size": batch},
+        **({"agreement": True} if settings.agreement else {}),
     }  # fmt: skip
 
 
 def _kernels() -> str:
-    """The implementation that is forced by VTC_KERNELS, or auto; raises ConfigError for another word."""
+    """The implementation forced by VTC_KERNELS, or auto; raises ConfigError for an unknown one."""
     try:
         return backend.choice()
     except ValueError as error:
@@ -226,16 +227,16 @@ def _kernels() -> str:
 def _answer(
     job: EvalJob, loaded: Loaded, settings: EvalSettings, batch: int, monitor: Monitor, processes: Processes
 ) -> list[str] | None:
-    """Answers what the job's log does not have; returns the patch's notes on the model, None if nothing was missing."""
-    done = sum(job.log.done(job.work.idents[i]) for i in job.work.mine)
+    """Answers the samples missing in the job's log; returns the patch's notes, None if none were missing."""
+    done = sum(job.log.done(job.work.idents[i]) for i in job.work.indices)
     part = "" if processes.world == 1 else f", process 1 of {processes.world}"
     monitor.begin(f"{job.run.name}, {job.task.name}{part}", done)
-    if done == len(job.work.mine):
+    if done == len(job.work.indices):
         return None
     torch.manual_seed(settings.seed)
     most = settings.max_new_tokens or job.task.max_new_tokens
     encoding = {"system": settings.system, "pad_square": settings.pad_square}
-    with Answerer(loaded, job.run, job.task, most, **encoding) as answer:
+    with Answerer(loaded, job.run, job.task, most, settings.agreement, **encoding) as answer:
         for members in job.work.batches(job.log, batch):
             fresh = [one for one in answer([job.work.docs[i] for i in members]) if not job.log.done(one[0]["id"])]
             for row, times in fresh:

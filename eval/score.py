@@ -1,4 +1,4 @@
-"""Saved answers scored again without a model: folders of `vtc eval`, and files of answers from anywhere."""
+"""Scores saved answers again without a model: folders of `vtc eval`, and files of answers from elsewhere."""
 
 import dataclasses
 import json
@@ -14,7 +14,7 @@ from vtc.eval.data.docs import FOLDER, ROW, Docs, read_json
 from vtc.eval.papers import against, load_card
 from vtc.eval.results.runs import unparsed, write_run, write_summary
 from vtc.eval.results.samples import ANEW, read_log, read_times, rewrite, run_key
-from vtc.eval.results.saved import IDENTITY, RUN
+from vtc.eval.results.saved import IDENTITY, METHOD, RUN
 from vtc.eval.results.scoring import failure, holds, scored
 from vtc.eval.results.statistics import bootstrap
 from vtc.eval.running.eval_settings import EvalSettings, check_places, parse_places, split_list
@@ -25,13 +25,13 @@ from vtc.io.files import checked, finite
 from vtc.io.files import read_json as read_file
 from vtc.io.terminal import Terminal, say
 
-TEXTS = ("text", "pred", "prediction", "response", "answer_text")  # columns that may hold an answer
+TEXTS = ("text", "pred", "prediction", "response", "answer_text")  # columns that may hold the answer
 ANSWER_FILES = (".jsonl", ".jsonl.gz", ".json")
 
 
 @dataclasses.dataclass(frozen=True)
 class SavedRun:
-    """What a log says of the method that was run."""
+    """The method of a run, as recorded in its log."""
 
     name: str
     method: dict
@@ -42,12 +42,12 @@ class SavedRun:
         return self.method["kind"]
 
     def record(self) -> dict:
-        """The method as it was recorded."""
+        """The method as recorded."""
         return dict(self.method)
 
 
 class SavedJob:
-    """One run on one task as its log has it; task: what scores its answers now."""
+    """One run on one task from its log; task: scores its answers now."""
 
     def __init__(self, path: Path, header: dict, rows: dict[str, dict], task: Task):
         self.path, self.task, self._header = path, task, header
@@ -56,14 +56,14 @@ class SavedJob:
         self.identity = {**header["identity"], "task": {**header["identity"]["task"], "dialect": task.dialect}}
         self.key = header["key"] if self.identity == header["identity"] else run_key(self.identity)
         name = path.name.removesuffix(f".{task.name}.jsonl")
-        self.run = SavedRun(name, self.identity["method"])
+        self.run = SavedRun(name, METHOD(self.identity["method"], ""))
 
     def rows(self) -> list[dict]:
         """All rows of the log, scored by `task`."""
         return list(self._rows.values())
 
     def store(self) -> None:
-        """Puts new scores in the place of those in the log, where they are of the same version and dialect."""
+        """Writes the new scores to the log, if they are of the same version and dialect as those in it."""
         better = {i: row for i, row in self._rows.items() if row["error"] is None or self._stored[i]["error"]}
         rows = {**self._stored, **better}
         if holds(self.task, self._header) and rows != self._stored:
@@ -71,17 +71,17 @@ class SavedJob:
 
     @cached_property
     def times(self) -> dict[str, dict]:
-        """Per sample `seconds` and `batch`, where known."""
+        """By sample `seconds` and `batch`, where known."""
         return read_times(self.path.parent.parent / "times" / self.path.name)
 
 
 def score_folder(folder: Path, tasks: str | None, dialect: str | None, cards: str | None, as_json: bool) -> None:
-    """Results, plot and table of a folder of `vtc eval` from its sample logs, scored by the tasks as they are now.
+    """Writes results, plot and tables of a folder of `vtc eval` from its sample logs, with the current scoring.
 
-    dialect: other than that of the run, the results go to `scored-DIALECT/` in the folder, with copies of the logs'
-    figures only. Raises ConfigError if there is no log.
+    dialect: if it is not that of the runs, the results are written to `scored-DIALECT/` in the folder, and the logs
+    stay unchanged. Raises ConfigError if there is no log.
     """
-    wanted = _wanted(tasks)
+    selected = _task_names(tasks)
     loaded_cards = [load_card(name) for name in (split_list("against", cards) if cards else ())]
     jobs, other = [], False
     for path in sorted((folder / "samples").glob("*.jsonl")):
@@ -90,7 +90,7 @@ def score_folder(folder: Path, tasks: str | None, dialect: str | None, cards: st
             continue
         identity = checked(header["identity"], f"line 1 of {str(path)!r}", IDENTITY, ANEW)
         name, ran = (identity["task"][key] for key in ("name", "dialect"))
-        if not path.name.endswith(f".{name}.jsonl") or (wanted and name not in wanted):
+        if not path.name.endswith(f".{name}.jsonl") or (selected and name not in selected):
             continue
         other = other or dialect not in (None, ran)
         jobs.append(SavedJob(path, header, rows, TASKS[name](dialect=dialect or ran)))
@@ -100,11 +100,11 @@ def score_folder(folder: Path, tasks: str | None, dialect: str | None, cards: st
     models = {json.dumps(model := _model(folder, job), sort_keys=True): model for job in jobs}
     console = Terminal(stderr=as_json)
     for model in models.values():
-        mine = [job for job in jobs if _model(folder, job) == model]
-        for job in mine:
+        model_jobs = [job for job in jobs if _model(folder, job) == model]
+        for job in model_jobs:
             job.store()
             write_run(output, model, job, None)
-        summary = write_summary(output, model, mine)
+        summary = write_summary(output, model, model_jobs)
         picture = draw(summary, output / "accuracy_vs_tokens.png")
         print_summary(summary, output, picture, console)
         for card in loaded_cards:
@@ -113,13 +113,13 @@ def score_folder(folder: Path, tasks: str | None, dialect: str | None, cards: st
         say(json.dumps(summary, indent=2, ensure_ascii=False))
 
 
-def _wanted(tasks: str | None) -> tuple[str, ...]:
-    """The names in --tasks, none if it is not given; raises ConfigError for one that is no benchmark."""
+def _task_names(tasks: str | None) -> tuple[str, ...]:
+    """The names in --tasks, empty if it is not given; raises ConfigError for an unknown benchmark."""
     return tuple(TASKS[name].name for name in (split_list("tasks", tasks) if tasks else ()))
 
 
 def _model(folder: Path, job: SavedJob) -> dict:
-    """The model's record in the run's results; where the run was killed before it had any, what its log says."""
+    """The model's record from the run's results or, if the run was killed before it had any, from its log."""
     path = folder / "runs" / f"{job.run.name}.json"
     try:
         return read_file(path, RUN, "")["model"]
@@ -128,12 +128,12 @@ def _model(folder: Path, job: SavedJob) -> dict:
 
 
 def score_answers(place: Path, tasks: str | None, dialect: str | None, dataset_path: str | None, as_json: bool) -> None:
-    """Prints the figures of files of answers to one benchmark, each with its bootstrap error.
+    """Prints the figures for files of answers to one benchmark, each with its bootstrap error.
 
-    place: a file, a folder with such files, or a folder of folders that are named after benchmarks. tasks: the one
-    benchmark; None if its name begins that of the place. Raises ConfigError in one line for anything that does not fit.
+    place: a file, a folder with such files, or a folder of folders named after benchmarks. tasks: the benchmark; None
+    if the name of the place starts with it. Raises ConfigError in one line for anything that does not fit.
     """
-    wanted = _wanted(tasks)
+    selected = _task_names(tasks)
     if not place.exists():
         raise ConfigError(f"{shown(str(place))} does not exist; possible: a folder of `vtc eval`, or files of answers")
     if tasks is None and place.is_dir() and not _answer_files(place):
@@ -143,10 +143,10 @@ def score_answers(place: Path, tasks: str | None, dialect: str | None, dataset_p
             score_answers(folder, None, dialect, dataset_path, as_json)
         if below:
             return
-    names = wanted or _named_after(place)
+    names = selected or _named_after(place)
     if len(names) != 1:
-        given = "--tasks is missing" if tasks is None else f"--tasks {shown(tasks)} is not one benchmark"
-        raise ConfigError(f"{given}; possible: --tasks with the one that {shown(str(place))} answers")
+        problem = "--tasks is missing" if tasks is None else f"--tasks {shown(tasks)} is not one benchmark"
+        raise ConfigError(f"{problem}; possible: --tasks with the one that {shown(str(place))} answers")
     task = TASKS[names[0]](dialect=dialect or "llava")
     places = parse_places(dataset_path or {})
     check_places(places, names)
@@ -155,7 +155,7 @@ def score_answers(place: Path, tasks: str | None, dialect: str | None, dataset_p
     rows = [row for file in _files(place) for row in answered(task, file, docs)]
     twice = len(rows) - len({row["id"] for row in rows})
     if twice:
-        raise ConfigError(f"{twice} samples stand twice in {str(place)!r}; possible: each id once")
+        raise ConfigError(f"{twice} samples occur twice in {str(place)!r}; possible: each id once")
     figures = bootstrap(task, rows)
     remarks = task.remarks(rows)
     if as_json:
@@ -181,20 +181,20 @@ def _answer_files(folder: Path) -> list[Path]:
 
 
 def _named_after(place: Path) -> tuple[str, ...]:
-    """Benchmarks whose name, or its first word, is the first word of the file's or folder's name."""
+    """The benchmarks whose first word is the first word of the file's or folder's name."""
     first = place.resolve().name.lower().replace("-", "_").replace(".", "_").split("_")[0]
     return tuple(name for name in TASKS if first == name.split("_")[0])
 
 
 def _files(place: Path) -> list[Path]:
-    found = _answer_files(place) if place.is_dir() else [place]
-    if not found or not all(file.is_file() for file in found):
+    files = _answer_files(place) if place.is_dir() else [place]
+    if not files or not all(file.is_file() for file in files):
         raise ConfigError(f"{str(place)!r} holds no answers; possible: {', '.join(ANSWER_FILES)}")
-    return found
+    return files
 
 
 def answered(task: Task, file: Path, docs: Docs | None) -> list[dict]:
-    """Sample rows from a file of answers; docs: where right answers are looked up by name, None if rows have them."""
+    """Sample rows from a file of answers. docs: the data with the right answers, None if the rows have them."""
     known = None if docs is None else {task.names(doc)["id"]: doc for doc in map(docs.text, range(len(docs)))}
     rows = []
     for number, raw in enumerate(read_json(file)):
@@ -204,13 +204,13 @@ def answered(task: Task, file: Path, docs: Docs | None) -> list[dict]:
         column = next((name for name in TEXTS if isinstance(raw.get(name), str)), None)
         if column is None:
             raise ConfigError(f"{where} has columns {shown(list(raw))}; possible for its text: {', '.join(TEXTS)}")
-        doc = {**raw, ROW: number, FOLDER: file.parent} if known is None else _found(task, raw, known, where)
+        doc = {**raw, ROW: number, FOLDER: file.parent} if known is None else _doc_of(task, raw, known, where)
         rows.append(_row(task, doc, raw[column], where))
     return rows
 
 
-def _found(task: Task, raw: Mapping, known: Mapping, where: str) -> Mapping:
-    """The doc that an answer belongs to, by the task's own name for it or by the usual columns."""
+def _doc_of(task: Task, raw: Mapping, known: Mapping, where: str) -> Mapping:
+    """The doc that an answer belongs to, by the task's id or by the usual columns."""
     for name in (lambda: task.ident(raw), *[lambda key=key: str(raw[key]) for key in ("id", "question_id", "index")]):
         if (ident := _try(name)) in known:
             return known[ident]
@@ -220,7 +220,7 @@ def _found(task: Task, raw: Mapping, known: Mapping, where: str) -> Mapping:
 def _try(call: Callable) -> object:
     try:
         return call()
-    except Exception:  # whatever the answer's own columns hold
+    except Exception:  # the answer's columns may hold anything
         return None
 
 

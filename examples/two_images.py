@@ -1,8 +1,8 @@
 """One question about two images, asked of a server that prunes images. Needs Python alone.
 
-    vtc serve demo --keep 0.25 --max-keep 0.5 --trust-request-mm-kwargs --max-model-len 1024
-    python examples/two_images.py                                    (two scenes of the bundled model's; needs vtc)
-    python examples/two_images.py --keep 0.5 --image a.png --image b.png --question "What differs?"
+vtc serve demo --keep 0.25 --max-keep 0.5 --trust-request-mm-kwargs --max-model-len 1024
+python examples/two_images.py                                    (two scenes of the bundled model's; needs vtc)
+python examples/two_images.py --keep 0.5 --image a.png --image b.png --question "What differs?"
 """
 
 import argparse

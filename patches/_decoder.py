@@ -8,7 +8,7 @@ import functools
 import inspect
 from collections.abc import Callable
 
-from torch import Tensor, nn
+from torch import Tensor, cat, nn
 
 from vtc.core.errors import UnsupportedError
 from vtc.core.hooks import Patchwork, Stop
@@ -124,6 +124,15 @@ class DecoderSite:
     def rotary(self, hidden: Tensor, position_ids: Tensor) -> tuple[Tensor, Tensor]:
         """Rotary embeddings of position_ids [B, S], or [3, B, S]."""
         return self.model.rotary_emb(hidden, position_ids)
+
+    def turns(self, hidden: Tensor, position_ids: Tensor) -> tuple[Tensor, Tensor]:
+        """The cosines and sines [B, S, e] by which each channel of a head is turned."""
+        found = self.rotary(hidden, position_ids)
+        if found[0].ndim == 3:
+            return found
+        sections = self.model.config.rope_parameters["mrope_section"] * 2
+        axes = [[part[i % 3] for i, part in enumerate(x.split(sections, -1))] for x in found]
+        return tuple(cat(parts, -1) for parts in axes)
 
     def sliding(self, layer: int) -> bool:
         """Whether a layer has a sliding window."""

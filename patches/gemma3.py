@@ -30,6 +30,7 @@ class Gemma3(Family):
     towers = ("siglip_vision_model",)
     marks = ("boi_token_index", "eoi_token_index")
     block_types = "token_type_ids"
+    sites = ("projector",)
     published = Encoder("gemma3", 27, False, tuple(range(27)), 256)
     tower_path = "model.vision_tower"
     attention_path = r"(?:vision_model\.)?encoder\.layers\.(\d+)\.self_attn"

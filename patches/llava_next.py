@@ -26,6 +26,20 @@ def _config(**text) -> object:
     )  # fmt: skip
 
 
+def _processor(config: object, tokenizer: object) -> object:
+    from transformers import LlavaNextImageProcessor, LlavaNextProcessor
+
+    side = config.vision_config.image_size
+    images = LlavaNextImageProcessor(
+        size={"shortest_edge": side}, crop_size={"height": side, "width": side},
+        image_grid_pinpoints=config.image_grid_pinpoints,
+    )  # fmt: skip
+    return LlavaNextProcessor(
+        image_processor=images, tokenizer=tokenizer, patch_size=config.vision_config.patch_size,
+        vision_feature_select_strategy="default", num_additional_image_tokens=1,
+    )  # fmt: skip
+
+
 @lru_cache(maxsize=256)
 def anyres_tiles(size: tuple[int, int], tiles: tuple[int, int], side: int, unpad: bool = True, newline: bool = True):
     """Tokens and tiles of one image: base crop first, then the tiles' tokens in raster order of the stitched canvas.
@@ -63,7 +77,11 @@ class LlavaNext(Llava):
     sizes = "image_sizes"
     served = "vtc.vllm.llava_next:VtcLlavaNextForConditionalGeneration"
     published = Encoder("llava_next", 24, True, tuple(range(24)), tiled=True, thumbnail=576, output=22)
-    presets = {"llava-next-7b": Preset(partial(_config, **VICUNA_7B), 7_063_431_168, "LLaVA-NeXT (1.6) Vicuna 7B")}
+    presets = {
+        "llava-next-7b": Preset(
+            partial(_config, **VICUNA_7B), 7_063_431_168, "LLaVA-NeXT (1.6) Vicuna 7B", _processor, side=672
+        )
+    }
     tiled = True
 
     def describe_encoder(self) -> Encoder:

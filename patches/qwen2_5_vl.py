@@ -8,8 +8,9 @@ from torch import Tensor, nn
 
 from vtc.core.signals import Encoder
 from vtc.patches import FAMILIES
-from vtc.patches._preset import Preset
-from vtc.patches.qwen2_vl import PUBLISHED_IDS, QWEN_3B, QWEN_7B, Qwen2VL, text_sizes
+from vtc.patches.qwen2_vl import PUBLISHED_IDS, QWEN_3B, QWEN_7B, Qwen2VL, preset, text_sizes
+
+PROCESSOR = "Qwen2_5_VLProcessor"
 
 
 def _config(tied: bool, **text) -> object:
@@ -51,8 +52,8 @@ class Qwen2_5VL(Qwen2VL):
     served = "vtc.vllm.qwen2_5_vl:VtcQwen2_5_VLForConditionalGeneration"
     published = Encoder("qwen2_5_vl", 32, False, (7, 15, 23, 31), cell=4)
     presets = {
-        "qwen2.5-vl-3b": Preset(partial(_config, True, **QWEN_3B), 3_754_622_976, "Qwen2.5-VL-3B"),
-        "qwen2.5-vl-7b": Preset(partial(_config, False, **QWEN_7B), 8_292_166_656, "Qwen2.5-VL-7B"),
+        "qwen2.5-vl-3b": preset(PROCESSOR, partial(_config, True, **QWEN_3B), 3_754_622_976, "Qwen2.5-VL-3B"),
+        "qwen2.5-vl-7b": preset(PROCESSOR, partial(_config, False, **QWEN_7B), 8_292_166_656, "Qwen2.5-VL-7B"),
     }
 
     def describe_encoder(self) -> Encoder:

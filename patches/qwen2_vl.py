@@ -3,11 +3,13 @@
 import inspect
 from collections.abc import Callable
 from functools import partial
+from importlib.util import find_spec
 from itertools import accumulate
 
 import torch
 from torch import Tensor, nn
 
+from vtc.core.errors import UnsupportedError
 from vtc.core.hooks import Patchwork
 from vtc.core.layout import ImageLayout, View, clip, even_view, raster
 from vtc.core.signals import Encoder
@@ -19,6 +21,7 @@ from vtc.patches._preset import Preset
 from vtc.patches._tiny import BOS, EOS, IMAGE_TOKEN, PAD, TEXT, finish, prompts
 
 START, END, VIDEO = 121, 122, 123
+PICTURE = 672  # pixels along a picture that a preset is served with: 24 x 24 visual tokens, as LLaVA has
 ROPE = {"type": "mrope", "rope_type": "default", "mrope_section": [2, 3, 3], "rope_theta": 10000.0}
 
 QWEN_3B = dict(hidden=2048, mlp=11008, layers=36, heads=16, kv_heads=2, vocab=151936)
@@ -37,6 +40,26 @@ def text_sizes(hidden: int, mlp: int, layers: int, heads: int, kv_heads: int, vo
     )  # fmt: skip
 
 
+def _processor(kind: str, config: object, tokenizer: object) -> object:
+    """The processor of class `kind` for a config and pictures of at most PICTURE x PICTURE pixels. Raises
+    UnsupportedError without torchvision, which the video part of the class needs."""
+    import transformers
+
+    if find_spec("torchvision") is None:
+        raise UnsupportedError(
+            f"{kind} needs torchvision for its video part, and it is not installed; possible: pip install torchvision"
+        )
+    vision = config.vision_config
+    sizes = dict(
+        patch_size=vision.patch_size, merge_size=vision.spatial_merge_size,
+        temporal_patch_size=vision.temporal_patch_size,
+        size={"shortest_edge": 56 * 56, "longest_edge": PICTURE * PICTURE},
+    )  # fmt: skip
+    return getattr(transformers, kind)(
+        transformers.Qwen2VLImageProcessor(**sizes), tokenizer, transformers.Qwen2VLVideoProcessor(**sizes)
+    )
+
+
 def _config(**text) -> object:
     from transformers import Qwen2VLConfig
 
@@ -44,6 +67,11 @@ def _config(**text) -> object:
     return Qwen2VLConfig(
         vision_config=vision, text_config=text_sizes(**text), tie_word_embeddings=False, **PUBLISHED_IDS
     )
+
+
+def preset(kind: str, config: Callable[[], object], parameters: int, description: str) -> Preset:
+    """A preset with a processor of class `kind`."""
+    return Preset(config, parameters, description, partial(_processor, kind), PICTURE)
 
 
 @FAMILIES.register("qwen2_vl")
@@ -60,7 +88,7 @@ class Qwen2VL(Family):
     follows = "qwen2_5_vl"
     served = "vtc.vllm.qwen2_vl:VtcQwen2VLForConditionalGeneration"
     published = Encoder("qwen2_vl", 32, False, tuple(range(32)), cell=4)
-    presets = {"qwen2-vl-7b": Preset(partial(_config, **QWEN_7B), 8_291_375_616, "Qwen2-VL-7B")}
+    presets = {"qwen2-vl-7b": preset("Qwen2VLProcessor", partial(_config, **QWEN_7B), 8_291_375_616, "Qwen2-VL-7B")}
     tower_path = "model.visual"
     attention_path = r"blocks\.(\d+)\.attn"
 
@@ -195,8 +223,8 @@ class Qwen2VL(Family):
         """The tiny model of these classes."""
         torch.manual_seed(0)
         config = config_class(
-            vision_config=cls.vision_sizes(), text_config=cls.text_sizes(), image_token_id=IMAGE_TOKEN, video_token_id=VIDEO,
-            vision_start_token_id=START, vision_end_token_id=END, **overrides,
+            vision_config=cls.vision_sizes(), text_config=cls.text_sizes(), image_token_id=IMAGE_TOKEN,
+            video_token_id=VIDEO, vision_start_token_id=START, vision_end_token_id=END, **overrides,
         )  # fmt: skip
         return finish(model_class(config))
 

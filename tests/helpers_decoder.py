@@ -181,6 +181,13 @@ def heads_of(language: nn.Module, layer: nn.Module, projection: str, hidden: Ten
     return states * cos + turned * sin
 
 
+def turned_ones(language: nn.Module, hidden: Tensor, view: View) -> Tensor:
+    """A vector of ones at each place [L, e], after RoPE."""
+    cos, sin = (_one_axis(language, x)[0] for x in _rotary(language, hidden, view.positions))
+    half = cos.shape[-1] // 2
+    return cos + torch.cat([-sin[..., :half], sin[..., half:]], -1)
+
+
 def _one_axis(language: nn.Module, x: Tensor) -> Tensor:
     """Cosines or sines [1, L, e]: of three axes [3, 1, L, e] each gives its sections of the width."""
     if x.ndim == 3:

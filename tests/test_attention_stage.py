@@ -22,7 +22,8 @@ from tests.helpers import (
     state,
     unharmed,
 )  # fmt: skip
-from tests.helpers_decoder import drops_of, entered_of, resolved, truth
+from tests.helpers_attention import LOW, STEPS, expected
+from tests.helpers_decoder import drops_of, entered_of, resolved
 from vtc.check.batch import padded
 from vtc.cli.schedule import table
 from vtc.core.signals import Decoder
@@ -32,84 +33,8 @@ from vtc.vllm.capability import _misfit
 
 pytestmark = pytest.mark.product
 
-ORACLE, STEPS = "tests_whole_matrices", 4
-LOW = {"tau": 1.5, "min_image_attention": 0.05, "min_nonsink_share": 0.3}
 families = pytest.mark.parametrize("case", vtc.families())
 strategies = pytest.mark.parametrize("strategy", ["var", "hiprune+var", "fastv+var"])
-
-
-class Whole:
-    """An attention function of whole matrices. stage: the knobs; ids [L]: the prompt's; hidden, order: of each layer,
-    what enters it and the places that are left, as the oracle's `watch` tells them."""
-
-    def __init__(self, stage, ids):
-        self.stage, self.ids, self.hidden, self.order, self.changed = stage, ids, {}, {}, 0
-
-    def watch(self, layer, before, view_before, hidden, view):
-        self.hidden[layer], self.order[layer] = hidden[0], view.order
-
-    def sinks(self, layer):
-        """Sinks and visual tokens among the places that a layer holds."""
-        hidden, order, n = self.hidden[layer], self.order[layer], len(self.ids)
-        start = hidden[order[0]].abs()
-        dims = start.sort(descending=True).indices[: self.stage.discovered]
-        here = torch.zeros(len(hidden), dtype=torch.bool)
-        here[order] = True
-        rms = ((hidden**2).mean(-1) + 1e-6).sqrt()
-        image = torch.zeros_like(here)
-        image[:n] = self.ids == IMAGE_TOKEN
-        return here & ((hidden[:, dims].abs() / rms[:, None]).max(-1).values >= self.stage.tau), here & image
-
-    def __call__(self, module, query, key, value, attention_mask, scaling, **kwargs):
-        group = query.shape[1] // key.shape[1]
-        key, value = key.repeat_interleave(group, 1), value.repeat_interleave(group, 1)
-        logits = query @ key.transpose(2, 3) * scaling
-        if attention_mask is None:  # the stock pass that only gives the embeddings
-            return value.transpose(1, 2), None
-        attention, layer = (logits + attention_mask).softmax(-1), module.layer_idx
-        if 2 <= layer < module.config.num_hidden_layers - 1:
-            self.change(attention[0], *self.sinks(layer))
-        return (attention @ value).transpose(1, 2), None
-
-    def change(self, attention, sinks, visual):
-        places = visual.nonzero().flatten()
-        if not len(places):
-            return
-        whole = torch.arange(len(visual))
-        image = torch.zeros_like(visual)
-        image[: len(self.ids)] = self.ids == IMAGE_TOKEN
-        rows = whole[(whole > places[0]) & ~image]
-        for head in attention:
-            for row in rows.tolist():
-                a = head[row].clone()
-                bad, good = a[visual & sinks].sum(), a[visual & ~sinks].sum()
-                share = bad / (bad + good + 1e-6 * visual.sum())
-                if share > 1 - 0.3 or bad + good < 0.05 or good == 0:
-                    continue
-                self.changed += 1
-                budget = 0.6 * a[sinks].sum()
-                head[row, sinks] = 0.4 * a[sinks]
-                head[row, visual & ~sinks] = a[visual & ~sinks] * (1 + budget / good)
-
-
-@contextmanager
-def whole_matrices(model, oracle):
-    """The unpatched model's text layers with the oracle's attention."""
-    config = model.model.language_model.config
-    before, config._attn_implementation = config._attn_implementation, ORACLE
-    ALL_ATTENTION_FUNCTIONS.register(ORACLE, oracle)
-    try:
-        yield
-    finally:
-        config._attn_implementation = before
-        ALL_ATTENTION_FUNCTIONS._global_mapping.pop(ORACLE)
-
-
-def expected(model, single, drops, config, entered, draft):
-    """The oracle's answer for one prompt, and how many rows of heads it changed in the end."""
-    oracle = Whole(config.attention.stage, single["input_ids"][0])
-    with whole_matrices(model, oracle):
-        return truth(model, single, drops, STEPS, entered, draft, oracle.watch), oracle.changed
 
 
 @families

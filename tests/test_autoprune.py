@@ -163,7 +163,8 @@ def test_what_it_reads():
         Aim(),
         EncoderAttention(-2),
     )
-    assert stage.needs(L32, 5) == (DecoderAttention(5, "after", ahead=False), TextInformation(1), Aim(), Hidden())
+    read = TextInformation(1, read=True)
+    assert stage.needs(L32, 5) == (DecoderAttention(5, "after", ahead=False), read, Aim(), Hidden())
     assert [step.layer for step in stage.steps(L32)] == list(range(1, 32))
     for knobs, message in (({"target": 0.0}, "target=0.0 is out of range"), ({"k0": -1.0}, "k0=-1.0 is out of range")):
         with pytest.raises(ConfigError, match=message):

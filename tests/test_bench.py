@@ -7,6 +7,7 @@ import torch
 
 from tests.test_cli import run
 from vtc.bench.memory import peak_bytes
+from vtc.bench.results import FILE
 from vtc.bench.selectors import SELECTORS, measure
 from vtc.core.errors import ConfigError
 
@@ -62,6 +63,51 @@ def test_command(capsys, tmp_path):
     assert data["environment"]["torch"] == torch.__version__.partition("+")[0] or data["environment"]["torch"]
     assert (tmp_path / "out" / "selection.png").stat().st_size > 5000
     assert out.count("equal") == 6
+    assert data["command"].startswith("vtc ")
+    assert data["definitions"]["equal"]
+
+
+def measured(capsys, folder, *options):
+    """The command on two sizes, its exit code, output and errors."""
+    common = ("--selectors", "max-min", "--sizes", "16,48", "--picks", "8", "--repeats", "1", "--output", folder)
+    return run(capsys, "bench", "selection", *common, *options)
+
+
+def test_it_resumes(capsys, tmp_path, monkeypatch):
+    """Rows that are there are kept; with other settings the folder is refused, unless it is to be overwritten."""
+    measured(capsys, tmp_path)
+    rows = json.loads((tmp_path / FILE).read_text())["rows"]
+    calls = []
+    monkeypatch.setattr("vtc.bench.selectors_run.measure", lambda *a, **k: calls.append(a) or measure(*a, **k))
+    assert measured(capsys, tmp_path, "--picks", "8,12")[0] == 0
+    assert [call[:3] for call in calls] == [("max-min", 16, 12), ("max-min", 48, 12)]
+    assert [row for row in json.loads((tmp_path / FILE).read_text())["rows"] if row["picks"] == 8] == rows
+    code, _, err = measured(capsys, tmp_path, "--seed", "1")
+    assert (code, err.count("\n"), "seed 0 and 1; possible: another folder, or --overwrite" in err) == (2, 1, True)
+    assert measured(capsys, tmp_path, "--seed", "1", "--overwrite")[0] == 0
+
+
+def test_two_results_are_compared(capsys, tmp_path):
+    """Row by row; other sizes are named and refused."""
+    for name in "ab":
+        measured(capsys, tmp_path / name)
+    code, out, _ = run(capsys, "bench", "compare", tmp_path / "a", tmp_path / "b")
+    assert (code, out.count("max-min")) == (0, 4)
+    assert out.index("48") > out.index("16")
+    measured(capsys, tmp_path / "c", "--sizes", "16")
+    code, _, err = run(capsys, "bench", "compare", tmp_path / "a", tmp_path / "c")
+    assert (code, "tokens [16, 48] and [16]; possible: runs that differ in their times alone" in err) == (2, True)
+
+
+def test_files_of_earlier_versions_are_refused(capsys, tmp_path):
+    """In one line that names the file and the version."""
+    old = {"schema": "vtc.bench.selection/1", "environment": {}, "repeats": 3, "seed": 0, "rows": []}
+    (tmp_path / FILE).write_text(json.dumps(old))
+    code, _, err = measured(capsys, tmp_path)
+    assert (code, err.count("\n")) == (2, 1)
+    assert f"{tmp_path / FILE}" in err
+    assert "schema='vtc.bench.selection/1'; possible: 'vtc.bench.selection/2'" in err
+    assert measured(capsys, tmp_path, "--overwrite")[0] == 0
 
 
 BAD = {

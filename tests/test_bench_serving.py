@@ -5,17 +5,24 @@ from pathlib import Path
 
 import pytest
 import torch
+import transformers
 from PIL import Image
+from transformers.models.auto.processing_auto import PROCESSOR_MAPPING_NAMES
 
+from tests.helpers_checkpoints import image_processor
 from tests.test_cli import run as cli
+from vtc.bench.presets import config_of, presets
 from vtc.bench.results import FILE, Results, check_comparable, read
 from vtc.bench.serving.ratios import SERVING, STOCK, summary
 from vtc.bench.serving.serving_plot import plot
 from vtc.bench.serving.serving_table import lines
 from vtc.bench.serving.throughput import ServingOptions, engine_options, run
-from vtc.bench.serving.workload import kv_bytes, preset, requests, save, visual_tokens
+from vtc.bench.serving.workload import kv_bytes, requests, save, served
 from vtc.bench.speed_rows import SPEED
 from vtc.core.errors import ConfigError
+from vtc.eval.processors import pictures_only
+from vtc.patches import FAMILIES
+from vtc.patches._preset import Preset
 
 SETTINGS = {"preset": "tiny"}
 
@@ -196,9 +203,67 @@ def test_bad_options(tmp_path, wrong, text):
 
 def test_bad_preset_comes_first(tmp_path):
     """Before anything is written or started."""
-    with pytest.raises(ConfigError, match="--preset 'qwen2.5-vl-3b' cannot be served here; possible: tiny, llava-mini"):
-        run(ServingOptions(tmp_path / "out", preset="qwen2.5-vl-3b"))
+    with pytest.raises(ConfigError, match="unknown preset 'tinny': did you mean 'tiny'"):
+        run(ServingOptions(tmp_path / "out", preset="tinny"))
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    "part, text",
+    [
+        ({"served": None}, "llava has no pruned form in vLLM; possible: tiny,"),
+        ({}, "llava has no processor; possible: tiny,"),
+    ],
+)
+def test_why_a_preset_cannot_be_served(monkeypatch, part, text):
+    """A family without a class for vLLM, a preset without a processor."""
+    preset = Preset(presets()["tiny"].config, 1, "bare")
+    monkeypatch.setattr(FAMILIES["llava"], "presets", {**FAMILIES["llava"].presets, "bare": preset})
+    for name, value in part.items():
+        monkeypatch.setattr(FAMILIES["llava"], name, value)
+    with pytest.raises(ConfigError, match=f"--preset 'bare' cannot be served: {text}"):
+        served("bare")
+
+
+def test_without_torchvision(monkeypatch):
+    """Qwen's processor has a video part that needs it: one line."""
+    monkeypatch.setattr("vtc.patches.qwen2_vl.find_spec", lambda name: None)
+    with pytest.raises(ConfigError, match="'qwen2.5-vl-3b' cannot be served: Qwen2_5_VLProcessor needs torchvision"):
+        served("qwen2.5-vl-3b")
+
+
+def test_what_tiled_pictures_come_to():
+    """A picture of four tiles and the base crop, a token at the end of each row of tiles; as vLLM is told."""
+    model = served("llava-next-7b")
+    assert model.visual == 576 + 48 * 49
+    (prompt,) = requests(model.prompt, 1, 10, (0,))
+    assert prompt["multi_modal_data"]["image"].size == (672, 672)
+    assert engine_options(ServingOptions(Path("out")), model)["max_model_len"] > 2928 + 64
+
+
+@pytest.mark.parametrize("name", [name for name in presets() if "qwen" in name])
+def test_marked_pictures(monkeypatch, name):
+    """A picture stands between its marks, which count as text; no random word is a special token. The processor's
+    video part is left out here."""
+    monkeypatch.setattr("vtc.patches.qwen2_vl.find_spec", lambda name: True)
+    kind = PROCESSOR_MAPPING_NAMES[config_of(name).model_type]
+    parts = {kind: pictures_only(getattr(transformers, kind)), "Qwen2VLVideoProcessor": lambda **sizes: None}
+    for part, value in {**parts, "Qwen2VLImageProcessor": image_processor("Qwen2VLImageProcessor")}.items():
+        monkeypatch.setattr(f"transformers.{part}", value)
+    model = served(name)
+    assert model.visual == 24 * 24
+    (prompt,) = requests(model.prompt, 1, 64, (0,))
+    ids, config = prompt["prompt_token_ids"], model.config
+    assert len(ids) == 64 + 1
+    place = ids.index(config.image_token_id)
+    assert ids[place - 1 : place + 2] == [
+        config.vision_start_token_id,
+        config.image_token_id,
+        config.vision_end_token_id,
+    ]
+    assert max(ids[: place - 1] + ids[place + 2 :]) < config.text_config.bos_token_id
+    inputs = model.processor(text="<s> <image> <4>", images=prompt["multi_modal_data"]["image"], return_tensors="pt")
+    assert (inputs["input_ids"] == config.image_token_id).sum() == model.visual
 
 
 def test_without_vllm(tmp_path, monkeypatch):
@@ -210,26 +275,26 @@ def test_without_vllm(tmp_path, monkeypatch):
 
 def test_room_for_all_requests(tmp_path):
     """The KV cache holds the most requests at once unpruned, whole blocks each."""
-    config = preset("tiny")
+    model = served("tiny")
     wanted = ServingOptions(tmp_path, concurrency=(1, 8), text=60, new_tokens=5)
-    options = engine_options(wanted, config)
-    bytes_of_block = 32 * kv_bytes(config, torch.float32)
-    assert kv_bytes(config, torch.float32) == 2 * 8 * 384 * 4  # keys and values, layers, width
+    options = engine_options(wanted, model)
+    bytes_of_block = 32 * kv_bytes(model.config, torch.float32)
+    assert kv_bytes(model.config, torch.float32) == 2 * 8 * 384 * 4  # keys and values, layers, width
     assert options["kv_cache_memory_bytes"] // bytes_of_block >= 8 * 21  # 576 + 60 + 5 tokens are 20.03 blocks
     assert options["max_model_len"] >= 576 + 60 + 5
 
 
 def test_requests_differ_and_repeat():
     """The same seed gives the same prompts; within a cell and between cells no picture comes twice."""
-    config = preset("tiny")
-    first, again, other = (list(requests(config, 3, 64, seed)) for seed in ((0, 0, 8), (0, 0, 8), (0, 1, 8)))
+    model = served("tiny")
+    first, again, other = (list(requests(model.prompt, 3, 64, seed)) for seed in ((0, 0, 8), (0, 0, 8), (0, 1, 8)))
     pictures = [p["multi_modal_data"]["image"].tobytes() for p in first + other]
     assert len(set(pictures)) == 6
     assert [p["prompt_token_ids"] for p in first] == [p["prompt_token_ids"] for p in again]
     assert pictures[:3] == [p["multi_modal_data"]["image"].tobytes() for p in again]
     for prompt in first:
         assert len(prompt["prompt_token_ids"]) == 64 + 1
-        assert prompt["prompt_token_ids"].count(config.image_token_id) == 1
+        assert prompt["prompt_token_ids"].count(model.config.image_token_id) == 1
 
 
 @pytest.mark.slow
@@ -237,13 +302,13 @@ def test_saved_model(tmp_path):
     """The folder loads in transformers with its processor; an image has the placeholders that are counted on."""
     from transformers import AutoModelForImageTextToText, AutoProcessor
 
-    config = preset("tiny")
-    count = save("tiny", config, tmp_path, torch.float32, 0)
+    preset = served("tiny")
+    count = save(preset, tmp_path, torch.float32, 0)
     model, report = AutoModelForImageTextToText.from_pretrained(tmp_path, output_loading_info=True)
     assert sum(p.numel() for p in model.parameters()) == count == 39_954_048
     assert not report["missing_keys"]
     assert not report["unexpected_keys"]
-    (prompt,) = requests(config, 1, 64, (0,))
+    (prompt,) = requests(preset.prompt, 1, 64, (0,))
     processor = AutoProcessor.from_pretrained(tmp_path)
     inputs = processor(text="<s> <image> <4>", images=prompt["multi_modal_data"]["image"], return_tensors="pt")
-    assert (inputs["input_ids"] == config.image_token_id).sum() == visual_tokens(config) == 576
+    assert (inputs["input_ids"] == preset.config.image_token_id).sum() == preset.visual == 576

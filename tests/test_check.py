@@ -23,11 +23,11 @@ WRONG = {
     "Unsorted": (ORDER, "does not ascend"),
     "TooMany": (COUNT, "keeps 21 of 64 tokens where the budget says 20"),
     "Outside": (ORDER, "not inside 0 to 63"),
-    "OfTheBatch": (BATCH, "prompt 0 in a batch padded on the left keeps others"),
+    "OfTheBatch": (BATCH, "prompt 0 in a batch padded on the left keeps different tokens"),
     "HalfScores": (PRECISION, "gives bfloat16"),
-    "OwnPrecision": (PRECISION, "otherwise than from the same numbers in float32"),
-    "Unseeded": (TWICE, "in a second run keeps others"),
-    "HigherFirst": (TIES, "alike in every signal"),
+    "OwnPrecision": (PRECISION, "differently from the same numbers in float32"),
+    "Unseeded": (TWICE, "in a second run keeps different tokens"),
+    "HigherFirst": (TIES, "equal in every signal"),
     "Exits": (REPORT, "SystemExit: 0"),
     "Crashes": (REPORT, "ZeroDivisionError: "),
 }
@@ -157,7 +157,7 @@ def test_padding_that_is_looked_at_is_seen():
         return found
 
     one.run = reading
-    with pytest.raises(Violation, match="with other ids in the padding on the left keeps others"):
+    with pytest.raises(Violation, match="with other ids in the padding on the left keeps different tokens"):
         behaviour.padding(one)
 
 

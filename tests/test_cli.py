@@ -180,7 +180,7 @@ BAD = {
     "validate-missing": (["validate", "nothing.yaml"], "'nothing.yaml' does not exist"),
     "validate-family": (["validate", "hiprune", "--family", "llva"], "did you mean 'llava'"),
     "eval-strategy": (changed(strategy="none,hiprun"), "did you mean 'hiprune'"),
-    "eval-strategy-twice": (changed(strategy="none,none"), "'none' stands twice"),
+    "eval-strategy-twice": (changed(strategy="none,none"), "'none' is given twice"),
     "eval-keep-twice": (changed(keep="0.5,0.50"), "two runs would be called"),
     "eval-composed": (changed(strategy="none,hiprune+transprne"), "did you mean 'transprune'"),
     "eval-reach": (changed(strategy="fastv", keep="0.5,0.1"), "fastv-keep0.1: keep=0.1 of the visual tokens"),

@@ -246,7 +246,7 @@ def test_wrong_knobs_are_refused():
         (lambda: FastV(K=0).steps(L32), "K=0 is beyond the 32 layers"),
         (lambda: FastV(K=32).steps(L32), "K=32 is beyond"),
         (lambda: FastV(K=1.5).steps(L32), r"K=1\.5 is no relative depth"),
-        (lambda: PyramidDrop(layer_list=(8, 16)).steps(L32), "2 layers and 3 ratios"),
+        (lambda: PyramidDrop(layer_list=(8, 16)).steps(L32), "2 layer_list and 3 image_token_ratio_list"),
         (lambda: PyramidDrop(layer_list=(16, 8, 24)).steps(L32), "do not rise"),
         (lambda: PyramidDrop(image_token_ratio_list=(0.5, 0.6, 0.1)).steps(L32), "must not rise"),
         (lambda: PyramidDrop(layer_list=(8, 16, 40)).steps(L32), "beyond the 32 layers"),

@@ -5,10 +5,10 @@ import torch
 
 import vtc
 from tests.helpers import CASES, forward, inputs_of, model_of, split
-from tests.helpers_decoder import drops_of, heads_of, resolved, truth
+from tests.helpers_decoder import drops_of, heads_of, resolved, truth, turned_ones
 from tests.helpers_oracle import layouts
 from vtc.core.selection import Selection
-from vtc.core.signals import DecoderAttention, DecoderKeys, Hidden, Transition
+from vtc.core.signals import DecoderAttention, DecoderKeys, Hidden, Transition, UnturnedAttention
 from vtc.kernels.topk import topk_sorted
 from vtc.strategies import METHODS
 
@@ -20,6 +20,7 @@ def signals_at(layer):
     """Every kind of signal that a drop before `layer` may ask for."""
     ahead = [DecoderAttention(layer, queries) for queries in QUERIES]
     running = [DecoderAttention(layer - 1, queries, ahead=False) for queries in QUERIES]
+    running += [UnturnedAttention(layer - 1, heads) for heads in (0.2, 0.5)]
     return (*ahead, *running, DecoderKeys(layer), Hidden(), *(Transition(i) for i in range(layer)))
 
 
@@ -87,26 +88,53 @@ class Definitions:
             return self.transition(signal.layer)[places]
         if isinstance(signal, Hidden):
             return self.entering[layer][0][0, places]
-        hidden, view = self.entering[layer] if getattr(signal, "ahead", True) else self.inside[signal.layer]
         block = self.language.layers[signal.layer]
+        if isinstance(signal, UnturnedAttention):
+            return self.unturned(block, *self.inside[signal.layer], image, signal.heads)[places]
+        hidden, view = self.entering[layer] if getattr(signal, "ahead", True) else self.inside[signal.layer]
         if isinstance(signal, DecoderKeys):
             return heads_of(self.language, block, "k_proj", hidden, view).mean(1)[places]
         return self.attention(block, hidden, view, signal.queries, image)[places]
 
+    def unturned(self, block, hidden, view, image, share):
+        """Attention of raters over what two turned vectors of ones give, of the heads with the largest sums [L]."""
+        whole = self.attention(block, hidden, view, None, image).detach()
+        ones = turned_ones(self.language, hidden, view).detach()
+        own = [place for place in view.order.tolist() if place in set(self.runs[image].tolist())]
+        rows, at = self.rows("raters", view.order, image), {p: i for i, p in enumerate(view.order.tolist())}
+        rows = [place for place, chosen in zip(view.order.tolist(), rows.tolist(), strict=True) if chosen]
+        found = []
+        for head in whole:
+            received = dict.fromkeys(own, 0.0)
+            for row in rows:
+                for place in own:
+                    bias = float(ones[row] @ ones[place]) / ones.shape[1] ** 0.5
+                    received[place] += float(head[at[row], at[place]]) / bias / len(rows)
+            found.append(received)
+        best = sorted(found, key=lambda one: -sum(one.values()))[: max(1, round(share * len(found)))]
+        out = torch.full((len(self.is_image),), torch.nan, dtype=torch.float64)
+        for place in own:
+            out[place] = sum(one[place] for one in best) / len(best)
+        return out
+
+    def rows(self, queries, order, image):
+        """Which columns are the chosen queries."""
+        text, own = ~self.is_image[order], torch.isin(order, self.runs[image])
+        behind = text & (torch.arange(len(text)) > own.nonzero().max())
+        last = torch.arange(len(text)) == len(text) - 1
+        rows = {"last": last, "after": behind if behind.any() else last, "image": own}
+        return self.raters(rows["after"], order, image) if queries == "raters" else rows[queries]
+
     def attention(self, block, hidden, view, queries, image):
-        """Received attention [L] from the whole softmax matrix of every head."""
+        """Received attention [L] from the whole softmax matrix of every head; without queries that itself [H, K, K]."""
         q, k = (heads_of(self.language, block, name, hidden, view)[view.order] for name in ("q_proj", "k_proj"))
         k = k.repeat_interleave(q.shape[1] // k.shape[1], 1)
         scores = torch.einsum("qhe,khe->hqk", q, k) / q.shape[-1] ** 0.5
         ahead = torch.ones(scores.shape[1:], dtype=torch.bool).triu(1)
-        weights = scores.masked_fill(ahead, -torch.inf).softmax(-1).mean(0)
-        text, own = ~self.is_image[view.order], torch.isin(view.order, self.runs[image])
-        behind = text & (torch.arange(len(text)) > own.nonzero().max())
-        last = torch.arange(len(text)) == len(text) - 1
-        rows = {"last": last, "after": behind if behind.any() else last, "image": own}
-        if queries == "raters":
-            rows["raters"] = self.raters(rows["after"], view.order, image)
-        rows = rows[queries]
+        weights = scores.masked_fill(ahead, -torch.inf).softmax(-1)
+        if queries is None:
+            return weights
+        weights, rows = weights.mean(0), self.rows(queries, view.order, image)
         out = torch.full((len(self.is_image),), torch.nan, dtype=torch.float64)
         out[view.order] = weights[rows].mean(0)
         return out

@@ -9,6 +9,7 @@ import vtc
 from tests.helpers import build, forward, generate, grow, inputs_of, model_of, proceed, refusal, refused, unharmed
 from tests.helpers_decoder import on, options_of
 from vtc.core.errors import PatchError, UnsupportedError, VtcError
+from vtc.patches import FAMILIES
 
 pytestmark = pytest.mark.product
 
@@ -151,7 +152,7 @@ def test_tensor_of_logits_to_keep(patched):
 @pytest.mark.parametrize("case", ["qwen2_vl", "qwen2_5_vl"])
 def test_video(case, monkeypatch):
     """Video inputs in a family that says of none how to take them, in the forward and through generate()."""
-    monkeypatch.setattr(type(find_family(build(case))), "video", None)
+    monkeypatch.setattr(FAMILIES[case], "video", None)
     model, inputs = build(case), inputs_of(case, images=(1,))
     video = model.config.video_token_id
     ids = inputs["input_ids"].masked_fill(inputs["input_ids"] == 120, video)

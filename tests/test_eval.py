@@ -249,6 +249,8 @@ def test_plan(tmp_path):
     assert runs[0].record()["resolved"]["stages"][0]["seed"] == 5
     runs = plan(settings(tmp_path, strategies=("random",), overrides={"seed": 7}))
     assert runs[0].record()["resolved"]["stages"][0]["seed"] == 7
+    runs = plan(settings(tmp_path, strategies=("apet",), keeps=(None,), seed=5, overrides={"apet.seed": 7}))
+    assert [stage["seed"] for stage in runs[0].record()["resolved"]["stages"]] == [5, 7]
 
 
 def test_suite(tmp_path):

@@ -131,7 +131,7 @@ def test_answers_without_references(tmp_path, capsys, no_model):
     assert "lacks column 'answers' of task 'textvqa'; possible: --dataset-path" in err
     for extra, expected in (
         ({"question_id": "none such", "text": "x"}, "is of no sample in the data"),
-        ({"question_id": rows[0]["question_id"], "text": "x"}, "1 samples stand twice"),
+        ({"question_id": rows[0]["question_id"], "text": "x"}, "1 samples occur twice"),
         ({"question_id": rows[0]["question_id"]}, "possible for its text: text, pred"),
     ):
         file.write_text("".join(json.dumps(row) + "\n" for row in [*given, extra]))

@@ -1,10 +1,17 @@
 """`make gpu-check` without a GPU: its kernel cases at small shapes in the interpreter, and what it says then."""
 
+import json
+from types import SimpleNamespace
+
 import pytest
 import torch
 
 from tests.helpers_triton import DEVICE
+from tests.test_cli import run as cli
 from vtc.bench import gpu, kernels
+from vtc.bench.kernel_rows import KERNELS, line_of
+from vtc.bench.results import FILE, read
+from vtc.core.errors import ConfigError
 
 SMALL = list(kernels.cases(small=True))
 
@@ -15,7 +22,10 @@ def test_cases_pass_and_are_measured(case):
     row = kernels.measure(case, DEVICE, torch.float32, repeats=1)
     assert row.passed, row
     assert min(row.triton_seconds, row.reference_seconds) > 0
-    assert case.kernel in gpu.line_of(row)
+    line = line_of(row.to_dict())
+    assert case.kernel in line
+    assert "TOLERANCE" not in line
+    assert "BEYOND ITS TOLERANCE" in line_of({**row.to_dict(), "passed": False})
 
 
 def test_real_shapes_are_listed():
@@ -47,3 +57,63 @@ def test_a_failing_step_is_in_the_table(capsys, tmp_path):
     failed = gpu.run_step("a", ["false"], tmp_path / "a.log", 10)
     slow = gpu.run_step("b", ["sleep", "5"], tmp_path / "b.log", 0.1)
     assert (failed.verdict, slow.verdict) == ("failed", "out of time")
+
+
+@pytest.fixture
+def quick(monkeypatch):
+    """Three kernel cases, the second of which breaks; the calls that were made."""
+    calls = []
+
+    def measure(case, device, dtype, repeats):
+        calls.append(case.kernel)
+        if case.kernel == "broken":
+            raise RuntimeError("no such\n instruction")
+        return kernels.KernelRow(case.kernel, case.shape, str(dtype), 0.0, True, True, 1e-3, 2e-3, 8, 16)
+
+    cases = [SimpleNamespace(kernel=name, shape="N=8") for name in ("first", "broken", "last")]
+    monkeypatch.setattr(kernels, "cases", lambda small=False: iter(cases))
+    monkeypatch.setattr(kernels, "measure", measure)
+    return calls
+
+
+def checked(folder, overwrite=False):
+    """The kernels' step on the CPU."""
+    device = torch.device("cpu")
+    return gpu.kernel_rows(gpu.kernel_results(folder, device, True, overwrite), device, True, 60)
+
+
+def test_kernels_are_stored_and_resumed(quick, tmp_path):
+    """A kernel that failed is tried again, the others are not; all of them are when it is asked for."""
+    step = checked(tmp_path)
+    assert (step.verdict, step.last_line) == ("failed", "2 of 3 within their tolerance")
+    rows = read(tmp_path / "kernels", KERNELS)["rows"]
+    assert [row["kernel"] for row in rows] == ["first", "broken", "last"]
+    assert rows[1] == {"kernel": "broken", "shape": "N=8", "failed": "no such instruction"}
+    quick.clear()
+    assert checked(tmp_path).last_line == "2 of 3 within their tolerance, 2 of an earlier run"
+    assert quick == ["broken"]
+    quick.clear()
+    checked(tmp_path, overwrite=True)
+    assert quick == ["first", "broken", "last"]
+
+
+def test_no_time_for_all_kernels(quick, tmp_path):
+    """The verdict says so, and nothing is measured beyond the limit."""
+    device = torch.device("cpu")
+    step = gpu.kernel_rows(gpu.kernel_results(tmp_path, device, True, False), device, True, -1)
+    assert (step.verdict, quick) == ("out of time", [])
+
+
+def test_rows_of_other_kernels_are_refused(capsys, quick, tmp_path, monkeypatch):
+    """A verdict on code that has changed since is none; `vtc bench compare` shows the two side by side."""
+    checked(tmp_path)
+    monkeypatch.setattr(gpu, "code_digest", lambda: "changed")
+    with pytest.raises(ConfigError, match="code .* and changed; possible: another folder, or --overwrite"):
+        checked(tmp_path)
+    assert gpu.main(["--trial", "--output", str(tmp_path)]) == 2
+    assert capsys.readouterr().err.startswith("vtc: error: --output")
+    checked(tmp_path / "new")
+    capsys.readouterr()
+    code, out, _ = cli(capsys, "bench", "compare", tmp_path / "kernels", tmp_path / "new" / "kernels")
+    assert (code, out.count("first"), out.count("failed"), out.count("2.0x")) == (0, 2, 2, 4)
+    assert json.loads((tmp_path / "new" / "kernels" / FILE).read_text())["definitions"]["passed"]

@@ -143,7 +143,7 @@ def test_page(family, tmp_path):
     assert "viewport" in [own.get("name") for tag, own in page.tags if tag == "meta"]
     assert "max-width: 46rem" in text
     cells = [own for tag, own in page.tags if tag == "td"]
-    assert len(cells) == 8 * sum(len(run["steps"]) for run in record["runs"])
+    assert len(cells) == 9 * sum(len(run["steps"]) for run in record["runs"])
 
 
 def test_from_python_leaves_everything_as_it_was():

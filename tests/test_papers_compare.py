@@ -194,7 +194,10 @@ def test_nothing_to_compare_prints_commands():
     assert "no run here" in text
     assert "  " + commands(CARDS["hiprune"])[0] in text
     assert "Qwen/" not in text  # only those of the model at hand
-    assert "averages alone" in printed(CARDS["cdpruner"], given)
+    alone = printed(CARDS["cdpruner"], given)
+    assert "averages alone" in alone
+    assert "  94.3  CDPruner, 32 tokens, on llava-hf/llava-1.5-7b-hf: mean over the paper's benchmarks" in alone
+    assert "Vanilla" not in alone
 
 
 def test_show(tmp_path, capsys):

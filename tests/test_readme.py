@@ -15,7 +15,7 @@ from vtc.core import signals
 from vtc.core.selection import Extra, Merge, Selection
 from vtc.eval.tasks import Task
 from vtc.patches._family import Family
-from vtc.strategies import METHODS
+from vtc.strategies import METHODS, shipped
 from vtc.strategies.base import AttentionStage, Cut, DecoderStage, EncoderStage, Stage, Step
 from vtc.vllm.capability import table
 
@@ -31,6 +31,10 @@ Each method as its docstring describes it: what it keeps, its knobs, its source,
 code. The defaults are the method's own; a strategy's YAML may set others, for a family too, and
 `vtc show STRATEGY --family FAMILY` prints the values that then apply. N is the number of visual tokens, `count` how
 many of them are to stay. This page is written by `python -m tests.test_readme`.
+"""
+SOURCES = """## Sources
+
+As [NOTICE](../NOTICE) has them; nothing of the codes named here is part of vtc.
 """
 SPECIAL, ESCAPED = re.compile(r"`[^`]*`|[*<]"), {"*": r"\*", "<": "&lt;"}  # code stays as it is
 HEADS = re.compile(r"^(Knobs|Paper|Departures|Where the paper leaves room):", re.MULTILINE)
@@ -55,11 +59,39 @@ def read(page: str) -> str:
     return (ROOT / page).read_text(encoding="utf-8")
 
 
+def noticed() -> dict[str, tuple[str, ...]]:
+    """NOTICE by method: paper, official code and its licence, the lines of a row joined."""
+    lines = read("NOTICE").partition("\nmethod ")[2].splitlines()[1:]
+    begins = [found.start() for found in re.finditer("-+", lines[0])]
+    rows: dict[str, list[list[str]]] = {}
+    for line in lines[1:]:
+        cells = [line[a:b].strip() for a, b in zip(begins, [*begins[1:], None])]
+        rows.setdefault(cells[0] or list(rows)[-1], []).append(cells[2:])
+    return {name: tuple(" ".join(part).strip() for part in zip(*cells)) for name, cells in rows.items()}
+
+
+def base(method: str) -> str:
+    """The name in NOTICE, which has one row for both stages of one paper."""
+    return method.removesuffix("_projector").removesuffix("_decoder")
+
+
+def sources_table() -> str:
+    """Strategies with paper, code and licence as NOTICE has them, and links to where the departures stand."""
+    rows = ["| strategy | paper | official code | licence of that code | departures |", "|---|---|---|---|---|"]
+    for name in shipped():
+        methods = [stage.method for stage in vtc.load_strategy(name).stages]
+        found = [noticed()[one] for one in dict.fromkeys(map(base, methods))]
+        links = ", ".join(f"[{method}](#{method})" for method in methods)
+        rows.append(f"| `{name}` | {' | '.join('; '.join(column) for column in zip(*found))} | {links} |")
+    return "\n".join(rows)
+
+
 def methods_page() -> str:
-    """docs/methods.md: every method with its defaults and its docstring as Markdown."""
+    """docs/methods.md: a table of sources, then every method with its defaults and its docstring as Markdown."""
     stages = {name: [f"`{stage.method}`" for stage in vtc.load_strategy(name).stages] for name in vtc.strategies()}
     several = "; ".join(f"`{name}` is {', then '.join(row)}" for name, row in stages.items() if len(row) > 1)
-    parts = [METHODS_TOP, f"Most strategies are one method of the same name. Of several: {several}.\n"]
+    several = f"Most strategies are one method of the same name. Of several: {several}.\n"
+    parts = [METHODS_TOP, several, SOURCES, f"{sources_table()}\n"]
     shipped = {name: METHODS[name] for name in METHODS if METHODS[name].__module__.startswith("vtc.strategies.")}
     for name, method in shipped.items():
         knobs = ", ".join(f"`{knob.name}={knob.default!r}`" for knob in dataclasses.fields(method))
@@ -88,6 +120,21 @@ def reference_page() -> str:
 
 
 GENERATED = {"methods.md": methods_page, "reference.md": reference_page}
+
+
+@pytest.mark.parametrize("name", shipped())
+def test_every_method_names_its_paper_code_and_departures(name):
+    """NOTICE has paper, code and licence; what has a paper says in its docstring where it departs from it."""
+    for stage in vtc.load_strategy(name).stages:
+        paper, code, licence = noticed()[base(stage.method)]
+        assert paper
+        assert code
+        assert licence
+        if "no paper" not in paper:
+            doc = " ".join(inspect.getdoc(METHODS[stage.method]).split())
+            assert set(re.findall(r"arXiv \d{4}\.\d{5}", paper)) <= set(re.findall(r"arXiv \d{4}\.\d{5}", doc))
+            assert re.search(r"Departures|leaves room", doc)
+            assert code.split(",")[0] in doc or "/" not in code
 
 
 @pytest.mark.parametrize("page", MARKS)

@@ -260,7 +260,7 @@ def test_places(folder, tmp_path, capsys):
     """No folder, the same one twice, and nowhere to write are refused; the paths are printed."""
     with pytest.raises(ConfigError, match="is no folder"):
         report([tmp_path / "none"])
-    with pytest.raises(ConfigError, match="stands twice"):
+    with pytest.raises(ConfigError, match="is given twice"):
         report([folder, folder])
     (tmp_path / "file").write_text("", encoding="utf-8")
     with pytest.raises(ConfigError, match="cannot be written"):

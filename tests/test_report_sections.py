@@ -18,13 +18,13 @@ from vtc.eval.report.search import settings, shown, verdict
 from vtc.eval.report.sections import differences, split
 
 OTHERS = {
-    "prompt": ({"system": "Be brief."}, {}, "demo: prompt.system 'Be brief.' (there None)"),
-    "dialect": ({"dialect": "lmms"}, {}, "demo: dialect 'lmms' (there 'llava')"),
-    "split": ({"split": "tune", "data": {"split": "tune"}}, {}, "demo: split 'tune' (there 'test')"),
-    "data": ({"data": {"revision": "2"}}, {}, "demo: data.revision '2' (there '1')"),
-    "length": ({"max_new_tokens": 9}, {}, "demo: max_new_tokens 9 (there 4)"),
-    "limit": ({"n": 40}, {}, "demo: samples: 40 (there 60)"),
-    "checkpoint": ({}, {"digest": "ff"}, "model: digest 'ff' (there '00')"),
+    "prompt": ({"system": "Be brief."}, {}, "demo: prompt.system 'Be brief.' instead of None"),
+    "dialect": ({"dialect": "lmms"}, {}, "demo: dialect 'lmms' instead of 'llava'"),
+    "split": ({"split": "tune", "data": {"split": "tune"}}, {}, "demo: split 'tune' instead of 'test'"),
+    "data": ({"data": {"revision": "2"}}, {}, "demo: data.revision '2' instead of '1'"),
+    "length": ({"max_new_tokens": 9}, {}, "demo: max_new_tokens 9 instead of 4"),
+    "limit": ({"n": 40}, {}, "demo: 40 samples instead of 60"),
+    "checkpoint": ({}, {"digest": "ff"}, "model: digest 'ff' instead of '00'"),
 }
 
 

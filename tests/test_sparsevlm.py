@@ -5,8 +5,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import vtc
+from tests.helpers import forward, inputs_of, kept_of, model_of, patched
+from tests.helpers import split as prompts_of
 from vtc.core.errors import ConfigError
-from vtc.core.signals import Context, Decoder, DecoderAttention, Hidden
+from vtc.core.signals import Context, Decoder, DecoderAttention, Hidden, UnturnedAttention
 from vtc.kernels.density_peaks import density_peaks
 from vtc.kernels.raters import rater_scores, raters
 from vtc.strategies.sparsevlm import LISTS, SparseVLM, cluster_count, released_shares, split
@@ -70,6 +73,9 @@ def test_the_released_lists():
         for count, plain in zip(counts, kept, strict=True):
             assert split(left, count) == (plain, count - plain)
             left = count
+    for retain, kept in {192: (300, 200, 118), 128: (238, 108, 60), 96: (246, 54, 28), 64: (66, 34, 20)}.items():
+        stage = SparseVLM(retain_token=retain, version=2)
+        assert tuple(stage.count(576, step.share) for step in stage.steps(L32)) == kept
     assert [round(576 * share) for share in released_shares(192, False)] == [300, 200, 110]
     assert SparseVLM(recycle=False).needs(L32, 1) == (DecoderAttention(6, "raters", ahead=False),)
 
@@ -105,7 +111,34 @@ def test_merged_tokens_stand_last_and_the_rest_is_dropped():
         torch.testing.assert_close(out[order.argsort()[slot]], hidden[0, members].mean(0), rtol=0, atol=1e-5)
 
 
+def test_version_2_ranks_by_the_heads_that_look_most():
+    """The highest scores stay, nothing merges, and no hidden states are asked for."""
+    stage = SparseVLM(version=2)
+    (needed,) = stage.needs(L32, 1)
+    assert needed == UnturnedAttention(6, 0.4375)
+    score = torch.tensor([[3.0, 1, 4, 1, 5, 9, 2, 6]])
+    selection = stage.select(Context(8, 3, None, (0,), torch.device("cpu"), {needed: score}, 1), L32)
+    assert (selection.keep.tolist(), selection.merge) == ([[4, 5, 7]], None)
+
+
+@pytest.mark.parametrize("family", vtc.families())
+def test_version_2_in_a_padded_batch(family):
+    """Each prompt keeps in every step what it keeps alone, and gives the same logits."""
+    model, inputs = model_of(family), inputs_of(family)
+    with patched(model, "sparsevlm", version=2, positions="keep"):
+        logits, report = forward(model, inputs).logits, vtc.report(model)
+        for b, single in enumerate(prompts_of(inputs)):
+            alone = forward(model, single).logits
+            torch.testing.assert_close(logits[b, -1], alone[0, -1], atol=1e-9, rtol=0)
+            for kept, same in zip(kept_of(report, b), kept_of(vtc.report(model), 0), strict=True):
+                assert torch.equal(kept, same)
+    assert report.tokens_after < report.tokens_before
+    assert all(image.merged_into(i) is None for image in report.images for i in range(len(image.steps)))
+
+
 def test_wrong_knobs_are_refused():
     """One line: what was wrong and what is possible."""
     with pytest.raises(ConfigError, match="retain_token=100 is unknown; possible: 192, 128, 96, 64"):
         SparseVLM(retain_token=100)
+    with pytest.raises(ConfigError, match="heads=0.0 is out of range"):
+        SparseVLM(version=2, heads=0.0)

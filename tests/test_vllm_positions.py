@@ -51,7 +51,7 @@ def test_survivors_keep_their_places(case, images, chunk):
     """Portrait, landscape and square pictures; the prompt computed in chunks that cut through images."""
     inputs, expected, following, grids, kept = patched_prompt(case, images, "keep", 0.25)
     ids, placed = pruned_prompt(inputs["input_ids"][0], kept, grids)
-    found, delta = initial(len(ids), placed, own=True)
+    found, delta = initial(len(ids), placed, keep_places=True)
     assert torch.equal(found[:, ids != IMAGE_TOKEN], expected[:, ids != IMAGE_TOKEN])  # text is right from the start
     places = torch.cat([torch.stack([k // g[1], k % g[1]], 1) for k, g in zip(kept, grids, strict=True)])
     visual, done = ids == IMAGE_TOKEN, 0
@@ -70,20 +70,20 @@ def test_numbered_without_gaps(case):
     """positions="compact" is known before an image is encoded."""
     inputs, expected, following, grids, kept = patched_prompt(case, 2, "compact", 0.25)
     ids, placed = pruned_prompt(inputs["input_ids"][0], kept, grids)
-    found, delta = initial(len(ids), placed, own=False)
+    found, delta = initial(len(ids), placed, keep_places=False)
     assert torch.equal(found, expected)
     assert (following == len(ids) + delta).all()
 
 
 def test_text_only():
     """A prompt without images has plain positions."""
-    found, delta = initial(5, [], own=True)
+    found, delta = initial(5, [], keep_places=True)
     assert found.tolist() == [list(range(5))] * 3
     assert delta == 0
 
 
 def test_an_image_at_the_end():
     """What follows a prompt that ends with an image stands behind its longer side."""
-    found, delta = initial(6, [Placed(2, 4, (3, 9))], own=True)
+    found, delta = initial(6, [Placed(2, 4, (3, 9))], keep_places=True)
     assert found[0].tolist() == [0, 1, 2, 2, 2, 2]
     assert 6 + delta == 11

@@ -1,4 +1,4 @@
-"""What is asked: rows of a benchmark from the hub or local files, their pictures, and a name for their contents.
+"""The data of benchmarks: their rows, from the hub or from local files, their pictures, and digests of files.
 
-This room knows no task: tasks read it.
+Nothing here knows about any task; tasks import it.
 """

@@ -1,16 +1,16 @@
-"""A short name for the contents of files, for run keys."""
+"""A digest of the contents of files, for run keys."""
 
 import hashlib
 from collections.abc import Callable
 from pathlib import Path
 
-FULL = 64 * 2**20  # bytes up to which a file is hashed whole; of larger ones the two ends and the size
+FULL = 64 * 2**20  # bytes: larger files are represented by their two ends and their size
 
 
-def digest(path: Path, wanted: Callable[[Path], bool] = lambda file: True) -> str:
-    """16 hex digits of a sha256 over names and contents of a file, or of all `wanted` files of a folder, hidden ones
-    left out."""
-    files = [path] if path.is_file() else sorted(f for f in path.rglob("*") if f.is_file() and wanted(f))
+def digest(path: Path, include: Callable[[Path], bool] = lambda file: True) -> str:
+    """16 hex digits of a sha256 over the name and contents of a file, or of all files in a folder that `include`
+    accepts; hidden files are skipped."""
+    files = [path] if path.is_file() else sorted(f for f in path.rglob("*") if f.is_file() and include(f))
     total = hashlib.sha256()
     for file in files:
         name = file.name if path.is_file() else file.relative_to(path).as_posix()

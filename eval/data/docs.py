@@ -1,4 +1,4 @@
-"""Rows of a benchmark from the hub or from local files, pictures undecoded until they are needed.
+"""Rows of a benchmark from the hub or from local files; pictures are decoded only when they are needed.
 
 A place is a hub id (`owner/name`, `owner/name@revision`), a folder or a file. A folder holds what `save_to_disk`
 wrote, or files named after the split (`test.jsonl`, `test-00000-of-00002.parquet`, also below `data/` or the config's
@@ -17,23 +17,24 @@ from pathlib import Path
 from vtc.core.errors import ConfigError, shown
 from vtc.eval.data.digest import digest
 
-# Added to each doc: its number in the source; where its relative paths begin; why it could not be read (None: it was).
+# Keys added to each doc: its row number in the source; the folder of its relative paths; why it could not be read,
+# or None.
 ROW, FOLDER, FAULT = "_row", "_folder", "_fault"
 SUFFIXES = (".jsonl", ".jsonl.gz", ".json", ".parquet", ".arrow")
 
 
 @dataclass(frozen=True)
 class Source:
-    """Where a benchmark is on the hub. ids: `owner/name` in the order in which they are tried, the newest first."""
+    """Where a benchmark is on the hub. ids: `owner/name`, tried in this order, the newest first."""
 
     ids: tuple[str, ...]
     config: str | None = None
 
 
 class Docs(Sequence[dict]):
-    """Rows in a fixed order. `docs[i]` has everything, `docs.text(i)` no pictures, which is much cheaper.
+    """Rows in a fixed order. `docs[i]` has all columns; `docs.text(i)` leaves out pictures and is much cheaper.
 
-    rows, texts: the same rows with and without pictures. record: what names the data in a run key and in results.
+    rows, texts: the same rows with and without pictures. record: identifies the data in run keys and results.
     """
 
     def __init__(self, rows: Sequence, texts: Sequence, record: dict, chosen: Sequence[int] | None = None,
@@ -68,14 +69,14 @@ class Docs(Sequence[dict]):
             row, fault = {}, f"its type is {type(row).__name__}; possible: an object with columns"
         return {**row, ROW: number, FOLDER: self.folder, FAULT: fault}
 
-    def where(self, wanted: Callable[[Mapping], bool]) -> "Docs":
-        """The docs for which `wanted`, which sees no pictures, is true."""
-        return self._of([self.chosen[i] for i in range(len(self)) if wanted(self.text(i))])
+    def where(self, matches: Callable[[Mapping], bool]) -> "Docs":
+        """The docs for which `matches` is true; it is given docs without pictures."""
+        return self._of([self.chosen[i] for i in range(len(self)) if matches(self.text(i))])
 
     def limited(self, limit: int | None, group: Callable[[Mapping], str]) -> "Docs":
         """The docs of the first groups (in the order of their first docs) that together have at most `limit` docs.
 
-        At least one group stays; None is no limit.
+        At least one group is always kept; None means no limit.
         """
         if limit is None or limit >= len(self):
             return self
@@ -94,7 +95,7 @@ class Docs(Sequence[dict]):
 
 
 def local(place: str) -> Path | None:
-    """The file or folder that a place names, None if there is none."""
+    """The file or folder that `place` names, or None if it does not exist."""
     try:
         path = Path(place).expanduser()
         return path if path.exists() else None
@@ -105,9 +106,10 @@ def local(place: str) -> Path | None:
 def open_source(
     task: str, source: Source | None, split: str, pictures: Sequence[str], place: str | None = None
 ) -> Docs:
-    """The docs of a split, from `place` or from the first id of `source` (None: it has none) that can be had.
+    """The docs of a split, from `place` or from the first id of `source` that can be loaded.
 
-    pictures: columns that hold them. Raises ConfigError in one line, with what was tried, if nothing can be had.
+    source: None for a task without data on the hub. pictures: the columns that hold pictures. Raises ConfigError in
+    one line that lists what was tried if nothing can be loaded.
     """
     source = source or Source(())
     if place is None and not source.ids:
@@ -136,10 +138,10 @@ def _hub(task: str, ids: Iterable[str], config: str | None, split: str, pictures
 
 
 def _revision(rows) -> str | None:
-    """The commit that a data set was loaded from: it is in the addresses of its files."""
+    """The commit that a data set was loaded from, taken from the URLs of its files."""
     for address in rows.info.download_checksums or {}:
-        if found := re.search(r"@([0-9a-f]{40})/", address):
-            return found[1]
+        if match := re.search(r"@([0-9a-f]{40})/", address):
+            return match[1]
     return None
 
 
@@ -164,15 +166,15 @@ def _local(task: str, path: Path, source: Source, split: str, pictures: Sequence
 
 
 def _files(folder: Path, config: str | None, split: str) -> list[Path]:
-    """The data files of a split: those named after it, else the only one; none if this folder needs another reader."""
+    """The data files of a split: those named after it, else the only file; empty if `datasets` must read the folder."""
     for place in [folder / config, folder / config / "data"] if config else []:
         if place.is_dir():
             folder = place
     for place in (folder, folder / "data"):
-        there = sorted(f for f in place.iterdir() if f.name.endswith(SUFFIXES)) if place.is_dir() else []
-        named = [f for f in there if re.match(rf"{re.escape(split)}(-\d+-of-\d+)?\.", f.name)]
-        if named or len(there) == 1:
-            return named or there
+        candidates = sorted(f for f in place.iterdir() if f.name.endswith(SUFFIXES)) if place.is_dir() else []
+        named = [f for f in candidates if re.match(rf"{re.escape(split)}(-\d+-of-\d+)?\.", f.name)]
+        if named or len(candidates) == 1:
+            return named or candidates
     return []
 
 
@@ -193,7 +195,7 @@ def _read(files: list[Path], record: dict, pictures: Sequence[str]) -> Docs:
 def read_json(file: Path) -> list:
     """The rows of a file of JSON lines (also gzipped), or of a JSON list; raises ConfigError naming a bad line.
 
-    A row may be any JSON: what is no object is the reader's to refuse.
+    A row may be any JSON value: it is up to the caller to refuse rows that are not objects.
     """
     try:
         data = file.read_bytes()
@@ -210,7 +212,7 @@ def read_json(file: Path) -> list:
 
 
 def _parsed(text: str, where: str) -> object:
-    """The value of a JSON text; raises ConfigError, also for numbers and nesting beyond what Python reads."""
+    """The value of a JSON text; raises ConfigError for invalid JSON, or numbers or nesting too large for Python."""
     try:
         return json.loads(text)
     except (ValueError, RecursionError) as error:
@@ -218,15 +220,15 @@ def _parsed(text: str, where: str) -> object:
 
 
 def _docs(rows, record: dict, pictures: Sequence[str]) -> Docs:
-    """Docs of a `datasets.Dataset`, whose pictures stay as the bytes that they are."""
+    """The docs of a `datasets.Dataset`, with pictures left as undecoded bytes."""
     import datasets
 
     raw = datasets.Image(decode=False)
-    there = [column for column in pictures if column in rows.column_names]
-    for column in there:
+    present = [column for column in pictures if column in rows.column_names]
+    for column in present:
         feature = rows.features[column]
         if isinstance(feature, datasets.Image):
             rows = rows.cast_column(column, raw)
         elif isinstance(getattr(feature, "feature", None), datasets.Image):
             rows = rows.cast_column(column, datasets.Sequence(raw))
-    return Docs(rows, rows.remove_columns(there), record)
+    return Docs(rows, rows.remove_columns(present), record)

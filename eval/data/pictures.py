@@ -1,4 +1,4 @@
-"""Pictures from whatever a column of data holds, in 8-bit RGB as models take them."""
+"""Converts whatever a data column holds into a picture in 8-bit RGB, as models expect it."""
 
 import base64
 import io
@@ -12,16 +12,16 @@ from PIL import Image
 from vtc.core.errors import ConfigError, shown
 
 POSSIBLE = "possible: PIL, bytes, a path, base64, a data URI"
-FORM = {"bytes", "path"}  # keys of the form that datasets gives
+FORM = {"bytes", "path"}  # keys of the mapping that `datasets` uses for an undecoded picture
 LONGEST_PATH = 4096
-DEEP = ("I", "I;16", "I;16L", "I;16B", "I;16N", "F")  # modes that Pillow does not scale to 8 bits, but cuts
+DEEP = ("I", "I;16", "I;16L", "I;16B", "I;16N", "F")  # modes that Pillow clips to 8 bits instead of scaling
 PREMULTIPLIED = {"La": "LA", "RGBa": "RGBA"}
 DATA_URI = re.compile(r"data:[^,]*;base64,", re.IGNORECASE)
 BASE64 = re.compile(r"[A-Za-z0-9+/_\s-]{16,}={0,2}\s*")
 
 
 def nothing(value: object) -> bool:
-    """Whether a column holds no picture at all: None, a blank text, an empty list, `{"bytes": None, "path": None}`."""
+    """Whether a value holds no picture at all: None, a blank text, an empty list, `{"bytes": None, "path": None}`."""
     if isinstance(value, Mapping):
         return bool(value) and set(value) <= FORM and all(one is None for one in value.values())
     if isinstance(value, str | bytes):
@@ -33,7 +33,8 @@ def picture(value: object, folder: Path | None = None) -> Image.Image:
     """A picture in RGB from what a column holds: PIL, bytes, a path, base64, a data URI, or the
     `{"bytes": ..., "path": ...}` of datasets.
 
-    folder: where relative paths begin. Raises ConfigError in a short line without the data if it cannot be had.
+    folder: the base of relative paths. Raises ConfigError if it cannot be read, in a short line that leaves out the
+    data.
     """
     if isinstance(value, Mapping) and set(value) & FORM:
         value = value.get("path") if value.get("bytes") is None else value["bytes"]
@@ -54,7 +55,7 @@ def picture(value: object, folder: Path | None = None) -> Image.Image:
 
 
 def _decoded(value: str | bytes) -> bytes | None:
-    """What a data URI holds, or base64 of something that begins like a picture; None for anything else."""
+    """The bytes of a data URI, or of base64 that decodes to a picture; None for anything else."""
     try:
         text = value if isinstance(value, str) else value.decode("ascii")
         uri = DATA_URI.match(text)
@@ -69,30 +70,30 @@ def _decoded(value: str | bytes) -> bytes | None:
     return data
 
 
-def _opened(source: bytes | Path, what: str) -> Image.Image:
-    """The decoded picture; raises ConfigError, whichever way a decoder fails."""
+def _opened(source: bytes | Path, label: str) -> Image.Image:
+    """The decoded picture; raises ConfigError however the decoder fails."""
     try:
         if isinstance(source, Path) and not source.is_file():
-            raise ConfigError(f"{what} of a picture does not exist; {POSSIBLE}")
+            raise ConfigError(f"{label} of a picture does not exist; {POSSIBLE}")
         with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
             image.load()
             return rgb(image)
     except (ConfigError, MemoryError):
         raise
     except Image.UnidentifiedImageError:
-        raise ConfigError(f"{what}: no picture that Pillow can read") from None
+        raise ConfigError(f"{label}: no picture that Pillow can read") from None
     except Exception as error:  # decoders raise many kinds, such as SyntaxError and struct.error
         why = getattr(error, "strerror", None) or " ".join(str(error).split())[:80] or type(error).__name__
-        raise ConfigError(f"{what}: the picture cannot be read, {why}") from None
+        raise ConfigError(f"{label}: the picture cannot be read, {why}") from None
 
 
 def rgb(image: Image.Image) -> Image.Image:
-    """The picture in 8-bit RGB; what has more than 8 bits is scaled to them.
+    """The picture in 8-bit RGB; values with more than 8 bits are scaled down.
 
-    16-bit values are divided by 257. Whole numbers in 32 bits are taken as 8 bits if all are within [0, 255], as 16
-    bits within [0, 65535], else stretched from the least to the largest; fractions likewise, and times 255 within
-    [0, 1]. Transparency is dropped, as by the harnesses that papers use. Raises ConfigError for a mode that cannot be
-    converted, and for values that are no numbers.
+    16-bit values are divided by 257. 32-bit integers are read as 8-bit values if all are within [0, 255] and as 16-bit
+    values if within [0, 65535]; otherwise their range is stretched to [0, 255]. Floats are treated the same way, except
+    that values within [0, 1] are multiplied by 255. Transparency is dropped, as in the harnesses that papers use.
+    Raises ConfigError for a mode that cannot be converted, and for values that are not finite.
     """
     if image.mode == "RGB":
         return image
@@ -110,7 +111,7 @@ def _eight_bits(image: Image.Image) -> np.ndarray:
     if not np.isfinite(values).all():
         raise ConfigError(f"a picture of mode {image.mode!r} holds values that are no numbers")
     low, high = (values.min(), values.max()) if values.size else (0, 0)
-    if image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PNG"):  # the latter of older Pillow
+    if image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PNG"):  # the latter: older Pillow
         low, high = 0, 65535
     elif low >= 0 and high <= 65535:
         low, high = 0, next(top for top in (1, 255, 65535) if high <= top and (top > 1 or image.mode == "F"))

@@ -1,7 +1,7 @@
 """Pictures of what strategies keep, drop and merge: `vtc inspect` and `vtc.inspect`.
 
-One call of the model per strategy (`look`) gives a record of places and answers (`record`), from which the pictures
-are drawn (`draw`, `page`), also long after the model is gone.
+Running the model once per strategy (`look`) gives a record of token positions and answers (`record`), from which the
+pictures are drawn (`draw`, `page`); the model is not needed for that.
 """
 
 from collections.abc import Sequence
@@ -27,13 +27,13 @@ def inspect(
     output: str | Path | None = None,
     **options: Any,
 ) -> "Figure":
-    """A matplotlib Figure of what strategies keep, drop and merge of a picture, with the answers of the full and of
-    each pruned model. A notebook shows it by itself; `figure.savefig` writes it.
+    """A matplotlib Figure of which visual tokens of a picture strategies keep, drop and merge, with the answers of the
+    full model and of each pruned one. A notebook displays it; `figure.savefig` writes it to a file.
 
-    model, processor: as transformers loads them; a patch that is on the model stays on it, but takes no part. image: a
-    path or a PIL picture. strategy: what `vtc.patch` takes, or a list with a row of the figure for each (a composition
-    is "hiprune+transprune"). keep: one budget for all, or a list. output: a folder that gets what `vtc inspect` writes
-    there. options: as `vtc.patch` has them, for every strategy.
+    model, processor: as transformers loads them; an existing patch is suspended meanwhile and left in place. image: a
+    path or a PIL picture. strategy: what `vtc.patch` accepts, or a list of these with a row of the figure for each (a
+    composition is "hiprune+transprune"). keep: one budget for all, or a list. output: a folder for the files that
+    `vtc inspect` writes. options: those of `vtc.patch`, applied to every strategy.
     Raises ConfigError or UnsupportedError in one line.
     """
     from vtc.eval.inspect.draw import draw

@@ -1,4 +1,4 @@
-"""What `vtc inspect` was asked for: checked as far as possible before the model is loaded, then looked at."""
+"""`vtc inspect`: checks as much as possible before the model is loaded, then inspects."""
 
 from PIL import Image
 
@@ -21,7 +21,7 @@ def run(
     max_new_tokens: int,
     device: str | None,
 ) -> tuple[dict, Image.Image]:
-    """The record of what was asked for and its picture, see `look`; texts as the command line has them.
+    """The record of the requested inspection and its picture, see `look`; texts are as on the command line.
 
     Raises ConfigError or UnsupportedError.
     """
@@ -30,7 +30,7 @@ def run(
     args = parse_model_args(model_args or {})
     if "keep" in options:
         raise ConfigError("--set keep=... is not possible here; possible: --keep")
-    for name in strategies:  # a family can only add to what may be wrong
+    for name in strategies:  # the family may reject more, but nothing that is wrong here is right there
         for budget in keeps:
             if name not in ("none", "downsample"):
                 vtc.load_strategy(name, **options, **({} if budget is None else {"keep": budget}))

@@ -1,4 +1,4 @@
-"""The figure: a row for each method, a column for each stage; methods of one stage stand side by side."""
+"""The figure: a row for each method and a column for each stage; with a single stage, methods are side by side."""
 
 import io
 import textwrap
@@ -17,17 +17,17 @@ from vtc.eval.inspect.style import budget, caption, column_title, quoted, used, 
 from vtc.io.files import replacing
 
 DPI = 100
-LONGER = 2.5  # inches of a picture's longer side
-FLATTEST = 1.25  # inches of its shorter side at least
-LABEL = 2.55  # inches for a row's text
-ACROSS = 4  # methods side by side
-NARROWEST = 7.0  # inches
+LONGER = 2.5  # inches: the longer side of a picture
+FLATTEST = 1.25  # inches: the least length of its shorter side
+LABEL = 2.55  # inches: the width of a row's text
+ACROSS = 4  # the most methods side by side
+NARROWEST = 7.0  # inches: the least width of the figure
 HEAD, FOOT, TITLE, WORDS, TEXT, GAP, BETWEEN = 1.42, 0.44, 0.34, 0.32, 1.32, 0.14, 0.05  # inches
 GREEN, RED, GREY = "#157347", "#b3261e", "#5f6368"
 
 
 class Picture(Figure):
-    """A Figure that a notebook shows whether or not pyplot is imported."""
+    """A Figure that a notebook displays whether or not pyplot has been imported."""
 
     def _repr_png_(self) -> bytes:
         data = io.BytesIO()
@@ -36,7 +36,7 @@ class Picture(Figure):
 
 
 class Sheet:
-    """A figure of so many inches whose parts are placed in inches from its top left corner."""
+    """A figure sized in inches, whose parts are placed in inches from its top left corner."""
 
     def __init__(self, width: float, height: float):
         self.width, self.height = width, height
@@ -44,20 +44,20 @@ class Sheet:
         self.canvas = FigureCanvasAgg(self.figure)
 
     def image(self, pixels: object, left: float, top: float, width: float, height: float) -> None:
-        """Pixels in a box."""
+        """Draws an array of pixels into a box."""
         box = (left / self.width, 1 - (top + height) / self.height, width / self.width, height / self.height)
         axes = self.figure.add_axes(box)
         axes.set_axis_off()
         axes.imshow(pixels, aspect="auto", interpolation="antialiased")
 
     def text(self, left: float, top: float, words: str, size: float, color: str = "black", **style) -> float:
-        """Words as they are written (no mathematics); returns where they end on the right."""
+        """Draws text verbatim (no math markup); returns the x of its right edge."""
         place = left / self.width, 1 - top / self.height
         made = self.figure.text(*place, words, va="top", parse_math=False, fontsize=size, color=color, **style)
         return made.get_window_extent(self.canvas.get_renderer()).x1 / DPI
 
     def fitted(self, left: float, top: float, words: str, size: float, room: tuple[float, int], **style) -> int:
-        """Text in at most room = (inches, lines), cut off with an ellipsis; returns its lines."""
+        """Draws text within room = (inches, lines), shortened with an ellipsis; returns the number of lines."""
         width, lines = room
         chars = max(8, int(width * 130 / size))
         while True:
@@ -71,7 +71,7 @@ class Sheet:
             chars = max(8, min(chars - 1, int(chars * width / wide)))
 
     def square(self, left: float, top: float, side: float, face: tuple, edge: tuple) -> None:
-        """A small filled square."""
+        """Draws a small filled square."""
         corner = left / self.width, 1 - (top + side) / self.height
         size = side / self.width, side / self.height
         where = self.figure.transFigure
@@ -80,25 +80,25 @@ class Sheet:
 
 def draw(record: Mapping, picture: Image.Image) -> Figure:
     """The figure of a record (see `vtc.eval.inspect.record`) and its picture."""
-    found = [outcomes(run, record["tokens"]) for run in record["runs"]]
+    outcome_rows = [outcomes(run, record["tokens"]) for run in record["runs"]]
     stages, views = columns(record) or [(None, 0)], len(record["views"])
     wide, high = (LONGER * x / max(picture.size) for x in picture.size)
-    grow = max(1.0, FLATTEST / min(wide, high))  # nothing too flat to look at
+    grow = max(1.0, FLATTEST / min(wide, high))  # so that very flat pictures stay legible
     wide, high = wide * grow, high * grow
     cell, alone = views * wide + (views - 1) * BETWEEN, len(stages) == 1
     title = TITLE + (0.17 if views > 1 else 0)
     if alone:
-        cell, across = max(cell, LABEL - 0.2), min(ACROSS, len(found))
+        cell, across = max(cell, LABEL - 0.2), min(ACROSS, len(outcome_rows))
         left, row = 0.15, title + high + WORDS + TEXT
-        width, tall = left + across * (cell + GAP), -(-len(found) // across) * row
+        width, tall = left + across * (cell + GAP), -(-len(outcome_rows) // across) * row
     else:
         left, row = LABEL, max(high, TEXT + 0.25) + WORDS + GAP
-        width, tall = left + len(stages) * (cell + GAP), title + len(found) * row
-    entries = _lines(used(record, found), max(width, NARROWEST))
+        width, tall = left + len(stages) * (cell + GAP), title + len(outcome_rows) * row
+    entries = _lines(used(record, outcome_rows), max(width, NARROWEST))
     sheet = Sheet(max(width, NARROWEST), HEAD + tall + FOOT + 0.24 * (len(entries) - 1))
     _header(sheet, record, picture)
     large = enlarge(picture, 2 * round(max(wide, high) * DPI))
-    for r, (run, row_of) in enumerate(zip(record["runs"], found)):
+    for r, (run, row_of) in enumerate(zip(record["runs"], outcome_rows)):
         done = dict(zip(keys(run), row_of))
         if alone:
             x, y = left + r % across * (cell + GAP), HEAD + r // across * row
@@ -138,19 +138,19 @@ def _header(sheet: Sheet, record: Mapping, picture: Image.Image) -> None:
 
 
 def _names(sheet: Sheet, record: Mapping, left: float, top: float, wide: float) -> None:
-    """What the views of a cell are, where there are several."""
+    """Labels the views of a cell if there are several."""
     for v, view in enumerate(record["views"] if len(record["views"]) > 1 else ()):
         sheet.text(left + v * (wide + BETWEEN), top, view["name"], 8, GREY)
 
 
 def _label(sheet: Sheet, record: Mapping, run: Mapping, left: float, top: float, room: float) -> None:
-    same, said = verdict(record, run)
-    asked, came = budget(run, record["tokens"])
+    same, verdict_text = verdict(record, run)
+    requested, achieved = budget(run, record["tokens"])
     color = GREEN if same else RED
-    top += 0.18 * sheet.fitted(left, top, asked, 8.5, (room, 1), color=GREY)
-    top += 0.155 * sheet.fitted(left, top, came, 8.5, (room, 2), color=GREY) + 0.07
+    top += 0.18 * sheet.fitted(left, top, requested, 8.5, (room, 1), color=GREY)
+    top += 0.155 * sheet.fitted(left, top, achieved, 8.5, (room, 2), color=GREY) + 0.07
     top += 0.2 * sheet.fitted(left, top, quoted(run["answer"]), 12, (room, 2), color=color, weight="bold") + 0.05
-    sheet.text(left, top, said, 8.5, color)
+    sheet.text(left, top, verdict_text, 8.5, color)
 
 
 def _cell(
@@ -168,16 +168,16 @@ def _cell(
 
 
 def _lines(entries: list, width: float) -> list[list]:
-    """The legend's entries in lines that are about as wide as the figure."""
-    found, used_up = [[]], 0.15
+    """The legend's entries, broken into lines about as wide as the figure."""
+    lines, used_up = [[]], 0.15
     for entry in entries:
         wide = 0.5 + 0.072 * len(entry[0])
-        if found[-1] and used_up + wide > width:
-            found.append([])
+        if lines[-1] and used_up + wide > width:
+            lines.append([])
             used_up = 0.15
-        found[-1].append(entry)
+        lines[-1].append(entry)
         used_up += wide
-    return found
+    return lines
 
 
 def _legend(sheet: Sheet, lines: list[list]) -> None:
@@ -192,13 +192,13 @@ def _legend(sheet: Sheet, lines: list[list]) -> None:
 
 
 def _fit(text: str, width: int, lines: int) -> str:
-    """At most so many lines of so many characters, cut off with an ellipsis."""
+    """The text in at most `lines` lines of `width` characters, shortened with an ellipsis."""
     wrapped = textwrap.wrap(text, max(8, width), max_lines=lines, placeholder=" …", break_on_hyphens=False)
     return "\n".join(wrapped)
 
 
 def save(figure: Figure, path: Path) -> None:
-    """Writes a small PNG that depends on nothing but the figure."""
+    """Writes a small PNG whose bytes depend only on the figure."""
     figure.canvas.draw()
     pixels = np.asarray(figure.canvas.buffer_rgba())[..., :3]
     with replacing(path) as file:

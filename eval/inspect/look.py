@@ -1,5 +1,5 @@
-"""Asking a model one question about one picture, as it is and under each strategy, and recording what became of every
-visual token."""
+"""Asks a model one question about one picture, unpruned and under each strategy, and records whether each visual token
+was kept, merged or dropped."""
 
 import contextlib
 import datetime
@@ -20,11 +20,11 @@ from vtc.eval.processors import prepare
 from vtc.eval.results.versions import PACKAGES, version
 from vtc.patching import find_family
 
-LARGEST = 1024  # pixels of the longer side of the picture that is kept with a record
+LARGEST = 1024  # pixels: the longer side of the picture stored with a record
 
 
 def open_picture(image: object) -> tuple[Image.Image, str | None]:
-    """The picture of a path, turned upright, or a PIL picture itself, in RGB; and the file's name, if there is one.
+    """A picture in RGB, from a path (rotated upright by its EXIF data) or from PIL, and the file's name, if any.
     Raises ConfigError."""
     if isinstance(image, Image.Image):
         return rgb(image), None
@@ -41,13 +41,13 @@ def open_picture(image: object) -> tuple[Image.Image, str | None]:
 
 
 def wrap(model: nn.Module, processor: object) -> Loaded:
-    """A model that is there already, as `look` takes it; raises UnsupportedError for an unknown family."""
+    """A model that is already loaded, in the form `look` expects; raises UnsupportedError for an unknown family."""
     return Loaded(model, processor, find_family(model), None, {}, {"id": model.config.name_or_path or None})
 
 
 def configs_of(family: object, strategies: Sequence, keeps: Sequence, options: Mapping) -> list:
-    """Every strategy with every budget (None: its own), resolved for a family; raises ConfigError."""
-    found = []
+    """Every strategy with every budget (None: the strategy's own), resolved for a family; raises ConfigError."""
+    configs = []
     for strategy in strategies:
         if strategy in ("none", "downsample"):
             raise ConfigError(
@@ -55,9 +55,9 @@ def configs_of(family: object, strategies: Sequence, keeps: Sequence, options: M
                 "model is always asked too)"
             )
         for keep in keeps:
-            given = dict(options) if keep is None else {**options, "keep": keep}
-            found.append(vtc.load_strategy(strategy, family.name, **given))
-    return found
+            settings = dict(options) if keep is None else {**options, "keep": keep}
+            configs.append(vtc.load_strategy(strategy, family.name, **settings))
+    return configs
 
 
 def look(
@@ -70,16 +70,16 @@ def look(
     source: str | None = None,
 ) -> tuple[dict, Image.Image]:
     """Asks the full model and the model under each strategy; returns the record (see `vtc.eval.inspect.record`) and
-    the picture that belongs to it, made smaller if it is large. The model is left as it was.
+    its picture, shrunk if it is large. The model is left as it was.
 
-    reference: the right answer, where it is known. source: what the picture is called.
+    reference: the right answer, if known. source: the picture's name.
     """
     if loaded.unsupported is not None:
         raise loaded.unsupported
     if type(max_new_tokens) is not int or max_new_tokens < 1:
         raise ConfigError(f"max-new-tokens {max_new_tokens!r} is out of range; possible: a whole number >= 1")
     family, model = loaded.family, loaded.model
-    for config in configs:  # all that can be refused, before anything takes time
+    for config in configs:  # refuse whatever can be refused before anything takes time
         with vtc.patched(model, config.dump(), processor=loaded.processor):
             pass
     with _padding_side(loaded):
@@ -93,13 +93,13 @@ def look(
             new = loaded.answer(inputs, max_new_tokens)
         return loaded.processor.batch_decode(new, skip_special_tokens=True)[0].strip()
 
-    with vtc.patched(model, "uniform", keep=1.0):  # whatever else is on the model is off meanwhile
+    with vtc.patched(model, "uniform", keep=1.0):  # suspends any patch that is on the model
         full = answer()
     runs = []
     for config in configs:
         with vtc.patched(model, config.dump(), processor=loaded.processor):
-            said = answer()
-            runs.append(_run(config, said, None if config.keeps_all else vtc.report(model), layout.tokens))
+            text = answer()
+            runs.append(_run(config, text, None if config.keeps_all else vtc.report(model), layout.tokens))
     shown = picture.copy()
     shown.thumbnail((LARGEST, LARGEST), Image.Resampling.LANCZOS)
     record = {
@@ -135,9 +135,8 @@ def _run(config: object, answer: str, report: object, tokens: int) -> dict:
     image = None if report is None else report.images[0]
     steps = []
     for number, step in enumerate([] if image is None else image.steps):
-        into = image.merged_into(number)
         layer = IN_ENCODER if step.site == "encoder" else step.layer
-        steps.append(step.to_dict() | {"layer": layer, "merged_into": None if into is None else into.tolist()})
+        steps.append(step.to_dict() | {"layer": layer, "merged_into": None} | image.flow_dict(number))
     return {
         "strategy": config.name,
         "keep": config.keep,
@@ -152,7 +151,7 @@ def _run(config: object, answer: str, report: object, tokens: int) -> dict:
 
 @contextlib.contextmanager
 def _padding_side(loaded: Loaded) -> Iterator[None]:
-    """The processor checked and set up for one prompt, and as it was afterwards."""
+    """Checks the processor and sets it up for one prompt; restores it afterwards."""
     tokenizer = getattr(loaded.processor, "tokenizer", None)
     names = ("padding_side", "pad_token")
     before = {name: getattr(tokenizer, name, None) for name in names}

@@ -1,4 +1,4 @@
-"""The page: the figure's content as one HTML file that needs nothing else, for any screen."""
+"""The page: the content of the figure as one self-contained HTML file, for any screen size."""
 
 import base64
 import io
@@ -10,6 +10,7 @@ from PIL import Image
 from vtc.eval.inspect.record import DROPPED, GONE, KEPT, MERGED, Outcome, columns, keys, outcomes
 from vtc.eval.inspect.style import (
     ACCENT,
+    DEEPEST,
     DIM,
     SHADE,
     TINT,
@@ -19,6 +20,7 @@ from vtc.eval.inspect.style import (
     column_title,
     group_color,
     groups,
+    inner,
     is_cut,
     quoted,
     seen,
@@ -27,18 +29,18 @@ from vtc.eval.inspect.style import (
 )  # fmt: skip
 from vtc.io.page import render
 
-SWATCH = (1, 1, 9, 9)  # in a square of 10
+SWATCH = (1, 1, 9, 9)  # box in a 10 x 10 square
 STRIPES = "url(#stripes)"
 
 
 def page(record: Mapping, picture: Image.Image) -> str:
     """The HTML of a record (see `vtc.eval.inspect.record`) and its picture."""
-    found = [outcomes(run, record["tokens"]) for run in record["runs"]]
+    outcome_rows = [outcomes(run, record["tokens"]) for run in record["runs"]]
     stages, size = columns(record) or [(None, 0)], record["picture"]
     aspect = size["width"] / size["height"] * len(record["views"])
     cell = min(34.0, max(11.0, 15.0 * aspect**0.5))
-    legend = [(words, _swatch(kind)) for words, kind in used(record, found)]
-    runs = [_run(record, run, row, stages) for run, row in zip(record["runs"], found)]
+    legend = [(words, _swatch(kind)) for words, kind in used(record, outcome_rows)]
+    runs = [_run(record, run, row, stages) for run, row in zip(record["runs"], outcome_rows)]
     shown = {"about": _about(record), "picture": _encoded(picture), "cell": cell, "single": len(stages) == 1}
     title = f"vtc inspect: {record['question']}"
     return render(
@@ -60,52 +62,57 @@ def _encoded(picture: Image.Image) -> str:
 
 
 def _run(record: Mapping, run: Mapping, row: list[Outcome], stages: list) -> dict:
-    """A run with its words, and what it does at each stage, None where nothing."""
-    same, said = verdict(record, run)
+    """A run with its texts, and what it does at each stage, None where it does nothing."""
+    same, words = verdict(record, run)
     done = dict(zip(keys(run), row))
     cells = [(column_title(key), _step(record, done[key]) if key in done else None) for key in stages]
-    return {**run, "budget": ": ".join(budget(run, record["tokens"])), "same": same, "said": said, "cells": cells}
+    return {**run, "budget": ": ".join(budget(run, record["tokens"])), "same": same, "verdict": words, "cells": cells}
 
 
 def _step(record: Mapping, outcome: Outcome) -> dict:
     every = np.concatenate([view["offsets"] for view in record["views"]])
     names = ["" if view["name"] == "picture" else f" ({view['name']})" for view in record["views"]]
     views = [(name, _shapes(record, view, outcome)) for name, view in zip(names, record["views"])]
-    more = {"merged": outcome.merged, "dropped": outcome.dropped, "words": caption(outcome, every), "views": views}
-    return {**outcome.step, **more}
+    counts = {"merged": outcome.merged, "several": outcome.several, "dropped": outcome.dropped}
+    return {**outcome.step, **counts, "words": caption(outcome, every), "views": views}
 
 
 def _shapes(record: Mapping, view: Mapping, outcome: Outcome) -> list[dict]:
-    """What is drawn over a view of the picture, as the attributes of SVG paths, the lowest first."""
+    """The shapes drawn over a view of the picture, as attributes of SVG paths, bottom layer first."""
     wide, high = record["picture"]["width"], record["picture"]["height"]
     places, boxes, colors = np.array(view["offsets"]), np.array(view["boxes"], dtype=float), groups(outcome)
     state, into = outcome.state[places], outcome.into[places]
-    found = []
+    shapes = []
     if is_cut(record, view):
         hole = f"M0 0H{wide}V{high}H0Z{_path([seen(view)])}"
-        found.append({"d": hole, "fill": STRIPES, "fill-rule": "evenodd"})
+        shapes.append({"d": hole, "fill": STRIPES, "fill-rule": "evenodd"})
     for kind in (GONE, DROPPED):
-        found.append(_filled(boxes[state == kind], *SHADE[kind]))
-    found.append(_filled(boxes[state == MERGED], *DIM))
+        shapes.append(_filled(boxes[state == kind], *SHADE[kind]))
+    shapes.append(_filled(boxes[state == MERGED], *DIM))
     for place, color in colors.items():
-        found.append(_filled(boxes[(state == MERGED) & (into == place)], color, TINT))
+        shapes.append(_filled(boxes[(state == MERGED) & (into == place)], color, TINT))
     plain = [box for box, place, kind in zip(boxes, places, state) if kind == KEPT and int(place) not in colors]
-    found.append(_lined(plain, ACCENT, 1.5))
+    shapes.append(_lined(plain, ACCENT, 1.5))
     if len(view["crops"]) > 1:
-        found.append({**_lined(view["crops"], (255, 255, 255), 1), "stroke-opacity": 0.5})
+        shapes.append({**_lined(view["crops"], (255, 255, 255), 1), "stroke-opacity": 0.5})
+    step = max(wide, high) / 130
+    for place, box in zip(places.tolist(), boxes.tolist()):
+        for number, aim in enumerate(outcome.also.get(place, ())[:DEEPEST], 1):
+            shapes.append(_lined([inner(box, number, step)], colors[aim], 1))
     for place, color in colors.items():
-        own = boxes[places == place]
-        found += [_lined(own, (0, 0, 0), 4), _lined(own, color, 2.5)]
-    found += [_cross(box) for box, place in zip(boxes, places) if int(place) in outcome.summaries]
-    return [shape for shape in found if shape["d"]]
+        target = boxes[places == place]
+        shapes += [_lined(target, (0, 0, 0), 4), _lined(target, color, 2.5)]
+    shapes += [_cross(box) for box, place in zip(boxes, places) if int(place) in outcome.summaries]
+    return [shape for shape in shapes if shape["d"]]
 
 
 def _swatch(kind: object) -> list[dict]:
-    """The same for a square of the legend."""
+    """The shapes of one swatch of the legend."""
     lined = _lined([SWATCH], ACCENT, 3)
     looks = {
         KEPT: [lined],
         MERGED: [_filled([SWATCH], *DIM), _filled([SWATCH], group_color(0), TINT), _lined([SWATCH], group_color(0), 3)],
+        "several": [_filled([SWATCH], group_color(0), TINT), _lined([inner(SWATCH, 1, 2)], group_color(1), 1)],
         "unseen": [{"d": _box(SWATCH), "fill": STRIPES}], "summary": [_cross(SWATCH)],
     }  # fmt: skip
     return looks[kind] if kind in looks else [_filled([SWATCH], *SHADE[kind])]
@@ -120,14 +127,14 @@ def _lined(boxes: Iterable, color: Color, line: float) -> dict:
 
 
 def _path(boxes: Iterable) -> str:
-    """Boxes as a path; neighbours in a row become one."""
-    found: list[list[float]] = []
+    """Boxes as an SVG path; adjacent boxes in a row are merged."""
+    merged: list[list[float]] = []
     for left, top, right, bottom in boxes:
-        if found and found[-1][1:4:2] == [top, bottom] and abs(found[-1][2] - left) < 0.01:
-            found[-1][2] = right
+        if merged and merged[-1][1:4:2] == [top, bottom] and abs(merged[-1][2] - left) < 0.01:
+            merged[-1][2] = right
         else:
-            found.append([left, top, right, bottom])
-    return "".join(map(_box, found))
+            merged.append([left, top, right, bottom])
+    return "".join(map(_box, merged))
 
 
 def _box(box: Iterable) -> str:

@@ -1,4 +1,4 @@
-"""One view of one step as pixels: what stays bright and outlined, what merges tinted, what is dropped darkened."""
+"""One view of one step as pixels: kept tokens bright and outlined, merged ones tinted, dropped ones darkened."""
 
 from collections.abc import Mapping
 
@@ -6,7 +6,20 @@ import numpy as np
 from PIL import Image
 
 from vtc.eval.inspect.record import DROPPED, GONE, KEPT, MERGED, Outcome
-from vtc.eval.inspect.style import ACCENT, DIM, SHADE, TINT, UNSEEN, Color, group_color, groups, is_cut, seen
+from vtc.eval.inspect.style import (
+    ACCENT,
+    DEEPEST,
+    DIM,
+    SHADE,
+    TINT,
+    UNSEEN,
+    Color,
+    group_color,
+    groups,
+    inner,
+    is_cut,
+    seen,
+)
 
 
 def enlarge(picture: Image.Image, side: int) -> Image.Image:
@@ -17,7 +30,8 @@ def enlarge(picture: Image.Image, side: int) -> Image.Image:
 
 
 def paint(picture: Image.Image, record: Mapping, view: Mapping, outcome: Outcome | None) -> np.ndarray:
-    """RGB uint8 [H, W, 3], the picture (of any size) with a step's outcome over a view; None: only what is not seen."""
+    """RGB uint8 [H, W, 3]: the picture (of any size) with a step's outcome drawn over a view; outcome None: only what
+    lies outside all crops is marked."""
     canvas = np.asarray(picture, dtype=np.float32).copy()
     high, wide = canvas.shape[:2]
     scale = np.array([wide / record["picture"]["width"], high / record["picture"]["height"]] * 2)
@@ -42,6 +56,9 @@ def paint(picture: Image.Image, record: Mapping, view: Mapping, outcome: Outcome
         for box in crops.tolist():
             _frame(canvas, box, (255, 255, 255), 1, 0.35)
     line = max(1, round(max(high, wide) / 260))
+    for place, box in zip(places.tolist(), boxes.tolist()):
+        for number, aim in enumerate(outcome.also.get(place, ())[:DEEPEST], 1):
+            _frame(canvas, inner(box, number, 2 * line), colors[aim], line)
     for place, kind, box in zip(places.tolist(), state.tolist(), boxes.tolist()):
         if kind == KEPT and place not in colors:
             _frame(canvas, box, ACCENT, line)
@@ -55,16 +72,17 @@ def paint(picture: Image.Image, record: Mapping, view: Mapping, outcome: Outcome
 
 
 def swatch(kind: object) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Face and edge of a legend's entry, as parts of 1, over a mid grey."""
+    """Face and edge colour of a legend entry, each channel in [0, 1], over mid grey."""
     grey = np.array([150.0] * 3)
     if kind in (GONE, DROPPED):
         color, alpha = SHADE[kind]
         face = grey * (1 - alpha) + np.array(color) * alpha
         return tuple(face / 255), tuple(face / 255)
-    if kind == MERGED:
+    if kind in (MERGED, "several"):
         color, alpha = DIM
         grey, face = grey * (1 - alpha) + np.array(color) * alpha, np.array(group_color(0))
-        return tuple((grey * (1 - TINT) + face * TINT) / 255), tuple(face / 255)
+        edge = face if kind == MERGED else np.array(group_color(1))
+        return tuple((grey * (1 - TINT) + face * TINT) / 255), tuple(edge / 255)
     if kind == "unseen":
         return (0.93, 0.93, 0.93), (0.7, 0.7, 0.7)
     return tuple(grey / 255), tuple(np.array(ACCENT) / 255)
@@ -97,7 +115,7 @@ def _cross(canvas: np.ndarray, box: list[int], color: Color, line: int) -> None:
 
 
 def _veil(canvas: np.ndarray, box: np.ndarray) -> None:
-    """Everything outside the box pale and striped."""
+    """Makes everything outside the box pale and striped."""
     high, wide = canvas.shape[:2]
     outside = np.ones((high, wide), bool)
     outside[box[1] : box[3], box[0] : box[2]] = False

@@ -1,22 +1,23 @@
-"""The record of an inspection, `selection.json`: checked when it is read, and what it says of every token.
+"""The record of an inspection, `selection.json`: validation on reading, and the outcome of every token.
 
     {"schema": "vtc.inspect/1", "created", "versions", "model": {"name", "family", "layers"}, "question",
      "reference": the right answer or null, "max_new_tokens",
      "picture": {"source": its name or null, "width", "height"},
      "tokens": visual tokens of the picture,
-     "views": [{"name": "picture" | "base" | "tiles", "offsets": places of its tokens, "boxes": what each shows,
-                "crops": what the tokens of each crop show}],        (left, top, right, bottom in pixels)
+     "views": [{"name": "picture" | "base" | "tiles", "offsets": positions of its tokens, "boxes": the area of each,
+                "crops": the area of each crop}],                    (left, top, right, bottom in pixels)
      "full": {"answer"},
      "runs": [{"strategy", "keep": asked or null, "average": tokens in the average layer, "last": in the last layer,
                "answer", "notes", "resolved": the strategy with its knobs,
-               "steps": [{"stage", "layer": null at the projector, -1 in the encoder, "before", "after", "kept": places,
-                          "merged_into": a place or -1 for every token, or null}]}]}
+               "steps": [{"stage", "layer": null at the projector, -1 in the encoder, "before", "after", "kept":
+                          positions, "merged_into": a position or -1 for every token, or null,
+                          "also_into": pairs of positions, of a token and of one more that it goes into; or absent}]}]}
 
-Places count the picture's visual tokens in the prompt from 0, row ends (LLaVA-NeXT) among them.
+Positions count the picture's visual tokens in the prompt from 0, including row ends (LLaVA-NeXT).
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -27,7 +28,7 @@ from vtc.io.files import read_json
 from vtc.io.shapes import anything, list_of, mapping_of, number, one_of, or_none, record, text, whole, wrong
 
 SCHEMA = "vtc.inspect/1"
-MOST, FARTHEST = 10**6, 10**6  # tokens, layers and pixels; pixels from the picture's corner
+MOST, FARTHEST = 10**6, 10**6  # of tokens, layers and pixels; in pixels from the picture's corner
 RECORD, PICTURE = "selection.json", "picture.png"
 GONE, DROPPED, KEPT, MERGED = range(4)  # gone: dropped by an earlier step
 IN_ENCODER = -1  # the layer of a step inside the vision encoder
@@ -35,11 +36,13 @@ IN_ENCODER = -1  # the layer of a step inside the vision encoder
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of N tokens up to and with a step. state [N]: GONE, DROPPED, KEPT or MERGED. into [N]: the place of
-    the survivor that holds a token's content, -1 for none. ranks: the survivors that hold more than themselves,
-    numbered in the order in which a run has them. summaries: the places where the encoder's [CLS] stands (one for each
-    crop that keeps it), not a token of the picture. merged, dropped, targets: of the tokens that the step found, how
-    many flow into others, how many are dropped, and into how many the former flow."""
+    """The state of N tokens after a step. state [N]: GONE, DROPPED, KEPT or MERGED. into [N]: the position of the kept
+    token that holds a token's content, -1 for none. ranks: the kept tokens that others were merged into, numbered in
+    order of first appearance in the run. summaries: the positions held by the encoder's [CLS] (one for each crop that
+    keeps it) instead of a token of the picture. also: for tokens whose content several kept ones hold, the positions of
+    those other than `into`, ascending. merged, dropped: how many of the tokens present before the step it merged into
+    others and dropped; targets: how many tokens the merged ones went into; several: how many tokens went into more than
+    one."""
 
     step: Mapping
     state: np.ndarray
@@ -49,40 +52,61 @@ class Outcome:
     merged: int
     dropped: int
     targets: int
+    several: int = 0
+    also: Mapping[int, tuple[int, ...]] = field(default_factory=dict)
 
 
 def outcomes(run: Mapping, tokens: int) -> list[Outcome]:
-    """What each step of a run did to the picture's tokens, merges of merges followed."""
-    every, found, summaries, ranks = np.arange(tokens), [], np.arange(0), {}
-    into, present = every, np.ones(tokens, bool)
+    """What each step of a run did to the picture's tokens, following chains of merges."""
+    every, results, summaries, ranks = np.arange(tokens), [], np.arange(0), {}
+    into, present, more = every, np.ones(tokens, bool), {}
     for step in run["steps"]:
         kept = np.zeros(tokens, bool)
         kept[step["kept"]] = True
         flow = np.where(kept, every, -1) if step["merged_into"] is None else np.array(step["merged_into"])
         before, into = into, np.where(into < 0, -1, flow[into])
+        pairs = step.get("also_into") or []
+        more = _also(before, into, more, flow, pairs)
         if step["layer"] is None:
-            # [CLS] stands at a place whose own token flows elsewhere.
+            # [CLS] occupies a position whose own token was merged elsewhere.
             summaries = np.flatnonzero(kept & (flow != every))
         summaries = summaries[kept[summaries]]
         state = np.select([before < 0, into < 0, into == every], [GONE, DROPPED, KEPT], MERGED)
-        holders = np.unique(into[state == MERGED]).tolist()
+        holders = sorted({*into[state == MERGED].tolist(), *(place for places in more.values() for place in places)})
         for place in holders:
             ranks.setdefault(place, len(ranks))
         moved = present & (flow >= 0) & (flow != every)
-        found.append(
+        several = len({token for token, _ in pairs})
+        aims = {*flow[moved].tolist(), *(aim for _, aim in pairs)}
+        results.append(
             Outcome(
                 step, state, into, {place: ranks[place] for place in holders}, tuple(summaries.tolist()),
-                int(moved.sum()), int((present & (flow < 0)).sum()), len(np.unique(flow[moved])),
+                int(moved.sum()), int((present & (flow < 0)).sum()), len(aims), several, more,
             )
         )  # fmt: skip
         present = kept
+    return results
+
+
+def _also(before: np.ndarray, into: np.ndarray, more: Mapping, flow: np.ndarray, pairs: list) -> dict:
+    """`Outcome.also` after a step. before, into: what holds each token before and after it; more: `also` before it;
+    flow, pairs: where the step lets each token flow, and where it lets some flow as well."""
+    further: dict[int, list[int]] = {}
+    for token, aim in pairs:
+        further.setdefault(token, []).append(aim)
+    found = {}
+    for token, holder in enumerate(before.tolist()):
+        holders = [holder, *more.get(token, ())] if holder >= 0 else more.get(token, ())
+        aims = {int(flow[h]) for h in holders} | {aim for h in holders for aim in further.get(h, ())}
+        if aims := aims - {-1, int(into[token])}:
+            found[token] = tuple(sorted(aims))
     return found
 
 
 def columns(record: Mapping) -> list[tuple[int | None, int]]:
-    """The stages of all runs in the order in which they happen: (layer, number among those of one run there)."""
-    found = {key for run in record["runs"] for key in keys(run)}
-    return sorted(found, key=lambda key: (-0.5 if key[0] is None else key[0], key[1]))
+    """The stages of all runs in order of execution: (layer, index among the run's steps at that layer)."""
+    stages = {key for run in record["runs"] for key in keys(run)}
+    return sorted(stages, key=lambda key: (-0.5 if key[0] is None else key[0], key[1]))
 
 
 def keys(run: Mapping) -> list[tuple[int | None, int]]:
@@ -98,12 +122,13 @@ def _box(value: object, where: str) -> list[float]:
     return value
 
 
-_places, _flows = list_of(whole(0, MOST)), list_of(whole(-1, MOST))
+_places, _flows, _pairs = list_of(whole(0, MOST)), list_of(whole(-1, MOST)), list_of(list_of(whole(0, MOST), 2, 2))
 _step = record(
     {
         "stage": text, "layer": or_none(whole(IN_ENCODER, MOST)), "before": whole(0, MOST), "after": whole(0, MOST),
         "kept": _places, "merged_into": or_none(_flows),
-    }
+    },
+    {"also_into": _pairs},
 )  # fmt: skip
 RECORD_SHAPE = record(
     {
@@ -130,31 +155,33 @@ RECORD_SHAPE = record(
 def read(path: Path) -> tuple[dict, Image.Image]:
     """A record and its picture from `selection.json`, or from the folder that holds it; raises ConfigError."""
     path = path / RECORD if path.is_dir() else path
-    found = read_json(path, _whole, f"possible: the {RECORD} that vtc inspect wrote")
-    beside = path.parent / PICTURE
+    saved = read_json(path, _whole, f"possible: the {RECORD} that vtc inspect wrote")
+    picture_path = path.parent / PICTURE
     try:
-        with Image.open(beside) as opened:
+        with Image.open(picture_path) as opened:
             picture = opened.convert("RGB")
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         why = "does not exist" if isinstance(error, FileNotFoundError) else "is no picture"
-        raise ConfigError(f"{str(beside)!r} {why}; possible: the one that was written with {RECORD}") from None
-    wanted = found["picture"]["width"] / found["picture"]["height"]
-    if abs(picture.width - picture.height * wanted) > 1 + wanted:
-        raise ConfigError(f"{str(beside)!r} has another shape than the picture of {RECORD}; possible: its own picture")
-    return found, picture
+        raise ConfigError(f"{str(picture_path)!r} {why}; possible: the one that was written with {RECORD}") from None
+    aspect = saved["picture"]["width"] / saved["picture"]["height"]
+    if abs(picture.width - picture.height * aspect) > 1 + aspect:
+        raise ConfigError(
+            f"{str(picture_path)!r} has another shape than the picture of {RECORD}; possible: its own picture"
+        )
+    return saved, picture
 
 
 def _whole(value: object, where: str) -> dict:
-    """The shape of a record in which everything that is drawn is there and fits."""
-    if (said := record({"schema": anything})(value, where)["schema"]) != SCHEMA:
-        raise wrong("schema", said, repr(SCHEMA))
-    found = RECORD_SHAPE(value, where)
-    tokens = found["tokens"]
-    for v, view in enumerate(found["views"]):
+    """A record, checked for everything that is drawn from it."""
+    if (schema := record({"schema": anything})(value, where)["schema"]) != SCHEMA:
+        raise wrong("schema", schema, repr(SCHEMA))
+    data = RECORD_SHAPE(value, where)
+    tokens = data["tokens"]
+    for v, view in enumerate(data["views"]):
         _within(view["offsets"], tokens, f"views[{v}].offsets")
         if len(view["boxes"]) != len(view["offsets"]):
             raise wrong(f"views[{v}].boxes", len(view["boxes"]), f"as many as offsets, {len(view['offsets'])}")
-    for r, run in enumerate(found["runs"]):
+    for r, run in enumerate(data["runs"]):
         for i, step in enumerate(run["steps"]):
             place = f"runs[{r}].steps[{i}]"
             _within(step["kept"], tokens, f"{place}.kept")
@@ -163,9 +190,10 @@ def _whole(value: object, where: str) -> dict:
             if step["merged_into"] is not None:
                 _within(step["merged_into"], tokens, f"{place}.merged_into")
                 if len(step["merged_into"]) != tokens:
-                    said = f"a place for each of {tokens} tokens"
-                    raise wrong(f"{place}.merged_into", len(step["merged_into"]), said)
-    return found
+                    possible = f"a place for each of {tokens} tokens"
+                    raise wrong(f"{place}.merged_into", len(step["merged_into"]), possible)
+            _within([x for pair in step.get("also_into", ()) for x in pair], tokens, f"{place}.also_into")
+    return data
 
 
 def _within(places: list[int], tokens: int, where: str) -> None:

@@ -1,26 +1,28 @@
 """Colours and words that the figure and the page share."""
 
 import colorsys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
 from vtc.eval.inspect.record import DROPPED, GONE, IN_ENCODER, KEPT, MERGED, Outcome
 
 Color = tuple[int, int, int]
-ACCENT: Color = (255, 196, 0)  # around what stays
+ACCENT: Color = (255, 196, 0)  # outline of kept tokens
 SHADE: dict[int, tuple[Color, float]] = {GONE: ((8, 10, 16), 0.9), DROPPED: ((30, 34, 48), 0.78)}  # colour, opacity
 UNSEEN: tuple[Color, float] = ((255, 255, 255), 0.72)
-TINT = 0.34  # opacity of a merged token's colour, over a shade of
+TINT = 0.34  # opacity of a merged token's colour, drawn over DIM
 DIM: tuple[Color, float] = ((8, 10, 16), 0.6)
 LEGEND = (
     ("stays", KEPT),
     ("flows into the outlined token of its colour", MERGED),
+    ("thin inner line: flows into that one, too", "several"),
     ("dropped here", DROPPED),
     ("dropped before", GONE),
     ("cut off: no token shows it", "unseen"),
     ("[CLS] stands here, not this patch", "summary"),
 )
+DEEPEST = 3  # inner lines of one token at most
 _GOLDEN = 0.61803398875
 
 
@@ -37,18 +39,27 @@ def groups(outcome: Outcome) -> dict[int, Color]:
     return {place: group_color(rank) for place, rank in outcome.ranks.items()}
 
 
+def inner(box: Sequence[float], number: int, step: float) -> list[float]:
+    """The box of a token's inner line, numbered from 1: as many steps within the token's own."""
+    left, top, right, bottom = box
+    by = min(number * step, (right - left) / 2, (bottom - top) / 2)
+    return [left + by, top + by, right - by, bottom - by]
+
+
 def column_title(key: tuple[int | None, int]) -> str:
-    """What stands above a column."""
+    """The heading of a column."""
     if key[0] == IN_ENCODER:
         return "in the encoder"
     return "at the projector" if key[0] is None else f"before layer {key[0]}"
 
 
 def caption(outcome: Outcome, shown: np.ndarray) -> str:
-    """The counts of a step in words. shown: all places that a view shows; others are row ends."""
+    """The counts of a step in words. shown: the positions of all views; any others are row ends."""
     parts = [f"{outcome.step['after']} of {outcome.step['before']} stay"]
     if outcome.merged:
         parts.append(f"{outcome.merged} flow into {outcome.targets} of them")
+    if outcome.several:
+        parts.append(f"{outcome.several} into several")
     if outcome.summaries:
         parts.append("[CLS] is one" if len(outcome.summaries) == 1 else f"{len(outcome.summaries)} are [CLS]")
     ends = len(set(outcome.step["kept"]) - set(shown.tolist()))
@@ -58,14 +69,14 @@ def caption(outcome: Outcome, shown: np.ndarray) -> str:
 
 
 def budget(run: Mapping, tokens: int) -> tuple[str, str]:
-    """What was asked for, and what that came to."""
-    asked = "its stages' own budgets" if run["keep"] is None else f"keep {run['keep']} asked"
+    """The requested budget, and the share of tokens that was kept."""
+    requested = "its stages' own budgets" if run["keep"] is None else f"keep {run['keep']} asked"
     share = run["average"] / tokens
-    return asked, f"{run['average']:.1f} of {tokens} tokens in the average layer ({share:.1%})"
+    return requested, f"{run['average']:.1f} of {tokens} tokens in the average layer ({share:.1%})"
 
 
 def verdict(record: Mapping, run: Mapping) -> tuple[bool, str]:
-    """Whether a run's answer is the full model's, in a word too."""
+    """Whether a run's answer equals the full model's, as a bool and in words."""
     same = run["answer"] == record["full"]["answer"]
     return same, "same as the full model" if same else "differs from the full model"
 
@@ -75,19 +86,20 @@ def quoted(text: str) -> str:
     return f"“{text}”" if text else "(nothing)"
 
 
-def used(record: Mapping, found: list[list[Outcome]]) -> list[tuple[str, object]]:
-    """The entries of the legend that occur in the pictures."""
+def used(record: Mapping, outcome_rows: list[list[Outcome]]) -> list[tuple[str, object]]:
+    """The legend entries that occur in the pictures."""
     states = set()
-    for outcome in (outcome for row in found for outcome in row):
+    for outcome in (outcome for row in outcome_rows for outcome in row):
         states |= set(np.unique(outcome.state).tolist())
         states |= {"summary"} if outcome.summaries else set()
+        states |= {"several"} if outcome.also else set()
     if any(is_cut(record, view) for view in record["views"]):
         states.add("unseen")
     return [entry for entry in LEGEND if entry[1] in states]
 
 
 def is_cut(record: Mapping, view: Mapping) -> bool:
-    """Whether a part of the picture is in no crop of a view."""
+    """Whether some part of the picture lies outside all crops of a view."""
     left, top, right, bottom = seen(view)
     size = record["picture"]
     return left > 0.5 or top > 0.5 or right < size["width"] - 0.5 or bottom < size["height"] - 0.5

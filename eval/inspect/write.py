@@ -16,9 +16,9 @@ FIGURE, PAGE = "inspect.png", "inspect.html"
 
 
 def write(record: Mapping, picture: Image.Image, folder: Path) -> list[Path]:
-    """Writes all four files and returns their paths; raises ConfigError where that is not possible."""
+    """Writes all four files and returns their paths; raises ConfigError if that fails."""
     text = json.dumps(finite(record), indent=1, ensure_ascii=False)
-    # Lists of numbers on one line each, so that a person can look at the rest.
+    # Each list of numbers on one line, so that the file stays readable.
     text = re.sub(r"\[\n\s+([-\d.,\s]+?)\n\s*\]", lambda m: "[" + re.sub(r",\s+", ", ", m[1]) + "]", text)
     write_text(folder / RECORD, text + "\n")
     with replacing(folder / PICTURE) as file:
@@ -27,7 +27,7 @@ def write(record: Mapping, picture: Image.Image, folder: Path) -> list[Path]:
 
 
 def show(record: Mapping, picture: Image.Image, folder: Path) -> list[Path]:
-    """Writes the figure and the page alone and returns their paths; raises ConfigError where that is not possible."""
+    """Writes only the figure and the page and returns their paths; raises ConfigError if that fails."""
     save(draw(record, picture), folder / FIGURE)
     write_text(folder / PAGE, page(record, picture))
     return [folder / FIGURE, folder / PAGE]

@@ -1,4 +1,4 @@
-"""The class behind lmms-eval's `--model vtc`; what its arguments mean stands in `vtc.eval.lmms`."""
+"""The class behind lmms-eval's `--model vtc`; its arguments are documented in `vtc.eval.lmms`."""
 
 import functools
 import json
@@ -30,14 +30,14 @@ NONE = "none"
 SAMPLING = ("temperature", "top_p", "top_k")
 SEARCH = ("num_beams", "repetition_penalty")
 USED = {"max_new_tokens", "until", "do_sample", *SAMPLING, *SEARCH}
-FILLED_IN = ["\n\n"]  # the `until` of lmms-eval for tasks that name none
+FILLED_IN = ["\n\n"]  # the `until` that lmms-eval fills in for tasks that set none
 
 
 def ends_the_run(method: Callable) -> Callable:
-    """Makes what `method` raises end lmms-eval's command line with exit code 1 and one last line.
+    """Makes exceptions of `method` end lmms-eval's command line with exit code 1 and a one-line message.
 
-    It prints exceptions and exits with 0; only a SystemExit gets through. Outside the command line the exception stays
-    what it is.
+    lmms-eval itself prints exceptions and exits with 0; only a SystemExit gets through. Outside its command line the
+    exception is raised unchanged.
     """
 
     @functools.wraps(method)
@@ -56,7 +56,7 @@ def ends_the_run(method: Callable) -> Callable:
 
 
 def refuses(why: str) -> Callable:
-    """A method for requests of a kind that is not possible; it raises UnsupportedError, a NotImplementedError."""
+    """A method for requests of an unsupported kind; it raises UnsupportedError, a NotImplementedError."""
 
     @ends_the_run
     def method(self, requests: list[Instance]) -> list:
@@ -67,7 +67,7 @@ def refuses(why: str) -> Callable:
 
 @dataclass(frozen=True)
 class Chat:
-    """One request as a prompt. parts: of the user's turn, None where one of the PIL `pictures` stands."""
+    """One request as a prompt. parts: the user's turn, with None in place of each of the PIL `pictures`."""
 
     system: str | None
     parts: list[str | None]
@@ -75,7 +75,7 @@ class Chat:
 
 
 class VtcModel(lmms):
-    """A model of lmms-eval that answers with visual tokens pruned by a strategy of vtc, or as it is.
+    """A model of lmms-eval whose visual tokens are pruned by a strategy of vtc, or not at all.
 
     Everything that can be checked is checked before the first sample: raises ConfigError or UnsupportedError in one
     line. Rank and world size are set by lmms-eval's evaluator.
@@ -126,12 +126,12 @@ class VtcModel(lmms):
             if self.loaded.unsupported is not None:
                 raise self.loaded.unsupported
             vtc.patch(self.loaded.model, strategy, processor=self.loaded.processor, **overrides)
-            self.prunes = not vtc.load_strategy(strategy, self.loaded.family.name, **overrides).keeps_all
+            self.prunes = vtc.load_strategy(strategy, self.loaded.family.name, **overrides).drops
         self._ignored: set[str] = set()
 
     @property
     def device(self) -> torch.device:
-        """Where the inputs go, and lmms-eval's own gathered tensors."""
+        """The device of the inputs, and of the tensors that lmms-eval gathers."""
         return self._device
 
     @property
@@ -145,7 +145,7 @@ class VtcModel(lmms):
         return self._batch_size
 
     def clean(self) -> None:
-        """Frees the model: lmms-eval calls this when all answers are there, a judge may need the memory."""
+        """Frees the model; lmms-eval calls this after the last answer, as a judge model may need the memory."""
         self.loaded = None
         super().clean()
 
@@ -153,7 +153,7 @@ class VtcModel(lmms):
     def generate_until(self, requests: list[Instance]) -> list[GenerationResult]:
         """The answers, in the order of the requests; requests of equal generation_kwargs share batches.
 
-        token_counts: of the prompt, visual tokens counted as a decoder layer sees them on average; of the answer.
+        token_counts: of the prompt, with the mean number of visual tokens per decoder layer, and of the answer.
         Raises PatchError if a budget below 1 dropped nothing, and whatever generate() raises.
         """
         groups = defaultdict(list)
@@ -209,36 +209,36 @@ class VtcModel(lmms):
         if self.prunes and any(chat.pictures for chat in chats):
             report = vtc.report(loaded.model)
             rows = counts.of_report(report)
-            rows = rows[:: len(rows) // len(chats)]  # one of each prompt's beams
+            rows = rows[:: len(rows) // len(chats)]  # the first beam of each prompt
             visual = [(row["visual_before"], row["visual_average"]) for row in rows]
             for chat, (before, average) in zip(chats, visual):
                 if counts.dropped_nothing(report.keep, len(chat.pictures), before, average):
-                    asked = f"keep={report.keep!r} asks for fewer"
-                    raise PatchError(f"all {before} visual tokens of a prompt were kept where {asked}")
+                    budget = f"keep={report.keep!r} asks for fewer"
+                    raise PatchError(f"all {before} visual tokens of a prompt were kept where {budget}")
         self._visual += [pair for chat, pair in zip(chats, visual) if chat.pictures and None not in pair]
         texts = loaded.processor.batch_decode(answers, skip_special_tokens=True)
         for text, length, pair, written in zip(texts, lengths, visual, loaded.new_tokens(answers)):
-            seen = length if None in pair else length - pair[0] + pair[1]
-            tokens = TokenCounts(input_tokens=round(seen), output_tokens=written)
+            input_tokens = length if None in pair else length - pair[0] + pair[1]
+            tokens = TokenCounts(input_tokens=round(input_tokens), output_tokens=written)
             yield GenerationResult(text=cut(text, gen.get("until")), token_counts=tokens)
 
     def _search(self, gen: dict) -> dict:
-        """generate()'s arguments for a task that wants more than the most likely token each time; else empty."""
+        """generate()'s arguments for a task that does not use greedy decoding; else empty."""
         ignored = sorted(set(gen) - USED - self._ignored)
         if ignored:
             self._ignored |= set(ignored)
             logger.warning(f"vtc: generation_kwargs without a meaning here, ignored: {', '.join(ignored)}")
-        found = {key: gen[key] for key in SEARCH if gen.get(key) not in (None, 1)}
+        arguments = {key: gen[key] for key in SEARCH if gen.get(key) not in (None, 1)}
         if gen.get("temperature") and gen.get("do_sample") is not False:
-            return {**found, "do_sample": True, **{key: gen[key] for key in SAMPLING if gen.get(key) is not None}}
-        return {**found, "do_sample": False, **dict.fromkeys(SAMPLING)} if found else {}
+            return {**arguments, "do_sample": True, **{key: gen[key] for key in SAMPLING if gen.get(key) is not None}}
+        return {**arguments, "do_sample": False, **dict.fromkeys(SAMPLING)} if arguments else {}
 
     def _log(self, seconds: float, written: int) -> None:
-        """Into the `throughput` of lmms-eval's results: time, and of rank 0 the mean visual tokens of a prompt."""
+        """Adds to the `throughput` of lmms-eval's results: time, and rank 0's mean visual tokens per prompt."""
         extra = {}
         if self._visual:
-            before, seen = (sum(column) / len(self._visual) for column in zip(*self._visual))
-            extra = {"visual_tokens": before, "visual_tokens_kept": seen}
+            before, average = (sum(column) / len(self._visual) for column in zip(*self._visual))
+            extra = {"visual_tokens": before, "visual_tokens_kept": average}
         log_metrics(seconds, written, written / seconds if seconds else 0.0, additional_metrics=extra)
 
 
@@ -251,8 +251,8 @@ def cut(text: str, until: str | Sequence[str] | None) -> str:
     return text.strip()
 
 
-def _picture(given: object) -> Image.Image:
-    return given if isinstance(given, Image.Image) else Image.open(given)
+def _picture(source: object) -> Image.Image:
+    return source if isinstance(source, Image.Image) else Image.open(source)
 
 
 def _whole(name: str, value: object) -> int:
@@ -263,9 +263,9 @@ def _whole(name: str, value: object) -> int:
 
 
 def _read(key: str, value: object) -> object:
-    """lmms-eval reads numbers and true/false; a text is YAML here, so that lists and null are possible."""
-    what = f"{key}={shown(value)} in --model_args"
-    return parse(value, what) if isinstance(value, str) else value
+    """A value of --model_args: lmms-eval parses numbers and true/false; text is parsed as YAML for lists and null."""
+    where = f"{key}={shown(value)} in --model_args"
+    return parse(value, where) if isinstance(value, str) else value
 
 
 def _device(name: str | None) -> str | None:

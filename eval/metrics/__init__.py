@@ -1,1 +1,1 @@
-"""What an answer is worth: the benchmarks' official definitions, pure functions of texts and counts."""
+"""Scores of answers by the benchmarks' official definitions: pure functions of texts and counts."""

@@ -1,4 +1,4 @@
-"""Figures from sums over groups: what most benchmarks report, as plain numbers or over bootstrap replicates."""
+"""Figures from sums over groups, as most benchmarks report them: plain numbers, or arrays of bootstrap replicates."""
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -9,7 +9,7 @@ PER_CATEGORY = "accuracy/"  # prefix of the figures per category
 
 
 def tally(rows: Sequence[Mapping]) -> dict[str, float]:
-    """Number of rows and sum of their `correct`, per category: keys `n/CATEGORY` and `correct/CATEGORY`."""
+    """The number of rows and the sum of their `correct` per category: keys `n/CATEGORY` and `correct/CATEGORY`."""
     sums: dict[str, float] = defaultdict(float)
     for row in rows:
         sums[f"n/{row['category']}"] += 1
@@ -25,20 +25,20 @@ def ratio(part, whole):
 
 
 def mean(values: Sequence):
-    """The mean of figures that are known, elementwise; nan where none is."""
+    """The elementwise mean of the values that are not nan; nan where all are."""
     stacked = np.stack([np.asarray(value, dtype=float) for value in values])
     known = ~np.isnan(stacked)
     return ratio(np.where(known, stacked, 0.0).sum(0), known.sum(0))
 
 
 def names(sums: Mapping, prefix: str = "n/") -> list[str]:
-    """What stands behind `prefix` in the keys, sorted: the categories."""
+    """The categories: what follows `prefix` in the keys, sorted."""
     return sorted(key[len(prefix) :] for key in sums if key.startswith(prefix))
 
 
 def accuracy(sums: Mapping) -> dict:
-    """`accuracy` over all rows, `macro` as mean over categories, and `accuracy/CATEGORY`, from the sums of `tally`."""
-    found = names(sums)
-    per = {name: ratio(sums[f"correct/{name}"], sums[f"n/{name}"]) for name in found}
-    whole = ratio(sum(sums[f"correct/{name}"] for name in found), sum(sums[f"n/{name}"] for name in found))
+    """`accuracy` over all rows, `macro`, its mean over categories, and `accuracy/CATEGORY` from the sums of `tally`."""
+    categories = names(sums)
+    per = {name: ratio(sums[f"correct/{name}"], sums[f"n/{name}"]) for name in categories}
+    whole = ratio(sum(sums[f"correct/{name}"] for name in categories), sum(sums[f"n/{name}"] for name in categories))
     return {"accuracy": whole, "macro": mean(list(per.values())), **{PER_CATEGORY + k: v for k, v in per.items()}}

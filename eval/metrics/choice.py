@@ -36,13 +36,13 @@ def without_punctuation(text: str) -> str:
 
 
 def find_letter(text: str, letters: Sequence[str] = "ABCDEFGH") -> str:
-    """The letter that lmms-eval's letter finder takes for the answer, "" if there is none.
+    """The letter that lmms-eval's letter finder takes as the answer, "" if there is none.
 
-    The text is trimmed of spaces, then of each of `,.!?;:'"` once. Letters are ranked by how they occur: stand-alone at
-    the start 10, at the end 9, after words such as `answer is` 7, `(X)` 6, `X.` 5, `X:` 4, `X)` 3, `X ` 2, anywhere 0
-    if none of these is found; the highest rank wins, then the last place. Case counts: `b` is not found, and `Cat`
-    gives C. Source: https://github.com/EvolvingLMMs-Lab/lmms-eval 0.7.3, tasks/_task_utils/mcq_extract.py; a later
-    version gives up more often.
+    The text is stripped of spaces, then of each of `,.!?;:'"` once. Letters are ranked by how they occur: on their own
+    at the start 10, at the end 9, after words such as `answer is` 7, `(X)` 6, `X.` 5, `X:` 4, `X)` 3, `X ` 2, and
+    anywhere 0 if none of these is found; the highest rank wins, then the last position. Matching is case-sensitive: `b`
+    is not found, and `Cat` gives C. Source: https://github.com/EvolvingLMMs-Lab/lmms-eval 0.7.3,
+    tasks/_task_utils/mcq_extract.py; a later version gives up more often.
     """
     text = text.strip()
     for mark in ",.!?;:'\"":
@@ -50,47 +50,47 @@ def find_letter(text: str, letters: Sequence[str] = "ABCDEFGH") -> str:
     bare, text = text.strip(), f" {text} "
     lower = text.lower()
     behind = [lower.find(phrase) + len(phrase) for phrase in _PHRASES if phrase in lower]
-    found = []
+    candidates = []
     for letter in letters:
         if bare.startswith(letter) and not bare[1:2].isalpha():
-            found.append((10, 0, letter))
+            candidates.append((10, 0, letter))
         if bare.endswith(letter) and not bare[-2:-1].isalpha():
-            found.append((9, 0, letter))
-        found += [(7, text.find(letter, start), letter) for start in behind if letter in text[start:]]
+            candidates.append((9, 0, letter))
+        candidates += [(7, text.find(letter, start), letter) for start in behind if letter in text[start:]]
         for rank, form in _RANKED:
             if (form := form.format(letter)) in text:
-                found.append((rank, text.rfind(form), letter))
-    if not found:
-        found = [(0, text.rfind(letter), letter) for letter in letters if letter in text]
-    return max(found)[2] if found else ""
+                candidates.append((rank, text.rfind(form), letter))
+    if not candidates:
+        candidates = [(0, text.rfind(letter), letter) for letter in letters if letter in text]
+    return max(candidates)[2] if candidates else ""
 
 
 def _named_option(text: str, options: Mapping[str, object]) -> str | None:
-    """The one option whose text stands in the answer, case ignored."""
-    found = [letter for letter, option in options.items() if str(option).lower() in text.lower()]
-    return found[0] if len(found) == 1 else None
+    """The letter of the only option whose text occurs in the answer, ignoring case; None unless exactly one does."""
+    letters = [letter for letter, option in options.items() if str(option).lower() in text.lower()]
+    return letters[0] if len(letters) == 1 else None
 
 
 def mmbench_prefetch(text: str, options: Mapping[str, object]) -> str | None:
     """The letter that MMBench's rules find before a judge is asked, None if they find none.
 
-    Words between spaces: exactly one of A to E alone (but not A among more than three words, which may be an article),
-    else exactly one as `X.`, as `X,` and so on; else the one option (letter -> text, those that exist) whose text
-    stands in the answer. Source: https://arxiv.org/abs/2307.06281, lmms-eval's tasks/mmbench/mmbench_evals.py.
+    Among the words of the answer: exactly one of A to E on its own (but not A among more than three words, as it may be
+    an article), else exactly one as `X.`, as `X,` and so on; else the only option (letter -> text) whose text occurs
+    in the answer. Source: https://arxiv.org/abs/2307.06281, lmms-eval's tasks/mmbench/mmbench_evals.py.
     """
     words = text.split()
     if FAILED not in text:
         for form in _TOKENS:
-            found = [letter for letter in "ABCDE" if form.format(letter) in words]
-            if len(found) == 1 and not (form == "{}" and found == ["A"] and len(words) > 3):
-                return found[0]
+            letters = [letter for letter in "ABCDE" if form.format(letter) in words]
+            if len(letters) == 1 and not (form == "{}" and letters == ["A"] and len(words) > 3):
+                return letters[0]
     return _named_option(text, options)
 
 
 def mmbench_letter(text: str, options: Mapping[str, object]) -> str | None:
     """MMBench's letter without a judge, None if there is none: `mmbench_prefetch`, else `find_letter`.
 
-    The form of lmms-eval's mmbench_en_dev_static.
+    This is the rule of lmms-eval's mmbench_en_dev_static.
     """
     return mmbench_prefetch(text, options) or find_letter(text, sorted(options)) or None
 
@@ -98,19 +98,20 @@ def mmbench_letter(text: str, options: Mapping[str, object]) -> str | None:
 def vlmevalkit_letter(text: str, options: Mapping[str, object]) -> str | None:
     """The letter that VLMEvalKit's exact matching finds, "Z" for a refusal, None if it finds none (counted wrong).
 
-    Words once `.()[],:;!*#{}` are spaces: exactly one of the options' letters (letter -> text, those that exist), if it
-    first stands among the last four words; "Z" if only that is there; else A to D in `answer is X`; else the one
-    option whose text stands in the answer, unless the answer is longer than all options twice.
+    Among the words of the answer, with `.()[],:;!*#{}` replaced by spaces: the only letter of an option (letter ->
+    text), if its first occurrence is among the last four words; "Z" if that is the only letter; else A to D in
+    `answer is X`; else the only option whose text occurs in the answer, unless the answer is more than twice as long
+    as all options together.
     Source: https://github.com/open-compass/VLMEvalKit, vlmeval/utils/matching_util.py.
     """
     if FAILED not in text:
         if any(refusal in text for refusal in REFUSALS):
             return REFUSED
         words = text.translate(_SPACED).split()
-        found = [letter for letter in options if letter in words]
-        if len(found) == 1 and words.index(found[0]) > len(words) - 5:
-            return found[0]
-        if not found and REFUSED in words:
+        letters = [letter for letter in options if letter in words]
+        if len(letters) == 1 and words.index(letters[0]) > len(words) - 5:
+            return letters[0]
+        if not letters and REFUSED in words:
             return REFUSED
         declared = _DECLARED.search(text)
         if declared and declared[1].upper() in options:
@@ -121,9 +122,9 @@ def vlmevalkit_letter(text: str, options: Mapping[str, object]) -> str | None:
 
 
 def circular_hit(items: Iterable[Mapping], letter: Callable[[str, Mapping[str, object]], str | None]) -> float:
-    """1 if all rotations of a question are answered right, else 0: MMBench's CircularEval.
+    """1 if all rotations of a question are answered correctly, else 0: MMBench's CircularEval.
 
-    items: each with `prediction`, `answer` (a letter) and the options `A`, `B`, ... (None: does not exist).
+    items: each with `prediction`, `answer` (a letter) and the options `A`, `B`, ... (None: no such option).
     letter: `mmbench_letter` or `vlmevalkit_letter`.
     """
 
@@ -135,19 +136,19 @@ def circular_hit(items: Iterable[Mapping], letter: Callable[[str, Mapping[str, o
 
 
 def seed_letter(text: str) -> str:
-    """The first character of the trimmed answer: SEED-Bench (https://arxiv.org/abs/2307.16125), LLaVA and lmms-eval."""
+    """First character of the stripped answer: SEED-Bench (https://arxiv.org/abs/2307.16125), LLaVA and lmms-eval."""
     return text.strip()[:1]
 
 
 def seed(pred: str, answer: str) -> float:
-    """SEED-Bench: whether `seed_letter` is the answer, case ignored."""
+    """SEED-Bench: whether `seed_letter` is the answer, ignoring case."""
     return float(seed_letter(pred).lower() == answer.strip().lower())
 
 
 def ai2d_answer(text: str) -> str:
     """The letter if the answer begins with one and a full stop, else the answer: lmms-eval's filter for AI2D."""
-    found = _LEADING.match(text)
-    return found[1] if found else text
+    match = _LEADING.match(text)
+    return match[1] if match else text
 
 
 def ai2d(pred: str, answer: str) -> float:
@@ -166,13 +167,13 @@ def mmstar(pred: str, answer: str) -> float:
 def scienceqa_letter(text: str) -> str | None:
     """The letter that LLaVA's script reads for ScienceQA (https://arxiv.org/abs/2209.09513), None if it reads none.
 
-    The answer is A to E, or begins with one and `. `, or holds exactly one `The answer is X` that some character
-    follows. Source: https://github.com/haotian-liu/LLaVA, llava/eval/eval_science_qa.py.
+    The answer is A to E, or begins with one of them and `. `, or contains exactly one `The answer is X` followed by
+    some character. Source: https://github.com/haotian-liu/LLaVA, llava/eval/eval_science_qa.py.
     """
     if text[:1] in tuple("ABCDE") and (len(text) == 1 or text[1:3] == ". "):
         return text[0]
-    found = _SCIENCEQA.findall(text)
-    return found[0] if len(found) == 1 else None
+    letters = _SCIENCEQA.findall(text)
+    return letters[0] if len(letters) == 1 else None
 
 
 def scienceqa_llava(pred: str, n_choices: int) -> str | None:
@@ -182,7 +183,7 @@ def scienceqa_llava(pred: str, n_choices: int) -> str | None:
 
 
 def scienceqa_lmms(pred: str, answer_letter: str) -> float:
-    """ScienceQA as lmms-eval scores it: the answer is the letter in any case, or begins with its capital and a stop.
+    """ScienceQA as lmms-eval scores it: the answer is the letter in any case, or begins with the capital and a stop.
 
     Source: lmms-eval's tasks/scienceqa/utils.py.
     """

@@ -1,9 +1,8 @@
 """Contractions that the VQA scripts spell out: `dont` -> `don't`.
 
 The table of VQA v2's evaluation (https://github.com/GT-Vision-Lab/VQA, vqaEval.py), which TextVQA's and VizWiz's
-evaluation use too: each contraction is keyed by its spellings with exactly one apostrophe left out. Left out here are
-the entries that change nothing (`let's`, `she's`) and those that cannot be met in lower-cased text (`Im`, `Ive`,
-`Id've`, `I'dve`).
+evaluation use too: each contraction is keyed by its spellings with exactly one apostrophe left out. Entries that change
+nothing (`let's`, `she's`) and those that cannot occur in lower-cased text (`Im`, `Ive`, `Id've`, `I'dve`) are omitted.
 """
 
 _SPELLED = """
@@ -21,4 +20,4 @@ CONTRACTIONS = {
     for word in _SPELLED.split()
     for place, letter in enumerate(word)
     if letter == "'"
-} | {"somebody'd": "somebodyd"}  # the wrong way round in the table
+} | {"somebody'd": "somebodyd"}  # the official table has this entry the wrong way round

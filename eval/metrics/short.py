@@ -8,7 +8,7 @@ _FULL_WIDTH = {wide: wide - 0xFEE0 for wide in range(0xFF01, 0xFF5F)} | {0x3000:
 
 
 def gqa_llava(pred: str, answer: str) -> float:
-    """GQA (https://arxiv.org/abs/1902.09506) as LLaVA scores it: equal once final full stops and capitals are gone.
+    """GQA (https://arxiv.org/abs/1902.09506) as LLaVA scores it: equal, ignoring final full stops and case.
 
     Source: https://github.com/haotian-liu/LLaVA, scripts/convert_gqa_for_eval.py, and GQA's eval.py.
     """
@@ -16,14 +16,14 @@ def gqa_llava(pred: str, answer: str) -> float:
 
 
 def gqa_lmms(pred: str, answer: str) -> float:
-    """GQA as lmms-eval scores it: equal without case and punctuation. Articles and inner spaces count."""
+    """GQA as lmms-eval scores it: equal, ignoring case and punctuation. Articles and inner spaces count."""
     return float(without_punctuation(pred.strip()) == without_punctuation(answer))
 
 
 def levenshtein(a: str, b: str, limit: int | None = None) -> int:
-    """Insertions, deletions and replacements that turn `a` into `b`; limit + 1 if they are more than `limit`.
+    """The least number of insertions, deletions and replacements that turn `a` into `b`; limit + 1 if above `limit`.
 
-    O(len(a) len(b)) time, with a limit O(len(a) limit) comparisons, and two rows of memory.
+    Takes O(len(a) len(b)) time, or O(len(a) limit) comparisons with a limit, and two rows of memory.
     """
     if a == b:
         return 0
@@ -34,7 +34,7 @@ def levenshtein(a: str, b: str, limit: int | None = None) -> int:
     longer = len(a) - len(b)
     if longer > limit:
         return over
-    below, beyond = (limit + longer) // 2, (limit - longer) // 2  # how far a path within the limit leaves the diagonal
+    below, beyond = (limit + longer) // 2, (limit - longer) // 2  # how far a path may leave the diagonal
     above = [min(j, over) for j in range(len(b) + 1)]
     for i, letter in enumerate(a, 1):
         first, last = max(1, i - below), min(len(b), i + beyond)
@@ -54,17 +54,17 @@ def levenshtein(a: str, b: str, limit: int | None = None) -> int:
 def anls(pred: str, answers: Sequence[str]) -> float:
     """Average normalised Levenshtein similarity of one answer to the nearest reference; below 0.5 it is 0.
 
-    1 - distance / length, the distance between texts trimmed, lower-cased and with single spaces, the length that of
-    the longer of the trimmed prediction and the reference as given (in capitals: one for ß counts two). Without
-    references 0. As in Qwen-VL's script and lmms-eval exactly 0.5 is kept; DocVQA's definition
-    (https://arxiv.org/abs/1905.13648, https://arxiv.org/abs/2007.00398) makes it 0.
+    The similarity is 1 - distance / length. The distance is between the stripped, lower-cased texts with single spaces;
+    the length is that of the longer of the stripped prediction and the unchanged reference (in upper case, where ß
+    counts as two letters). Without references the result is 0. As in Qwen-VL's script and lmms-eval, exactly 0.5 is
+    kept; DocVQA's definition (https://arxiv.org/abs/1905.13648, https://arxiv.org/abs/2007.00398) makes it 0.
     """
     pred = pred.strip()
-    best, mine = 0.0, " ".join(pred.lower().split())
+    best, prediction = 0.0, " ".join(pred.lower().split())
     for answer in answers:
         length = max(len(answer.upper()), len(pred.upper()))
         half = length // 2  # with more edits the score is below 0.5
-        distance = levenshtein(" ".join(answer.lower().split()), mine, limit=half)
+        distance = levenshtein(" ".join(answer.lower().split()), prediction, limit=half)
         if distance <= half:
             best = max(best, 1 - distance / length if length else 1.0)
     return best
@@ -80,21 +80,21 @@ def _number(text: str) -> float | None:
 def relaxed_accuracy(pred: str, answer: str) -> float:
     """ChartQA's relaxed accuracy (https://arxiv.org/abs/2203.10244): numbers within 5 % of the reference.
 
-    Both are numbers as Python reads them, `5%` as 0.05. If one is not, or if the reference is 0, the texts must be
-    equal but for case: `0.0` for 0, `1,000` for 1000 and `5%` for 5 are wrong. Source: Qwen-VL's evaluate_vqa.py and
+    Both are parsed as Python floats, `5%` as 0.05. If one is not a number, or if the reference is 0, the texts must be
+    equal except for case: `0.0` for 0, `1,000` for 1000 and `5%` for 5 are wrong. Source: Qwen-VL's evaluate_vqa.py and
     lmms-eval's tasks/chartqa/utils.py.
     """
-    mine, target = _number(pred), _number(answer)
-    if mine is None or not target:
+    value, target = _number(pred), _number(answer)
+    if value is None or not target:
         return float(pred.lower() == answer.lower())
-    return float(abs(mine - target) / abs(target) <= 0.05)
+    return float(abs(value - target) / abs(target) <= 0.05)
 
 
 def ocrbench(pred: str, answers: str | Sequence[str], dataset: str) -> float:
     """OCRBench (https://arxiv.org/abs/2305.07895): whether the prediction contains one of the references.
 
-    Case and the width of full-width letters do not count, a line break is a space. For the formulas of `HME100k` case
-    counts and spaces do not. Source: lmms-eval's tasks/ocrbench/utils.py; the benchmark's score is the sum over its
+    Case and full-width forms are ignored, and a line break counts as a space. For the formulas of `HME100k` case
+    matters and spaces do not. Source: lmms-eval's tasks/ocrbench/utils.py; the benchmark's score is the sum over its
     1,000 questions.
     """
 
@@ -103,15 +103,15 @@ def ocrbench(pred: str, answers: str | Sequence[str], dataset: str) -> float:
             return text.strip().replace("\n", "").replace(" ", "")
         return text.translate(_FULL_WIDTH).lower().strip().replace("\n", " ")
 
-    mine = plain(pred.strip())
-    return float(any(plain(answer) in mine for answer in ([answers] if isinstance(answers, str) else answers)))
+    prediction = plain(pred.strip())
+    return float(any(plain(answer) in prediction for answer in ([answers] if isinstance(answers, str) else answers)))
 
 
 def realworldqa(pred: str, answer: str) -> float:
     """RealWorldQA (https://x.ai/news/grok-1.5v) as lmms-eval scores it.
 
-    A reference A to D is compared with the letter that `find_letter` finds; any other must be equal once case, outer
-    spaces and final full stops are gone.
+    A reference A to D is compared with the letter that `find_letter` finds; any other must be equal, ignoring case,
+    outer spaces and final full stops.
     """
     answer = answer.strip()
     if answer.upper() in tuple("ABCD"):

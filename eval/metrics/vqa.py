@@ -8,8 +8,8 @@ from vtc.eval.metrics.contractions import CONTRACTIONS
 
 MARKS = ';/[]"{}()=+\\_-><@`,?!'
 COMMA = re.compile(r"(?<=\d),+(?=\d)")
-STOP = re.compile(r"\.(?!\d)")  # the published pattern means to spare a stop after a digit, and does not
-MOST_STOPS = 32  # the published call gives re.UNICODE, which is 32, where the count stands
+STOP = re.compile(r"\.(?!\d)")  # the published pattern is meant to keep a stop after a digit, but does not
+MOST_STOPS = 32  # the published call passes re.UNICODE, which is 32, as the count
 NUMBERS = dict(
     none="0", zero="0", one="1", two="2", three="3", four="4", five="5", six="6", seven="7", eight="8", nine="9",
     ten="10",
@@ -21,8 +21,8 @@ CACHED = 1 << 16
 def replace_punctuation(text: str, comma: re.Pattern = COMMA, stop: re.Pattern = STOP) -> str:
     """The text without punctuation, as VQA v2's script removes it.
 
-    Each of `MARKS` becomes a space, or vanishes if it stands next to a space anywhere in the text, or if `comma` is
-    found in the text. Then the first 32 matches of `stop` vanish.
+    Each of `MARKS` is replaced by a space, or deleted if it is next to a space anywhere in the text or if the text
+    matches `comma`. Then the first 32 matches of `stop` are deleted.
     """
     gone = comma.search(text) is not None
     table = {
@@ -33,11 +33,12 @@ def replace_punctuation(text: str, comma: re.Pattern = COMMA, stop: re.Pattern =
 
 @lru_cache(CACHED)
 def normalize(text: str) -> str:
-    """An answer as VQA v2 compares it: no punctuation, lower case, `two` as 2, no article, `dont` as don't.
+    """An answer as VQA v2 compares it: lower case without punctuation and articles, `two` as 2, `dont` as don't.
 
-    White space, `replace_punctuation`, then word by word: numbers up to ten to digits (`none` to 0), articles dropped,
-    contractions spelled out. Source: https://github.com/GT-Vision-Lab/VQA, vqaEval.py, in the form of lmms-eval's
-    vqa_eval_metric.py, where commas are found between digits several at a time.
+    White space is normalised and `replace_punctuation` applied; then, word by word, numbers up to ten become digits
+    (`none` becomes 0), articles are dropped and contractions spelled out. Source:
+    https://github.com/GT-Vision-Lab/VQA, vqaEval.py, as implemented in lmms-eval's vqa_eval_metric.py, whose pattern
+    matches several commas between digits.
     """
     flat = replace_punctuation(text.replace("\n", " ").replace("\t", " ").strip())
     words = [NUMBERS.get(word, word) for word in flat.lower().split()]
@@ -46,18 +47,18 @@ def normalize(text: str) -> str:
 
 @lru_cache(CACHED)
 def normalize_evalai(text: str) -> str:
-    """An answer as TextVQA and VizWiz compare it: commas and question marks deleted, `'s` set apart, then `normalize`.
+    """An answer as TextVQA and VizWiz compare it: commas and question marks deleted, `'s` split off, then `normalize`.
 
-    Source: https://github.com/facebookresearch/mmf, pythia's EvalAIAnswerProcessor; LLaVA's m4c_evaluator.py is equal.
+    Source: https://github.com/facebookresearch/mmf, pythia's EvalAIAnswerProcessor; LLaVA's m4c_evaluator.py agrees.
     """
     return normalize(text.lower().replace(",", "").replace("?", "").replace("'s", " 's").strip())
 
 
 def soft_accuracy(pred: str, refs: Sequence[str]) -> float:
-    """Mean over the references of min(1, matches among the others / 3); texts are compared as they stand.
+    """Mean over the references of min(1, matches among the others / 3); texts are compared verbatim.
 
     With k of n references equal to the prediction: (k min(1, (k-1)/3) + (n-k) min(1, k/3)) / n; for n = 10 and
-    k = 0, 1, 2, 3, 4 that is 0, .3, .6, .9, 1. Without references 0. Source: https://arxiv.org/abs/1505.00468.
+    k = 0, 1, 2, 3, 4 that is 0, .3, .6, .9, 1. It is 0 without references. Source: https://arxiv.org/abs/1505.00468.
     """
     n, k = len(refs), sum(ref == pred for ref in refs)
     if k == 0:
@@ -66,15 +67,15 @@ def soft_accuracy(pred: str, refs: Sequence[str]) -> float:
 
 
 def vqa_accuracy(pred: str, answers: Sequence[str]) -> float:
-    """VQA v2 (https://arxiv.org/abs/1612.00837) as lmms-eval scores it: prediction and references normalised alike."""
+    """VQA v2 (https://arxiv.org/abs/1612.00837) as lmms-eval scores it: all texts are normalised."""
     return soft_accuracy(normalize(pred), [normalize(answer) for answer in answers])
 
 
 def vqa_accuracy_server(pred: str, answers: Sequence[str]) -> float:
-    """VQA v2 as the script of its server scores it.
+    """VQA v2 as the script of its evaluation server scores it.
 
     References lose only their punctuation, and only if they are not all equal: a reference with an article, a capital
-    or a number as a word cannot be met.
+    letter or a spelled-out number can never be matched.
     """
     refs = answers if len(set(answers)) <= 1 else [replace_punctuation(answer) for answer in answers]
     return soft_accuracy(normalize(pred), refs)

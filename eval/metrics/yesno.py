@@ -1,4 +1,4 @@
-"""Questions with the answer yes or no: reading the answer in each dialect, and the figures of a detection task."""
+"""Yes-or-no questions: reading the answer in each dialect, and the figures of a detection task."""
 
 import re
 
@@ -15,8 +15,8 @@ _LONE_STOP = re.compile(r"(?<!\d)\.(?!\d)")
 def pope_llava(text: str) -> str:
     """What LLaVA reads in an answer to POPE (https://arxiv.org/abs/2305.10355): "yes" or "no".
 
-    The text up to its first full stop, without commas, cut at single spaces: "no" if one of the words is `No`, `no` or
-    `not`, else "yes". So `NO`, `Nope`, `No` before a line break and the empty answer are "yes".
+    The text up to its first full stop, without commas, is split at single spaces: "no" if one of the words is `No`,
+    `no` or `not`, else "yes". So `NO`, `Nope`, `No` before a line break and the empty answer are read as "yes".
     Source: https://github.com/haotian-liu/LLaVA, llava/eval/eval_pope.py.
     """
     words = text.partition(".")[0].replace(",", "").split(" ")
@@ -24,7 +24,7 @@ def pope_llava(text: str) -> str:
 
 
 def pope_lmms(text: str) -> str | None:
-    """What lmms-eval reads in an answer to POPE: "yes" or "no" if that is all of it, case ignored, else None (`yes.`).
+    """What lmms-eval reads in an answer to POPE: "yes" or "no" if the answer is just that word, else None (`yes.`).
 
     Source: https://github.com/EvolvingLMMs-Lab/lmms-eval, tasks/pope/utils.py.
     """
@@ -33,21 +33,23 @@ def pope_lmms(text: str) -> str | None:
 
 
 def pope_vlmevalkit(text: str) -> str | None:
-    """What VLMEvalKit reads in an answer to POPE: "yes" or "no" as it is among the words, None for neither or both.
+    """What VLMEvalKit reads in an answer to POPE: "yes" or "no" if that is among the words, None for neither or both.
 
-    Lower case, punctuation as in VQA v2 except that a full stop after a digit stays and a comma counts as between
-    digits only if it is alone. Source: https://github.com/open-compass/VLMEvalKit, vlmeval/dataset/utils/yorn.py.
+    The text is lower-cased and punctuation handled as in VQA v2, except that a full stop after a digit is kept and only
+    a single comma counts as a comma between digits.
+    Source: https://github.com/open-compass/VLMEvalKit, vlmeval/dataset/utils/yorn.py.
     """
     words = replace_punctuation(text.lower(), _COMMA, _LONE_STOP).split()
-    found = [word for word in ("yes", "no") if word in words]
-    return found[0] if len(found) == 1 else None
+    answers = [word for word in ("yes", "no") if word in words]
+    return answers[0] if len(answers) == 1 else None
 
 
 def mme(text: str) -> str:
     """What an answer to MME (https://arxiv.org/abs/2306.13394) says: "yes", "no", or "other", which is wrong.
 
-    Lower case, trimmed, no full stops. A single letter is y or n; else the first four letters hold `yes`, or else
-    `no` (so `know` is "no"). The rule of lmms-eval's tasks/mme/utils.py; the official tool knows no y and n.
+    The text is lower-cased, stripped and freed of full stops. It must be the letter y or n, or its first four letters
+    must contain `yes`, or else `no` (so `know` is "no"). This is the rule of lmms-eval's tasks/mme/utils.py; the
+    official tool does not accept y and n.
     """
     start = text.lower().strip().replace(".", "")[:4]
     if len(start) == 1:
@@ -56,9 +58,10 @@ def mme(text: str) -> str:
 
 
 def hallusion(text: str) -> str:
-    """What an answer to HallusionBench (https://arxiv.org/abs/2310.14566) says: "yes" if it holds `yes` in any case.
+    """What an answer to HallusionBench (https://arxiv.org/abs/2310.14566) says: "yes" if it contains `yes`, else "no".
 
-    Else "no". The form without a judge, of lmms-eval's tasks/hallusion_bench; in the paper GPT-4 compares the answers.
+    Case is ignored. This is the rule without a judge, as in lmms-eval's tasks/hallusion_bench; in the paper GPT-4
+    compares the answers.
     """
     return "yes" if "yes" in text.lower() else "no"
 
@@ -70,16 +73,16 @@ def _ratio(part: Number, whole: Number) -> Number:
 
 
 def detection(tp: Number, fp: Number, fn: Number, tn: Number, other: Number = 0.0) -> dict[str, Number]:
-    """accuracy, precision, recall, f1 and yes_ratio (of the answers, not of the labels), with yes as the positive.
+    """accuracy, precision, recall, f1 and yes_ratio (of the answers, not of the labels); yes is the positive class.
 
-    Counts are numbers, or arrays of one shape for figures elementwise; a ratio with denominator 0 is nan, and f1 is
-    2 precision recall / (precision + recall).
+    Counts are numbers, or arrays of the same shape for elementwise figures; a ratio with denominator 0 is nan, and f1
+    is 2 precision recall / (precision + recall).
 
-    other: answers that are neither yes nor no and stand in none of the four counts; they are wrong, so accuracy and
-    yes_ratio have them in the denominator. LLaVA has none: it reads such an answer as yes. lmms-eval leaves them out of
-    precision and recall: all of them are `other`. VLMEvalKit takes them for no in precision and recall: those to
-    questions with the answer yes are in `fn`, the rest are `other`. Where this gives nan, lmms-eval and VLMEvalKit
-    print 0, and LLaVA's script stops; lmms-eval's own yes ratio counts the labels and is always about 0.5.
+    other: answers that are neither yes nor no and are in none of the four counts. They are wrong, so the denominators
+    of accuracy and yes_ratio include them. LLaVA has none: it reads such an answer as yes. lmms-eval leaves them out of
+    precision and recall: all of them are `other`. VLMEvalKit treats them as no in precision and recall: those whose
+    label is yes are in `fn`, the rest are `other`. Where this gives nan, lmms-eval and VLMEvalKit print 0, and LLaVA's
+    script crashes; lmms-eval's own yes ratio is computed from the labels and is always about 0.5.
     """
     n = tp + fp + fn + tn + other
     precision, recall = _ratio(tp, tp + fp), _ratio(tp, tp + fn)

@@ -1,17 +1,17 @@
-"""Measured beside published: a summary of runs held against what a paper prints.
+"""Compares the results of runs with the numbers published in a paper.
 
 `load_card` reads a card (`configs/papers/*.yaml`, described in `vtc.eval.papers.card`), `against` prints and writes the
-comparison, `commands` gives the command lines that would measure a card.
+comparison, `commands` gives the command lines that reproduce a card.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from rich import box
 from rich.table import Table
 
-from vtc.eval.papers.card import PaperCard
-from vtc.eval.papers.commands import commands
+from vtc.eval.papers.card import FULL, PaperCard
+from vtc.eval.papers.commands import budget, commands
 from vtc.eval.papers.matching import MARKED, compare
 from vtc.eval.papers.read import cards, load_card
 from vtc.eval.results.saved import SUMMARY
@@ -20,26 +20,26 @@ from vtc.io.terminal import Terminal
 
 __all__ = ["PaperCard", "against", "cards", "commands", "load_card", "show"]
 
-PIPE_WIDTH = 160  # columns when the output is no terminal
+PIPE_WIDTH = 160  # columns, if the output is not a terminal
 
 
 def against(card: PaperCard, summary: Mapping, console: Terminal | None = None, output: Path | None = None) -> dict:
     """Compares the runs of a summary (`results.json`) with a card, prints tables and returns the comparison.
 
-    console: None prints nothing. output: a folder that gets `against_NAME.json`, put in place at once. Published and
-    measured figures are in the paper's scale, `..._of_full` are fractions. Where nothing can be compared, the card's
-    command lines are printed.
+    console: None prints nothing. output: a folder in which `against_NAME.json` is written. Published and measured
+    figures are in the paper's scale, `..._of_full` are fractions. If nothing can be compared, the card's command lines
+    are printed.
     """
-    found = compare(card, summary)
+    comparison = compare(card, summary)
     if console is not None:
-        _print(card, found, console)
+        _print(card, comparison, console)
     if output is not None:
-        write_json(Path(output) / f"against_{card.name}.json", found)
-    return found
+        write_json(Path(output) / f"against_{card.name}.json", comparison)
+    return comparison
 
 
 def show(names: Sequence[str], output: Path | None, console: Terminal) -> None:
-    """Cards beside the results that a folder has, or, without a folder, the command lines that would measure them.
+    """Prints cards beside the results in a folder or, without a folder, the command lines that reproduce them.
 
     Raises ConfigError for an unknown card or a folder without results.
     """
@@ -50,11 +50,11 @@ def show(names: Sequence[str], output: Path | None, console: Terminal) -> None:
         against(card, summary, console, output)
 
 
-def _print(card: PaperCard, found: Mapping, console: Terminal) -> None:
+def _print(card: PaperCard, comparison: Mapping, console: Terminal) -> None:
     console = console.wide(PIPE_WIDTH)
     say = console.say
     say(f"\nagainst {card.name}: {card.title} ({card.year}), {card.url}", "bold")
-    compared = [model for model in found["models"] if model["rows"]]
+    compared = [model for model in comparison["models"] if model["rows"]]
     for model in compared:
         if not model["same_checkpoint"]:
             names = f"measured {model['measured_with']}, published {model['checkpoint']}"
@@ -67,9 +67,9 @@ def _print(card: PaperCard, found: Mapping, console: Terminal) -> None:
             f"{model['published_without_method']} are of methods that vtc has not got"
         )
     if not compared:
-        lines = commands(card, {model["checkpoint"] for model in found["models"] if model["same_checkpoint"]})
+        lines = commands(card, {model["checkpoint"] for model in comparison["models"] if model["same_checkpoint"]})
         say(f"no run here is one of the card's{'; these would be:' if lines else ', which has averages alone'}")
-        for line in lines:
+        for line in lines or _averages(card):
             say(f"  {line}")
     else:
         say(f"* more than {MARKED} standard errors of the measured figure apart")
@@ -79,8 +79,17 @@ def _print(card: PaperCard, found: Mapping, console: Terminal) -> None:
     say(f"source           {card.source}")
 
 
+def _averages(card: PaperCard) -> Iterator[str]:
+    """The printed averages of rows without scores, a line each."""
+    for model in card.models:
+        over = model.average_is or "mean in % of the full model"
+        for row in model.rows:
+            if row.average is not None and not row.scores and row.strategy != FULL:
+                yield f"{row.average:g}  {row.label}, {budget(row)}, on {model.checkpoint}: {over}"
+
+
 def _table(row: Mapping, ascii_only: bool) -> Table:
-    """One published row: a line per task that was measured."""
+    """The table of one published row, with a line for each measured task."""
     title = ", ".join(filter(None, (row["label"], row["budget"], f"run {row['run']}", row["remark"])))
     table = Table(box=box.ASCII if ascii_only else box.SIMPLE_HEAD, title=title, title_justify="left", pad_edge=False)
     table.add_column("task", no_wrap=True)

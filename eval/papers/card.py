@@ -1,33 +1,33 @@
-"""A paper card: what a paper prints, as data that runs can be held against. Those shipped are `configs/papers/*.yaml`.
+"""A paper card: the published numbers of a paper, to compare runs with. The shipped ones are `configs/papers/*.yaml`.
 
     title: ...
     url: https://arxiv.org/abs/...
     year: 2025
-    source: where the numbers were read, and what is doubtful about them
+    source: where the numbers were read, and which of them are doubtful
     models:
       - checkpoint: llava-hf/llava-1.5-7b-hf   # what vtc loads
-        used: liuhaotian/llava-v1.5-7b         # what the paper used, where that is something else
+        used: liuhaotian/llava-v1.5-7b         # what the paper used, if different
         family: llava                          # null: vtc cannot prune it
         dialect: llava                         # null: the paper does not say
-        dialects: {gqa: lmms}                  # tasks in another one
+        dialects: {gqa: lmms}                  # tasks with another one
         tokens: 576                            # visual tokens of an image without pruning
         settings: {pad_square: true, system: TEXT, model_args: {dtype: float16}}
-        splits: {vqav2: test-dev}              # where the paper's split is not the task's own
+        splits: {vqav2: test-dev}              # if the paper's split is not the task's default
         note: TEXT
-        average_is: TEXT                       # where it is not the mean of the scores in % of the full model's
-        average_over: [gqa, mme]               # where it is that mean, but over these alone
+        average_is: TEXT                       # if it is not the mean of the scores in % of the full model's
+        average_over: [gqa, mme]               # if it is that mean, but only over these
         rows:
           - {strategy: none, label: Vanilla, scores: {gqa: 61.9, mme: {figure: total, value: 1862}}, average: 100}
           - {strategy: hiprune, label: HiPrune, keep: 192, scores: {gqa: 59.2, mme: null}, average: 99.3}
     measured: what has been measured with vtc so far
     differs: [a reason why our number can differ, ...]
 
-The first row of a model is the full one. A row's `strategy` is null where vtc has not got the method, `keep` is the
-paper's budget (tokens, or a fraction; null where it gives none), `set` what asks vtc for the row instead of that:
+The first row of a model is the full one. A row's `strategy` is null if vtc does not have the method. `keep` is the
+paper's budget (tokens, or a fraction; null if it gives none), and `set`, if given, is what vtc needs instead:
 {keep: 216} another budget, where the paper counts the tokens left after layer 2 and vtc their mean over the layers;
-{R: 0.75} settings of the strategy; {} its published schedule. `others` are scores of benchmarks that vtc has not got,
-`remark` is a word about the row. Numbers are as printed: points for MME and OCRBench, else per cent; a mapping says so
-where the figure is not the task's primary one, or the scale not the task's own. null: the paper prints none.
+{R: 0.75} settings of the strategy; {} its published schedule. `others` are scores on benchmarks that vtc does not have,
+`remark` is a note on the row. Numbers are as printed: points for MME and OCRBench, else per cent; a mapping names the
+figure if it is not the task's primary one, and the scale if it is not the task's own. null: the paper prints none.
 """
 
 from collections.abc import Mapping
@@ -47,7 +47,7 @@ class Score:
 
 @dataclass(frozen=True)
 class PublishedRow:
-    """One line of a published table; see the module. set: None where the paper's `keep` asks vtc for the same."""
+    """One row of a published table; see the module. set: None if vtc takes the paper's `keep` as it is."""
 
     strategy: str | None
     label: str
@@ -60,18 +60,18 @@ class PublishedRow:
 
     @property
     def asked(self) -> int | float | None:
-        """The `--keep` of vtc for this row; None for the full model, and where `settings` say it."""
+        """The `--keep` of vtc for this row; None for the full model, and if `settings` give the budget."""
         return self.keep if self.set is None else self.set.get("keep")
 
     @property
     def settings(self) -> dict | None:
-        """The settings that take the place of `--keep`; None where there is one, or the paper gives no budget."""
+        """The settings that replace `--keep`; None if there is a `--keep`, or the paper gives no budget."""
         return None if self.set is None or "keep" in self.set else dict(self.set)
 
 
 @dataclass(frozen=True)
 class Setting:
-    """How the model was asked: pad_square, the system turn, and arguments of from_pretrained and of the processor."""
+    """How the model was prompted and loaded: model_args are arguments of from_pretrained and of the processor."""
 
     pad_square: bool = False
     system: str | None = None
@@ -96,13 +96,13 @@ class Model:
     average_over: tuple[str, ...] = ()
 
     def dialect_of(self, task: str) -> str | None:
-        """The dialect of one task, None where the paper does not say."""
+        """The dialect of one task, None if the paper does not say."""
         return (self.dialects or {}).get(task, self.dialect)
 
 
 @dataclass(frozen=True)
 class PaperCard:
-    """What one paper prints. name: that of the card's file."""
+    """The published numbers of one paper. name: the stem of the card's file."""
 
     name: str
     title: str

@@ -1,4 +1,4 @@
-"""The `vtc eval` command lines that would measure a paper card."""
+"""The `vtc eval` command lines that reproduce a paper card."""
 
 import shlex
 from collections import Counter
@@ -6,14 +6,14 @@ from collections.abc import Collection, Iterator
 
 from vtc.eval.papers.card import FULL, Model, PaperCard, PublishedRow
 
-DTYPE = "float16"  # of command lines for models whose card names none
+DTYPE = "float16"  # of command lines, if the card names none
 
 
 def commands(card: PaperCard, checkpoints: Collection[str] = ()) -> list[str]:
-    """Command lines for every model that vtc can prune, in the card's order: one where one is enough.
+    """The command lines for every model that vtc can prune, in the card's order, as few as possible.
 
-    checkpoints: only of these, if any are named. Strategies that share their budgets share a line; tasks of another
-    dialect, and settings in place of a budget, need lines of their own, into the same folder. A strategy with several
+    checkpoints: only these, if any are given. Strategies with the same budgets share a line; tasks of another dialect
+    and settings in place of a budget need lines of their own, with the same output folder. A strategy with several
     settings gets a folder for each.
     """
     models = [m for m in card.models if m.family and (not checkpoints or m.checkpoint in checkpoints)]
@@ -31,12 +31,12 @@ def _of_model(card: PaperCard, model: Model) -> Iterator[str]:
 
 
 def _jobs(model: Model) -> list[tuple[int, tuple[str, ...], tuple, dict]]:
-    """The grids with the number of the folder that each goes to: runs of one strategy with other settings would have
+    """The grids, each with the number of its output folder: runs of one strategy with different settings would have
     the same name."""
-    jobs, seen = [], Counter()
+    jobs, numbers = [], Counter()
     for strategies, keeps, settings in _grids(model):
-        seen[strategies] += bool(settings)
-        jobs.append((max(1, seen[strategies]) if settings else 1, strategies, keeps, settings))
+        numbers[strategies] += bool(settings)
+        jobs.append((max(1, numbers[strategies]) if settings else 1, strategies, keeps, settings))
     return jobs
 
 
@@ -44,8 +44,8 @@ def _line(
     card: PaperCard, model: Model, number: int, strategies: tuple, keeps: tuple, settings: dict, tasks: list,
     dialect: str | None,
 ) -> str:  # fmt: skip
-    given = {"dtype": DTYPE, **(model.settings.model_args or {})}
-    words = ["vtc", "eval", "--model", model.checkpoint, "--model_args", ",".join(f"{k}={v}" for k, v in given.items())]
+    args = {"dtype": DTYPE, **(model.settings.model_args or {})}
+    words = ["vtc", "eval", "--model", model.checkpoint, "--model_args", ",".join(f"{k}={v}" for k, v in args.items())]
     words += ["--strategy", ",".join(strategies)]
     words += ["--keep", ",".join(map(str, keeps))] if keeps else []
     for key, value in settings.items():
@@ -59,30 +59,30 @@ def _line(
 
 
 def _quoted(word: str) -> str:
-    """A word for a shell; text with an apostrophe in double quotes, which read better."""
+    """A word quoted for a shell; double quotes around text with an apostrophe, for readability."""
     return f'"{word}"' if "'" in word and not set(word) & set('"$`\\!') else shlex.quote(word)
 
 
 def _dialects(model: Model) -> dict[str | None, list[str]]:
-    """The tasks of rows that vtc has, by dialect, in the order of the card."""
-    found: dict[str | None, list[str]] = {}
+    """By dialect, the tasks with scores of strategies that vtc has, in the order of the card."""
+    by_dialect: dict[str | None, list[str]] = {}
     for row in model.rows:
         for task, score in row.scores.items():
-            mine = found.setdefault(model.dialect_of(task), [])
-            if row.strategy is not None and score is not None and task not in mine:
-                mine.append(task)
-    return {dialect: tasks for dialect, tasks in found.items() if tasks}
+            dialect_tasks = by_dialect.setdefault(model.dialect_of(task), [])
+            if row.strategy is not None and score is not None and task not in dialect_tasks:
+                dialect_tasks.append(task)
+    return {dialect: tasks for dialect, tasks in by_dialect.items() if tasks}
 
 
 def _grids(model: Model) -> list[tuple[tuple[str, ...], tuple, dict]]:
-    """Strategies with their budgets, or one strategy with settings, that go on one command line."""
+    """Strategies with their budgets, or one strategy with settings, for one command line each."""
     budgets: dict[str, list] = {}
-    own: list[tuple[str, dict]] = []
+    with_settings: list[tuple[str, dict]] = []
     for row in model.rows:
         if row.strategy in (FULL, None) or not any(row.scores.values()):
             continue
         if row.settings is not None:
-            own += [] if (row.strategy, row.settings) in own else [(row.strategy, row.settings)]
+            with_settings += [] if (row.strategy, row.settings) in with_settings else [(row.strategy, row.settings)]
         elif row.asked is not None and row.asked not in budgets.setdefault(row.strategy, []):
             budgets[row.strategy].append(row.asked)
     shared: dict[tuple, list[str]] = {}
@@ -90,13 +90,13 @@ def _grids(model: Model) -> list[tuple[tuple[str, ...], tuple, dict]]:
         if keeps:
             shared.setdefault(tuple(keeps), []).append(strategy)
     grids = [(tuple(strategies), keeps, {}) for keeps, strategies in shared.items()]
-    published = tuple(strategy for strategy, settings in own if not settings)
+    published = tuple(strategy for strategy, settings in with_settings if not settings)
     grids += [(published, (), {})] if published else []
-    return grids + [((strategy,), (), settings) for strategy, settings in own if settings]
+    return grids + [((strategy,), (), settings) for strategy, settings in with_settings if settings]
 
 
 def budget(row: PublishedRow) -> str:
-    """What a row keeps and how vtc is asked for it, in words; empty for the full model."""
+    """The budget of a row, and the settings that vtc needs for it, in words; empty for the full model."""
     if row.strategy == FULL:
         return ""
     parts = [] if row.keep is None else [f"{row.keep} tokens" if isinstance(row.keep, int) else f"{100 * row.keep:g} %"]

@@ -1,4 +1,4 @@
-"""A summary of runs (`results.json`) held against a paper card: which run is which row, and how far they are apart."""
+"""Compares a summary of runs (`results.json`) with a paper card: which run is which row, and how much they differ."""
 
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
@@ -10,10 +10,10 @@ from vtc.eval.papers.commands import budget
 from vtc.eval.tasks import TASKS
 
 SCHEMA = "vtc.eval.against/1"
-MARKED = 2  # standard errors of the measured figure beyond which a difference is marked
-CLOSE = 0.0015  # fractions kept that are the same budget: 0.333 and 0.334
+MARKED = 2  # differences of more standard errors of the measured figure are marked
+CLOSE = 0.0015  # fractions that differ by no more are the same budget: 0.333 and 0.334
 
-# Samples of each benchmark's default split, to tell a run that saw only some: fewer than 95 % of these.
+# Samples of each benchmark's default split: a run with fewer than 95 % of these was limited.
 SIZES = {
     "gqa": 12578, "vqav2": 214354, "textvqa": 5000, "textvqa_ocr": 5000, "vizwiz": 4319, "pope": 9000, "mme": 2374,
     "mmbench_en": 4329, "mmbench_cn": 4329, "scienceqa_img": 2017, "seedbench": 14233, "ocrbench": 1000,
@@ -26,8 +26,8 @@ ENOUGH = 0.95
 def compare(card: PaperCard, summary: Mapping) -> dict:
     """The comparison as data: `models` with their `rows`, and how many published figures have no run.
 
-    Runs of every model in the summary are taken. A model is found by its checkpoint (the end of the id, or a folder
-    named after it), else the card's model of the same family stands in and `same_checkpoint` is false.
+    Runs of all models in the summary are used. A model is matched by its checkpoint (the end of the id, or a folder
+    named after it); otherwise the card's model of the same family is used instead and `same_checkpoint` is false.
     """
     models = []
     for record in _records(summary["runs"]):
@@ -64,13 +64,13 @@ def _entries(card: PaperCard, record: Mapping) -> tuple[list[Model], bool]:
 
 
 def _published(entry: Model, ours: bool = True) -> int:
-    """Published figures of strategies that vtc has, or has not."""
+    """The number of published figures of strategies that vtc has (ours) or does not have."""
     rows = [row for row in entry.rows if (row.strategy is not None) == ours]
     return sum(score is not None for row in rows for score in row.scores.values())
 
 
 def _rows(entry: Model, runs: Sequence[Mapping], comparison: Mapping) -> Iterator[dict]:
-    """Each row that has a run, with the scores that both have."""
+    """Each row with a matching run, and the scores that both have."""
     full = entry.rows[0]
     for row in entry.rows:
         run = next((run for run in runs if is_row(entry, row, run)), None)
@@ -89,8 +89,11 @@ def _rows(entry: Model, runs: Sequence[Mapping], comparison: Mapping) -> Iterato
 
 
 def is_row(entry: Model, row: PublishedRow, run: Mapping) -> bool:
-    """Whether a run has a row's strategy and budget: equal counts, fractions within 0.0015, or a fraction of the
-    model's tokens that rounds to the count. Settings in place of a budget must give the same resolved strategy."""
+    """Whether a run has a row's strategy and budget.
+
+    Budgets are equal as counts, within 0.0015 as fractions, or if the fraction of the model's tokens rounds to the
+    count. Settings in place of a budget must resolve to the same strategy.
+    """
     method = run["method"]
     if FULL in (row.strategy, method["name"]):
         return row.strategy == method["name"] == FULL
@@ -102,23 +105,23 @@ def is_row(entry: Model, row: PublishedRow, run: Mapping) -> bool:
     return _same_budget(row.asked, method["keep"], entry.tokens or _tokens(run))
 
 
-def _same_budget(published: int | float | None, asked: int | float | None, tokens: float | None) -> bool:
-    if published is None or asked is None:
+def _same_budget(published: int | float | None, requested: int | float | None, tokens: float | None) -> bool:
+    if published is None or requested is None:
         return False
-    if isinstance(published, int) == isinstance(asked, int):
-        return published == asked if isinstance(asked, int) else abs(published - asked) <= CLOSE
-    fraction, count = sorted((published, asked), key=lambda keep: isinstance(keep, int))
+    if isinstance(published, int) == isinstance(requested, int):
+        return published == requested if isinstance(requested, int) else abs(published - requested) <= CLOSE
+    fraction, count = sorted((published, requested), key=lambda keep: isinstance(keep, int))
     return tokens is not None and round(fraction * tokens) == count
 
 
 def _tokens(run: Mapping) -> float | None:
-    """Visual tokens of a sample without pruning, where all tasks of the run agree."""
-    found = {task.get("tokens", {}).get("visual_before") for task in run["tasks"].values()}
-    return found.pop() if len(found) == 1 else None
+    """Visual tokens of a sample without pruning, if all tasks of the run agree."""
+    counts = {task.get("tokens", {}).get("visual_before") for task in run["tasks"].values()}
+    return counts.pop() if len(counts) == 1 else None
 
 
 def _resolved(row: PublishedRow, run: Mapping, settings: Mapping) -> dict | None:
-    """What vtc would do for a row now, as a run's record has it; None where it cannot be worked out."""
+    """A row's strategy as vtc resolves it now, in the form of a run's record; None if it cannot be resolved."""
     try:
         dump = vtc.load_strategy(row.strategy, run["model"].get("family"), **settings).dump()
     except VtcError:
@@ -127,7 +130,7 @@ def _resolved(row: PublishedRow, run: Mapping, settings: Mapping) -> dict | None
 
 
 def _other_settings(row: PublishedRow, run: Mapping) -> list[str]:
-    """The settings of a run that are not the strategy's own, such as alpha=0.5."""
+    """The settings of a run that differ from the strategy's defaults, such as alpha=0.5."""
     ran = run["method"].get("resolved")
     if row.strategy == FULL or row.settings is not None or not ran:
         return []
@@ -135,11 +138,11 @@ def _other_settings(row: PublishedRow, run: Mapping) -> list[str]:
     if expected is None:
         return []
     pairs = [(ran, expected), *zip(ran.get("stages", []), expected["stages"])]
-    return [f"{k}={v}" for mine, own in pairs for k, v in mine.items() if k != "stages" and v != own.get(k)]
+    return [f"{k}={v}" for actual, default in pairs for k, v in actual.items() if k != "stages" and v != default.get(k)]
 
 
 def _figure(run: Mapping, task: str, score: Score) -> Mapping | None:
-    """The measured figure that a score is of; None if there is none, or it is unknown."""
+    """The measured figure that corresponds to a score; None if it is missing or unknown."""
     result = run["tasks"].get(task)
     figure = None if result is None else result["figures"].get(score.figure or result["primary"])
     return None if figure is None or figure["value"] is None else figure
@@ -171,35 +174,35 @@ def _score(
 def _of_full(
     task: str, score: Score, value: float, run: Mapping, runs: Sequence[Mapping], comparison: Mapping
 ) -> float | None:
-    """The measured figure relative to the full model's: what the summary says of the primary one, else worked out
-    from a run on as many samples in the same dialect."""
+    """The measured figure relative to the full model's: taken from the summary for the primary figure, else computed
+    from a run of the full model on as many samples in the same dialect and split."""
     known = comparison.get(task, {}).get(run["name"], {}).get("relative")
     if known is not None and score.figure in (None, run["tasks"][task]["primary"]):
         return known
-    mine, alike = run["tasks"][task], ("n", "dialect", "split")
+    result, alike = run["tasks"][task], ("n", "dialect", "split")
     for other in runs:
         base = other["tasks"].get(task) if other["method"]["name"] == FULL else None
-        if base is not None and all(base.get(key) == mine.get(key) for key in alike):
+        if base is not None and all(base.get(key) == result.get(key) for key in alike):
             figure = _figure(other, task, score)
             return value / figure["value"] if figure is not None and figure["value"] else None
     return None
 
 
 def _remarks(entry: Model, task: str, result: Mapping) -> list[str]:
-    """What makes a measured figure another one than the published: dialect, split, samples left out."""
-    found, dialect, split = [], entry.dialect_of(task), (entry.splits or {}).get(task)
+    """What makes a measured figure not quite comparable: another dialect or split, samples left out."""
+    remarks, dialect, split = [], entry.dialect_of(task), (entry.splits or {}).get(task)
     if dialect is not None and result["dialect"] != dialect:
-        found.append(f"other dialect: {result['dialect']}")
+        remarks.append(f"other dialect: {result['dialect']}")
     if split is not None and result["split"] != split:
-        found.append(f"split {result['split']}, published {split}")
-    seen = result["n"] + result.get("n_errors", 0)
-    if result["split"] == TASKS[task].splits[0] and seen < ENOUGH * SIZES.get(task, 0):
-        found.append(f"first {seen} only")
-    return found + ([f"{result['n_errors']} failed"] if result.get("n_errors") else [])
+        remarks.append(f"split {result['split']}, published {split}")
+    samples = result["n"] + result.get("n_errors", 0)
+    if result["split"] == TASKS[task].splits[0] and samples < ENOUGH * SIZES.get(task, 0):
+        remarks.append(f"first {samples} only")
+    return remarks + ([f"{result['n_errors']} failed"] if result.get("n_errors") else [])
 
 
 def _means(scores: Sequence[Mapping]) -> dict:
-    """The mean over the tasks that are compared of the scores relative to the full model, published and measured."""
+    """The mean relative score over the compared tasks, published and measured."""
     both = [s for s in scores if s["published_of_full"] is not None and s["measured_of_full"] is not None]
     keys = ("published_of_full", "measured_of_full")
     return {f"mean_{key}": statistics.fmean(s[key] for s in both) if both else None for key in keys}

@@ -1,4 +1,4 @@
-"""Paper cards read from YAML: each value checked, each error one line that names the place in the card."""
+"""Reads paper cards from YAML: each value is checked, and each error is one line that names its place in the card."""
 
 import math
 import re
@@ -25,8 +25,8 @@ def cards() -> dict[str, object]:
 
 
 def load_card(name: str | Path) -> PaperCard:
-    """A card by name or from a YAML file; raises ConfigError in one line for anything in it that is not as
-    `vtc.eval.papers.card` describes."""
+    """A card by name or from a YAML file; raises ConfigError in one line for anything that does not follow
+    `vtc.eval.papers.card`."""
     shipped = cards()
     file = shipped.get(str(name), Path(name))
     if str(name) not in shipped and (file.suffix not in (".yaml", ".yml") or not isfile(file)):
@@ -88,7 +88,7 @@ def _list(check: Callable) -> Callable:
 
 
 def _by_name(check: Callable, tasks: bool = False) -> Callable:
-    """A mapping; tasks: whose keys are tasks."""
+    """A check of a mapping's values; tasks: its keys must be tasks."""
 
     def checked(value: object, where: str) -> dict:
         for key in mapping(value, where, "a mapping of tasks" if tasks else "a mapping"):

@@ -1,4 +1,4 @@
-"""`vtc report`: folders of results as a page to decide from, as Markdown, and as CSV."""
+"""`vtc report`: folders of results as an HTML page, as Markdown, and as CSV."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,8 +15,8 @@ from vtc.io.files import write_text
 def report(folders: Sequence[Path], output: Path | None = None) -> list[Path]:
     """Writes report.html, report.md and report.csv to `output` (default: the first folder); returns their paths.
 
-    folders: outputs of `vtc eval` or `vtc sweep`. Only runs that are comparable share a section. The same folders give
-    the same bytes. Raises ConfigError in one line where there is nothing to report on, or nowhere to write.
+    folders: outputs of `vtc eval` or `vtc sweep`. Only comparable runs share a section. The same folders give the same
+    bytes. Raises ConfigError in one line if there are no results, or if `output` cannot be written.
     """
     sources = read(folders)
     grids = [measure(section) for section in split(entry for source in sources for entry in source.entries)]

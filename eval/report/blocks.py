@@ -1,4 +1,4 @@
-"""What a report consists of, whatever it is written as: headings, texts, tables, cards, figures."""
+"""The building blocks of a report in any format: headings, texts, tables, cards, figures."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -7,8 +7,8 @@ from xml.etree.ElementTree import Element
 
 @dataclass(frozen=True)
 class Cell:
-    """A cell of a table. marks: signs behind the text, see `tables.MARKS`; heat: 0 to 10, how strongly it is tinted,
-    None for not at all; strong: to stand out; said: what the marks mean, for pointers and screen readers."""
+    """A cell of a table. marks: signs after the text, see `tables.MARKS`; heat: strength of the tint from 0 to 10, None
+    for no tint; strong: emphasised; said: what the marks mean, for tooltips and screen readers."""
 
     text: str
     marks: str = ""
@@ -19,14 +19,14 @@ class Cell:
 
 @dataclass(frozen=True)
 class Rule:
-    """A line across a table that names the rows below it."""
+    """A line across a table with a heading for the rows below it."""
 
     text: str
 
 
 @dataclass(frozen=True)
 class Column:
-    """A column's head; number: aligned to the right."""
+    """The head of a column; number: right-aligned."""
 
     text: str
     number: bool = True
@@ -34,7 +34,7 @@ class Column:
 
 @dataclass(frozen=True)
 class Table:
-    """columns; rows: lists of cells, or rules between them; notes: sentences below. caption: what it shows."""
+    """A table. rows: lists of cells, with rules between them; notes: sentences below the table."""
 
     caption: str
     columns: Sequence[Column]
@@ -45,7 +45,7 @@ class Table:
 
 @dataclass(frozen=True)
 class Heading:
-    """level 1 to 3; anchor: its id on the page."""
+    """A heading of level 1 to 3. anchor: its id on the page."""
 
     level: int
     text: str
@@ -62,7 +62,7 @@ class Text:
 
 @dataclass(frozen=True)
 class Items:
-    """A list of sentences; links: anchors that they lead to; more: texts behind them. Both none, or as many."""
+    """A list of sentences. links: anchors that they link to; more: texts after the links. Each empty, or as long."""
 
     items: Sequence[str]
     links: Sequence[str] = ()
@@ -71,7 +71,7 @@ class Items:
 
 @dataclass(frozen=True)
 class Card:
-    """A decision at a glance: what for, the choice, its figure, and lines that say more."""
+    """A recommendation at a glance: its purpose, the run's name, its figure, and lines with details."""
 
     title: str
     name: str
@@ -82,14 +82,14 @@ class Card:
 
 @dataclass(frozen=True)
 class Cards:
-    """Cards beside each other."""
+    """Cards side by side."""
 
     cards: Sequence[Card]
 
 
 @dataclass(frozen=True)
 class Figure:
-    """A picture. svg: its tree; says: the message in a line, if any; alt: all of it in words; table: the numbers."""
+    """A plot. svg: its XML; says: a one-line summary, if any; alt: a full description; table: the numbers."""
 
     svg: Element
     title: str
@@ -100,14 +100,14 @@ class Figure:
 
 @dataclass(frozen=True)
 class Figures:
-    """Figures beside each other."""
+    """Figures side by side."""
 
     figures: Sequence[Figure]
 
 
 @dataclass(frozen=True)
 class Legend:
-    """Buttons that show and hide series; names: in the order of their styles."""
+    """Buttons that show and hide series. names: in the order of their styles."""
 
     names: Sequence[str]
 
@@ -121,7 +121,7 @@ class Code:
 
 @dataclass(frozen=True)
 class Fold:
-    """Blocks that are opened on demand."""
+    """Blocks that are collapsed until opened."""
 
     summary: str
     blocks: Sequence[object]
@@ -129,6 +129,6 @@ class Fold:
 
 @dataclass(frozen=True)
 class Part:
-    """Blocks that belong together: a legend works on the figures of its part."""
+    """Blocks that belong together: a legend controls the figures of its part."""
 
     blocks: Sequence[object] = field(default_factory=list)

@@ -1,4 +1,4 @@
-"""The whole report as blocks, in the order in which one decides."""
+"""The whole report as blocks, with what matters most for a decision first."""
 
 from collections.abc import Sequence
 
@@ -8,89 +8,89 @@ from vtc.eval.report.read import ReportFolder
 from vtc.eval.report.section_grid import Grid
 from vtc.eval.report.sections import differences
 
-MOST_PLOTS = 16  # of single tasks on a page, which stays small enough to be sent around
+MOST_PLOTS = 16  # of single tasks on a page, so that its file stays small
 
 
 def title(sources: Sequence[ReportFolder]) -> str:
-    """Of the page."""
+    """The title of the page."""
     names = [str(source.sweep.get("name")) if source.sweep else source.name for source in sources]
     return f"vtc report: {', '.join(names)}"
 
 
 def document(sources: Sequence[ReportFolder], grids: Sequence[Grid]) -> list:
-    """All blocks."""
-    found: list = [Heading(1, title(sources)), *_head(sources, grids)]
+    """All blocks of the report."""
+    blocks: list = [Heading(1, title(sources)), *_head(sources, grids)]
     sweeps = [_sweep(source, number) for number, source in enumerate(sources, 1) if source.sweep]
-    found += [part for part, first in sweeps if first and part.blocks]
+    blocks += [part for part, first in sweeps if first and part.blocks]
     for number, grid in enumerate(grids, 1):
-        found.append(Part(_section(grid, number, grids[0] if len(grids) > 1 else None)))
-    found += [part for part, first in sweeps if not first and part.blocks]
+        blocks.append(Part(_section(grid, number, grids[0] if len(grids) > 1 else None)))
+    blocks += [part for part, first in sweeps if not first and part.blocks]
     failed = [table for table in [*map(search.failures, sources), _failed_samples(grids)] if table is not None]
     if failed:
-        found.append(Part([Heading(2, "What failed", "failed"), *failed]))
-    found.append(Part([Heading(2, "Where the figures come from", "provenance"), *_provenance(sources, grids)]))
-    return found
+        blocks.append(Part([Heading(2, "What failed", "failed"), *failed]))
+    blocks.append(Part([Heading(2, "Where the figures come from", "provenance"), *_provenance(sources, grids)]))
+    return blocks
 
 
 def _sweep(source: ReportFolder, number: int) -> tuple[Part, bool]:
-    """What a sweep adds, and whether it comes first, as a search does: that was to find something."""
+    """The part of a sweep, and whether it comes first: that of a search does, as it holds the result."""
     name = source.sweep.get("name") or source.name
     kind = "Search" if source.sweep.get("search") else "Sweep"
-    mine = search.blocks(source, f"w{number}-")
-    return Part([Heading(2, f"{kind} {name}", f"sweep-{number}"), *mine] if mine else []), kind == "Search"
+    blocks = search.blocks(source, f"w{number}-")
+    return Part([Heading(2, f"{kind} {name}", f"sweep-{number}"), *blocks] if blocks else []), kind == "Search"
 
 
 def _head(sources: Sequence[ReportFolder], grids: Sequence[Grid]) -> list:
-    """What all is about, what to beware of, and the ways to the sections."""
-    found: list = []
+    """The title's details, warnings, and links to the sections."""
+    blocks: list = []
     for source in sources:
         if source.sweep:
             about = source.sweep.get("search")
             kind = f"search ({about['sampler']}, {len(about['trials'])} trials)" if about else "sweep"
             name = source.sweep.get("name") or source.name
-            found.append(Text(f"{name}: a {kind} with {search.state(source.sweep)}."))
+            blocks.append(Text(f"{name}: a {kind} with {search.state(source.sweep)}."))
             warning = search.unfinished(source.sweep)
-            found += [Text(warning, "bad")] if warning else []
+            blocks += [Text(warning, "bad")] if warning else []
             if source.sweep.get("heldout"):
-                found.append(search.verdict(source.sweep))
+                blocks.append(search.verdict(source.sweep))
     if len(grids) > 1:
-        found.append(
-            Text("Not everything here can be compared. Runs that differ in model, samples, prompts or scoring stand in "
+        blocks.append(
+            Text("Not everything here can be compared. Runs that differ in model, samples, prompts or scoring are in "
                  "sections of their own, and share no plot, table or test:")
         )  # fmt: skip
         lines = [f"{n}. {summary.title(grid)}" for n, grid in enumerate(grids, 1)]
         apart = ["; ".join(differences(grids[0].section, grid.section)) for grid in grids]
         links = [f"section-{n}" for n in range(1, len(grids) + 1)]
-        found.append(Items(lines, links, [text and f": differs from section 1 in {text}" for text in apart]))
-    return found
+        blocks.append(Items(lines, links, [text and f": differs from section 1 in {text}" for text in apart]))
+    return blocks
 
 
 def _section(grid: Grid, number: int, first: Grid | None) -> list:
-    """first: the grid of section 1, None if there are no others."""
+    """The blocks of one section. first: the grid of section 1, None if this is the only section."""
     name = summary.title(grid)
     apart = "; ".join(differences(first.section, grid.section)) if first else ""
-    found: list = [Heading(2, f"{number}. {name}" if first else name, f"section-{number}"), summary.lead(grid)]
+    blocks: list = [Heading(2, f"{number}. {name}" if first else name, f"section-{number}"), summary.lead(grid)]
     if apart:
-        found.append(Text(f"Not compared with section 1. It differs in {apart}.", "bad"))
-    found += [*summary.warnings(grid), *summary.best(grid)]
-    found += _plots(grid, number)
-    found += [Heading(3, "Scores"), tables.scores(grid)]
+        blocks.append(Text(f"Not compared with section 1. It differs in {apart}.", "bad"))
+    blocks += [*summary.warnings(grid), *summary.best(grid)]
+    blocks += _plots(grid, number)
+    blocks += [Heading(3, "Scores"), tables.scores(grid)]
     seeds = tables.over_seeds(grid)
-    found += [seeds] if seeds else []
+    blocks += [seeds] if seeds else []
     kinds = [table for task in grid.section.tasks if (table := tables.kinds(grid, task)) is not None]
     if kinds:
-        found += [Heading(3, "Kinds of question"), *_first_open(kinds)]
-    found += [Heading(3, "Costs"), *_first_open([tables.costs(grid, task) for task in grid.section.tasks])]
+        blocks += [Heading(3, "Kinds of question"), *_first_open(kinds)]
+    blocks += [Heading(3, "Costs"), *_first_open([tables.costs(grid, task) for task in grid.section.tasks])]
     agreement = tables.agreement(grid)
-    return [*found, *([Heading(3, "Agreement with the full model"), agreement] if agreement else [])]
+    return [*blocks, *([Heading(3, "Agreement with the full model"), agreement] if agreement else [])]
 
 
-def _first_open(found: list[Table]) -> list:
-    return [found[0], *(Fold(table.caption, [table]) for table in found[1:])]
+def _first_open(in_order: list[Table]) -> list:
+    return [in_order[0], *(Fold(table.caption, [table]) for table in in_order[1:])]
 
 
 def _plots(grid: Grid, number: int) -> list:
-    """Figure against tokens, time and FLOPs; of several tasks their mean, then each task against tokens."""
+    """Plots of the figure against tokens, time and FLOPs; for several tasks of their mean, then of each task."""
     alone = grid.section.tasks[0] if len(grid.section.tasks) == 1 else None
     costs = (figures.TOKENS if alone else figures.KEPT, figures.TIME, figures.FLOPS)
     main = [figures.against(grid, cost, alone, f"f{number}-{i}-") for i, cost in enumerate(costs)]
@@ -102,14 +102,14 @@ def _plots(grid: Grid, number: int) -> list:
     each = [figure for figure in each if figure is not None]
     if not main and not each:
         return []
-    found: list = [Heading(3, "What accuracy costs"), Legend(grid.section.series())]
+    blocks: list = [Heading(3, "What accuracy costs"), Legend(grid.section.series())]
     if main:
-        found.append(Figures(main))
+        blocks.append(Figures(main))
     if each:
-        found += [Heading(3, "Task by task"), Figures(each)]
+        blocks += [Heading(3, "Task by task"), Figures(each)]
     if len(tasks) > MOST_PLOTS:
-        found.append(Text(f"{len(tasks) - MOST_PLOTS} more tasks have no plot here; the tables have them.", "note"))
-    return found
+        blocks.append(Text(f"{len(tasks) - MOST_PLOTS} more tasks have no plot here; the tables have them.", "note"))
+    return blocks
 
 
 def _failed_samples(grids: Sequence[Grid]) -> Table | None:
@@ -125,10 +125,10 @@ def _failed_samples(grids: Sequence[Grid]) -> Table | None:
 
 
 def _provenance(sources: Sequence[ReportFolder], grids: Sequence[Grid]) -> list:
-    found: list = [block for source in sources if source.sweep for block in provenance.sweep(source)]
+    blocks: list = [block for source in sources if source.sweep for block in provenance.sweep(source)]
     for number, grid in enumerate(grids, 1):
         if len(grids) > 1:
-            found.append(Heading(3, f"Section {number}"))
-        found += [provenance.facts(grid), *provenance.notes(grid)]
-        found.append(Fold("Every run with its key, seeds, date and folder", [provenance.runs(grid)]))
-    return found
+            blocks.append(Heading(3, f"Section {number}"))
+        blocks += [provenance.facts(grid), *provenance.notes(grid)]
+        blocks.append(Fold("Every run with its key, seeds, date and folder", [provenance.runs(grid)]))
+    return blocks

@@ -1,4 +1,4 @@
-"""The plots of a section with their messages and the numbers that they show."""
+"""The plots of a section, with descriptions and tables of the plotted numbers."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,13 +12,13 @@ from vtc.eval.report.tables import UNKNOWN, milliseconds, named, with_error
 from vtc.eval.showing.chart import LONG
 from vtc.eval.showing.console import unit
 
-NEAR = 0.1  # the loss up to which runs are shown up close
+NEAR = 0.1  # the largest relative loss shown in the close-up
 
 
 @dataclass(frozen=True)
 class Cost:
-    """One thing to pay with. of: its value, times `factor`, for a run on a task; error: likewise, or None; text: a
-    value as it is printed; log: on a logarithmic axis with a tick for each budget."""
+    """One kind of cost. of: its value for a run on a task, plotted times `factor`; error: its standard error, or None;
+    text: formats a value; log: logarithmic axis with a tick for each budget."""
 
     name: str
     axis: str
@@ -27,7 +27,7 @@ class Cost:
     factor: float = 1.0
     error: Callable[[Measured], float | None] | None = None
     log: bool = False
-    equivalent: bool = False  # blurred pictures are placed where so many tokens would be
+    equivalent: bool = False  # blurred pictures are plotted at the number of tokens with as much information
 
 
 def _plain(value: float, error: float | None) -> str:
@@ -55,23 +55,23 @@ FLOPS = Cost("prefill FLOPs", "prefill FLOPs of the language model, % of none", 
 
 
 def points(grid: Grid, cost: Cost, task: str | None) -> list[Point]:
-    """The runs of which figure and cost are known; task: None for the mean over tasks relative to `none`."""
-    section, found = grid.section, []
+    """The runs whose figure and cost are known. task: None for the mean over tasks relative to `none`."""
+    section, plotted = grid.section, []
     series = section.series()
     for i, entry in enumerate(section.entries):
         value, error, x, x_error = _figures(grid, i, cost, task)
         if value is None or x is None:
             continue
         hollow = entry.blurred and cost.equivalent
-        costs = cost.text(x, x_error) + (" (that would hold as much; all are used)" if hollow else "")
+        costs = cost.text(x, x_error) + (" (equivalent; all tokens are used)" if hollow else "")
         tip = f"{named(grid, i)}: {with_error(value, error)} at {costs}"
         place = None if entry.full else series.index(section.series_of(i))
-        found.append(Point(named(grid, i), place, section.labels[i], x, value, x_error, error, tip, hollow))
-    return found
+        plotted.append(Point(named(grid, i), place, section.labels[i], x, value, x_error, error, tip, hollow))
+    return plotted
 
 
 def _figures(grid: Grid, i: int, cost: Cost, task: str | None) -> tuple:
-    """Figure, its error, cost, its error; as they are shown."""
+    """Figure, its error, cost, its error, in the units of the plot."""
     if task is None:
         (value, error), x = grid.score(i), grid.cost(i, cost.of)
         return value, error, None if x is None else x * cost.factor, None
@@ -87,9 +87,10 @@ def _figures(grid: Grid, i: int, cost: Cost, task: str | None) -> tuple:
 
 
 def against(grid: Grid, cost: Cost, task: str | None, prefix: str, near: bool = False) -> Figure | None:
-    """Figure against cost, with its Pareto front; None where fewer than two runs have both.
+    """Figure against cost, with its Pareto front; None if fewer than two runs have both.
 
-    near: only the runs that lose no more than a tenth, so that they can be told apart; None where that hides nothing.
+    near: only the runs that lose no more than a tenth, so that they can be told apart; None if that leaves out nothing
+    or leaves only two runs.
     """
     known = points(grid, cost, task)
     full = next((point for point in known if point.series is None), None)
@@ -119,14 +120,14 @@ def _axis(grid: Grid, task: str) -> str:
 
 
 def _message(known: list[Point], best: list[int], full: Point | None, title: str) -> str:
-    """The plot in words: the full model, then the front from cheap to dear."""
+    """The plot in words: the full model, then the front from cheapest to most expensive."""
     parts = [f"{title}, {len(known)} runs; bars are 1 standard error."]
     if full is not None:
         parts.append(f"The full model (dashed line): {full.tip.partition(': ')[2]}.")
     shown = [known[i] for i in best if known[i].series is not None]
     if shown:
         tips = "; ".join(point.tip for point in shown)
-        parts.append(f"On the Pareto front (rings, grey steps), from cheap to dear: {tips}.")
+        parts.append(f"On the Pareto front (rings, grey steps), from cheapest to most expensive: {tips}.")
     return " ".join(parts)
 
 

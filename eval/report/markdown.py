@@ -1,4 +1,4 @@
-"""The report as Markdown: the same blocks without pictures; of a plot its message stays."""
+"""The report as Markdown: the same blocks; a plot is replaced by its description."""
 
 import re
 from collections.abc import Sequence
@@ -8,7 +8,7 @@ from vtc.io.escape import markdown, visible
 
 
 def text(blocks: Sequence) -> str:
-    """All blocks, an empty line between them."""
+    """All blocks, separated by empty lines."""
     return "\n\n".join(filter(None, map(_block, blocks))) + "\n"
 
 

@@ -1,4 +1,4 @@
-"""One run on one task: its figure, its costs, its answers in the sample log."""
+"""One run on one task: its figure, its costs, and its answers from the sample log."""
 
 import contextlib
 import math
@@ -13,16 +13,16 @@ from vtc.eval.results.samples import read_times
 from vtc.eval.results.scoring import read_scored
 from vtc.eval.tasks import TASKS
 
-FIRST = ("vision", "selection", "prefill")  # what passes before the first token
+FIRST = ("vision", "selection", "prefill")  # the parts of the time to the first token
 
 
 @dataclass
 class Measured:
-    """One run on one task. figure: the primary one; compared: against `none` (`statistics.compare`, and `sensitive`),
-    None where it cannot be; first: time to the first token, seconds, median and standard error.
+    """One run on one task. compared: the comparison with `none` (`statistics.compare`, and `sensitive`), None if there
+    is none; first: median time to the first token and its standard error, in seconds.
 
-    p_none, p_best: of the paired bootstrap against `none` and against the best run of the same budget, None where there
-    is no test; holm_none, holm_best: the same after Holm's correction.
+    p_none, p_best: p values of the paired bootstrap against `none` and against the best run of the same budget, None
+    if there is no test; holm_none, holm_best: the same after Holm's correction.
     """
 
     entry: Entry
@@ -42,22 +42,22 @@ class Measured:
 
     @property
     def value(self) -> float | None:
-        """Of the primary figure, not scaled."""
+        """The value of the primary figure, not scaled."""
         return self.figure["value"]
 
     @property
     def scale(self) -> float:
-        """What it is printed times."""
+        """The factor by which the primary figure is multiplied for printing."""
         return self.result["scale"]
 
     @property
     def relative(self) -> float | None:
-        """The primary figure / that of `none`."""
+        """The primary figure divided by that of `none`."""
         return (self.compared or {}).get("relative")
 
 
 def kept(measured: Measured) -> float | None:
-    """The share of visual tokens that an average layer sees; of blurred pictures the share that would hold as much."""
+    """The mean share of visual tokens per decoder layer; for blurred pictures, the share with as much information."""
     before, keep = measured.result["tokens"]["visual_before"], measured.entry.run["method"]["keep"]
     if measured.entry.blurred and keep is not None:
         return keep if isinstance(keep, float) else keep / before if before else None
@@ -65,13 +65,13 @@ def kept(measured: Measured) -> float | None:
 
 
 def tokens(measured: Measured) -> float | None:
-    """Visual tokens in the average layer, likewise."""
+    """The mean number of visual tokens per decoder layer, with the same exception as `kept`."""
     before, share = measured.result["tokens"]["visual_before"], kept(measured)
     return None if share is None or before is None else share * before
 
 
 def answers(measured: Measured) -> list[dict] | None:
-    """The scored rows of a run on a task; None if its log is gone, of another run, or scored by another version."""
+    """The scored rows of a run on a task; None if its log is missing, of another run, or scored by another version."""
     path = measured.entry.folder / "samples" / f"{measured.entry.name}.{measured.task}.jsonl"
     with contextlib.suppress(VtcError):
         task = TASKS[measured.task](dialect=measured.result["dialect"])
@@ -82,10 +82,10 @@ def answers(measured: Measured) -> list[dict] | None:
 
 
 def first_token(measured: Measured) -> tuple[float | None, float | None]:
-    """Median over samples of vision + selection + prefill, and half the width of its 68 % interval.
+    """The median over samples of vision + selection + prefill, and half the width of its 68 % interval.
 
-    The interval is between order statistics; samples of a batch share one time and count once. Without a log of times:
-    the sum of the medians, without an error.
+    The interval lies between order statistics; samples of a batch share one time and count as one. Without a log of
+    times: the sum of the medians, without an error.
     """
     path = measured.entry.folder / "times" / f"{measured.entry.name}.{measured.task}.jsonl"
     parts = [measured.result["seconds"].get(part, {}).get("median") for part in FIRST]

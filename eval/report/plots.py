@@ -1,4 +1,4 @@
-"""The pictures of a report: figure against cost with Pareto front, trials of a search, importance of parameters."""
+"""The plots of a report: figure against cost with Pareto front, trials of a search, importance of parameters."""
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -9,15 +9,15 @@ from vtc.eval.report import svg
 from vtc.eval.report.significance import front
 from vtc.eval.showing.chart import CLOSE, COLORS, MARKERS
 
-SIZE = (4.7, 3.7)  # inches: small, so that text is large enough on a phone
-WIDEST = 1.1  # the ratio of the outermost places of points at one x
-ALWAYS = 999  # the series of what no button hides
+SIZE = (4.7, 3.7)  # inches: small, so that text is legible on a phone
+WIDEST = 1.1  # the ratio between the outermost points that share an x
+ALWAYS = 999  # the series number of points that no button hides
 
 
 @dataclass(frozen=True)
 class Point:
-    """A run in a plot. series: place in the styles, None for `none`, which no button hides; thread: points with one are
-    joined; tip: says all in words; hollow: costs as much as the full model, and is in no front.
+    """A run in a plot. series: index of its style, None for `none`, which no button hides; thread: points with the same
+    one are joined by a line; tip: a full description; hollow: costs as much as the full model, and is not on the front.
     """
 
     label: str
@@ -33,8 +33,8 @@ class Point:
 
 @dataclass(frozen=True)
 class Axes:
-    """x, y: what they show, with units; log: x in powers of two with a tick at each place; whole: the x of the full
-    model, for the per cent below the ticks; limits: which y is possible; apart: how far neighbours at one x are."""
+    """x, y: labels with units; log: x in powers of two with a tick at each value; whole: the x of the full model, for
+    the per cent below the ticks; limits: the possible range of y; apart: ratio of neighbours at one x."""
 
     x: str
     y: str
@@ -45,7 +45,7 @@ class Axes:
 
 
 def on_front(points: Sequence[Point]) -> list[int]:
-    """The Pareto front among the points that are not hollow, from cheap to dear."""
+    """Indices of the Pareto front among the points that are not hollow, from cheapest to most expensive."""
     solid = [i for i, point in enumerate(points) if not point.hollow]
     return [solid[i] for i in front([(points[i].x, points[i].y) for i in solid])]
 
@@ -78,7 +78,7 @@ def _new():
 
 
 def style(series: int | None, hollow: bool = False) -> dict:
-    """Marker and colours of a series, as in the other plots of vtc."""
+    """The marker and colours of a series, as in the other plots of vtc."""
     if series is None:
         return {"marker": "D", "color": svg.INK, "mfc": svg.INK, "mec": svg.INK, "ms": 6}
     shade = svg.colour(series % len(COLORS))
@@ -89,7 +89,7 @@ def style(series: int | None, hollow: bool = False) -> dict:
 
 
 def _place(point: Point, axes: Axes, points: Sequence[Point]) -> float:
-    """A little to the side of each other where many have the same x, so that error bars do not hide each other."""
+    """The x of a point, shifted a little from those of other series, so that error bars do not overlap."""
     if not axes.log or point.series is None:
         return point.x
     series = sorted({other.series for other in points if other.series is not None})
@@ -102,9 +102,9 @@ def _threads(panel, points: Sequence[Point], axes: Axes) -> None:
     for point in points:
         if point.series is not None:
             threads[point.series, point.thread, point.hollow].append(point)
-    for (series, _, hollow), mine in threads.items():
-        if len(mine) > 1:
-            places = sorted((_place(point, axes, points), point.y) for point in mine)
+    for (series, _, hollow), members in threads.items():
+        if len(members) > 1:
+            places = sorted((_place(point, axes, points), point.y) for point in members)
             (line,) = panel.plot(
                 *zip(*places), color=svg.colour(series % len(COLORS)), lw=1.3, ls=":" if hollow else "-", zorder=2
             )
@@ -167,7 +167,7 @@ def _scale(panel, points: Sequence[Point], axes: Axes) -> None:
 
 
 def trials(values: Sequence[tuple[int, float | None]], maximize: bool, named: str, prefix: str, alt: str) -> Element:
-    """A search: the value of each trial by number, and the best so far; trials without a value at the lower edge."""
+    """A search: the value of each trial, and the best so far; trials without a value are at the lower edge."""
     import matplotlib
     import matplotlib.ticker as ticker
 
@@ -195,7 +195,7 @@ def trials(values: Sequence[tuple[int, float | None]], maximize: bool, named: st
 
 
 def bars(shares: Mapping[str, float], prefix: str, alt: str) -> Element:
-    """Importance of parameters, the largest on top."""
+    """Importance of parameters, largest on top."""
     import matplotlib
 
     with matplotlib.rc_context(svg.STYLE):

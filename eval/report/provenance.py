@@ -10,7 +10,7 @@ from vtc.eval.report.tables import named
 
 
 def facts(grid: Grid) -> Table:
-    """What all runs of the section share; what they do not is said to differ."""
+    """What all runs of the section share; values that vary are marked DIFFERS."""
     runs = [entry.run for entry in grid.section.entries]
     model = grid.section.model
     named_first = ("id", "type", "family", "digest")
@@ -50,12 +50,12 @@ def _plain(value: object) -> str:
 
 
 def _several(values: Iterable) -> str:
-    found = list(dict.fromkeys(str(value) for value in values))
-    return found[0] if len(found) == 1 else "DIFFERS: " + " / ".join(sorted(found))
+    distinct = list(dict.fromkeys(str(value) for value in values))
+    return distinct[0] if len(distinct) == 1 else "DIFFERS: " + " / ".join(sorted(distinct))
 
 
 def runs(grid: Grid) -> Table:
-    """Each run on each task with its key, its seeds, its date."""
+    """Each run on each task with its key, seeds and date."""
     rows = []
     for i, entry in enumerate(grid.section.entries):
         for measured in grid.of(i):
@@ -70,23 +70,23 @@ def runs(grid: Grid) -> Table:
 
 
 def notes(grid: Grid) -> list:
-    """What the patches said, each once."""
-    said = dict.fromkeys(note for entry in grid.section.entries for note in entry.run["notes"])
+    """The notes of the patches, each once."""
+    patch_notes = dict.fromkeys(note for entry in grid.section.entries for note in entry.run["notes"])
     meanings = {
         f"downsample: {entry.run['method']['downsample']['meaning']}": None
         for entry in grid.section.entries
         if "downsample" in entry.run["method"]
     }
-    found = [*meanings, *said]
+    remarks = [*meanings, *patch_notes]
     if grid.section.duplicates:
-        found.append(f"{grid.section.duplicates} runs were in several folders with the same key; each is shown once.")
-    return [Text("Remarks on the runs"), Items(found)] if found else []
+        remarks.append(f"{grid.section.duplicates} runs were in several folders with the same key; each is shown once.")
+    return [Text("Remarks on the runs"), Items(remarks)] if remarks else []
 
 
 def sweep(source: ReportFolder) -> list:
-    """When a sweep was made, with what, and the file that asked for it."""
+    """The date and versions of a sweep, and its YAML file."""
     about = source.sweep
     versions = ", ".join(f"{name} {version}" for name, version in (about.get("versions") or {}).items())
     name, file = about.get("name") or source.name, str(about.get("file") or "")
-    said = f"{name}: sweep of {about.get('created')}{'; ' * bool(versions)}{versions}."
-    return [Text(said), *([Fold(f"The file of the sweep {name}", [Code(file)])] if file else [])]
+    line = f"{name}: sweep of {about.get('created')}{'; ' * bool(versions)}{versions}."
+    return [Text(line), *([Fold(f"The file of the sweep {name}", [Code(file)])] if file else [])]

@@ -1,4 +1,4 @@
-"""Folders of `vtc eval` and of sweeps as entries: one run with its results, where its logs are, and its cell."""
+"""Reads folders of `vtc eval` and of sweeps into entries: a run with its results, its folder, and its cell."""
 
 import os
 from collections.abc import Mapping, Sequence
@@ -14,8 +14,8 @@ POSSIBLE = "possible: the --output of `vtc eval` or `vtc sweep`"
 
 @dataclass(frozen=True)
 class Entry:
-    """A run of one folder. source: what the page calls the folder; run: as in results.json; cell: of a sweep; compared:
-    with `none` by task, as results.json has it."""
+    """A run of one folder. source: the folder's name on the page; run: as in results.json; cell: in a sweep, its cell;
+    compared: by task, the comparison with `none` from results.json."""
 
     folder: Path
     source: str
@@ -25,7 +25,7 @@ class Entry:
 
     @property
     def name(self) -> str:
-        """Of the run, and of its logs."""
+        """The name of the run and of its logs."""
         return self.run["name"]
 
     @property
@@ -35,14 +35,14 @@ class Entry:
 
     @property
     def blurred(self) -> bool:
-        """Whether only the picture is coarser, while all tokens are used."""
+        """Whether the picture is only blurred, so that all tokens are used."""
         return self.run["method"].get("downsample", {}).get("mode") == "blur"
 
 
 @dataclass
 class ReportFolder:
-    """One of the folders that a report is made of. sweep: its sweep.json, None for an output of `vtc eval`; files:
-    texts of its strategy files by path."""
+    """One of the folders of a report. sweep: its sweep.json, None for an output of `vtc eval`; files: the texts of its
+    strategy files by path."""
 
     name: str
     folder: Path
@@ -52,21 +52,21 @@ class ReportFolder:
 
 
 def read(folders: Sequence[Path]) -> list[ReportFolder]:
-    """Everything that is in the folders; raises ConfigError in one line for one without results or of another schema.
+    """Reads the folders; raises ConfigError in one line for a folder without results or with another schema.
 
-    Two folders of one name are told apart by their place among the folders given.
+    Folders with the same name are distinguished by their position in the list.
     """
-    given = [Path(os.path.abspath(Path(folder).expanduser())) for folder in folders]
-    names = [folder.name for folder in given]
-    found = []
-    for number, (folder, name) in enumerate(zip(given, names), 1):
-        if given.index(folder) != number - 1:
-            raise ConfigError(f"{str(folder)!r} stands twice; possible: each folder once")
+    paths = [Path(os.path.abspath(Path(folder).expanduser())) for folder in folders]
+    names = [folder.name for folder in paths]
+    reports = []
+    for number, (folder, name) in enumerate(zip(paths, names), 1):
+        if paths.index(folder) != number - 1:
+            raise ConfigError(f"{str(folder)!r} is given twice; possible: each folder once")
         if not folder.is_dir():
             raise ConfigError(f"no results in {str(folder)!r}: it is no folder; {POSSIBLE}")
         called = name if names.count(name) == 1 else f"{name} ({number})"
-        found.append(_sweep(folder, called) if (folder / "sweep.json").is_file() else _evaluation(folder, called))
-    return found
+        reports.append(_sweep(folder, called) if (folder / "sweep.json").is_file() else _evaluation(folder, called))
+    return reports
 
 
 def _evaluation(folder: Path, name: str) -> ReportFolder:
@@ -85,10 +85,10 @@ def _entries(path: Path, folder: Path, source: str, cell: Mapping | None = None)
 
 
 def _compared(data: Mapping, name: str) -> dict:
-    """By task, where `none` is in the comparison too."""
+    """The comparison of a run by task, for tasks that compare with `none`."""
     tasks = data.get("comparison") or {}
-    found = {task: entries.get(name) for task, entries in tasks.items() if "none" in entries}
-    return {task: entry for task, entry in found.items() if entry and entry.get("difference") is not None}
+    by_task = {task: entries.get(name) for task, entries in tasks.items() if "none" in entries}
+    return {task: entry for task, entry in by_task.items() if entry and entry.get("difference") is not None}
 
 
 def _sweep(folder: Path, name: str) -> ReportFolder:

@@ -1,4 +1,4 @@
-"""What a sweep adds: its state, the search's trials and parameters, the best configurations, the held-out statement."""
+"""The blocks of a sweep: its state, trials and importance of a search, best configurations, held-out verdict."""
 
 from collections.abc import Mapping
 
@@ -17,14 +17,14 @@ UNITS = {
 
 
 def state(sweep: Mapping) -> str:
-    """How many cells are done, and how many are not."""
+    """The number of cells in each state."""
     states = [cell["state"] for cell in sweep["cells"]]
     counts = [f"{states.count(name)} {name}" for name in ("done", "failed", "pending", "excluded") if name in states]
     return f"{len(states)} cells: {', '.join(counts)}"
 
 
 def unfinished(sweep: Mapping) -> str | None:
-    """A warning where cells are missing."""
+    """A warning if cells have no results."""
     missing = sum(cell["state"] in ("failed", "pending") for cell in sweep["cells"])
     return f"This sweep is not complete: {missing} cells have no results." if missing else None
 
@@ -41,7 +41,7 @@ def failures(source: ReportFolder) -> Table | None:
 
 
 def settings(params: Mapping, more: tuple[str, ...] = ()) -> str:
-    """What makes a cell, in a line: `strategy=hiprune keep=0.25 alpha=0.1`; more: other parameters to say."""
+    """The settings of a cell in a line: `strategy=hiprune keep=0.25 alpha=0.1`. more: other parameters to include."""
     named = {key: params[key] for key in (*more, "strategy", "keep") if params.get(key) is not None}
     return " ".join(f"{key}={_value(value)}" for key, value in {**named, **(params.get("set") or {})}.items())
 
@@ -51,26 +51,26 @@ def _value(value: object) -> str:
 
 
 def blocks(source: ReportFolder, prefix: str) -> list:
-    """All that a sweep adds to the page."""
-    sweep, found = source.sweep, []
+    """All blocks of a sweep."""
+    sweep, parts = source.sweep, []
     objectives = {one["name"]: one for one in sweep.get("objectives") or []}
     search = sweep.get("search")
     if sweep.get("heldout"):
-        found += [Heading(3, "Does the choice hold?"), _heldout(sweep, objectives)]
+        parts += [Heading(3, "Does the choice hold?"), _heldout(sweep, objectives)]
     if sweep.get("best"):
-        found += [Heading(3, "Best configurations"), *_best(source, objectives)]
+        parts += [Heading(3, "Best configurations"), *_best(source, objectives)]
     if search:
-        found.append(Heading(3, "The search"))
+        parts.append(Heading(3, "The search"))
         finished = sum(trial["state"].upper() == "COMPLETE" for trial in search["trials"])
         trials = f"{len(search['trials'])} trials, {finished} complete"
-        found.append(Text(f"Sampler {search['sampler']}, seed {search['seed']}; {trials}."))
-        found.append(Figures([*_trials(search, objectives, prefix), *_importance(search, prefix)]))
-        found.append(Fold("All trials", [_trial_table(sweep, search, objectives)]))
-    return found
+        parts.append(Text(f"Sampler {search['sampler']}, seed {search['seed']}; {trials}."))
+        parts.append(Figures([*_trials(search, objectives, prefix), *_importance(search, prefix)]))
+        parts.append(Fold("All trials", [_trial_table(sweep, search, objectives)]))
+    return parts
 
 
 def shown(value: float | None, objective: Mapping | None, sign: str = "") -> str:
-    """A value of an objective as it is printed, see `unit_of`."""
+    """A value of an objective as printed, see `unit_of`."""
     if value is None:
         return UNKNOWN
     scale, _ = unit_of(objective)
@@ -78,7 +78,7 @@ def shown(value: float | None, objective: Mapping | None, sign: str = "") -> str
 
 
 def unit_of(objective: Mapping | None) -> tuple[float, str]:
-    """What an objective's values are printed times, and in what: the figure of a task in the task's own way."""
+    """The factor and the unit with which an objective's values are printed; for accuracy, those of the task."""
     figure, task = (objective or {}).get("figure"), (objective or {}).get("task")
     if figure == "accuracy" and task in TASKS.names():
         return TASKS[task].scale, unit(TASKS[task].scale)
@@ -92,34 +92,35 @@ def _head(name: str, objective: Mapping | None) -> str:
 
 def verdict(sweep: Mapping) -> Text:
     """Whether the search's best is better than the paper's default on samples that the search never saw."""
-    held = sweep["heldout"]
-    objective = {one["name"]: one for one in sweep.get("objectives") or []}.get(held.get("objective"))
-    gap, there, here = (held.get(key) or {} for key in ("difference", "heldout_split", "search_split"))
+    heldout = sweep["heldout"]
+    objective = {one["name"]: one for one in sweep.get("objectives") or []}.get(heldout.get("objective"))
+    gap, unseen, searched = (heldout.get(key) or {} for key in ("difference", "heldout_split", "search_split"))
     error = "" if gap.get("stderr") is None else f" ± {shown(gap['stderr'], objective)}"
     chance = gap.get("p") is not None and gap["p"] >= ALPHA
     p = "" if gap.get("p") is None else f" (paired bootstrap, p = {gap['p']:.2g}{', not significant' * chance})"
-    word = {True: "yes, at least as good as the paper's default", False: "no"}.get(held.get("holds"), "not known")
+    word = {True: "yes, at least as good as the paper's default", False: "no"}.get(heldout.get("holds"), "not known")
     line = (
-        f"Holds on the held-out split ({held['split']}): {word}, difference {shown(gap.get('value'), objective, '+')}"
-        f"{error}{p}. The search's best has {shown(there.get('best'), objective)} there, the paper's default "
-        f"{shown(there.get('reference'), objective)}; on the split of the search they had "
-        f"{shown(here.get('best'), objective)} and {shown(here.get('reference'), objective)}."
+        f"Holds on the held-out split ({heldout['split']}): {word}, difference "
+        f"{shown(gap.get('value'), objective, '+')}{error}{p}. The search's best has "
+        f"{shown(unseen.get('best'), objective)} there, the paper's default "
+        f"{shown(unseen.get('reference'), objective)}; on the split of the search they had "
+        f"{shown(searched.get('best'), objective)} and {shown(searched.get('reference'), objective)}."
     )
-    return Text(line, "good" if held.get("holds") and not chance else "bad")
+    return Text(line, "good" if heldout.get("holds") and not chance else "bad")
 
 
 def _heldout(sweep: Mapping, objectives: Mapping) -> Table:
-    held = sweep["heldout"]
-    objective = objectives.get(held.get("objective"))
+    heldout = sweep["heldout"]
+    objective = objectives.get(heldout.get("objective"))
     cells = {cell["id"]: cell for cell in sweep["cells"]}
     rows = []
     for role, called in (("best", "best of the search"), ("reference", "paper's default")):
-        cell = cells.get(held.get(role), {"params": {}})
-        sides = [(held.get(key) or {}).get(role) for key in ("search_split", "heldout_split")]
+        cell = cells.get(heldout.get(role), {"params": {}})
+        sides = [(heldout.get(key) or {}).get(role) for key in ("search_split", "heldout_split")]
         texts = (called, settings(cell["params"]) or UNKNOWN, *(shown(value, objective) for value in sides))
         rows.append([*map(Cell, texts)])
     columns = [Column("", False), Column("settings", False), Column("split of the search"), Column("held-out split")]
-    return Table(f"{held.get('objective')}: on the split of the search, and on one that it never saw", columns, rows)
+    return Table(f"{heldout.get('objective')}: on the split of the search, and on one that it never saw", columns, rows)
 
 
 def _best(source: ReportFolder, objectives: Mapping) -> list:
@@ -141,7 +142,7 @@ def _best(source: ReportFolder, objectives: Mapping) -> list:
 
 
 def _trials(search: Mapping, objectives: Mapping, prefix: str) -> list[Figure]:
-    found = []
+    figures = []
     for number, (name, objective) in enumerate(objectives.items()):
         values = [(t["number"], (t.get("values") or {}).get(name)) for t in search["trials"]]
         scale = unit_of(objective)[0]
@@ -160,12 +161,12 @@ def _trials(search: Mapping, objectives: Mapping, prefix: str) -> list[Figure]:
         picture = plots.trials(scaled, up, _head(name, objective), f"{prefix}t{number}-", alt)
         rows = [[Cell(str(n)), Cell(shown(v, objective))] for n, v in values]
         table = Table(f"Numbers of the plot: {title}", [Column("trial"), Column(_head(name, objective))], rows)
-        found.append(Figure(picture, title, f"Best: trial {best[0]}.", alt, table))
-    return found
+        figures.append(Figure(picture, title, f"Best: trial {best[0]}.", alt, table))
+    return figures
 
 
 def _importance(search: Mapping, prefix: str) -> list[Figure]:
-    found = []
+    figures = []
     for number, (name, shares) in enumerate((search.get("importance") or {}).items()):
         if not shares:
             continue
@@ -174,8 +175,8 @@ def _importance(search: Mapping, prefix: str) -> list[Figure]:
         alt = f"{title}: " + ", ".join(f"{key} {100 * shares[key]:.0f} %" for key in order) + "."
         rows = [[Cell(key), Cell(f"{100 * shares[key]:.1f}")] for key in order]
         table = Table(f"Numbers of the plot: {title}", [Column("parameter", False), Column("share, %")], rows)
-        found.append(Figure(plots.bars(shares, f"{prefix}i{number}-", alt), title, "", alt, table))
-    return found
+        figures.append(Figure(plots.bars(shares, f"{prefix}i{number}-", alt), title, "", alt, table))
+    return figures
 
 
 def _trial_table(sweep: Mapping, search: Mapping, objectives: Mapping) -> Table:

@@ -1,7 +1,7 @@
-"""The figures of a section: each run on each task, its cost, and how it compares with `none`, from the sample logs.
+"""The measurements of a section: each run on each task, its cost, and its comparison with `none`, from sample logs.
 
-What logs there are is read again, so that runs of different folders (the cells of a sweep) are paired sample by sample;
-without logs the figures of results.json stay, and there are no tests.
+Existing logs are read again, so that runs of different folders (the cells of a sweep) can be paired sample by sample;
+without logs the figures of results.json are used, and there are no tests.
 """
 
 import math
@@ -22,8 +22,8 @@ MOST_BUDGETS = 9
 
 @dataclass
 class BudgetGroup:
-    """Runs that keep about as much. share: of the visual tokens, tokens: their number, medians over the runs; best:
-    index of the run with the best variant, None if there is none to choose."""
+    """Runs that keep about the same. share: share of visual tokens kept, tokens: their number, both medians over the
+    runs; best: index of the best run, None if no run can be ranked."""
 
     name: str
     share: float
@@ -43,45 +43,45 @@ class Grid:
     tests: dict[str, tuple[int, int]] = field(default_factory=dict)  # per task: against none, against the best
 
     def of(self, i: int) -> list[Measured]:
-        """All tasks of a run."""
+        """The measurements of a run on all tasks."""
         return [self.cells[i, task] for task in self.section.tasks if (i, task) in self.cells]
 
     @cached_property
     def baseline(self) -> int | None:
-        """The entry that is `none`."""
+        """The index of the entry that is `none`."""
         return next((i for i, entry in enumerate(self.section.entries) if entry.full), None)
 
     def score(self, i: int) -> tuple[float | None, float | None]:
-        """What runs are ranked by, and its standard error: the primary figure, times its scale; with several tasks the
-        mean over them relative to `none`, in per cent; unknown where a task is missing."""
-        mine, tasks = self.of(i), self.section.tasks
-        if len(mine) < len(tasks):
+        """The score that ranks runs, and its standard error: the primary figure times its scale or, with several
+        tasks, the mean over them relative to `none` in per cent; None if a task is missing."""
+        measured, tasks = self.of(i), self.section.tasks
+        if len(measured) < len(tasks):
             return None, None
         if len(tasks) == 1:
-            return _times(mine[0].value, mine[0].scale), _times(mine[0].figure["stderr"], mine[0].scale)
+            return _times(measured[0].value, measured[0].scale), _times(measured[0].figure["stderr"], measured[0].scale)
         averaged = self.average(i)
         if len(averaged["tasks"]) < len(tasks):
             return None, None
         return _times(averaged["value"], 100), _times(averaged["stderr"], 100)
 
     def average(self, i: int) -> dict:
-        """Mean over tasks relative to `none`, see `statistics.average`."""
+        """The mean over tasks relative to `none`, see `statistics.average`."""
         return statistics.average({m.task: m.compared for m in self.of(i) if m.compared is not None})
 
     def variant_score(self, i: int) -> float | None:
-        """The mean score of the runs that differ from this one in nothing but the seed."""
-        section, mine = self.section, self.section.entries[i].run["method"]["budget"]
+        """The mean score of the runs that differ from this one only in the seed, including itself."""
+        section, budget = self.section, self.section.entries[i].run["method"]["budget"]
         alike = [
             self.score(j)[0]
             for j, entry in enumerate(section.entries)
-            if section.variants[j] == section.variants[i] and entry.run["method"]["budget"] == mine
+            if section.variants[j] == section.variants[i] and entry.run["method"]["budget"] == budget
         ]
         return None if None in alike else math.fsum(alike) / len(alike)
 
     def cost(self, i: int, of: Callable[[Measured], float | None]) -> float | None:
-        """The mean of a cost over all tasks of the section; None where one is unknown."""
-        found = [of(m) for m in self.of(i)]
-        return None if None in found or len(found) < len(self.section.tasks) else math.fsum(found) / len(found)
+        """The mean of a cost over all tasks of the section; None if one is unknown."""
+        costs = [of(m) for m in self.of(i)]
+        return None if None in costs or len(costs) < len(self.section.tasks) else math.fsum(costs) / len(costs)
 
 
 def _times(value: float | None, scale: float) -> float | None:
@@ -89,7 +89,7 @@ def _times(value: float | None, scale: float) -> float | None:
 
 
 def measure(section: Section) -> Grid:
-    """All figures of a section."""
+    """Measures a section."""
     cells = {}
     for i, entry in enumerate(section.entries):
         for task in section.tasks:
@@ -107,7 +107,7 @@ def measure(section: Section) -> Grid:
 
 
 def _compare(grid: Grid, task: str, logs: Mapping) -> None:
-    """Every run against `none`, as `vtc eval` does for the runs of one folder."""
+    """Compares every run with `none`, as `vtc eval` does for the runs of one folder."""
     base = grid.baseline
     if base is None or (base, task) not in grid.cells:
         return
@@ -132,28 +132,28 @@ def _compare(grid: Grid, task: str, logs: Mapping) -> None:
 
 
 def _budgets(grid: Grid) -> list[BudgetGroup]:
-    """Runs by what they were asked to keep; one that was asked nothing joins those within 5 % of what it keeps.
+    """Groups runs by requested budget; a run without one joins the group whose share is within 5 % of its own.
 
-    With many budgets, as a search over them has, those within 5 % are one.
+    With many budgets, as in a search over them, those within 5 % form one group.
     """
-    found: list[tuple[float, list[int]]] = []
+    groups: list[tuple[float, list[int]]] = []
     shares = {i: grid.cost(i, kept) or _mean(kept(m) for m in grid.of(i)) for i in range(len(grid.section.entries))}
     methods = [entry.run["method"] for entry in grid.section.entries]
     pruned = [i for i, entry in enumerate(grid.section.entries) if not entry.full and shares[i] is not None]
-    asked = {}
+    by_keep = {}
     for i in pruned:
         if methods[i]["keep"] is not None:
-            asked.setdefault(repr(methods[i]["keep"]), []).append(i)
-    several = len(asked) <= MOST_BUDGETS
-    found += [(median(shares[i] for i in members), members) for members in asked.values() if several]
+            by_keep.setdefault(repr(methods[i]["keep"]), []).append(i)
+    several = len(by_keep) <= MOST_BUDGETS
+    groups += [(median(shares[i] for i in members), members) for members in by_keep.values() if several]
     for i in sorted((i for i in pruned if methods[i]["keep"] is None or not several), key=lambda i: shares[i]):
-        near = [g for g in found if abs(g[0] - shares[i]) <= ROUNDED * shares[i]]
+        near = [g for g in groups if abs(g[0] - shares[i]) <= ROUNDED * shares[i]]
         if near:
             min(near, key=lambda g: abs(g[0] - shares[i]))[1].append(i)
         else:
-            found.append((shares[i], [i]))
+            groups.append((shares[i], [i]))
     budgets = []
-    for share, members in sorted(found, key=lambda g: (-g[0], g[1])):
+    for share, members in sorted(groups, key=lambda g: (-g[0], g[1])):
         counts = [_mean(tokens(m) for m in grid.of(i)) for i in members]
         known = [count for count in counts if count is not None]
         number = median(known) if known else None
@@ -170,17 +170,17 @@ def _mean(values: Iterable[float | None]) -> float | None:
 
 
 def _test(grid: Grid, logs: Mapping) -> None:
-    """Every run against `none`, and against the best of its budget; the corrections are for the tests of one task."""
+    """Tests every run against `none` and against the best of its budget, with corrections within each task."""
     best = {i: budget.best for budget in grid.budgets for i in budget.members if budget.best not in (None, i)}
     base = grid.baseline
     full = {i: base for i, entry in enumerate(grid.section.entries) if base is not None and not entry.full}
     grid.replicates = replicates(max(len(full), len(best)))
     for task in grid.section.tasks:
-        mine = {i: rows for (i, name), rows in logs.items() if name == task}
-        if not any(rows is not None for rows in mine.values()):
+        task_logs = {i: rows for (i, name), rows in logs.items() if name == task}
+        if not any(rows is not None for rows in task_logs.values()):
             continue
         judge = TASKS[task](dialect=grid.section.conditions[task]["dialect"])
-        none, rivals = (paired(judge, mine, pairs, grid.replicates) for pairs in (full, best))
+        none, rivals = (paired(judge, task_logs, pairs, grid.replicates) for pairs in (full, best))
         for i, (p, corrected) in none.items():
             grid.cells[i, task].p_none, grid.cells[i, task].holm_none = p, corrected
         for i, (p, corrected) in rivals.items():

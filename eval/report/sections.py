@@ -1,4 +1,4 @@
-"""What may be compared: runs on one model, on the same samples, asked and scored in the same way, make a section."""
+"""Sections of comparable runs: the same model and samples, with the same prompts and scoring."""
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
@@ -9,16 +9,16 @@ from vtc.eval.results.compare import SAME
 from vtc.eval.results.differences import differences as entries_apart
 
 MODEL = "model"
-ROUNDED = 0.05  # shares of tokens with a smaller ratio between them are one budget
-BUDGETS = ("keep", "budget")  # of a resolved strategy: what is asked for, no setting of the method
+ROUNDED = 0.05  # shares of tokens within this relative difference are one budget
+BUDGETS = ("keep", "budget")  # keys of a resolved strategy that are budgets, not settings of the method
 MOST_SERIES = 16
 SHOWN = 40  # characters of a value in a label
 
 
 @dataclass
 class Section:
-    """Entries that are comparable, the unpruned model first. conditions: per task, the values of `SAME`; labels: per
-    entry, unique; variants: the same without the seed; duplicates: entries left out since they are the same run."""
+    """Comparable entries, the unpruned model first. conditions: per task, the values of `SAME`; labels: a unique label
+    per entry; variants: the same without the seed; duplicates: the number of entries dropped as duplicate runs."""
 
     model: Mapping
     entries: list[Entry] = field(default_factory=list)
@@ -29,12 +29,12 @@ class Section:
 
     @property
     def tasks(self) -> list[str]:
-        """In the order of their first run."""
+        """The tasks, in the order of their first run."""
         return list(self.conditions)
 
     def series(self) -> list[str]:
-        """What colours and legend tell apart, `none` left out: methods with their settings, or methods alone where
-        those would be too many."""
+        """The series of colours and legend, without `none`: methods with their settings, or only methods if there would
+        be too many series."""
         return sorted({self.series_of(i) for i, entry in enumerate(self.entries) if not entry.full})
 
     def series_of(self, i: int) -> str:
@@ -44,48 +44,48 @@ class Section:
 
 
 def method_of(entry: Entry) -> str:
-    """The method's name; of pictures that were only blurred, that too."""
+    """The method's name, with a note if its pictures were only blurred."""
     return entry.run["method"]["name"] + (" (blur)" if entry.blurred else "")
 
 
 def conditions(run: Mapping) -> dict[str, dict]:
-    """Per task of a run, what must be equal for a comparison."""
+    """Per task of a run, the conditions that must be equal for a comparison."""
     return {name: {key: task.get(key) for key in SAME} for name, task in run["tasks"].items()}
 
 
 def split(entries: Iterable[Entry]) -> list[Section]:
-    """Sections in which every two runs have the same model and, on each task that both have, the same conditions.
+    """Sections in which any two runs have the same model and, on each task that both have, the same conditions.
 
-    The largest comes first, equal ones in the order of their first run.
+    The largest comes first; ties are in the order of their first run.
     """
-    found: list[Section] = []
+    sections: list[Section] = []
     for entry in entries:
-        mine = conditions(entry.run)
-        if not mine:
+        new = conditions(entry.run)
+        if not new:
             continue
-        fits = (s for s in found if s.model == entry.run["model"] and _agree(s.conditions, mine))
+        fits = (s for s in sections if s.model == entry.run["model"] and _agree(s.conditions, new))
         section = next(fits, None)
         if section is None:
             section = Section(entry.run["model"])
-            found.append(section)
-        section.conditions = {**section.conditions, **{k: v for k, v in mine.items() if k not in section.conditions}}
+            sections.append(section)
+        section.conditions = {**section.conditions, **{k: v for k, v in new.items() if k not in section.conditions}}
         if any(_keys(entry) == _keys(other) for other in section.entries):
             section.duplicates += 1
         else:
             section.entries.append(entry)
-    for section in found:
+    for section in sections:
         section.entries.sort(key=lambda entry: not entry.full)
         section.labels, section.variants = _labels(section.entries)
-    return sorted(found, key=lambda section: -len(section.entries))
+    return sorted(sections, key=lambda section: -len(section.entries))
 
 
-def _agree(known: Mapping, mine: Mapping) -> bool:
-    """Whether all shared tasks have equal conditions; runs that share none stay together if they are asked alike."""
-    shared = known.keys() & mine.keys()
+def _agree(known: Mapping, new: Mapping) -> bool:
+    """Whether all shared tasks have equal conditions or, if there are none, dialects and prompts are the same."""
+    shared = known.keys() & new.keys()
     if shared:
-        return all(known[name] == mine[name] for name in shared)
-    asked = [{(str(c["dialect"]), repr(c["prompt"])) for c in side.values()} for side in (known, mine)]
-    return asked[0] == asked[1]
+        return all(known[name] == new[name] for name in shared)
+    prompts = [{(str(c["dialect"]), repr(c["prompt"])) for c in side.values()} for side in (known, new)]
+    return prompts[0] == prompts[1]
 
 
 def _keys(entry: Entry) -> tuple:
@@ -93,26 +93,26 @@ def _keys(entry: Entry) -> tuple:
 
 
 def differences(first: Section, other: Section) -> list[str]:
-    """What keeps two sections apart, as `gqa: split 'test' (there 'tune')`."""
-    found = [f"{MODEL}: {text}" for text in _differ(first.model, other.model)]
+    """How two sections differ, such as `gqa: split 'test' instead of 'tune'`."""
+    reasons = [f"{MODEL}: {text}" for text in _differ(first.model, other.model)]
     for task in other.tasks:
         if task not in first.conditions:
-            found.append(f"task {task} (not there)")
+            reasons.append(f"task {task}, which only this section has")
             continue
-        there, here = first.conditions[task], other.conditions[task]
-        texts = _differ(there, here)
-        if there["split"] != here["split"]:  # whatever else follows from it
+        base, here = first.conditions[task], other.conditions[task]
+        texts = _differ(base, here)
+        if base["split"] != here["split"]:  # the other differences follow from it
             texts = [text for text in texts if not text.startswith(("ids ", "data.split "))]
         for text in texts:
             if text.startswith("ids "):
                 sizes = [_samples(section, task) for section in (other, first)]
-                text = "samples: {} (there {})".format(*sizes) if sizes[0] != sizes[1] else "samples: others"
-            found.append(f"{task}: {text}")
-    return found
+                text = "{} samples instead of {}".format(*sizes) if sizes[0] != sizes[1] else "different samples"
+            reasons.append(f"{task}: {text}")
+    return reasons
 
 
-def _differ(there: Mapping, here: Mapping) -> list[str]:
-    return [f"{place} {new!r} (there {old!r})" for place, old, new in entries_apart(there, here)]
+def _differ(base: Mapping, here: Mapping) -> list[str]:
+    return [f"{place} {new!r} instead of {old!r}" for place, old, new in entries_apart(base, here)]
 
 
 def _samples(section: Section, task: str) -> int:
@@ -121,11 +121,12 @@ def _samples(section: Section, task: str) -> int:
 
 
 def _labels(entries: list[Entry]) -> tuple[list[str], list[str]]:
-    """Method and the settings in which runs of one method and budget differ; then seed and folder, if needed."""
+    """Labels: the method, the settings in which its runs of equal budget differ, and seed and folder if needed; and
+    variants, which have neither seed nor folder."""
     plain: dict[str, list[Entry]] = defaultdict(list)
     for entry in entries:
         plain[method_of(entry)].append(entry)
-    varying = {name: _varying(mine) for name, mine in plain.items()}
+    varying = {name: _varying(members) for name, members in plain.items()}
     variants = []
     for entry in entries:
         settings = flat(entry.run)
@@ -136,26 +137,26 @@ def _labels(entries: list[Entry]) -> tuple[list[str], list[str]]:
 
 
 def _varying(entries: list[Entry]) -> list[str]:
-    found: dict[str, set] = defaultdict(set)
+    combinations: dict[str, set] = defaultdict(set)
     keys = sorted({key for entry in entries for key in flat(entry.run)})
     for entry in entries:
         settings = flat(entry.run)
         for key in keys:
-            found[key].add((repr(entry.run["method"]["budget"]), repr(settings.get(key))))
-    return [key for key in keys if len(found[key]) > len({budget for budget, _ in found[key]})]
+            combinations[key].add((repr(entry.run["method"]["budget"]), repr(settings.get(key))))
+    return [key for key in keys if len(combinations[key]) > len({budget for budget, _ in combinations[key]})]
 
 
 def flat(run: Mapping) -> dict[str, object]:
-    """The resolved strategy's settings without budget and seed, those of stage i as `i.KEY`."""
+    """The settings of the resolved strategy without budget and seed; those of stage i as `i.KEY`."""
     resolved = run["method"].get("resolved") or {}
-    found = {key: value for key, value in resolved.items() if key != "stages" and key not in BUDGETS}
+    settings = {key: value for key, value in resolved.items() if key != "stages" and key not in BUDGETS}
     for i, stage in enumerate(resolved.get("stages", [])):
-        found |= {f"{i}.{key}": v for key, v in stage.items() if key not in (*BUDGETS, "seed", "method")}
-    return found
+        settings |= {f"{i}.{key}": v for key, v in stage.items() if key not in (*BUDGETS, "seed", "method")}
+    return settings
 
 
 def _short(key: str, settings: Mapping) -> str:
-    """Without the stage's number where no other stage has the key."""
+    """A key without the stage's number if no other stage has it."""
     bare = key.partition(".")[2] or key
     return bare if sum((other.partition(".")[2] or other) == bare for other in settings) == 1 else key
 
@@ -166,12 +167,12 @@ def _text(value: object) -> str:
 
 
 def _unique(labels: list[str], entries: list[Entry], more) -> list[str]:
-    """Adds `more` to labels that stand twice with the same budget, if it tells them apart."""
+    """Appends `more` to labels that occur twice with the same budget, if that makes them different."""
     budgets = [entry.run["method"]["budget"] for entry in entries]
-    found = list(labels)
+    unique = list(labels)
     for pair in dict.fromkeys(zip(labels, budgets)):
         same = [i for i, other in enumerate(zip(labels, budgets)) if other == pair]
         if len(same) > 1 and len({more(entries[i]) for i in same}) > 1:
             for i in same:
-                found[i] = f"{labels[i]} ({more(entries[i])})"
-    return found
+                unique[i] = f"{labels[i]} ({more(entries[i])})"
+    return unique

@@ -1,4 +1,4 @@
-"""Which differences are more than chance: paired tests of many runs, corrected for their number, and Pareto fronts."""
+"""Significance: paired tests of many runs with a correction for multiple comparisons, and Pareto fronts."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -10,31 +10,31 @@ LEAST_REPLICATES, MOST_REPLICATES = 10_000, 20_000
 
 
 def replicates(tests: int) -> int:
-    """So many that the smallest possible p, 2 / (R + 1), is still below 0.05 after the correction for `tests`."""
+    """Enough replicates R that the smallest possible p, 2 / (R + 1), is below 0.05 after correcting for `tests`."""
     return min(MOST_REPLICATES, max(LEAST_REPLICATES, 100 * tests))
 
 
 def paired(
     judge: object, logs: Mapping[int, Sequence | None], pairs: Mapping[int, int], draws: int
 ) -> dict[int, tuple[float, float]]:
-    """Per run i of `pairs` (i: the run that it is held against) the two-sided p of the primary figures' difference by
-    paired bootstrap over groups (`statistics.compare`), and that p after Holm's correction over all of `pairs`.
+    """For each run in `pairs` (run -> the run it is compared with) the two-sided p of the difference of the primary
+    figures by paired bootstrap over groups (`statistics.compare`), and that p after Holm's correction over `pairs`.
 
-    judge: the task; logs: scored rows by run. Left out are runs without a log, and those with a single group.
+    judge: the task; logs: scored rows by run. Runs without a log and those with a single group are left out.
     """
-    found = {}
+    p_values = {}
     for i, j in pairs.items():
         if logs.get(i) is not None and logs.get(j) is not None:
             p = statistics.compare(judge, logs[i], logs[j], draws)["difference"]["p"]
             if p is not None:
-                found[i] = p
-    return dict(zip(found, zip(found.values(), holm(list(found.values())))))
+                p_values[i] = p
+    return dict(zip(p_values, zip(p_values.values(), holm(list(p_values.values())))))
 
 
 def holm(p: Sequence[float]) -> list[float]:
-    """Holm's step-down adjusted p values (Scandinavian Journal of Statistics 6, 1979), in the order given.
+    """Holm's step-down adjusted p values (Scandinavian Journal of Statistics 6, 1979), in the given order.
 
-    The k-th smallest of m is multiplied by m - k + 1, then made no smaller than those before it, and at most 1.
+    The k-th smallest of m is multiplied by m - k + 1, capped at 1, and raised to the largest one before it.
     """
     order = sorted(range(len(p)), key=lambda i: p[i])
     adjusted, least = [0.0] * len(p), 0.0
@@ -45,12 +45,12 @@ def holm(p: Sequence[float]) -> list[float]:
 
 
 def front(points: Sequence[tuple[float, float]]) -> list[int]:
-    """Indices of the points (cost, figure) that no other beats: none costs as little and scores more, or costs less and
-    scores as much. From cheap to dear; of equal points the first."""
-    found: list[int] = []
+    """Indices of the Pareto front of points (cost, figure): no other point is at least as good in both and better in
+    one. From cheapest to most expensive; of equal points the first."""
+    indices: list[int] = []
     best = -math.inf
     for i in sorted(range(len(points)), key=lambda i: (points[i][0], -points[i][1], i)):
         if points[i][1] > best:
-            found.append(i)
+            indices.append(i)
             best = points[i][1]
-    return found
+    return indices

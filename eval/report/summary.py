@@ -1,4 +1,4 @@
-"""The head of a section: what was compared, the best of each budget as cards and in a table, and warnings."""
+"""The head of a section: what was compared, the best run of each budget as cards or in a table, and warnings."""
 
 from vtc.eval.report.blocks import Card, Cards, Cell, Column, Table, Text
 from vtc.eval.report.measured import Measured
@@ -16,12 +16,12 @@ MUST_AGREE = ("vtc", "torch", "transformers")
 def title(grid: Grid) -> str:
     """The section's heading."""
     roles = {(entry.cell or {}).get("role") for entry in grid.section.entries}
-    held = ", held out" if "heldout" in roles and "cell" not in roles else ""
+    suffix = ", held out" if "heldout" in roles and "cell" not in roles else ""
     conditions = grid.section.conditions
     dialects = sorted({str(known["dialect"]) for known in conditions.values()})
     splits = sorted({str(known["split"]) for known in conditions.values()})
     about = f"{_words('dialect', dialects)}; {_words('split', splits)}"
-    return f"Model {grid.section.model.get('id')}, {_words('task', list(conditions))} ({about}){held}"
+    return f"Model {grid.section.model.get('id')}, {_words('task', list(conditions))} ({about}){suffix}"
 
 
 def _words(name: str, values: list[str]) -> str:
@@ -29,7 +29,7 @@ def _words(name: str, values: list[str]) -> str:
 
 
 def lead(grid: Grid) -> Text:
-    """How many runs of what, on how many samples."""
+    """The numbers of runs, methods and samples."""
     entries = grid.section.entries
     methods = {method_of(entry) for entry in entries if not entry.full}
     counts = []
@@ -42,27 +42,27 @@ def lead(grid: Grid) -> Text:
 
 
 def warnings(grid: Grid) -> list[Text]:
-    """What a reader must know before comparing."""
+    """Warnings for readers who compare the runs."""
     runs = [entry.run for entry in grid.section.entries]
-    found = []
+    notes = []
     for name in MUST_AGREE:
-        there = sorted({str(run["versions"].get(name)) for run in runs})
-        if len(there) > 1:
-            found.append(f"The runs have different versions of {name}: {', '.join(there)}.")
+        versions = sorted({str(run["versions"].get(name)) for run in runs})
+        if len(versions) > 1:
+            notes.append(f"The runs have different versions of {name}: {', '.join(versions)}.")
     if len({run["git"] for run in runs}) > 1:
-        found.append("The runs come from different commits of vtc; see the table of runs below.")
+        notes.append("The runs come from different commits of vtc; see the table of runs below.")
     if len(sizes := sorted({run["generation"]["batch_size"] for run in runs})) > 1:
-        found.append(f"Times are not comparable: batches of {', '.join(map(str, sizes))} samples.")
+        notes.append(f"Times are not comparable: batches of {', '.join(map(str, sizes))} samples.")
     if len(kernels := sorted({str(run["kernels"]) for run in runs})) > 1:
-        found.append(f"The runs used different kernels: {', '.join(kernels)}.")
+        notes.append(f"The runs used different kernels: {', '.join(kernels)}.")
     failed = sum(m.result["n_errors"] for m in grid.cells.values())
     if failed:
-        found.append(f"{failed} samples failed; figures are over the others (†), comparisons over those both answered.")
-    return [Text(text, "bad") for text in found]
+        notes.append(f"{failed} samples failed; figures are over the others (†), comparisons over those both answered.")
+    return [Text(text, "bad") for text in notes]
 
 
 def best(grid: Grid) -> list:
-    """Cards where they are few enough to be looked at, else a table."""
+    """The best run of each budget as cards, or as a table if there are many."""
     chosen = [budget for budget in grid.budgets if budget.best is not None]
     if not chosen:
         return []
@@ -84,7 +84,7 @@ def _full(grid: Grid, i: int) -> Card:
 
 
 def _figure(grid: Grid, i: int) -> str:
-    """What runs are ranked by, with its unit."""
+    """The score by which runs are ranked, with its unit."""
     if len(grid.section.tasks) > 1:
         return f"{with_error(*grid.score(i))} % of none"
     (measured,) = grid.of(i)
@@ -104,16 +104,16 @@ def _card(grid: Grid, budget: BudgetGroup) -> Card:
 
 
 def _against_none(grid: Grid, i: int) -> str:
-    """How it stands against the full model."""
+    """How a run compares with the full model."""
     if len(grid.section.tasks) > 1:
         tested = [m for m in grid.of(i) if m.holm_none is not None]
         worse = [m.task for m in tested if m.holm_none < ALPHA and _gap(m) < 0]
         better = [m.task for m in tested if m.holm_none < ALPHA and _gap(m) > 0]
         if not tested:
             return ""
-        some = [f"below none on {', '.join(worse)}"] * bool(worse) + [f"above on {', '.join(better)}"] * bool(better)
-        off = f"Significantly {' and '.join(some)}."
-        return off if some else f"On no task significantly off none ({len(tested)} tests)."
+        changes = [f"below none on {', '.join(worse)}"] * bool(worse) + [f"above on {', '.join(better)}"] * bool(better)
+        off = f"Significantly {' and '.join(changes)}."
+        return off if changes else f"On no task significantly off none ({len(tested)} tests)."
     (measured,) = grid.of(i)
     if measured.relative is None:
         return ""
@@ -130,33 +130,33 @@ def _gap(measured: Measured) -> float:
 
 
 def _costs(grid: Grid, i: int) -> str:
-    found = []
+    parts = []
     flops = grid.cost(i, lambda m: m.result["prefill_flops"]["ratio"])
     first = grid.cost(i, lambda m: m.first[0])
     base = None if grid.baseline is None else grid.cost(grid.baseline, lambda m: m.first[0])
     if flops is not None:
-        found.append(f"prefill FLOPs {scaled(flops, 100)} %")
+        parts.append(f"prefill FLOPs {scaled(flops, 100)} %")
     if first is not None:
         share = f" ({100 * first / base:.0f} % of none)" if base else ""
-        found.append(f"first token after {milliseconds(first)} ms{share}")
-    text = ", ".join(found)
+        parts.append(f"first token after {milliseconds(first)} ms{share}")
+    text = ", ".join(parts)
     return text[:1].upper() + text[1:] + "." if text else ""
 
 
 def _rivals(grid: Grid, budget: BudgetGroup) -> str:
-    """Who else may be as good."""
-    mine = grid.section.variants[budget.best]
-    others = [
+    """The runs that may be as good as the best."""
+    variant = grid.section.variants[budget.best]
+    rivals = [
         i for i in budget.members
-        if grid.section.variants[i] != mine and not grid.section.entries[i].blurred
+        if grid.section.variants[i] != variant and not grid.section.entries[i].blurred
     ]  # fmt: skip
-    tested = [i for i in others if any(m.holm_best is not None for m in grid.of(i))]
+    tested = [i for i in rivals if any(m.holm_best is not None for m in grid.of(i))]
     if not tested:
         return ""
     alike = [i for i in tested if all(m.holm_best is None or m.holm_best >= ALPHA for m in grid.of(i))]
     if not alike:
-        others = f"all {len(tested)} other runs" if len(tested) > 1 else "the other run"
-        return f"Significantly ahead of {others}."
+        behind = f"all {len(tested)} other runs" if len(tested) > 1 else "the other run"
+        return f"Significantly ahead of {behind}."
     alike.sort(key=lambda i: (-(grid.score(i)[0] or 0.0), i))
     names = list(dict.fromkeys(grid.section.variants[i] for i in alike))
     more = f" and {len(names) - MOST_NAMES} more" if len(names) > MOST_NAMES else ""
@@ -164,7 +164,7 @@ def _rivals(grid: Grid, budget: BudgetGroup) -> str:
 
 
 def _table(grid: Grid, chosen: list[BudgetGroup]) -> Table:
-    """The best of each budget, one line each."""
+    """The best run of each budget, one row each."""
     columns = [Column("budget", False), Column("best run", False), Column("figure"), Column("against none", False),
                Column("costs", False), Column("rivals", False)]  # fmt: skip
     rows = [

@@ -1,6 +1,6 @@
-"""A matplotlib figure as SVG that belongs to the page: its colours, its font, names for its series, tooltips.
+"""A matplotlib figure as inline SVG with the page's colours and font, classes for its series, and tooltips.
 
-Artists are named by `gid`: `series-3` hides and shows with series 3; `point-3-17` too, and is tooltip 17.
+Artists are named by `gid`: `series-3` is shown and hidden with series 3; `point-3-17` too, and has tooltip 17.
 """
 
 import io
@@ -11,9 +11,9 @@ from xml.etree import ElementTree
 from vtc.io.drawing import plain_text
 from vtc.io.escape import visible
 
-INK, GRID, MUTED = "#010203", "#010204", "#010205"  # what the page's own colours take the place of
+INK, GRID, MUTED = "#010203", "#010204", "#010205"  # replaced by the page's own colours
 PAPER = "#010206"
-_FIRST = 0x0A0000  # from here on: the colours of the series
+_FIRST = 0x0A0000  # the colours of the series start here
 _VARIABLES = {INK: "currentColor", GRID: "var(--grid)", MUTED: "var(--muted)", PAPER: "var(--paper)"}
 _LINK = "{http://www.w3.org/1999/xlink}href"
 STYLE = {
@@ -27,14 +27,14 @@ STYLE = {
 
 
 def colour(series: int) -> str:
-    """The stand-in for a series' colour."""
+    """The placeholder for a series' colour."""
     return f"#{_FIRST + series:06x}"
 
 
 def inline(figure, prefix: str, tips: Mapping[int, str], alt: str) -> ElementTree.Element:
-    """The figure as an `<svg role="img">` to put into a page: ids begin with `prefix`, nothing is fetched.
+    """The figure as an `<svg role="img">` to embed in a page: ids begin with `prefix`, nothing external is loaded.
 
-    tips: texts by number; alt: the message in words.
+    tips: tooltips by number; alt: a description.
     """
     stream = io.StringIO()
     with plain_text():
@@ -66,7 +66,7 @@ def _local(tag: str) -> str:
 
 
 def _plain(element: ElementTree.Element, prefix: str) -> None:
-    """Without namespaces; ids with the prefix; colours of the page."""
+    """Removes namespaces, prefixes ids, and replaces colours by the page's."""
     element.tag = _local(element.tag)
     for name in list(element.attrib):
         value = element.attrib.pop(name)
@@ -88,4 +88,4 @@ def _plain(element: ElementTree.Element, prefix: str) -> None:
 def _colours(style: str) -> str:
     for stand_in, variable in _VARIABLES.items():
         style = style.replace(stand_in, variable)
-    return re.sub(r"#0a00([0-9a-f]{2})", lambda found: f"var(--c{int(found[1], 16)})", style)
+    return re.sub(r"#0a00([0-9a-f]{2})", lambda match: f"var(--c{int(match[1], 16)})", style)

@@ -19,7 +19,7 @@ HEAD = (
 
 
 def text(grids: Sequence[Grid]) -> str:
-    """All rows; numbers in full, as in results.json; empty where unknown. Tests are of the primary figure alone."""
+    """The CSV; numbers have full precision, unknown ones are empty. Tests exist only for the primary figure."""
     stream = io.StringIO()
     writer = csv.DictWriter(stream, HEAD, restval="", lineterminator="\n")
     writer.writeheader()

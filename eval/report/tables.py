@@ -1,4 +1,4 @@
-"""The tables of a section: scores as papers print them, kinds of question, costs, agreement with the full model."""
+"""The tables of a section: scores as in papers, kinds of question, costs, agreement with the full model."""
 
 import math
 import statistics
@@ -19,7 +19,7 @@ MARKS = {
     BEST: "best run of its budget",
     LIKE: f"not distinguishable from the best of its budget (corrected p >= {ALPHA})",
 }
-HOT = 0.5  # the loss against `none` that has the strongest tint, as a share of its figure
+HOT = 0.5  # the relative loss against `none` with the strongest tint
 DEGREES = 10
 
 
@@ -30,43 +30,43 @@ def named(grid: Grid, i: int) -> str:
 
 
 def with_error(value: float | None, error: float | None, scale: float = 1.0) -> str:
-    """VALUE ± ERROR with one decimal."""
+    """VALUE ± ERROR, each with one decimal."""
     return scaled(value, scale) + ("" if value is None or error is None else f" ± {scaled(error, scale)}")
 
 
 def p_text(p: float | None) -> str:
-    """A p value with two digits that count."""
+    """A p value with two significant digits."""
     return UNKNOWN if p is None else f"{p:.2f}" if p >= 0.1 else f"{p:.2g}"
 
 
 def signed(value: float | None, scale: float = 1.0) -> str:
-    """With its sign, one decimal."""
+    """A value with its sign and one decimal."""
     return UNKNOWN if value is None else f"{scale * value:+.1f}"
 
 
 def marks(grid: Grid, measured: Measured, i: int) -> tuple[str, str]:
-    """Signs of a figure, and what they say."""
-    found, difference = "", (measured.compared or {}).get("difference") or {}
+    """The signs of a figure, and their meaning."""
+    signs, difference = "", (measured.compared or {}).get("difference") or {}
     if measured.holm_none is not None and measured.holm_none < ALPHA and difference.get("value"):
-        found += BETTER if difference["value"] > 0 else WORSE
+        signs += BETTER if difference["value"] > 0 else WORSE
     budget = next((b for b in grid.budgets if i in b.members), None)
     if budget is not None and budget.best == i:
-        found += BEST
+        signs += BEST
     elif measured.holm_best is not None and measured.holm_best >= ALPHA:
-        found += LIKE
-    return found, "; ".join(MARKS[sign] for sign in found)
+        signs += LIKE
+    return signs, "; ".join(MARKS[sign] for sign in signs)
 
 
 def order(grid: Grid) -> list[int | Rule]:
-    """Rows of every table: `none`, then budget by budget, the best first."""
-    found: list[int | Rule] = [i for i, entry in enumerate(grid.section.entries) if entry.full]
+    """The rows of every table: `none`, then budget by budget, the best first."""
+    ordered: list[int | Rule] = [i for i, entry in enumerate(grid.section.entries) if entry.full]
     for budget in grid.budgets:
         count = "" if budget.tokens is None else f": about {budget.tokens:.0f} visual tokens"
-        found.append(Rule(f"{budget.name} kept{count}"))
-        found += sorted(budget.members, key=lambda i: (-(grid.score(i)[0] if grid.score(i)[0] is not None else -1), i))
-    placed = {i for i in found if isinstance(i, int)}
+        ordered.append(Rule(f"{budget.name} kept{count}"))
+        ordered += sorted(budget.members, key=lambda i: (-(-1 if (score := grid.score(i)[0]) is None else score), i))
+    placed = {i for i in ordered if isinstance(i, int)}
     rest = [i for i in range(len(grid.section.entries)) if i not in placed]
-    return [*found, *([Rule("tokens kept unknown"), *rest] if rest else [])]
+    return [*ordered, *([Rule("tokens kept unknown"), *rest] if rest else [])]
 
 
 def rows(grid: Grid, cells: Callable[[int], list[Cell]]) -> list:
@@ -75,12 +75,12 @@ def rows(grid: Grid, cells: Callable[[int], list[Cell]]) -> list:
 
 
 def first_cell(grid: Grid, i: int) -> Cell:
-    """A row's head."""
+    """The first cell of a row."""
     return Cell(named(grid, i), strong=any(budget.best == i for budget in grid.budgets))
 
 
 def about_tests(grid: Grid) -> list[str]:
-    """What was tested and how it was corrected."""
+    """Notes on the tests and their correction."""
     if not grid.tests:
         return ["No tests: they need the sample logs of the runs and of none."]
     counts = [f"{task}: {none} against none, {best} against the best" for task, (none, best) in grid.tests.items()]
@@ -95,7 +95,7 @@ def about_tests(grid: Grid) -> list[str]:
 
 
 def scores(grid: Grid) -> Table:
-    """The main table; with one task also differences and p values."""
+    """The main table; with a single task it also has differences and p values."""
     section, tasks = grid.section, grid.section.tasks
     legend = [f"{sign} {text}." for sign, text in MARKS.items()] if grid.tests else []
     if len(tasks) > 1:
@@ -140,25 +140,25 @@ def _score(grid: Grid, i: int, task: str, share: bool) -> Cell:
     measured = grid.cells.get((i, task))
     if measured is None:
         return Cell(UNKNOWN)
-    signs, said = marks(grid, measured, i)
+    signs, meaning = marks(grid, measured, i)
     text = with_error(measured.value, measured.figure["stderr"], measured.scale)
     if share and measured.relative is not None and not grid.section.entries[i].full:
         text += f" ({scaled(measured.relative, 100)})"
     failed = measured.result["n_errors"]
-    said = "; ".join(filter(None, (said, f"{failed} samples failed" if failed else "")))
-    return Cell(text, signs + ("†" if failed else ""), said=said, strong=BEST in signs)
+    meaning = "; ".join(filter(None, (meaning, f"{failed} samples failed" if failed else "")))
+    return Cell(text, signs + ("†" if failed else ""), said=meaning, strong=BEST in signs)
 
 
 def _average(grid: Grid, i: int) -> Cell:
-    found = grid.average(i)
-    some = len(found["tasks"]) < len(grid.section.tasks)
-    part = f" ({len(found['tasks'])} of {len(grid.section.tasks)} tasks)" if some and found["tasks"] else ""
+    average = grid.average(i)
+    partial = len(average["tasks"]) < len(grid.section.tasks)
+    part = f" ({len(average['tasks'])} of {len(grid.section.tasks)} tasks)" if partial and average["tasks"] else ""
     best = any(budget.best == i for budget in grid.budgets)
-    return Cell(with_error(found["value"], found["stderr"], 100) + part, BEST if best else "", strong=best)
+    return Cell(with_error(average["value"], average["stderr"], 100) + part, BEST if best else "", strong=best)
 
 
 def kinds(grid: Grid, task: str) -> Table | None:
-    """Figures per kind of question, tinted by what is lost; None where there is one kind only."""
+    """Figures per kind of question, tinted by loss; None if there is only one kind."""
     base = grid.cells.get((grid.baseline, task)) if grid.baseline is not None else None
     names = list(dict.fromkeys(c for m in grid.cells.values() if m.task == task for c in m.result["categories"]))
     if len(names) < 2:
@@ -169,9 +169,9 @@ def kinds(grid: Grid, task: str) -> Table | None:
 
     def cells(i: int) -> list[Cell]:
         measured = grid.cells.get((i, task))
-        found = {} if measured is None else measured.result["categories"]
-        there = {} if base is None else base.result["categories"]
-        return [first_cell(grid, i), *(_kind(found.get(c), there.get(c), scale) for c in names)]
+        figures = {} if measured is None else measured.result["categories"]
+        base_figures = {} if base is None else base.result["categories"]
+        return [first_cell(grid, i), *(_kind(figures.get(c), base_figures.get(c), scale) for c in names)]
 
     columns = [Column("strategy, budget", False), *(Column(f"{c} (n = {sizes[c]})") for c in names)]
     notes = ["Tint: what is lost against none, strongest where half or more is."] if base else []
@@ -181,16 +181,16 @@ def kinds(grid: Grid, task: str) -> Table | None:
 def _kind(figure: Mapping | None, base: Mapping | None, scale: float) -> Cell:
     if figure is None or figure["value"] is None:
         return Cell(UNKNOWN)
-    heat, said = None, ""
+    heat, base_text = None, ""
     if base and base["value"]:
         lost = 1 - figure["value"] / base["value"]
         heat = max(0, min(DEGREES, math.ceil(DEGREES * lost / HOT - 1e-9)))
-        said = f"none: {scaled(base['value'], scale)}"
-    return Cell(with_error(figure["value"], figure["stderr"], scale), heat=heat, said=said)
+        base_text = f"none: {scaled(base['value'], scale)}"
+    return Cell(with_error(figure["value"], figure["stderr"], scale), heat=heat, said=base_text)
 
 
 def costs(grid: Grid, task: str) -> Table:
-    """Tokens, FLOPs and times of one task."""
+    """Tokens, FLOPs and times on one task."""
     heads = (
         "visual tokens", "kept, %", "prefill GFLOPs", "FLOPs, % of none", "papers' FLOPs, %", "first token, ms",
         "first token, % of none", *(f"{part}, ms" for part in (*FIRST, "decode", "total")),
@@ -227,7 +227,7 @@ def costs(grid: Grid, task: str) -> Table:
 
 
 def milliseconds(value: float | None, error: float | None = None) -> str:
-    """Seconds as milliseconds with three digits that count."""
+    """Seconds as milliseconds with three significant digits."""
     if value is None:
         return UNKNOWN
     places = max(0, min(2, 2 - math.floor(math.log10(max(1000 * value, 1e-9))))) if value else 0
@@ -239,32 +239,32 @@ def _count(value: float | None) -> str:
 
 
 def agreement(grid: Grid) -> Table | None:
-    """Loyalty and the accuracy on compression-sensitive samples, where known."""
+    """Loyalty, and the accuracy on samples that are sensitive to compression, if known."""
     compared = {key: m.compared or {} for key, m in grid.cells.items() if not m.entry.full}
-    wanted = [
+    measures = [
         (task, name)
         for task in grid.section.tasks
         for name in ("loyalty", "sensitive")
         if any(c.get(name) is not None for (_, t), c in compared.items() if t == task)
     ]
-    if not wanted:
+    if not measures:
         return None
 
     def cells(i: int) -> list[Cell]:
-        found = [first_cell(grid, i)]
-        for task, name in wanted:
+        row = [first_cell(grid, i)]
+        for task, name in measures:
             value = compared.get((i, task), {}).get(name)
             if isinstance(value, Mapping):
                 value, n = value["value"], value["n"]
-                found.append(Cell(UNKNOWN if value is None else f"{scaled(value, 100)} (n = {n})"))
+                row.append(Cell(UNKNOWN if value is None else f"{scaled(value, 100)} (n = {n})"))
             else:
-                found.append(Cell(scaled(value, 100)))
-        return found
+                row.append(Cell(scaled(value, 100)))
+        return row
 
     titles = {"loyalty": "loyalty, %", "sensitive": "sensitive, %"}
-    columns = [Column("strategy, budget", False), *(Column(f"{task}: {titles[name]}") for task, name in wanted)]
+    columns = [Column("strategy, budget", False), *(Column(f"{task}: {titles[name]}") for task, name in measures)]
     notes = ["Loyalty: share of answers that are those of none, right or wrong (arXiv 2506.00479)."]
-    if any(name == "sensitive" for _, name in wanted):
+    if any(name == "sensitive" for _, name in measures):
         notes.append(
             "Sensitive: mean score on the samples that none gets right and the downsample run of the same budget (else "
             "the smallest) does not (group A of VTC-Bench, arXiv 2510.07143)."
@@ -274,17 +274,17 @@ def agreement(grid: Grid) -> Table | None:
 
 
 def over_seeds(grid: Grid) -> Table | None:
-    """Mean and spread of runs that differ in nothing but the seed; None where there are none."""
+    """Mean and standard deviation of runs that differ only in the seed; None if there are none."""
     section = grid.section
     groups: dict[tuple, list[int]] = {}
     for i, entry in enumerate(section.entries):
         groups.setdefault((section.variants[i], entry.run["method"]["budget"]), []).append(i)
-    found = []
+    lines = []
     for (variant, budget), members in groups.items():
         values = [grid.score(i)[0] for i in members]
         if len(members) > 1 and None not in values:
             name = variant + (f", {budget}" if budget else "")
             texts = (str(len(values)), f"{statistics.fmean(values):.1f}", f"{statistics.stdev(values):.1f}")
-            found.append([Cell(name), *map(Cell, texts)])
+            lines.append([Cell(name), *map(Cell, texts)])
     columns = [Column("strategy, budget", False), *map(Column, ("seeds", "mean", "standard deviation"))]
-    return Table("Over seeds: the best of a budget is chosen by these means", columns, found) if found else None
+    return Table("Over seeds: the best of a budget is chosen by these means", columns, lines) if lines else None

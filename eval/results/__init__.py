@@ -1,4 +1,4 @@
-"""What was answered, written and read: sample logs, results with their figures and errors, and runs beside each other.
+"""Writing and reading results: sample logs, figures with their errors, and comparisons of runs.
 
-This room knows neither models nor how answers were made, so that results of any origin can be read with it.
+Nothing here depends on models or on how answers were made, so it can read results of any origin.
 """

@@ -1,4 +1,4 @@
-"""Runs beside the unpruned one, sample by sample: those of a folder from their logs, or rows from anywhere."""
+"""Compares runs with the unpruned one, sample by sample: the runs of a folder from their logs, or any rows."""
 
 import contextlib
 import hashlib
@@ -17,13 +17,13 @@ NO_DOWNSAMPLE = "no downsample run with the same samples is in the folder"
 
 
 def fingerprint(idents: Iterable[str]) -> str:
-    """16 hex digits that tell sets of samples apart."""
+    """A digest of 16 hex digits that identifies a set of samples."""
     return hashlib.sha256("\n".join(sorted(idents)).encode("utf-8", "backslashreplace")).hexdigest()[:16]
 
 
 @dataclass(frozen=True)
 class Reduced:
-    """The scored rows of a `downsample` run. budget: what it was asked for; share: of the tokens that it stands for."""
+    """The scored rows of a `downsample` run. budget: as requested; share: the share of tokens that it corresponds to."""
 
     name: str
     budget: str | None
@@ -32,9 +32,9 @@ class Reduced:
 
 
 class Beside:
-    """The unpruned run of a task, for others to be held against: one place for tables and reports.
+    """The unpruned run of a task, with which other runs are compared; used by tables and reports.
 
-    base: its scored rows. reduced: the downsample runs on the same samples, which show the samples that need tokens.
+    base: its scored rows. reduced: the downsample runs on the same samples, which show which samples need tokens.
     """
 
     def __init__(self, task, base: Sequence[Mapping], reduced: Iterable[Reduced]):
@@ -42,8 +42,8 @@ class Beside:
         self.reduced = [(one, statistics.sensitive(base, one.rows)) for one in reduced]
 
     def of(self, rows: Sequence[Mapping], budget: str | None) -> dict:
-        """What `statistics.compare` says of a run with this budget, and `sensitive`: its accuracy on the samples that
-        tell methods apart by the downsample run of the same budget, else the smallest; None without any."""
+        """The result of `statistics.compare` for a run with this budget, and `sensitive`: its accuracy on the samples
+        that tell methods apart, by the downsample run of the same budget, else the smallest one; None without any."""
         sensitive = None
         if self.reduced:
             same = [pair for pair in self.reduced if pair[0].budget == budget]
@@ -53,17 +53,17 @@ class Beside:
 
 
 def compare_runs(output: Path, like: object, jobs: list, model: Mapping, runs: list[dict]) -> dict[str, dict]:
-    """By name of each run that is comparable with the job `like`: what `meanings.COMPARED` says, without the average.
+    """For each run that is comparable with the job `like`, by name: the entries of `meanings.COMPARED`, except average.
 
-    jobs: of the present evaluation; other runs' answers are read from their logs in `output`. runs: what the files of
-    runs say. Without a comparable `none` there are only numbers of samples.
+    jobs: those of this evaluation; the answers of other runs are read from their logs in `output`. runs: the contents
+    of the run files. Without a comparable `none` the entries have only numbers of samples.
     """
     task = like.task
     logs = _Logs(output, task, [row["id"] for row in like.rows()], jobs)
     comparable = _comparable(like, [run for run in runs if run["model"] == model], logs)
     base = logs.rows(BASELINE) if BASELINE in comparable else None
     beside = None if base is None else Beside(task, base, _reduced(comparable.values(), logs, task.name))
-    found = {}
+    comparison = {}
     for name, run in comparable.items():
         result = run["tasks"][task.name]
         entry = {"n": result["n"], "n_errors": result["n_errors"], "relative": None, "difference": None}
@@ -72,8 +72,8 @@ def compare_runs(output: Path, like: object, jobs: list, model: Mapping, runs: l
             entry |= {**beside.of(rows, run["method"]["budget"]), "n": result["n"]}
             if entry["sensitive"] is None:
                 entry["sensitive_reason"] = NO_DOWNSAMPLE
-        found[name] = entry
-    return found
+        comparison[name] = entry
+    return comparison
 
 
 def _reduced(runs: Iterable[dict], logs: "_Logs", task: str) -> Iterator["Reduced"]:
@@ -86,16 +86,16 @@ def _reduced(runs: Iterable[dict], logs: "_Logs", task: str) -> Iterator["Reduce
 
 
 def _comparable(like: object, runs: list[dict], logs: "_Logs") -> dict[str, dict]:
-    """The runs of one model that answered the same samples, with the logs that their results were made from."""
+    """The runs of one model on the same samples whose logs are those that their results were made from."""
     results = {run["name"]: run["tasks"].get(like.task.name) for run in runs}
-    wanted = results.get(like.run.name)
-    if wanted is None:
+    reference = results.get(like.run.name)
+    if reference is None:
         return {}
     return {
         run["name"]: run
         for run in runs
         if (result := results[run["name"]]) is not None
-        and all(result[key] == wanted[key] for key in SAME)
+        and all(result[key] == reference[key] for key in SAME)
         and logs.belongs(run["name"], result["key"])
     }
 
@@ -108,11 +108,11 @@ class _Logs:
         self.jobs = {job.run.name: job for job in jobs if job.task.name == task.name}
 
     def path(self, name: str) -> Path:
-        """Of a run's log."""
+        """The path of a run's log."""
         return self.output / "samples" / f"{name}.{self.task.name}.jsonl"
 
     def belongs(self, name: str, key: str) -> bool:
-        """Whether the run's log is the one that its result was made from."""
+        """Whether a run's log is the one that its result was made from."""
         if name in self.jobs:
             return True
         with contextlib.suppress(OSError, ConfigError), self.path(name).open("rb") as log:
@@ -120,7 +120,7 @@ class _Logs:
         return False
 
     def rows(self, name: str) -> list[dict]:
-        """In the order of `idents`."""
+        """The rows of a run in the order of `idents`."""
         if name in self.jobs:
             known = {row["id"]: row for row in scored(self.task, self.jobs[name].rows())}
         else:

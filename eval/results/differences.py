@@ -1,13 +1,13 @@
-"""Where two records differ."""
+"""The differences between two records."""
 
 from collections.abc import Iterator, Mapping
 
 
-def differences(there: Mapping, here: Mapping, prefix: str = "") -> Iterator[tuple[str, object, object]]:
-    """(place, value there, value here) of every entry that is not equal, places within mappings as `a.b`, sorted; None
-    for what one of them lacks."""
-    for key in sorted({*there, *here}):
-        a, b = there.get(key), here.get(key)
+def differences(old: Mapping, new: Mapping, prefix: str = "") -> Iterator[tuple[str, object, object]]:
+    """(key, old value, new value) of every entry that differs, sorted by key; nested keys are written as `a.b`, and a
+    missing value is None."""
+    for key in sorted({*old, *new}):
+        a, b = old.get(key), new.get(key)
         if isinstance(a, Mapping) and isinstance(b, Mapping):
             yield from differences(a, b, f"{prefix}{key}.")
         elif a != b:

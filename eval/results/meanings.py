@@ -1,4 +1,4 @@
-"""What the numbers in results mean, in the words that results.json has for its readers."""
+"""The meaning of the numbers in results, in the words used in results.json."""
 
 from vtc.eval.results.compare import SAME
 from vtc.eval.results.statistics import REPLICATES

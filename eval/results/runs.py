@@ -1,4 +1,4 @@
-"""Results as JSON: one file per run, and one of all runs of the folder with their comparison to the unpruned model."""
+"""Results as JSON: one file per run, and one with all runs of the folder and their comparison with the unpruned model."""
 
 import contextlib
 import platform
@@ -28,11 +28,11 @@ UNTIMED = {"median": None, "mean": None}
 
 
 def write_run(output: Path, model: dict, job, notes: list[str] | None) -> None:
-    """Writes or completes `runs/NAME.json`: the method, the model, and per task the figures of the sample log.
+    """Writes or updates `runs/NAME.json`: the method, the model, and per task the figures of the sample log.
 
-    model: what the result says of it (`Loaded.record`). job: of `vtc.eval.runner`. notes: the patch's; None if nothing
-    was answered now, and the file then keeps its date and versions. A file of the same method on the same model keeps
-    its other tasks.
+    model: its record (`Loaded.record`). job: one of `vtc.eval.runner`. notes: those of the patch; None if no sample was
+    answered now, in which case the file keeps its date and versions. If the file has the same method and model, its
+    other tasks are kept.
     """
     path = output / "runs" / f"{job.run.name}.json"
     method, identity, rows = job.run.record(), job.identity, scored(job.task, job.rows())
@@ -40,7 +40,7 @@ def write_run(output: Path, model: dict, job, notes: list[str] | None) -> None:
         mode = "grid" if any(row["visual_before"] != row["visual_after"] for row in rows) else "blur"
         method["downsample"] = {"mode": mode, "meaning": MODES[mode]}
     before = {}
-    with contextlib.suppress(ConfigError):  # none yet, or damaged: it can always be made again from the logs
+    with contextlib.suppress(ConfigError):  # missing or damaged: it can always be rebuilt from the logs
         before = read_json(path, RUN, "")
     if any(before.get(k) != v for k, v in (("schema", SCHEMA), ("model", model), ("method", method))):
         before = {}
@@ -99,24 +99,25 @@ def _task_result(job, rows: list[dict]) -> dict:
             "text_in": _mean(good, "text_in"),
             "out": _mean(good, "tokens_out"),
         },
+        **({"agreement": _mean_of(row.get("agreement") for row in good)} if job.identity.get("agreement") else {}),
         **{cost: _cost(good, cost) for cost in COSTS},
         "seconds": _seconds([times[row["id"]]["seconds"] for row in good if row["id"] in times]),
     }
 
 
 def unparsed(rows: Iterable[Mapping]) -> int:
-    """How many answers no rule could read."""
+    """The number of answers that could not be parsed."""
     return sum("parsed" in row["score"] and row["score"]["parsed"] is None for row in rows)
 
 
 def _categories(figures: dict, sizes: Mapping[str, int]) -> dict:
-    """The figures per category, with the number of answered rows."""
-    found = {}
+    """The figures per category, with the number of answered rows in each."""
+    categories = {}
     for name, figure in figures.items():
         category = name.removeprefix(PER_CATEGORY)
         if category != name:
-            found[category] = {"n": sizes.get(category, 0), "value": figure["value"], "stderr": figure["stderr"]}
-    return found
+            categories[category] = {"n": sizes.get(category, 0), "value": figure["value"], "stderr": figure["stderr"]}
+    return categories
 
 
 def _mean(rows: list[dict], field: str) -> float | None:
@@ -129,25 +130,25 @@ def _mean_of(values: Iterable[float | None]) -> float | None:
 
 
 def _cost(rows: list[dict], field: str) -> dict:
-    """Means per sample of FLOPs (before, after), and their ratio."""
+    """The mean FLOPs per sample (before, after), and their ratio."""
     before, after = (_mean_of(row[field][i] for row in rows) for i in (0, 1))
     return {"before": before, "after": after, "ratio": after / before if before else None}
 
 
 def _seconds(times: list[dict]) -> dict:
-    """Per part of a sample's time: median and mean."""
-    found = {}
+    """Median and mean of each part of the samples' time."""
+    by_part = {}
     for part in PARTS:
         known = [seconds[part] for seconds in times if seconds.get(part) is not None]
-        found[part] = {"median": statistics.median(known), "mean": statistics.fmean(known)} if known else UNTIMED
-    return found
+        by_part[part] = {"median": statistics.median(known), "mean": statistics.fmean(known)} if known else UNTIMED
+    return by_part
 
 
 def write_summary(output: Path, model: dict, jobs: list) -> dict:
-    """Writes `results.json` with every run of the folder, and returns it.
+    """Writes `results.json` with every run of the folder, and returns its contents.
 
-    `comparison`, per task: the runs on the same model and the same samples as the present ones, each beside `none`, see
-    `vtc.eval.results.meanings.COMPARED`. `average`: over tasks, of each run that is in a comparison. model, jobs: as for
+    `comparison`, per task: the runs on the same model and samples as those of `jobs`, each compared with `none`, see
+    `vtc.eval.results.meanings.COMPARED`. `average`: for each of these runs, the average over tasks. model, jobs: as for
     `write_run`. Files of other versions and damaged ones are left out.
     """
     runs = [run for file in sorted((output / "runs").glob("*.json")) if (run := _read(file)) is not None]
@@ -155,8 +156,8 @@ def write_summary(output: Path, model: dict, jobs: list) -> dict:
     runs.sort(key=lambda run: (order.get(run["name"], len(order)), run["name"]))
     comparison = {}
     for name in dict.fromkeys(job.task.name for job in jobs):
-        mine = [job for job in jobs if job.task.name == name]
-        like = next((job for job in mine if job.run.name == BASELINE), mine[0])
+        task_jobs = [job for job in jobs if job.task.name == name]
+        like = next((job for job in task_jobs if job.run.name == BASELINE), task_jobs[0])
         comparison[name] = compare_runs(output, like, jobs, model, runs)
     compared: dict[str, dict] = {}
     for task, entries in comparison.items():
@@ -176,15 +177,15 @@ def write_summary(output: Path, model: dict, jobs: list) -> dict:
 
 
 def _read(path: Path) -> dict | None:
-    """A run's file; None if it has another schema, or is damaged, which is said: it can be made again from its logs."""
+    """A run's file; None if it has another schema, or is damaged, which prints a message: logs allow to rebuild it."""
     try:
-        found = read_json(path, _run, "it is left out; possible: `vtc eval score`, which makes it anew from its logs")
+        run = read_json(path, _run, "it is left out; possible: `vtc eval score`, which makes it anew from its logs")
     except ConfigError as error:
         say(f"vtc eval: {error}", error=True)
         return None
-    return found if found.get("schema") == SCHEMA else None
+    return run if run.get("schema") == SCHEMA else None
 
 
 def _run(value: object, where: str) -> dict:
-    """The shape of a run's file, whatever it is if it has another schema."""
+    """A run's file, checked against its shape; a file with another schema is returned unchecked."""
     return RUN(value, where) if record({})(value, where).get("schema") == SCHEMA else value

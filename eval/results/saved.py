@@ -1,5 +1,6 @@
-"""What logs, runs, results and sweeps look like when they are read again: the shapes of what is used of them."""
+"""The shapes of logs, runs, results and sweeps, with which they are checked when they are read again."""
 
+from vtc.core.registry import current
 from vtc.io.shapes import anything, flag, list_of, mapping_of, name, number, one_of, or_none, record, text, whole
 
 SUMMARY_SCHEMA, RUN_SCHEMA, LOG_SCHEMA = "vtc.eval.results/3", "vtc.eval.run/3", "vtc.eval.samples/3"
@@ -29,7 +30,14 @@ TASK = record(
         "prefill_flops": _flops, "paper_flops": _flops, "seconds": mapping_of(record({"median": _cost})),
     }
 )  # fmt: skip
-RESOLVED = or_none(record({}, {"stages": list_of(mapping_of(anything))}))
+
+
+def _stage(value: object, where: str) -> dict:
+    stage = mapping_of(anything)(value, where)
+    return {**stage, "method": current(stage["method"])} if "method" in stage else stage
+
+
+RESOLVED = or_none(record({}, {"stages": list_of(_stage)}))
 METHOD = record(
     {"name": text, "kind": one_of("none", "downsample", "vtc"), "keep": _keep, "budget": or_none(text)},
     {"resolved": RESOLVED, "downsample": record({"mode": text, "meaning": text})},
@@ -120,9 +128,7 @@ _counts = {
 }  # fmt: skip
 _named = {"id": text, "group": text, "category": text}
 _score = or_none(record({"correct": number()}))  # old logs may lack it
-ANSWERED = record(
-    {**_named, "reference": anything, "text": text, "error": or_none(text), **_counts}, {"score": _score}
-)
+ANSWERED = record({**_named, "reference": anything, "text": text, "error": or_none(text), **_counts}, {"score": _score})
 FAILED = record({**_named, "error": text, **_counts})
 TIMES = record({"id": text, "batch": whole(1), "seconds": mapping_of(_cost)})
 

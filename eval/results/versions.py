@@ -1,4 +1,4 @@
-"""What software a result was made with."""
+"""The software versions that a result was made with."""
 
 import functools
 import subprocess
@@ -12,7 +12,7 @@ PACKAGES = ("torch", "transformers", "tokenizers", "accelerate", "numpy", "pillo
 
 
 def version(package: str) -> str | None:
-    """The installed version of a package, None without it."""
+    """The installed version of a package, None if it is not installed."""
     try:
         return installed(package)
     except PackageNotFoundError:
@@ -21,7 +21,7 @@ def version(package: str) -> str | None:
 
 @functools.cache
 def commit() -> str | None:
-    """The git commit of the checkout that vtc runs from, `+` behind it if tracked files are changed; None elsewhere."""
+    """The git commit of the checkout that vtc runs from, with `+` if tracked files are modified; None without one."""
     root = Path(vtc.__file__).resolve().parent.parent
     if not (root / ".git").exists():
         return None

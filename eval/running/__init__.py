@@ -1,1 +1,1 @@
-"""Answering: the options, the grid of runs, and what happens to a batch of samples between the data and its rows."""
+"""Answering: the options, the grid of runs, and the way of a batch of samples from data to rows."""

@@ -1,4 +1,4 @@
-"""From docs to rows: prompt, generate, count, score. A sample that fails gives a row that says so."""
+"""From docs to rows: prompt, generate, count, score. A sample that fails gives a row with its error."""
 
 import contextlib
 import functools
@@ -15,6 +15,7 @@ from vtc.eval.models import Loaded
 from vtc.eval.results import counts
 from vtc.eval.results.meanings import PARTS
 from vtc.eval.results.scoring import failure
+from vtc.eval.running.agreement import agreement, last_state, whole_state
 from vtc.eval.running.downsample import Downsample
 from vtc.eval.running.plan import Run
 from vtc.eval.running.timing import Stopwatch
@@ -22,18 +23,21 @@ from vtc.eval.tasks import PICTURE, Task
 
 
 class Answerer:
-    """A model made ready for one run by `with`: patched, or with smaller pictures, and with the stopwatch on.
+    """A context manager that prepares a model for one run: patched, or with smaller pictures, and timed.
 
     Calling it with docs answers them, in one generate() call if memory allows, and returns their rows and times, in
-    order. system, pad_square: see `vtc.eval.models.Loaded.encode`.
+    order. agreement: rows have that, too, see `vtc.eval.running.agreement`; None where pictures are made smaller and
+    on an unknown family. system, pad_square: see `vtc.eval.models.Loaded.encode`.
     """
 
-    def __init__(self, loaded: Loaded, run: Run, task: Task, max_new_tokens: int, **encoding):
+    def __init__(
+        self, loaded: Loaded, run: Run, task: Task, max_new_tokens: int, agreement: bool = False, **encoding
+    ):  # fmt: skip
         self.loaded, self.run, self.task, self.max_new_tokens = loaded, run, task, max_new_tokens
-        self.encoding = encoding
+        self.agreement, self.encoding = agreement, encoding
         self.downsample = Downsample(loaded, run.config.allocate().projector) if run.kind == "downsample" else None
         self.notes: list[str] = []
-        self.most: int | None = None  # samples at a time that memory has room for, once that is known
+        self.most: int | None = None  # the most samples at a time that fit into memory, once known
 
     def __enter__(self) -> "Answerer":
         with contextlib.ExitStack() as stack:
@@ -50,11 +54,11 @@ class Answerer:
 
     def __call__(self, docs: Sequence[Mapping]) -> list[tuple[dict, dict]]:
         """(row, times) of each doc. If a batch does not fit into memory, it and all later ones are halved until they
-        do; if it raises anything else, its docs are tried one by one, and only the culprit's row fails.
+        do; if it raises anything else, its docs are tried one by one, and only the row of the failing one has an error.
 
-        Raises PatchError if a budget below 1 dropped nothing: figures of such a run would be a lie.
+        Raises PatchError if a budget below 1 dropped nothing: the figures of such a run would be misleading.
         """
-        found, waiting = [], list(docs)
+        results, waiting = [], list(docs)
         while waiting:
             batch = waiting[: self.most or len(waiting)]
             try:
@@ -71,11 +75,11 @@ class Answerer:
             if answered is None:
                 self._halve(len(batch), reason)
                 continue
-            found += answered
+            results += answered
             waiting = waiting[len(batch) :]
-        for row, _ in found:
+        for row, _ in results:
             self._check_drop(row)
-        return found
+        return results
 
     def _halve(self, size: int, reason: Exception) -> None:
         self.most = size // 2
@@ -88,24 +92,32 @@ class Answerer:
 
     def _answer(self, docs: Sequence[Mapping]) -> list[tuple[dict, dict]]:
         loaded = self.loaded
-        asked = [self.task.asked(doc) for doc in docs]
-        prompts = [row["prompt"] for row in asked]
+        questions = [self.task.asked(doc) for doc in docs]
+        prompts = [row["prompt"] for row in questions]
         pictures = [self.task.images(doc) for doc in docs]
         full: list[int | None] = [None] * len(docs)
         if self.downsample is not None:
-            pictures, full = zip(*[self.downsample.apply(mine) for mine in pictures])
+            pictures, full = zip(*[self.downsample.apply(prompt_images) for prompt_images in pictures])
         inputs = loaded.encode([self._parts(prompt) for prompt in prompts], pictures, **self.encoding)
         placed = loaded.visual_tokens(inputs)
         generate = functools.partial(loaded.answer, inputs, self.max_new_tokens)
-        told = self._report if any(pictures) else lambda: None
+        get_report = self._report if any(pictures) else lambda: None
+        compared = self.agreement and self.downsample is None and loaded.family is not None
+        agreed: dict = {"agreement": [None] * len(docs)} if self.agreement else {}
         with torch.inference_mode():
-            answers, report, seconds = self.watch.measure(generate, told)
+            whole = whole_state(loaded, inputs) if compared else None
+            measure = functools.partial(self.watch.measure, generate, get_report)
+            if whole is None:
+                answers, report, seconds = measure()
+            else:
+                (answers, report, seconds), state = last_state(loaded.family.language_model, measure)
+                agreed = {"agreement": agreement(whole, state)}
         lengths = inputs["attention_mask"].sum(1).tolist()
         text_in = [None if n is None else length - n for n, length in zip(placed, lengths)]
         if report is None:
             shape = None if loaded.family is None else loaded.family.language_shape()
-            seen = [n if before is None else before for before, n in zip(full, placed)]
-            measured = [counts.of_prompt(*given, shape) for given in zip(seen, placed, text_in)]
+            full_counts = [n if before is None else before for before, n in zip(full, placed)]
+            measured = [counts.of_prompt(*sample_counts, shape) for sample_counts in zip(full_counts, placed, text_in)]
         else:
             self.notes = list(dict.fromkeys([*self.notes, *report.notes]))
             measured = counts.of_report(report)
@@ -114,8 +126,9 @@ class Answerer:
         written = loaded.new_tokens(answers)
         return [
             (
-                self._row(asked[b], texts[b].strip())
+                self._row(questions[b], texts[b].strip())
                 | {"images": len(pictures[b]), **measured[b], "text_in": text_in[b], "tokens_out": written[b]}
+                | {name: values[b] for name, values in agreed.items()}
                 | {"error": None},
                 {"batch": len(docs), "seconds": share},
             )
@@ -123,26 +136,26 @@ class Answerer:
         ]
 
     def _parts(self, prompt: str) -> str | list[str | None]:
-        """A prompt that says where its pictures stand, as `Loaded.encode` takes it."""
+        """A prompt in the form that `Loaded.encode` takes, split where its pictures are."""
         if not self.task.inline or PICTURE not in prompt:
             return prompt
-        first, *others = prompt.split(PICTURE)
-        parts = [first, *(part for text in others for part in (None, text))]
+        first, *later = prompt.split(PICTURE)
+        parts = [first, *(part for text in later for part in (None, text))]
         return [part for part in parts if part != ""]
 
-    def _row(self, asked: Mapping, text: str) -> dict:
-        return {**asked, "text": text, "score": self.task.score(asked["reference"], text)}
+    def _row(self, question: Mapping, text: str) -> dict:
+        return {**question, "text": text, "score": self.task.score(question["reference"], text)}
 
     def _failed(self, doc: Mapping, error: Exception) -> tuple[dict, dict]:
         empty = dict.fromkeys(("text", "score", "images", "text_in", "tokens_out"))
         known = {**self.task.names(doc), "prompt": None, "reference": None}
-        with contextlib.suppress(Exception):  # whatever raised may be what is called here
+        with contextlib.suppress(Exception):  # this may be what raised the error
             known = self.task.asked(doc)
         row = {**known, **empty, **counts.nothing(), "error": failure(error)}
         return row, {"batch": 1, "seconds": dict.fromkeys(PARTS)}
 
     def _report(self):
-        """The patch's account of the call; None where there is no patch, or one that keeps everything."""
+        """The patch's report on the call; None without a patch, or if it keeps everything."""
         if self.run.kind != "vtc" or self.run.config.keeps_all:
             return None
         return vtc.report(self.loaded.model)
@@ -150,16 +163,16 @@ class Answerer:
     def _check_drop(self, row: dict) -> None:
         lossless = self.run.kind == "none" or (self.downsample is not None and self.downsample.mode == "blur")
         before, average, images = row["visual_before"], row["visual_average"], row["images"]
-        if lossless or not before or self.run.config.keeps_all:
+        if lossless or not before or not self.run.config.drops:
             return
         keep = self.run.keep
         if counts.dropped_nothing(keep, images, before, average):
-            asked = "fewer" if keep is None else keep if isinstance(keep, int) else math.ceil(keep * before)
+            limit = "fewer" if keep is None else keep if isinstance(keep, int) else math.ceil(keep * before)
             raise PatchError(
-                f"{self.run.name}: sample {row['id']} kept all {before} visual tokens where the budget asks for {asked}"
+                f"{self.run.name}: sample {row['id']} kept all {before} visual tokens where the budget asks for {limit}"
             )
 
 
 def _out_of_memory(error: Exception) -> bool:
-    """Whether a device or the machine had no room; the CPU says so in words only."""
+    """Whether GPU or main memory ran out; on the CPU only the message says so."""
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)

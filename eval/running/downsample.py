@@ -1,4 +1,4 @@
-"""The baseline that every method must beat: a smaller picture."""
+"""The baseline that every method must beat: smaller pictures."""
 
 import math
 from collections.abc import Sequence
@@ -11,11 +11,10 @@ from vtc.eval.models import Loaded
 
 
 class Downsample:
-    """Resizes pictures to a budget, in the one of two ways that the model allows; see
-    `vtc.eval.results.meanings.MODES`.
+    """Resizes pictures to a budget, in whichever of two ways fits the model; see `vtc.eval.results.meanings.MODES`.
 
-    mode: "grid" for encoders whose grid follows the picture, as the family says (Qwen-VL), "blur" for one fixed grid
-    (LLaVA-1.5). Raises UnsupportedError for models that are neither, such as LLaVA-NeXT with its tiles.
+    mode: "grid" for encoders whose grid depends on the picture's size (Qwen-VL), "blur" for a single fixed grid
+    (LLaVA-1.5). Raises UnsupportedError for other models, such as LLaVA-NeXT with its tiles.
     """
 
     def __init__(self, loaded: Loaded, budget: object):
@@ -40,7 +39,7 @@ class Downsample:
         self.side = min(pixels.shape[-2:])
 
     def apply(self, pictures: Sequence[Image.Image]) -> tuple[list[Image.Image], int | None]:
-        """The pictures of one prompt, resized, and their visual tokens at full size (None: the same as resized)."""
+        """The resized pictures of one prompt, and their number of visual tokens at full size (None: unchanged)."""
         if self.mode == "blur":
             return [self._blur(rgb(picture)) for picture in pictures], None
         shrunk = [self._shrink(rgb(picture)) for picture in pictures]
@@ -56,7 +55,7 @@ class Downsample:
         return picture.resize(size, Image.Resampling.BICUBIC), rows * columns
 
     def _blur(self, picture: Image.Image) -> Image.Image:
-        """The short side falls to sqrt(keep) of what the encoder sees, and back to that."""
+        """Shrinks the short side to sqrt(keep) of the encoder's input size, and enlarges it to that size again."""
         scale = self.side * math.sqrt(self.keep) / min(picture.size)
         if scale >= 1:
             return picture

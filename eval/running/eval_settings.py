@@ -1,4 +1,4 @@
-"""What `vtc eval` was asked to do: options of the command line over those of a suite, checked before work starts."""
+"""The settings of `vtc eval`: command-line options, which override those of a suite, checked before work starts."""
 
 import re
 from collections.abc import Mapping
@@ -12,8 +12,8 @@ from vtc.core.registry import unknown
 from vtc.eval.data.docs import SUFFIXES, local
 from vtc.io.plain_yaml import load, parse
 
-GENERATED = "demo"  # the task that no data is for
-_NUMBERS = {"limit": 1, "batch_size": 1, "max_new_tokens": 1, "seed": 0}  # the least of each
+GENERATED = "demo"  # the task that takes no data
+_NUMBERS = {"limit": 1, "batch_size": 1, "max_new_tokens": 1, "seed": 0}  # the least value of each
 
 
 @dataclass(frozen=True)
@@ -21,9 +21,10 @@ class EvalSettings:
     """One grid of runs: strategies x keeps x tasks on one model.
 
     keeps: as text, None for each strategy's own budget. overrides: knobs and budget options for every strategy.
-    batch_size, max_new_tokens, device, split, limit: None for the default of model or task. dataset_path: places by
-    task, that of "" for tasks without their own. system: the text of a system turn. pad_square: pictures become
-    squares in the processor's mean colour. against: paper cards to compare with.
+    batch_size, max_new_tokens, device, split, limit: None for the default of the model or task. dataset_path: data
+    locations by task, with "" for all tasks that are not listed. system: the text of a system turn. pad_square: pad
+    pictures to squares with the processor's mean colour. against: paper cards to compare with. agreement: also run each
+    sample unpruned, see `vtc.eval.running.agreement`.
     """
 
     output: Path
@@ -43,6 +44,7 @@ class EvalSettings:
     device: str | None = None
     system: str | None = None
     pad_square: bool = False
+    agreement: bool = False
     against: tuple[str, ...] = ()
     overwrite: bool = False
 
@@ -60,12 +62,13 @@ class EvalSettings:
         for name in ("strategies", "keeps", "tasks"):
             twice = {v for v in getattr(self, name) if getattr(self, name).count(v) > 1}
             if twice:
-                raise ConfigError(f"{', '.join(sorted(map(repr, twice)))} stands twice; possible: each of {name} once")
+                values = ", ".join(sorted(map(repr, twice)))
+                raise ConfigError(f"{values} is given twice; possible: each of {name} once")
 
     def place(self, task: str) -> str | None:
-        """Where the data of a task is, None for the task's own place; raises ConfigError.
+        """The location of a task's data, None for the task's default; raises ConfigError.
 
-        One path for several tasks is a folder that has each one's data under its name.
+        A path for several tasks is a folder that has the data of each under the task's name.
         """
         if task in self.dataset_path:
             return self.dataset_path[task]
@@ -99,7 +102,7 @@ _KINDS = {
 
 
 def _typed(options: Mapping) -> None:
-    """Raises ConfigError for an option of a suite that is of another kind than on the command line."""
+    """Raises ConfigError for an option of a suite with the wrong type."""
     for name, (possible, kinds) in _KINDS.items():
         value = options.get(name, "")
         named = not isinstance(value, Mapping) or all(isinstance(key, str) for key in value)
@@ -108,9 +111,9 @@ def _typed(options: Mapping) -> None:
 
 
 def settings_from(suite: str | None, options: Mapping) -> EvalSettings:
-    """Settings from the command line's options (None: not given), which win over those of the suite file.
+    """Settings from command-line options (None: not given), which override those of the suite file.
 
-    Raises ConfigError in one line for an unknown suite or option, and when there is no model or no output folder.
+    Raises ConfigError in one line for an unknown suite or option, and if the model or the output folder is missing.
     """
     given = {key: value for key, value in options.items() if value is not None and value != {}}
     merged = {**(_suite(suite, list(options)) if suite else {}), **given}
@@ -134,7 +137,7 @@ def settings_from(suite: str | None, options: Mapping) -> EvalSettings:
 
 
 def check_places(places: Mapping, tasks: tuple[str, ...] | None) -> None:
-    """Raises ConfigError for places that no task of the run would read."""
+    """Raises ConfigError for data locations that no task of the run would use."""
     if tasks is None:
         raise ConfigError(
             f"--dataset-path {shown(next(iter(places.values())))} has data, but --tasks does not say of what; "
@@ -161,7 +164,7 @@ def _suite(name: str, possible: list[str]) -> dict:
 
 
 def split_list(name: str, value: object) -> tuple[str, ...]:
-    """Comma-separated text, or a YAML list, as texts; raises ConfigError for an empty entry."""
+    """The texts of a comma-separated list or of a YAML list; raises ConfigError for an empty entry."""
     parts = value if isinstance(value, list) else str(value).split(",")
     parts = tuple(str(part).strip() for part in parts)
     if not all(parts):
@@ -170,30 +173,30 @@ def split_list(name: str, value: object) -> tuple[str, ...]:
 
 
 def parse_places(value: str | Mapping) -> dict[str, str]:
-    """`PATH`, or `task=PATH,task=PATH`, as places by task ("" for all); raises ConfigError for an empty path."""
+    """Locations by task ("" for all) from `PATH` or `task=PATH,task=PATH`; raises ConfigError for an empty path."""
     if isinstance(value, Mapping):
         return {str(key): str(path) for key, path in value.items()}
-    found = {}
+    places = {}
     for part in value.split(",") if re.match(r"\w+=", value) else [value]:
         task, _, path = part.partition("=") if re.match(r"\w+=", part) else ("", "=", part)
         if not path.strip():
-            what = f"--dataset-path {shown(value)}"
-            raise ConfigError(f"{what} has an empty path; possible: PATH, or task=PATH,task=PATH")
-        found[task] = path.strip()
-    return found
+            option = f"--dataset-path {shown(value)}"
+            raise ConfigError(f"{option} has an empty path; possible: PATH, or task=PATH,task=PATH")
+        places[task] = path.strip()
+    return places
 
 
 def parse_model_args(value: str | Mapping) -> dict:
-    """`dtype=float16,attn_implementation=sdpa` as keyword arguments, the values read as (safe) YAML.
+    """Keyword arguments from text such as `dtype=float16,attn_implementation=sdpa`; values are parsed as (safe) YAML.
 
-    Raises ConfigError for text that is no KEY=VALUE list.
+    Raises ConfigError for text that is not a KEY=VALUE list.
     """
     if isinstance(value, Mapping):
         return dict(value)
-    found = {}
+    args = {}
     for part in value.split(","):
         key, sign, text = part.partition("=")
         if not sign or not key.strip().isidentifier():
             raise ConfigError(f"--model_args {shown(part)} is no argument; possible: KEY=VALUE, such as dtype=float16")
-        found[key.strip()] = parse(text, f"--model_args {shown(part)}: the value")
-    return found
+        args[key.strip()] = parse(text, f"--model_args {shown(part)}: the value")
+    return args

@@ -1,4 +1,4 @@
-"""The processes that share an evaluation: one, or those of `accelerate launch` (torchrun does as well).
+"""The processes that share an evaluation: one, or those of `accelerate launch` (or torchrun).
 
 On a machine without a GPU accelerate starts one process, whatever --num_processes says, unless --multi_gpu is given.
 """
@@ -6,14 +6,14 @@ On a machine without a GPU accelerate starts one process, whatever --num_process
 import os
 from datetime import timedelta
 
-PATIENCE = timedelta(days=30)  # that a finished process waits for the slowest
+PATIENCE = timedelta(days=30)  # how long a finished process waits for the slowest
 
 
 class Processes:
-    """This process among the `world` that work on one output folder, which all of their machines must share.
+    """This process among the `world` processes with the same output folder, which all machines must share.
 
-    While samples are answered nothing is exchanged; `share` is the only meeting. Raises what torch.distributed raises
-    when the processes cannot find each other.
+    The processes communicate only in `share` and `meet`, not while samples are answered. Raises what torch.distributed
+    raises if the processes cannot connect.
     """
 
     def __init__(self):
@@ -22,7 +22,7 @@ class Processes:
             import torch
             from accelerate import PartialState
 
-            # gloo: nothing but a few numbers is exchanged, and it waits without using a GPU.
+            # gloo: only small objects are exchanged, and it waits without using a GPU.
             state = PartialState(cpu=not torch.cuda.is_available(), backend="gloo", timeout=PATIENCE)
             self.rank, self.world, self.local = (
                 state.process_index, state.num_processes, state.local_process_index
@@ -33,16 +33,16 @@ class Processes:
         """Whether this is the process that writes results and prints."""
         return self.rank == 0
 
-    def device(self, wanted: str | None) -> str | None:
-        """The device for this process: of `cuda` the one of its number."""
-        if self.world == 1 or wanted not in (None, "cuda"):
-            return wanted
+    def device(self, requested: str | None) -> str | None:
+        """The device for this process: `cuda` becomes the GPU of its local rank."""
+        if self.world == 1 or requested not in (None, "cuda"):
+            return requested
         import torch
 
-        return f"cuda:{self.local}" if torch.cuda.is_available() else wanted
+        return f"cuda:{self.local}" if torch.cuda.is_available() else requested
 
     def share(self, value: object = None) -> object:
-        """Waits for all processes; returns the first one's value."""
+        """Waits for all processes; returns the value of the first."""
         if self.world == 1:
             return value
         import torch.distributed as dist
@@ -59,7 +59,7 @@ class Processes:
             dist.barrier()
 
     def close(self) -> None:
-        """Leaves the group."""
+        """Leaves the process group."""
         if self.world > 1:
             import torch.distributed as dist
 

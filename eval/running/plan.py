@@ -1,4 +1,4 @@
-"""The grid: which strategy runs with which budget, each resolved and checked before the first sample."""
+"""The grid of strategies and budgets, each resolved and checked before the first sample."""
 
 import re
 from dataclasses import dataclass
@@ -9,15 +9,15 @@ from vtc.eval.running.eval_settings import EvalSettings
 
 NONE, DOWNSAMPLE = "none", "downsample"
 PUBLISHED, OWN = "published", "own"  # budgets of strategies without a keep
-_ANY = "uniform"  # a strategy without knobs, to have a budget parsed
+_ANY = "uniform"  # a strategy without knobs, for parsing budgets
 _LONGEST = 120  # characters of a run's name, which names files
 
 
 @dataclass(frozen=True)
 class Run:
-    """One column of the comparison. name: of its files; label: the strategy's name. kind: "none" (unpatched),
-    "downsample", or "vtc". config: the resolved strategy (of `downsample`: only its budget counts), None for "none".
-    budget: what was asked for in a word: the keep, "published" for shipped strategies without one, "own" for others
+    """One run of the comparison. name: that of its files; label: the strategy's name. kind: "none" (unpatched),
+    "downsample", or "vtc". config: the resolved strategy (for `downsample` only its budget matters), None for "none".
+    budget: the requested budget as text: the keep, "published" for shipped strategies without one, "own" for others
     whose stages have budgets of their own; None for "none"."""
 
     name: str
@@ -28,22 +28,22 @@ class Run:
 
     @property
     def keep(self) -> float | int | None:
-        """The budget that was asked for; None also where the stages have their own."""
+        """The requested budget; None for "none", and if the stages have their own."""
         return None if self.config is None else self.config.keep
 
     def record(self) -> dict:
-        """What was done, for run key and result."""
+        """The method, for run keys and results."""
         resolved = None
         if self.kind == "vtc":
             resolved = {key: value for key, value in self.config.dump().items() if key != "description"}
-        asked = {"keep": self.keep, "budget": self.budget}
-        return {"name": self.label, "kind": self.kind, **asked, "resolved": resolved}
+        budget = {"keep": self.keep, "budget": self.budget}
+        return {"name": self.label, "kind": self.kind, **budget, "resolved": resolved}
 
 
 def plan(settings: EvalSettings, family: str | None = None) -> list[Run]:
     """The runs in the order of --strategy, then --keep; `none` runs once.
 
-    family: resolves with the family's section of each strategy. Raises ConfigError for anything that is not possible.
+    family: resolves strategies with their section for this family. Raises ConfigError for anything impossible.
     """
     runs = []
     for strategy in settings.strategies:
@@ -81,15 +81,16 @@ def _is_shipped(strategy: str) -> bool:
 
 
 def _file_name(label: str, budget: str) -> str:
-    """LABEL-BUDGET with nothing in it that a file system could stumble over, and not too long for one."""
+    """LABEL-BUDGET, short enough and without characters that file systems may not accept."""
     safe = re.sub(r"[^\w.+=-]", "_", label, flags=re.ASCII).lstrip(".-") or "_"
     return f"{safe[: _LONGEST - len(budget) - 1]}-{budget}"
 
 
 def _resolve(strategy: str, family: str | None, budget: dict, settings: EvalSettings) -> object:
-    """The strategy with overrides; --seed reaches a method with a `seed` knob unless --set seed=... does."""
+    """The strategy with overrides; --seed sets the `seed` knob of a method unless --set seed=... is given."""
     overrides = {**budget, **settings.overrides}
     config = vtc.load_strategy(strategy, family, **overrides)
-    if "seed" not in settings.overrides and any("seed" in stage for stage in config.dump()["stages"]):
-        config = vtc.load_strategy(strategy, family, **overrides, seed=settings.seed)
-    return config
+    seeded = [stage["method"] for stage in config.dump()["stages"] if "seed" in stage]
+    keys = ["seed"] if len(seeded) == 1 else [f"{method}.seed" for method in dict.fromkeys(seeded)]
+    seeds = {key: settings.seed for key in keys if key not in overrides and "seed" not in overrides}
+    return vtc.load_strategy(strategy, family, **overrides, **seeds) if seeds else config

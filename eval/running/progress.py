@@ -1,4 +1,4 @@
-"""What is seen while a grid runs: a bar with rate and time left on a terminal, a line per run elsewhere."""
+"""Progress of a grid: a bar with rate and remaining time on a terminal, otherwise a line per run."""
 
 import time
 from types import TracebackType
@@ -15,9 +15,9 @@ class _Rate(ProgressColumn):
 
 
 class Monitor:
-    """Counts the samples of all runs together, on stderr; those of an earlier start are left out.
+    """Counts the samples of all runs on stderr, except those answered by an earlier start.
 
-    silent: shows nothing, for processes beside the first.
+    silent: prints nothing, for all processes but the first.
     """
 
     def __init__(self, total: int, silent: bool = False):
@@ -36,19 +36,19 @@ class Monitor:
         self.bar.stop()
 
     def begin(self, name: str, done: int) -> None:
-        """A run starts; `done` of its samples are in the log already."""
+        """Starts a run, `done` of whose samples are already in the log."""
         self._say()
         self.name, self.fresh, self.since = name, 0, time.perf_counter()
         self.total -= done
         self.bar.update(self.task, description=name, total=self.total)
 
     def advance(self, samples: int) -> None:
-        """Some samples are in the log now."""
+        """Counts samples that have been logged."""
         self.fresh += samples
         self.bar.advance(self.task, samples)
 
     def _say(self) -> None:
-        """The line on the run that ended."""
+        """Prints the line of the run that ended."""
         if self.name and not self.silent and not self.console.is_terminal:
             seconds = time.perf_counter() - self.since
             rate = f"{self.fresh} samples in {seconds:.1f} s" if self.fresh else "complete in the log"

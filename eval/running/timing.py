@@ -1,4 +1,4 @@
-"""Where the seconds of a generate() call go: vision, selection, prefill, decode."""
+"""Splits the time of a generate() call into vision, selection, prefill and decode."""
 
 from collections.abc import Callable
 from types import TracebackType
@@ -10,10 +10,10 @@ from vtc.eval.results.meanings import PARTS
 
 
 class Stopwatch:
-    """Hooks on a family's tower and language model, put on by `with` and taken off after it.
+    """A context manager with timing hooks on a family's tower and language model.
 
-    Enter it after the patch is on the model: the patch's own work at the door of the language model then comes before
-    the clock of prefill starts. Without a family only the total is known. Not for several threads.
+    Enter it after the model is patched: the patch's own pre-hook on the language model then runs before the timing of
+    prefill starts. Without a family only the total is known. Not thread-safe.
     """
 
     def __init__(self, family: object | None):
@@ -56,26 +56,26 @@ class Stopwatch:
             self.prefill = self.prefill_end - self._begin
 
     def measure(self, call: Callable, report: Callable) -> tuple[object, object, dict]:
-        """Runs `call`; returns what it gives, the vtc report that `report` then gives (or None), and seconds per part
+        """Runs `call`; returns its result, the vtc report that `report` then returns (or None), and seconds per part
         (None: unknown)."""
         self._reset()
         with clock.exact():
             start = clock.now()
             output = call()
             end = clock.now()
-        told = report()
+        vtc_report = report()
         seconds = dict.fromkeys(PARTS) | {"total": end - start}
         if self.prefill_end is not None:
-            observe, select, *inside = (0.0,) * 4 if told is None else _spent(told)
+            observe, select, *inside = (0.0,) * 4 if vtc_report is None else _spent(vtc_report)
             seconds |= {
                 "vision": self.vision - (observe - inside[0]),
                 "selection": observe + select,
                 "prefill": self.prefill - sum(inside),
                 "decode": end - self.prefill_end,
             }
-        return output, told, seconds
+        return output, vtc_report, seconds
 
 
 def _spent(report) -> tuple[float, ...]:
-    """Seconds of observing and of selecting, and those of each within the language model."""
+    """The seconds of observing and of selecting, in total and within the language model."""
     return report.observe_seconds, report.select_seconds, report.observe_inside, report.select_inside

@@ -1,5 +1,5 @@
-"""Each task's figure against visual tokens (of the average decoder layer): one line per method, the unpruned model
-across."""
+"""Plots each task's figure against the mean number of visual tokens per decoder layer: one line per method, and a
+horizontal line for the unpruned model."""
 
 from collections import defaultdict
 from pathlib import Path
@@ -8,11 +8,11 @@ from vtc.eval.showing.console import unit
 from vtc.io.drawing import plain_text, save
 from vtc.io.escape import visible
 
-# Okabe and Ito's colours, told apart by most eyes, then two more.
+# Okabe and Ito's palette, safe for most colour-blind readers, and two more colours.
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8B5A2B", "#7F7F7F")
 MARKERS = "osD^vPX*<>"
-CLOSE = 1.18  # places on the axis with a smaller ratio share a label
-ACROSS = 3  # panels beside each other
+CLOSE = 1.18  # positions with a smaller ratio share a tick
+ACROSS = 3  # panels side by side
 NONE = "none (all tokens)"
 LONG = {"macro": "accuracy, mean over kinds of question", "f1": "F1"}
 
@@ -49,7 +49,7 @@ def _figure(summary: dict):
 
 
 def _lines(summary: dict, task: str) -> tuple[dict[str, list], tuple | None, list[dict]]:
-    """Per label the points (tokens, value, error, what to write there); tokens, value and error of `none`; the runs."""
+    """By label the points (tokens, value, error, annotation); tokens, value and error of `none`; the runs."""
     runs = [run for run in summary["runs"] if run["name"] in summary["comparison"][task]]
     lines, full = defaultdict(list), None
     for run in runs:
@@ -69,7 +69,7 @@ def _lines(summary: dict, task: str) -> tuple[dict[str, list], tuple | None, lis
 def _panel(axes, lines: dict[str, list], full: tuple | None, every: list[str]) -> None:
     for i, (label, points) in enumerate(sorted(lines.items())):
         x, y, error, named = zip(*sorted(points))
-        # A little to the side of each other, so that error bars at one budget do not hide each other.
+        # Shifted a little, so that error bars at one budget do not overlap.
         x = [place * 1.012 ** (i - (len(lines) - 1) / 2) for place in x]
         axes.errorbar(x, y, yerr=error, label=label, capsize=2.5, elinewidth=0.9, **_style(label, every))
         for place in zip(x, y, named):
@@ -80,14 +80,14 @@ def _panel(axes, lines: dict[str, list], full: tuple | None, every: list[str]) -
 
 
 def _style(label: str, every: list[str]) -> dict:
-    """The same for a label in every panel."""
+    """The style of a label, the same in every panel."""
     i = every.index(label)
     hollow = {"mfc": "white", "ls": ":"} if "blurred" in label else {}
     return {"color": COLORS[i % len(COLORS)], "marker": MARKERS[i % len(MARKERS)], "ms": 5, "lw": 1.4, **hollow}
 
 
 def _value(result: dict) -> tuple[float | None, float]:
-    """The primary figure and its standard error (0 where that is unknown) times the task's scale."""
+    """The primary figure and its standard error (0 if unknown), times the task's scale."""
     figure = result["figures"].get(result["primary"], {"value": None})
     if figure["value"] is None:
         return None, 0.0
@@ -96,12 +96,12 @@ def _value(result: dict) -> tuple[float | None, float]:
 
 def _label(run: dict) -> str:
     mode = run["method"].get("downsample", {}).get("mode")
-    blurred = "downsample (blurred to what so many\ntokens hold; all are used)"
+    blurred = "downsample (blurred to the information\nof fewer tokens; all are used)"
     return blurred if mode == "blur" else visible(run["method"]["name"])
 
 
 def _tokens(run: dict, result: dict) -> float:
-    """Visual tokens in the average layer; for blurred pictures those that would hold as much."""
+    """The mean number of visual tokens per layer; for blurred pictures, the number with as much information."""
     if run["method"].get("downsample", {}).get("mode") == "blur":
         keep, before = run["method"]["keep"], result["tokens"]["visual_before"]
         return keep * before if isinstance(keep, float) else keep
@@ -139,7 +139,7 @@ def _label_axes(axes, lines: dict, full: tuple | None, runs: list[dict], task: s
 
 
 def _scale_axis(axes, result: dict) -> None:
-    """Names the figure; leaves no room where no score can be, but some around a flat line."""
+    """Labels the y axis and limits it to possible scores; leaves some room around a flat line."""
     primary, scale = result["primary"], result["scale"]
     axes.set_ylabel(f"{LONG.get(primary, primary.replace('_', ' '))} ({unit(scale)})")
     low, high = axes.get_ylim()
@@ -151,11 +151,11 @@ def _scale_axis(axes, result: dict) -> None:
 
 
 def _legend(figure, every: list[str]) -> None:
-    """One for all panels, beside them, in the order of the styles."""
-    found: dict[str, object] = {}
+    """One legend for all panels, beside them, in the order of the styles."""
+    handles: dict[str, object] = {}
     for axes in figure.axes:
         for handle, label in zip(*axes.get_legend_handles_labels()):
-            found.setdefault(label, handle)
-    order = [label for label in (NONE, *every) if label in found]
+            handles.setdefault(label, handle)
+    order = [label for label in (NONE, *every) if label in handles]
     if order:
-        figure.legend([found[o] for o in order], order, loc="outside right center", frameon=False, fontsize=9)
+        figure.legend([handles[o] for o in order], order, loc="outside right center", frameon=False, fontsize=9)

@@ -1,4 +1,4 @@
-"""The comparison as tables on the terminal, as wide as it may be: one per task, and the papers' over all tasks."""
+"""The comparison as tables that fit the terminal: one per task, and one over all tasks as in papers."""
 
 from pathlib import Path
 
@@ -8,8 +8,8 @@ from rich.table import Table
 
 from vtc.io.terminal import Terminal
 
-PIPE_WIDTH = 160  # columns when the output is no terminal
-MOST_CATEGORIES = 8  # columns of kinds of question; with more of them there are none
+PIPE_WIDTH = 160  # columns, if the output is not a terminal
+MOST_CATEGORIES = 8  # columns for kinds of question; with more kinds they are left out
 NAME, BUDGET, TOKENS, KEPT, RELATIVE = "strategy", "budget", "visual\ntokens", "kept %", "% of\nnone"
 LOYALTY, SENSITIVE = "loyalty\n%", "sensi-\ntive %"
 PREFILL, PAPERS, TOTAL, SELECTION = "prefill\nFLOPs %", "papers'\nFLOPs %", "ms per\nsample", "selection\n% of prefill"
@@ -18,18 +18,18 @@ AVERAGE = "avg\n% of none"
 
 
 def print_summary(summary: dict, output: Path, picture: Path, console: Terminal) -> None:
-    """A table per task of the present runs and what failed, one over all tasks, remarks, and where the files are."""
+    """Prints a table per task and failures, a table over all tasks, remarks, and the paths of the files."""
     console = console.wide(PIPE_WIDTH)
     runs = {run["name"]: run for run in summary["runs"]}
     present = [runs[name] for name in summary["present"]]
     for task, comparison in summary["comparison"].items():
-        mine = [run for run in present if task in run["tasks"]]
-        console.print(_fitting(console, task, mine, comparison))
-        for run in mine:
+        task_runs = [run for run in present if task in run["tasks"]]
+        console.print(_fitting(console, task, task_runs, comparison))
+        for run in task_runs:
             result = run["tasks"][task]
             if result["n_errors"]:
-                what = f"{result['n_errors']} samples FAILED, the first with {result['first_error']}"
-                console.say(f"{run['name']}: {what}")
+                failures = f"{result['n_errors']} samples FAILED, the first with {result['first_error']}"
+                console.say(f"{run['name']}: {failures}")
             for remark in result.get("remarks", ()):
                 console.say(f"{run['name']}: {remark}")
     if len(summary["comparison"]) > 1:
@@ -41,12 +41,12 @@ def print_summary(summary: dict, output: Path, picture: Path, console: Terminal)
 
 
 def scaled(value: float | None, scale: float) -> str:
-    """A figure as it is printed, with one decimal place; - where it is unknown."""
+    """A figure as printed, with one decimal place; - if it is unknown."""
     return "-" if value is None else f"{scale * value:.1f}"
 
 
 def unit(scale: float) -> str:
-    """What a figure times its scale is counted in."""
+    """The unit of a figure times its scale."""
     return {100: "%", 1: "points"}.get(scale, f"of {scale:g}")
 
 
@@ -55,9 +55,9 @@ def _fits(console: Terminal, table: Table) -> bool:
 
 
 def _fitting(console: Terminal, task: str, runs: list[dict], comparison: dict) -> Table:
-    """The table with as many of the columns as the width allows.
+    """The table with as many columns as the width allows.
 
-    First the parts of the time go, then the agreement with `none` or, if that is not enough, the kinds of question.
+    The parts of the time are left out first, then the agreement with `none`, then the kinds of question.
     """
     ascii_only = console.options.ascii_only
     rows = [_cells(run, run["tasks"][task], comparison.get(run["name"], {}), ascii_only) for run in runs]
@@ -89,8 +89,8 @@ def _new_table(title: str, ascii_only: bool) -> Table:
 def _table(task: str, run: dict, rows: list[dict], left_out: list[str], ascii_only: bool) -> Table:
     result, batch = run["tasks"][task], run["generation"]["batch_size"]
     n = result["n"] + result["n_errors"]
-    said = f"dialect {result['dialect']}, {result['split']}"
-    title = f"model {run['model']['id']}, task {task} ({said}), {n} samples, batch size {batch}"
+    details = f"dialect {result['dialect']}, {result['split']}"
+    title = f"model {run['model']['id']}, task {task} ({details}), {n} samples, batch size {batch}"
     table = _new_table(title, ascii_only)
     shown = [name for name in rows[0] if name not in left_out]
     for name in shown:
@@ -101,7 +101,7 @@ def _table(task: str, run: dict, rows: list[dict], left_out: list[str], ascii_on
 
 
 def _cells(run: dict, result: dict, compared: dict, ascii_only: bool) -> dict[str, str]:
-    """All columns of a run, in their order."""
+    """All cells of a run by column, in order."""
     tokens, primary, scale = result["tokens"], result["primary"], result["scale"]
     seconds = {part: spread["median"] for part, spread in result["seconds"].items()}
     ms = {part: "-" if value is None else f"{1000 * value:.1f}" for part, value in seconds.items()}
@@ -122,7 +122,7 @@ def _cells(run: dict, result: dict, compared: dict, ascii_only: bool) -> dict[st
 
 
 def _kinds(result: dict) -> dict[str, str]:
-    """Figures per kind of question: points where the task counts those, else per cent."""
+    """Figures per kind of question: in points if the task uses these, else in per cent."""
     scale = 1 if result["scale"] == 1 else 100
     return {f"{name}\n{unit(scale)}": scaled(kind["value"], scale) for name, kind in result["categories"].items()}
 
@@ -138,7 +138,7 @@ def _with_error(figure: dict, scale: float, ascii_only: bool) -> str:
 
 
 def _selection(run: dict, runs: list[dict], task: str) -> str:
-    """Time of selection as a share of the prefill of the unpruned run, where it is in the table, else of its own."""
+    """Time of selection as a share of the unpruned run's prefill, or of its own if the table has no unpruned run."""
     base = next((other for other in runs if other["name"] == "none"), run)
     prefill = base["tasks"][task]["seconds"]["prefill"]["median"]
     selection = run["tasks"][task]["seconds"]["selection"]["median"]
@@ -154,7 +154,7 @@ def _percent(value: float | None) -> str:
 
 
 def _over_tasks(console: Terminal, tasks: list[str], runs: list[dict], averages: dict) -> list[Table]:
-    """Scores of all tasks and the papers' average; in several tables where one would be too wide."""
+    """Scores of all tasks and their average as in papers; in several tables if one would be too wide."""
     ascii_only = console.options.ascii_only
     for size in range(len(tasks), 0, -1):
         parts = [tasks[start : start + size] for start in range(0, len(tasks), size)]
@@ -168,8 +168,8 @@ def _scores(shown: list[str], tasks: list[str], runs: list[dict], averages: dict
     results = {task: next(run["tasks"][task] for run in runs if task in run["tasks"]) for task in shown}
     dialects = {result["dialect"] for run in runs for name, result in run["tasks"].items() if name in tasks}
     plural = "s" if len(dialects) > 1 else ""
-    said = f"dialect{plural} {', '.join(sorted(dialects))}"
-    table = _new_table(f"model {runs[0]['model']['id']}, {len(tasks)} tasks ({said})", ascii_only)
+    details = f"dialect{plural} {', '.join(sorted(dialects))}"
+    table = _new_table(f"model {runs[0]['model']['id']}, {len(tasks)} tasks ({details})", ascii_only)
     for name in (NAME, BUDGET):
         table.add_column(name, justify="left" if name == NAME else "right", no_wrap=True)
     for task, result in results.items():
@@ -192,15 +192,15 @@ def _score(result: dict | None) -> str:
 
 
 def _average(entry: dict | None, tasks: int, ascii_only: bool) -> str:
-    """With the number of tasks that are in it where some are not."""
+    """The average, with its number of tasks if some are missing."""
     if entry is None or entry["value"] is None:
         return "-"
-    some = "" if len(entry["tasks"]) == tasks else f" ({len(entry['tasks'])} of {tasks})"
-    return _with_error(entry, 100, ascii_only) + some
+    coverage = "" if len(entry["tasks"]) == tasks else f" ({len(entry['tasks'])} of {tasks})"
+    return _with_error(entry, 100, ascii_only) + coverage
 
 
 def _print_remarks(console: Terminal, runs: list[dict]) -> None:
-    """What was done to pictures, and the patches' notes, each once."""
+    """Prints how pictures were downsampled, and the notes of the patches, each once."""
     remarks = [f"downsample: {run['method']['downsample']['meaning']}" for run in runs if "downsample" in run["method"]]
     for remark in dict.fromkeys([*remarks, *(f"note: {note}" for run in runs for note in run["notes"])]):
         console.say(remark)

@@ -1,4 +1,4 @@
-"""The benchmarks as a list for people and for programs."""
+"""The list of benchmarks, as a table or as JSON."""
 
 import json
 
@@ -12,19 +12,19 @@ from vtc.io.terminal import Terminal, say
 
 def list_tasks(as_json: bool) -> None:
     """Prints the benchmarks."""
-    found = []
+    tasks = []
     for name in TASKS:
         task = TASKS[name]
         source = None if task.source is None else {"ids": list(task.source.ids), "config": task.source.config}
         about = {"splits": list(task.splits), "primary": task.primary, "max_new_tokens": task.max_new_tokens}
-        found.append({"name": name, "version": task.version, "source": source, **about})
+        tasks.append({"name": name, "version": task.version, "source": source, **about})
     if as_json:
-        say(json.dumps(found, indent=2))
+        say(json.dumps(tasks, indent=2))
         return
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for column in ("task", "data on the hub", "splits", "figure"):
         table.add_column(column)
-    for task in found:
+    for task in tasks:
         source = task["source"]
         place = "generated" if source is None else source["ids"][0]
         if source is not None and source["config"]:

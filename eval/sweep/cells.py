@@ -1,8 +1,9 @@
-"""The cells of a sweep: what makes each, its folder, and who works on it.
+"""The cells of a sweep: their parameters, folders and locks.
 
-A cell is named by the hash of its parameters and has a folder of its own in DIR/cells, an ordinary output of `vtc
-eval` with `cell.json` beside. Who works on it holds a lock (flock) on `lock` in there, which ends with the process,
-however it ends. The folder must lie on a file system whose locks reach all workers (local ones, NFS 4).
+A cell is named by the hash of its parameters and has a folder of its own in DIR/cells: an ordinary output of `vtc
+eval` with an additional `cell.json`. A worker holds a lock (flock) on the file `lock` in that folder, which is released
+when its process ends, however it ends. The folder must be on a file system whose locks work for all workers (local
+ones, NFS 4).
 """
 
 import contextlib
@@ -30,13 +31,13 @@ from vtc.io.shapes import Shape
 BASELINE, CELL, HELDOUT = "baseline", "cell", "heldout"
 DONE, FAILED, PENDING, EXCLUDED = "done", "failed", "pending", "excluded"
 SCHEMA = "vtc.sweep.cell/1"
-TRIES = 100  # draws for each random cell that is wanted, where draws are excluded or equal
+TRIES = 100  # the most draws per random cell, as some are excluded or equal
 SETTINGS = ("dialect", "split", "limit", "batch_size", "max_new_tokens", "system", "pad_square", "dataset_path")
 
 
 @dataclass(frozen=True)
 class SweepCell:
-    """One evaluation. params: all that makes it. role: baseline, cell or heldout. excluded: it will not run."""
+    """One evaluation. params: everything that defines it. role: baseline, cell or heldout. excluded: it is not run."""
 
     params: Mapping
     role: str = CELL
@@ -48,12 +49,13 @@ class SweepCell:
         object.__setattr__(self, "id", hashlib.sha256(text.encode()).hexdigest()[:12])
 
     def settings(self, output: Path, device: str | None = None) -> EvalSettings:
-        """What `vtc eval` would be asked."""
+        """The settings of the equivalent `vtc eval`."""
         given = {key: self.params[key] for key in SETTINGS if self.params[key] is not None}
         return EvalSettings(
             output, model=self.params["model"], model_args=dict(self.params["model_args"]),
             strategies=(self.params["strategy"],), keeps=(self.params["keep"],), overrides=dict(self.params["set"]),
-            tasks=tuple(self.params["tasks"]), seed=self.params["seed"], device=device, **given,
+            tasks=tuple(self.params["tasks"]), seed=self.params["seed"], device=device,
+            agreement=self.params.get("agreement", False), **given,
         )  # fmt: skip
 
     @property
@@ -62,8 +64,8 @@ class SweepCell:
         keep = [] if self.params["keep"] is None else [f"keep={self.params['keep']}"]
         return " ".join([self.params["strategy"], *keep, *(f"{k}={v}" for k, v in self.params["set"].items())])
 
-    def told(self, spec: Spec) -> str:
-        """The label, with what else differs between the cells of the sweep."""
+    def full_label(self, spec: Spec) -> str:
+        """The label, with the model, seed and split if they vary between the cells of the sweep."""
         more = [self.params["model"]] if len(spec.models) > 1 else []
         more += [f"seed={self.params['seed']}"] if len(spec.seeds) > 1 else []
         more += [f"on {self.params['split']}"] if self.role == HELDOUT else []
@@ -73,7 +75,7 @@ class SweepCell:
 def cell_of(
     spec: Spec, assigned: Mapping, model: int = 0, seed: int | None = None, role: str = CELL, **changed
 ) -> SweepCell:
-    """The cell of an assignment; `none` has no budget and no knobs, whatever is assigned. changed: split, limit."""
+    """The cell of an assignment; for `none`, budget and knobs are ignored. changed: a different split or limit."""
     name, args = spec.models[model]
     strategy, keep = assigned.get("strategy", NONE), assigned.get("keep")
     keep = vtc.load_strategy("uniform", keep=keep).keep if isinstance(keep, str) else keep
@@ -87,8 +89,9 @@ def cell_of(
         **{key: spec.settings.get(key) for key in SETTINGS if key in spec.settings},
     }  # fmt: skip
     params = {**dict.fromkeys(SETTINGS), **params, **changed}
-    own = {part: _digest(Path(part)) for part in strategy.split("+") if Path(part).is_file()}
-    return SweepCell({**params, **({"files": own} if own else {})}, role)
+    digests = {part: _digest(Path(part)) for part in strategy.split("+") if Path(part).is_file()}
+    compared = {"agreement": True} if any(o.figure == "agreement" for o in spec.objectives) else {}
+    return SweepCell({**params, **compared, **({"files": digests} if digests else {})}, role)
 
 
 def _digest(file: Path) -> str:
@@ -107,12 +110,12 @@ def fixed_cells(spec: Spec) -> list[SweepCell]:
 def heldout_cells(spec: Spec, best: Mapping) -> list[SweepCell]:
     """`none`, the reference and the best assignment on the held-out split."""
     changed = {"split": spec.heldout.split, "limit": spec.heldout.limit or spec.settings.get("limit")}
-    wanted = ({"strategy": NONE}, spec.heldout.reference, best)
-    return [cell_of(spec, assigned, role=HELDOUT, **changed) for assigned in wanted]
+    assignments = ({"strategy": NONE}, spec.heldout.reference, best)
+    return [cell_of(spec, assigned, role=HELDOUT, **changed) for assigned in assignments]
 
 
 def planned(spec: Spec) -> list[SweepCell]:
-    """All cells of a grid or a random draw, the fixed ones first, each once; of a search the fixed ones alone."""
+    """All cells of a grid or a random draw, the fixed ones first, each once; for a search only the fixed ones."""
     cells = fixed_cells(spec)
     for model in range(len(spec.models)) if spec.mode != "search" else ():
         for seed in spec.seeds:
@@ -121,25 +124,25 @@ def planned(spec: Spec) -> list[SweepCell]:
                 cells.append(dataclasses.replace(cell_of(spec, assigned, model, seed), excluded=excluded))
                 if len(cells) > MOST:
                     raise ConfigError(f"the sweep has more than {MOST} cells; possible: a smaller space, mode: random")
-    found: dict[str, SweepCell] = {}
+    unique: dict[str, SweepCell] = {}
     for cell in cells:
-        if not (cell.excluded and cell.id in found):
-            found[cell.id] = cell
-    return list(found.values())
+        if not (cell.excluded and cell.id in unique):
+            unique[cell.id] = cell
+    return list(unique.values())
 
 
 def _assignments(spec: Spec, model: int) -> Iterator[dict]:
     if spec.mode == "grid":
         yield from grid(spec.space)
         return
-    seen, name = set(), spec.models[model][0]
+    drawn, name = set(), spec.models[model][0]
     for number in range(TRIES * spec.n):
         assigned = draw(spec.space, spec.seed, number)
         ident = cell_of(spec, assigned).id
-        if ident not in seen and not is_excluded({"model": name, **assigned}, spec.exclude):
-            seen.add(ident)
+        if ident not in drawn and not is_excluded({"model": name, **assigned}, spec.exclude):
+            drawn.add(ident)
             yield assigned
-        if len(seen) == spec.n:
+        if len(drawn) == spec.n:
             return
 
 
@@ -161,7 +164,7 @@ class Place:
 
     @contextlib.contextmanager
     def lock(self, file: Path, wait: bool) -> Iterator[bool]:
-        """Holds the lock of a file while the block runs; False: somebody else has it (never, if told to wait)."""
+        """Holds the lock of a file while the block runs; False if another process holds it (never with `wait`)."""
         try:
             file.parent.mkdir(parents=True, exist_ok=True)
             handle = file.open("a")
@@ -176,11 +179,11 @@ class Place:
             yield True
 
     def claim(self, ident: str):
-        """Holds the cell while the block runs, see `lock`."""
+        """Holds the lock of a cell while the block runs, see `lock`."""
         return self.lock(self.of(ident) / "lock", wait=False)
 
     def state(self, ident: str) -> str:
-        """done, failed or pending; a cell whose files are damaged is not done."""
+        """done, failed or pending; a cell with damaged files is not done."""
         if self._read(ident, "cell.json", saved.FINISHED) and self.run(ident):
             return DONE
         return FAILED if self.error(ident) else PENDING
@@ -192,15 +195,15 @@ class Place:
             return {}
 
     def read(self, ident: str) -> dict:
-        """The cell's own file, cell.json; empty without one, or if it is damaged."""
+        """The contents of cell.json; empty if it is missing or damaged."""
         return self._read(ident, "cell.json", saved.BEGUN)
 
     def error(self, ident: str) -> dict:
-        """What went wrong; empty if nothing did."""
+        """The error of a failed cell; empty if there is none."""
         return self._read(ident, "error.json", saved.ERROR)
 
     def run(self, ident: str) -> dict:
-        """The result of the cell's run; empty without one, or if it is damaged."""
+        """The result of the cell's run; empty if it is missing or damaged."""
         file = next(iter(sorted((self.of(ident) / "runs").glob("*.json"))), None)
         return {} if file is None else self._read(ident, f"runs/{file.name}", saved.RUN)
 
@@ -209,20 +212,20 @@ class Place:
         write_json(self.of(cell.id) / "cell.json", {"schema": SCHEMA, "id": cell.id, "params": cell.params, **known})
 
     def fail(self, cell: SweepCell, line: str, trace: str, start: str) -> None:
-        """Notes what went wrong: one line, and all of it beside."""
+        """Writes the error in one line, and its traceback to a file of its own."""
         folder = self.of(cell.id)
         write_text(folder / "traceback.txt", trace)
         now = datetime.now(UTC).isoformat(timespec="seconds")
         write_json(folder / "error.json", {"error": line, "traceback": "traceback.txt", "created": now, "start": start})
 
     def clear(self, ident: str) -> None:
-        """Forgets what went wrong before."""
+        """Deletes the files of an earlier error."""
         for name in ("error.json", "traceback.txt"):
             (self.of(ident) / name).unlink(missing_ok=True)
 
 
 def check(cells: list[SweepCell]) -> None:
-    """Each cell's strategy, budget and knobs; raises ConfigError in one line."""
+    """Checks each cell's strategy, budget and knobs; raises ConfigError in one line."""
     for cell in cells:
         try:
             for task in cell.params["tasks"]:

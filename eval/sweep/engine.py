@@ -1,4 +1,4 @@
-"""`vtc sweep`: this process works, with helpers beside it if wanted, and draws the end from the folder."""
+"""`vtc sweep`: runs cells in this process, optionally with helper processes, and concludes from the folder."""
 
 import contextlib
 import multiprocessing
@@ -22,8 +22,8 @@ SAMPLED = 30  # assignments of a search that are checked before it starts
 
 @dataclass(frozen=True)
 class Asked:
-    """What the command line says. workers: processes on this machine, this one among them; worker:
-    only help others, conclude nothing."""
+    """The options of the command line. workers: the number of processes on this machine, including this one; worker:
+    only help other processes, without concluding."""
 
     output: Path
     workers: int = 1
@@ -36,10 +36,10 @@ class Asked:
 
 
 def sweep(name: str, asked: Asked, console: Terminal | None = None) -> int:
-    """Runs a sweep, or what is left of it; returns the number of failed cells. Raises ConfigError in one line."""
+    """Runs a sweep, or the rest of it; returns the number of failed cells. Raises ConfigError in one line."""
     spec = load_spec(name)
-    many = int(os.environ.get("WORLD_SIZE", "1")) > 1
-    if many and (asked.workers > 1 or asked.dry_run):
+    distributed = int(os.environ.get("WORLD_SIZE", "1")) > 1
+    if distributed and (asked.workers > 1 or asked.dry_run):
         raise ConfigError("--workers and --dry-run are not for accelerate launch; possible: neither of them")
     if asked.storage is not None and spec.mode != "search":
         raise ConfigError(f"--storage means nothing in mode {spec.mode}; possible: mode: search")
@@ -52,10 +52,10 @@ def sweep(name: str, asked: Asked, console: Terminal | None = None) -> int:
         return 0
     place, start = Place(asked.output), uuid.uuid4().hex
     first = int(os.environ.get("RANK", "0")) == 0
-    own, *others = _shares(asked.max_cells, asked.workers)
+    share, *helper_shares = _shares(asked.max_cells, asked.workers)
     with Board(spec, place, cells, start, silent=not first, watch=asked.workers > 1) as board:
-        with _helpers(spec, asked, others, cells, start, board):
-            summary = _work(spec, place, replace(asked, max_cells=own, device=_device(asked, 0)), cells, start, board)
+        with _helpers(spec, asked, helper_shares, cells, start, board):
+            summary = _work(spec, place, replace(asked, max_cells=share, device=_device(asked, 0)), cells, start, board)
         board.look()
     if summary is None:
         return board.failed
@@ -67,12 +67,12 @@ def sweep(name: str, asked: Asked, console: Terminal | None = None) -> int:
 
 
 def _sampled(spec: Spec) -> list[SweepCell]:
-    """Some cells of a search, so that a wrong knob is found before it starts."""
+    """A sample of a search's cells, so that a wrong knob is found before it starts."""
     return [cell_of(spec, draw(spec.space, 0, i)) for i in range(SAMPLED if spec.mode == "search" else 0)]
 
 
 def _work(spec: Spec, place: Place, asked: Asked, cells: list[SweepCell], start: str, board: Board) -> dict | None:
-    """This process's part, and the end; None in processes beside the first, and for helpers."""
+    """Runs this process's part and concludes; returns None for helpers and for all processes but the first."""
     import torch
 
     from vtc.eval.sweep.work import Options, Worker
@@ -110,20 +110,20 @@ def _lead(worker, cells: list[SweepCell], asked: Asked) -> dict | None:
             conclude(Findings(spec, place, search))
     if asked.worker:
         return None
-    return conclude(Findings(spec, place, search), None if worker.left == 0 else worker.cells)
+    return conclude(Findings(spec, place, search), None if worker.cells_left == 0 else worker.cells)
 
 
 @contextlib.contextmanager
 def _helpers(
     spec: Spec, asked: Asked, shares: list, cells: list[SweepCell], start: str, board: Board
 ) -> Iterator[None]:
-    """Worker processes beside this one while the block runs, one per share (of the cells that may be run)."""
+    """Runs helper processes while the block runs, one per share (the number of cells that each may run)."""
     context = multiprocessing.get_context("spawn")
-    given = [
+    helpers = [
         replace(asked, max_cells=share, device=_device(asked, i)) for i, share in enumerate(shares, 1) if share != 0
     ]
     workers = [
-        context.Process(target=_worker, args=(spec.text, spec.name, one, cells, start), daemon=True) for one in given
+        context.Process(target=_worker, args=(spec.text, spec.name, one, cells, start), daemon=True) for one in helpers
     ]
     with _divided(asked.workers):
         for worker in workers:
@@ -141,12 +141,12 @@ def _helpers(
 
 
 def _shares(most: int | None, workers: int) -> list[int | None]:
-    """How many cells each worker may run."""
+    """The number of cells that each worker may run."""
     return [None if most is None else most // workers + (i < most % workers) for i in range(workers)]
 
 
 def _device(asked: Asked, number: int) -> str | None:
-    """The device of a worker: of several GPUs each has the next."""
+    """The device of a worker: several GPUs are assigned in turn."""
     import torch
 
     several = asked.workers > 1 and asked.device in (None, "cuda") and torch.cuda.device_count() > 1
@@ -159,18 +159,18 @@ def _threads(workers: int) -> int:
 
 @contextlib.contextmanager
 def _divided(workers: int) -> Iterator[None]:
-    """Workers divide the cores among them, unless the user has decided; more threads than cores are very slow."""
-    given = "OMP_NUM_THREADS" in os.environ
+    """Divides the cores among the workers, unless the user did; more threads than cores are very slow."""
+    user_set = "OMP_NUM_THREADS" in os.environ
     os.environ.setdefault("OMP_NUM_THREADS", str(_threads(workers)))
     try:
         yield
     finally:
-        if not given:
+        if not user_set:
             del os.environ["OMP_NUM_THREADS"]
 
 
 def _worker(text: str, name: str, asked: Asked, cells: list[SweepCell], start: str) -> None:
-    """A worker process: works silently, and leaves interrupts and the end to who started it."""
+    """A helper process: prints nothing, and leaves interrupts and the conclusion to its parent."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     from vtc.eval.sweep.study import Search
     from vtc.eval.sweep.work import Options, Worker

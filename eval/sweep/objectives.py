@@ -1,14 +1,16 @@
-"""What a sweep looks for: figures of a finished cell, each to be made large or small, some under a budget.
+"""The objectives of a sweep: figures of a finished cell to maximize or minimize, optionally under a budget.
 
     accuracy       the primary figure of a task (with several tasks: `task: NAME`)
     relative       primary figure / that of the unpruned model, mean over the tasks: the papers' average
     prefill_flops  of the language model's prefill, per sample
     first_token    seconds of vision, selection and prefill per sample (sum of the medians)
     tokens         visual tokens in the average decoder layer
+    agreement      cosine of the last prompt token's final hidden state with and without the method, mean over samples;
+                   each sample is then seen unpruned, too
 
-An objective is one of these words, or {figure, task, budget, name}. budget: only cells count that have at most this
-fraction of the visual tokens, or this number, measured, with one token of rounding; `each`: one objective per value of
-`keep`. Without a task, costs are means over the tasks.
+An objective is one of these words, or {figure, task, budget, name}. budget: only cells with at most this fraction or
+number of visual tokens count, as measured, with a tolerance of one token for rounding; `each`: one objective per value
+of `keep`. Without a task, costs are means over the tasks.
 """
 
 import math
@@ -21,7 +23,7 @@ from vtc.core.registry import unknown
 
 FIGURES = {
     "accuracy": "maximize", "relative": "maximize", "prefill_flops": "minimize", "first_token": "minimize",
-    "tokens": "minimize",
+    "tokens": "minimize", "agreement": "maximize",
 }  # fmt: skip
 PARTS = ("vision", "selection", "prefill")
 KEYS = ("figure", "task", "budget", "name")
@@ -29,7 +31,7 @@ KEYS = ("figure", "task", "budget", "name")
 
 @dataclass(frozen=True)
 class Objective:
-    """One thing to make large or small; see the module."""
+    """One figure to maximize or minimize; see the module."""
 
     name: str
     figure: str
@@ -43,27 +45,27 @@ class Objective:
 
     @property
     def sign(self) -> int:
-        """1 where more is better, else -1."""
+        """1 if higher is better, else -1."""
         return 1 if self.direction == "maximize" else -1
 
     def record(self) -> dict:
-        """For sweep.json."""
+        """The objective as in sweep.json."""
         return {"name": self.name, "figure": self.figure, "direction": self.direction, "task": self.task,
                 "budget": self.budget}  # fmt: skip
 
     def measure(self, tasks: Mapping, base: Mapping | None) -> float | None:
-        """The figure of a run's `tasks`, whatever the budget; base: those of the unpruned run. None: unknown."""
+        """The figure of a run's `tasks`, ignoring the budget; None if unknown. base: the tasks of the unpruned run."""
         if self.figure == "relative":
             return _mean([_ratio(_primary(result), base and _primary(base[name])) for name, result in tasks.items()])
-        found = _READ[self.figure]
-        return _mean([found(result) for name, result in tasks.items() if self.task in (None, name)])
+        read = _READ[self.figure]
+        return _mean([read(result) for name, result in tasks.items() if self.task in (None, name)])
 
     def excess(self, tasks: Mapping) -> float:
-        """By how many of its visual tokens a run is above the budget, as a share; 0 or less: it is within."""
+        """The share of visual tokens by which a run exceeds the budget; 0 or less if it is within the budget."""
         return max((_excess(r["tokens"], self.budget) for n, r in tasks.items() if self.task in (None, n)), default=0.0)
 
     def value(self, tasks: Mapping, base: Mapping | None) -> float | None:
-        """The figure; None where it is unknown, and above the budget."""
+        """The figure; None if it is unknown or the run exceeds the budget."""
         return None if self.excess(tasks) > 0 else self.measure(tasks, base)
 
 
@@ -81,6 +83,7 @@ _READ = {
     "prefill_flops": lambda result: result["prefill_flops"]["after"],
     "first_token": _first_token,
     "tokens": lambda result: result["tokens"]["visual_average"],
+    "agreement": lambda result: result.get("agreement"),
 }
 
 
@@ -101,13 +104,13 @@ def _excess(tokens: Mapping, budget: float | int | None) -> float:
 
 
 def read_objectives(raw: object, tasks: Sequence[str], parameters: Sequence) -> tuple[Objective, ...]:
-    """The objectives of a YAML; raises ConfigError."""
+    """The objectives in a sweep's YAML; raises ConfigError."""
     rows = raw if isinstance(raw, list) else [raw]
-    found = [objective for row in rows for objective in _read(row, tasks, parameters)]
-    names = [objective.name for objective in found]
-    if not found or len(set(names)) < len(names):
+    objectives = [objective for row in rows for objective in _read(row, tasks, parameters)]
+    names = [objective.name for objective in objectives]
+    if not objectives or len(set(names)) < len(names):
         raise ConfigError(f"objectives={shown(raw)}; possible: a list of {', '.join(FIGURES)}, each name once")
-    return tuple(found)
+    return tuple(objectives)
 
 
 def _read(row: object, tasks: Sequence[str], parameters: Sequence) -> list[Objective]:
@@ -152,12 +155,12 @@ def _budgets(budget: object, parameters: Sequence) -> list:
 
 
 def dominates(first: Sequence[float], second: Sequence[float], signs: Sequence[int]) -> bool:
-    """Whether `first` is nowhere worse and somewhere better."""
+    """Whether `first` is never worse and at least once better."""
     gains = [sign * (a - b) for a, b, sign in zip(first, second, signs)]
     return all(gain >= 0 for gain in gains) and any(gain > 0 for gain in gains)
 
 
 def pareto(points: Sequence[Sequence[float | None]], signs: Sequence[int]) -> list[int]:
-    """The numbers of the points that no other one dominates; a point with an unknown value is in no set."""
+    """Indices of the points that no other point dominates; points with unknown values are left out."""
     known = [i for i, point in enumerate(points) if None not in point]
     return [i for i in known if not any(dominates(points[j], points[i], signs) for j in known if j != i)]

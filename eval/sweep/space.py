@@ -1,7 +1,7 @@
-"""The parameters of a sweep, and the assignments that a grid, a random draw or a search makes of them.
+"""The parameters of a sweep, and the assignments of values to them by a grid, a random draw or a search.
 
-A list is a choice. {low, high} is a range, with `step`, `log` or `int: true`; a grid needs the step (or int). A
-parameter with `when: {other: value or list}` is only there if the others are there with such a value.
+A list is a choice. {low, high} is a range, with `step`, `log` or `int: true`; a grid needs a step (or int). A parameter
+with `when: {other: value or list}` only applies if the other parameters apply and have one of these values.
 """
 
 import json
@@ -16,13 +16,13 @@ from vtc.io.plain_yaml import parse
 
 RESERVED = ("model", "model_args", "tasks", "split", "limit", "seed", "seeds", "set")
 KEYS = ("values", "low", "high", "step", "log", "int", "when")
-MOST = 10_000  # values that are written out, and cells
-DIGITS = 10  # of numbers counted out in steps: 0.15, not 0.15000000000000002
+MOST = 10_000  # values of a parameter, and cells
+DIGITS = 10  # to which the values of steps are rounded: 0.15, not 0.15000000000000002
 
 
 @dataclass(frozen=True)
 class Parameter:
-    """values: the choices, or None for a range. when: names of other parameters, each with its possible values."""
+    """A parameter. values: the choices, None for a range. when: the values of other parameters that it depends on."""
 
     name: str
     values: tuple | None = None
@@ -34,12 +34,12 @@ class Parameter:
     when: Mapping[str, tuple] = field(default_factory=dict)
 
     def applies(self, assigned: Mapping) -> bool:
-        """Whether the parameter is there beside those assigned so far."""
+        """Whether the parameter applies, given the values assigned so far."""
         return all(name in assigned and same(assigned[name], values) for name, values in self.when.items())
 
     @property
     def choices(self) -> tuple:
-        """All values: of a range those of its steps. Raises ConfigError for more than MOST."""
+        """All values, for a range those of its steps. Raises ConfigError for more than MOST."""
         if self.values is not None:
             return self.values
         if self._count > MOST:
@@ -57,7 +57,7 @@ class Parameter:
         return int(value) if self.whole else round(float(value), DIGITS)
 
     def draw(self, generator: random.Random) -> object:
-        """A value at random: of a range uniform, or uniform in its logarithm."""
+        """A random value: in a range it is uniform, or log-uniform."""
         if self.values is not None:
             return generator.choice(self.values)
         if self.step is not None:
@@ -68,7 +68,7 @@ class Parameter:
         return round(value) if self.whole else value
 
     def suggest(self, trial) -> object:
-        """A value from an Optuna trial; choices that are no plain values are JSON texts there."""
+        """A value from an Optuna trial, in which choices other than plain values are encoded as JSON."""
         if self.values is not None:
             coded = {_code(value): value for value in self.values}
             return coded[trial.suggest_categorical(self.name, list(coded))]
@@ -83,17 +83,17 @@ def _code(value: object) -> object:
     return value if value is None or isinstance(value, bool | int | float | str) else json.dumps(value)
 
 
-def same(value: object, wanted: object) -> bool:
-    """Whether the value is the wanted one, or one of a list of these; 1 and True differ, 1 and 1.0 do not."""
-    options = [wanted, *wanted] if isinstance(wanted, list | tuple) else [wanted]
+def same(value: object, expected: object) -> bool:
+    """Whether the value is the expected one, or in a list of these; 1 and True differ, 1 and 1.0 do not."""
+    options = [expected, *expected] if isinstance(expected, list | tuple) else [expected]
     return any(value == one and isinstance(value, bool) == isinstance(one, bool) for one in options)
 
 
 def read_parameter(name: object, raw: object, mode: str) -> Parameter:
-    """A parameter of the YAML's `space`; raises ConfigError."""
+    """A parameter of `space` in the YAML; raises ConfigError."""
     where = f"space.{name}"
     if not isinstance(name, str) or name in RESERVED:
-        raise ConfigError(f"{where} is no parameter; possible: strategy, keep, and knobs; {name} stands at the top")
+        raise ConfigError(f"{where} is no parameter; possible: strategy, keep, and knobs; {name} belongs at the top")
     if isinstance(raw, list):
         raw = {"values": raw}
     if not isinstance(raw, Mapping):
@@ -120,20 +120,20 @@ def read_parameter(name: object, raw: object, mode: str) -> Parameter:
 def _range(name: str, raw: Mapping, when: Mapping, mode: str, where: str) -> Parameter:
     whole, log, step = raw.get("int", False), raw.get("log", False), raw.get("step")
     kinds = (int,) if whole is True else (int, float)
-    given = [raw.get("low"), raw.get("high"), *([] if step is None else [step])]
+    bounds = [raw.get("low"), raw.get("high"), *([] if step is None else [step])]
     fine = whole in (True, False) and log in (True, False) and not (log and step is not None)
-    numbers = all(type(value) in kinds and math.isfinite(value) for value in given)
-    if not fine or not numbers or not given[0] < given[1]:
+    numbers = all(type(value) in kinds and math.isfinite(value) for value in bounds)
+    if not fine or not numbers or not bounds[0] < bounds[1]:
         possible = "whole numbers" if whole else "numbers"
         raise ConfigError(f"{where}={shown(dict(raw))}; possible: low < high ({possible}), with step or log: true")
-    if step is not None and step <= 0 or log and given[0] <= 0:
+    if step is not None and step <= 0 or log and bounds[0] <= 0:
         raise ConfigError(f"{where}={shown(dict(raw))}; possible: a step > 0; for log a low > 0")
     if mode == "grid" and (log or step is None and not whole):
         raise ConfigError(f"{where} is a range without a step in a grid; possible: a list, a step, mode: random")
     step = 1 if whole and step is None and not log else step
-    if not (given[1] - given[0]) / (step or 1) < 2**53:
+    if not (bounds[1] - bounds[0]) / (step or 1) < 2**53:
         raise ConfigError(f"{where}={shown(dict(raw))} is too wide; possible: fewer steps")
-    return Parameter(name, None, given[0], given[1], step, log, whole, when)
+    return Parameter(name, None, bounds[0], bounds[1], step, log, whole, when)
 
 
 def _when(raw: object, where: str) -> dict[str, tuple]:
@@ -143,23 +143,24 @@ def _when(raw: object, where: str) -> dict[str, tuple]:
 
 
 def ordered(parameters: Sequence[Parameter]) -> tuple[Parameter, ...]:
-    """Each parameter after those that it depends on, else as written; raises ConfigError where that cannot be."""
-    names, found, left = [p.name for p in parameters], [], list(parameters)
+    """The parameters, each after those that it depends on, otherwise as written; raises ConfigError for a cycle."""
+    names, result, remaining = [p.name for p in parameters], [], list(parameters)
     for parameter in parameters:
         for other in parameter.when:
             if other not in names:
                 raise ConfigError(unknown(f"parameter in space.{parameter.name}.when", other, names))
-    while left:
-        ready = next((p for p in left if set(p.when) <= {q.name for q in found}), None)
+    while remaining:
+        ready = next((p for p in remaining if set(p.when) <= {q.name for q in result}), None)
         if ready is None:
-            raise ConfigError(f"space: {', '.join(p.name for p in left)} depend on each other; possible: no circle")
-        found.append(ready)
-        left.remove(ready)
-    return tuple(found)
+            cycle = ", ".join(parameter.name for parameter in remaining)
+            raise ConfigError(f"space: {cycle} depend on each other; possible: no cycle")
+        result.append(ready)
+        remaining.remove(ready)
+    return tuple(result)
 
 
 def grid(parameters: Sequence[Parameter], assigned: Mapping | None = None) -> Iterator[dict]:
-    """All assignments, the last parameter changing fastest."""
+    """All assignments; the last parameter changes fastest."""
     assigned = dict(assigned or {})
     if not parameters:
         yield assigned
@@ -173,7 +174,7 @@ def grid(parameters: Sequence[Parameter], assigned: Mapping | None = None) -> It
 
 
 def draw(parameters: Sequence[Parameter], seed: int, number: int) -> dict:
-    """The assignment `number` of those that a seed gives."""
+    """The random assignment with this number, for this seed."""
     generator, assigned = random.Random(f"{seed}/{number}"), {}
     for parameter in parameters:
         if parameter.applies(assigned):
@@ -182,7 +183,7 @@ def draw(parameters: Sequence[Parameter], seed: int, number: int) -> dict:
 
 
 def suggest(parameters: Sequence[Parameter], trial) -> dict:
-    """The assignment of an Optuna trial; parameters that it has already keep their values."""
+    """The assignment of an Optuna trial; parameters that it already has keep their values."""
     assigned: dict = {}
     for parameter in parameters:
         if parameter.applies(assigned):
@@ -191,43 +192,43 @@ def suggest(parameters: Sequence[Parameter], trial) -> dict:
 
 
 def is_excluded(assigned: Mapping, excluded: Sequence[Mapping]) -> bool:
-    """Whether one of the partial assignments is part of this one."""
+    """Whether the assignment contains one of the excluded partial assignments."""
     return any(row and all(k in assigned and same(assigned[k], v) for k, v in row.items()) for row in excluded)
 
 
 def chosen(only: str | None, cells: Sequence) -> list:
-    """The cells of `--only KEY=VALUE,KEY=VALUE`, each key with one of its values, and the baselines.
+    """The cells that match `--only KEY=VALUE,KEY=VALUE` (a repeated key allows several values), and the baselines.
 
     Raises ConfigError for a key or a value that no cell has, and if no cell has all of them.
     """
     if only is None:
         return list(cells)
-    wanted, known = _filters(only), [_filtered(cell) for cell in cells]
-    for key, values in wanted.items():
-        there = [mine[key] for mine in known if key in mine]
-        if not there:
-            raise ConfigError(unknown("key in --only", key, sorted({name for mine in known for name in mine})))
+    filters, known = _filters(only), [_filtered(cell) for cell in cells]
+    for key, values in filters.items():
+        existing = [params[key] for params in known if key in params]
+        if not existing:
+            raise ConfigError(unknown("key in --only", key, sorted({name for params in known for name in params})))
         for value in values:
-            if not any(same(one, [value]) for one in there):
-                possible = shown(list(dict.fromkeys(map(str, there))))
+            if not any(same(one, [value]) for one in existing):
+                possible = shown(list(dict.fromkeys(map(str, existing))))
                 raise ConfigError(f"--only {shown(f'{key}={value}')} matches no cell; possible: {possible}")
-    found = [all(k in mine and same(mine[k], values) for k, values in wanted.items()) for mine in known]
-    if not any(found):
+    matches = [all(k in params and same(params[k], values) for k, values in filters.items()) for params in known]
+    if not any(matches):
         raise ConfigError(f"--only {shown(only)} matches no cell; possible: values that stand together in one")
-    return [cell for cell, wished in zip(cells, found) if wished or cell.role == "baseline"]
+    return [cell for cell, wished in zip(cells, matches) if wished or cell.role == "baseline"]
 
 
 def _filtered(cell) -> dict:
-    """What `--only` sees of a cell."""
+    """The parameters of a cell that `--only` can filter by."""
     return {**cell.params["set"], **{key: cell.params[key] for key in ("model", "strategy", "keep", "seed")}}
 
 
 def _filters(only: str) -> dict[str, list]:
-    """The values of each key; raises ConfigError for what is no filter."""
-    wanted: dict[str, list] = {}
+    """The allowed values of each key; raises ConfigError for an invalid filter."""
+    filters: dict[str, list] = {}
     for part in only.split(","):
         key, sign, text = part.partition("=")
         if not sign or not key.strip():
             raise ConfigError(f"--only {shown(part)} is no filter; possible: KEY=VALUE, such as strategy=hiprune")
-        wanted.setdefault(key.strip(), []).append(parse(text, f"--only {shown(part)}: the value"))
-    return wanted
+        filters.setdefault(key.strip(), []).append(parse(text, f"--only {shown(part)}: the value"))
+    return filters

@@ -1,11 +1,11 @@
-"""A sweep's YAML, read and checked: every mistake is one line that names the place and what is possible.
+"""Reads and checks a sweep's YAML: every error is one line that names the place and what is possible.
 
     name: hiprune_search
     model: demo                    # or models: [demo, {model: OWNER/NAME, model_args: {dtype: float16}}]
     tasks: demo
     split: tune
     limit: 350
-    space:                         # `strategy` and `keep` are parameters like any other, other names are knobs (--set)
+    space:                         # `strategy` and `keep` are ordinary parameters, other names are knobs (--set)
       strategy: [hiprune, fastv]
       keep: [0.25, 0.11]           # null: the strategy's own budget
       alpha: {low: 0.0, high: 1.0, step: 0.05, when: {strategy: hiprune}}
@@ -16,7 +16,7 @@
     objectives: [{figure: accuracy, budget: each}, prefill_flops]
     heldout: {split: test, reference: {strategy: hiprune, keep: 0.25}}
 
-Other settings are those of `vtc eval`: model_args, dialect, seeds, batch_size, max_new_tokens, dataset_path, system,
+Further settings are those of `vtc eval`: model_args, dialect, seeds, batch_size, max_new_tokens, dataset_path, system,
 pad_square. Objectives are described in `vtc.eval.sweep.objectives`.
 """
 
@@ -48,7 +48,7 @@ KEYS = (
 
 @dataclass(frozen=True)
 class Heldout:
-    """What happens to the best once it is found: it meets `reference` (an assignment) on another split."""
+    """The final comparison: the best cell against `reference` (an assignment) on another split."""
 
     split: str
     reference: Mapping
@@ -59,7 +59,7 @@ class Heldout:
 @dataclass(frozen=True)
 class Spec:
     """A sweep. models: pairs of a name and arguments of from_pretrained. settings: those of `vtc eval` that all cells
-    share. space: parameters, those that others depend on first. text: the YAML itself."""
+    share. space: parameters, each after those that it depends on. text: the YAML itself."""
 
     name: str
     text: str
@@ -80,11 +80,11 @@ class Spec:
 
     @property
     def aims(self) -> tuple[Objective, ...]:
-        """The objectives without their budgets, each figure once: what Pareto sets and searches look at."""
-        found = {}
+        """One objective per figure and task, whatever their budgets: the axes of Pareto sets and searches."""
+        by_figure = {}
         for objective in self.objectives:
-            found.setdefault((objective.figure, objective.task), objective)
-        return tuple(found.values())
+            by_figure.setdefault((objective.figure, objective.task), objective)
+        return tuple(by_figure.values())
 
 
 def shipped() -> dict[str, object]:
@@ -112,7 +112,7 @@ def read_spec(text: str, stem: str) -> Spec:
 
 
 def known(raw: object, possible: tuple[str, ...], where: str) -> Mapping:
-    """The mapping, if all its keys are possible; raises ConfigError."""
+    """The mapping, if all its keys are possible; else raises ConfigError."""
     if not isinstance(raw, Mapping):
         raise ConfigError(f"{where} is {shown(raw)}; possible: a mapping with {', '.join(possible)}")
     for key in raw:
@@ -122,7 +122,7 @@ def known(raw: object, possible: tuple[str, ...], where: str) -> Mapping:
 
 
 def is_named(value: object) -> bool:
-    """Whether it is a mapping whose keys are all text."""
+    """Whether the value is a mapping whose keys are all text."""
     return isinstance(value, Mapping) and all(isinstance(key, str) for key in value)
 
 
@@ -139,11 +139,11 @@ def _spec(raw: object, text: str, stem: str) -> Spec:
     tasks = tuple(map(str, _listed(raw.get("tasks", "demo"), "tasks")))
     seeds = tuple(_whole(seed, "seeds", 0) for seed in _listed(raw.get("seeds", 0), "seeds"))
     models = _models(raw)
-    for what, given in (("models", models), ("seeds", seeds)):
-        if mode == "search" and len(given) > 1:
-            raise ConfigError(f"mode search with {len(given)} {what}; possible: one, and a file for each other one")
-        if "heldout" in raw and len(given) > 1:
-            raise ConfigError(f"heldout with {len(given)} {what}; possible: one")
+    for label, entries in (("models", models), ("seeds", seeds)):
+        if mode == "search" and len(entries) > 1:
+            raise ConfigError(f"mode search with {len(entries)} {label}; possible: one, and a file for each other one")
+        if "heldout" in raw and len(entries) > 1:
+            raise ConfigError(f"heldout with {len(entries)} {label}; possible: one")
     objectives = read_objectives(raw.get("objectives", ["accuracy"]), tasks, parameters)
     numbers = {key: _whole(raw[key], key, 0 if key == "seed" else 1) for key in ("n", "trials", "seed") if key in raw}
     for key in ("n", "trials"):
@@ -167,7 +167,7 @@ def _models(raw: Mapping) -> tuple[tuple[str, dict], ...]:
         raise ConfigError("'models' and 'model' are both given; possible: one of them")
     rows = _listed(raw.get("models", [{"model": raw.get("model", "demo"), "model_args": raw.get("model_args", {})}]),
                    "models")  # fmt: skip
-    found = []
+    models = []
     for row in rows:
         row = known({"model": row} if isinstance(row, str) else row, ("model", "model_args"), "models")
         args = row.get("model_args", {})
@@ -176,8 +176,8 @@ def _models(raw: Mapping) -> tuple[tuple[str, dict], ...]:
             raise ConfigError(f"models={shown(row)}; possible: {possible}")
         if "token" in args:
             raise ConfigError("model_args.token would be written into files; possible: a login of the hub's own client")
-        found.append((row["model"], dict(args)))
-    return tuple(found)
+        models.append((row["model"], dict(args)))
+    return tuple(models)
 
 
 def _excluded(raw: object, parameters: tuple[Parameter, ...]) -> tuple[Mapping, ...]:
@@ -204,10 +204,10 @@ def _heldout(raw: object, objectives: tuple[Objective, ...]) -> Heldout:
 
 
 def _listed(value: object, where: str) -> list:
-    found = value if isinstance(value, list) else [value]
-    if not found or any(found.count(one) > 1 for one in found):
+    items = value if isinstance(value, list) else [value]
+    if not items or any(items.count(one) > 1 for one in items):
         raise ConfigError(f"{where}={shown(value)}; possible: a list that is not empty, with each entry once")
-    return found
+    return items
 
 
 def _one_of(value: object, possible: tuple[str, ...], where: str) -> str:

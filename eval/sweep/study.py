@@ -1,12 +1,13 @@
-"""A model-based search: an Optuna study that any number of workers ask and tell.
+"""A model-based search: an Optuna study that is shared by any number of workers.
 
 By default its storage is the journal DIR/study.journal; `--storage URL` is a database for machines that do not share
-DIR. A trial is a cell; `place` in its attributes says in whose folder. What a killed worker left RUNNING is recognised
-by the free lock of its cell, and the same trial is run and told. Trials with equal parameters share one cell.
+DIR. A trial is a cell; its attribute `place` identifies the folder. A trial that a killed worker left RUNNING is
+recognised by the free lock of its cell, and another worker runs and finishes it. Trials with equal parameters share
+one cell.
 
-The sampler of each trial is seeded with the search's seed and the trial's number, so that one worker gives the same
-trials whether it was interrupted or not. With several workers what a trial knows depends on which others have
-finished, so their trials differ from start to start.
+The sampler of each trial is seeded with the search's seed and the trial's number, so that a single worker gives the
+same trials whether it was interrupted or not. With several workers a trial depends on which others have finished, so
+trials differ from start to start.
 """
 
 import contextlib
@@ -26,11 +27,11 @@ from vtc.eval.sweep.spec import Spec
 from vtc.io.files import write_text
 
 JOURNAL = "study.journal"
-MOST_ASKED = 20  # times the wanted number of trials, where most of the space is excluded
+MOST_ASKED = 20  # the most trials per requested trial, as excluded ones do not count
 
 
 def optuna():
-    """The module; raises ConfigError without it."""
+    """The Optuna module; raises ConfigError if it is not installed."""
     try:
         import optuna
     except ImportError:
@@ -41,7 +42,7 @@ def optuna():
 
 
 def public(url: str | None) -> str:
-    """A storage's address without names, passwords and options."""
+    """The URL of a storage without user names, passwords and options."""
     if url is None:
         return JOURNAL
     parts = urlsplit(url)
@@ -50,8 +51,8 @@ def public(url: str | None) -> str:
 
 
 class Search:
-    """The study of a sweep; storage: a URL, None for the journal. Raises ConfigError if it belongs to another search,
-    or cannot be reached."""
+    """The study of a sweep. storage: a URL, None for the journal. Raises ConfigError if it belongs to another search or
+    cannot be reached."""
 
     def __init__(self, spec: Spec, place: Place, storage: str | None = None):
         self.optuna, self.spec, self.place = optuna(), spec, place
@@ -89,24 +90,24 @@ class Search:
         )  # fmt: skip
 
     def _sampler(self, number: int):
-        """A sampler that depends on the seed and on how many trials there are."""
-        own = "" if self.here == "shared" else self.here
-        seed = int(hashlib.sha256(f"{self.spec.seed}/{number}/{own}".encode()).hexdigest()[:8], 16)
+        """A sampler seeded by the search's seed and the number of trials so far."""
+        folder = "" if self.here == "shared" else self.here
+        seed = int(hashlib.sha256(f"{self.spec.seed}/{number}/{folder}".encode()).hexdigest()[:8], 16)
         samplers = self.optuna.samplers
         limited = any(o.budget is not None for o in self.spec.objectives)
         older = limited and not hasattr(self.optuna.trial.Trial, "set_constraint")
-        given = {"seed": seed, **({"constraints_func": _excesses} if older else {})}
+        options = {"seed": seed, **({"constraints_func": _excesses} if older else {})}
         if self.spec.sampler == "random":
             return samplers.RandomSampler(seed=seed)
         if self.spec.sampler == "tpe":
-            return samplers.TPESampler(**given, constant_liar=True)
+            return samplers.TPESampler(**options, constant_liar=True)
         if self.spec.sampler == "nsgaii":
-            return samplers.NSGAIISampler(**given, population_size=max(4, min(20, self.spec.trials // 4)))
+            return samplers.NSGAIISampler(**options, population_size=max(4, min(20, self.spec.trials // 4)))
         try:
             import scipy  # noqa: F401
         except ImportError:
             raise ConfigError("sampler gp needs scipy; possible: pip install scipy, or sampler: tpe") from None
-        return samplers.GPSampler(**given, deterministic_objective=True)
+        return samplers.GPSampler(**options, deterministic_objective=True)
 
     @property
     def trials(self) -> list:
@@ -114,7 +115,7 @@ class Search:
         return self.study.get_trials(deepcopy=False)
 
     def again(self) -> None:
-        """Lets the trials of cells that failed be run once more."""
+        """Enqueues the trials of failed cells once more."""
         retried = set(self.study.user_attrs.get("retried", []))
         for trial in self.trials:
             if trial.state.name == "FAIL" and "cell" in trial.user_attrs and trial.number not in retried:
@@ -123,7 +124,7 @@ class Search:
                 self.study.enqueue_trial(trial.params)
 
     def counted(self) -> list:
-        """The trials that count: complete, under way, or failed in this start."""
+        """The trials that count: complete, running, or failed in this start."""
         retried = set(self.study.user_attrs.get("retried", []))
         return [
             t for t in self.trials
@@ -132,13 +133,13 @@ class Search:
         ]  # fmt: skip
 
     def over(self) -> bool:
-        """Whether no trial is wanted any more, and none is under way."""
+        """Whether there are enough trials, and none is running."""
         counted = self.counted()
         enough = len(counted) >= self.spec.trials or len(self.trials) >= MOST_ASKED * self.spec.trials
         return enough and all(t.state.name != "RUNNING" for t in counted)
 
     def busy(self) -> bool:
-        """Whether a trial of this folder is not finished."""
+        """Whether a trial of this folder is running."""
         return any(t.state.name == "RUNNING" and t.user_attrs.get("place") == self.here for t in self.trials)
 
     def elsewhere(self, ident: str) -> dict | None:
@@ -148,23 +149,27 @@ class Search:
 
     @contextlib.contextmanager
     def next(self) -> Iterator[tuple[object, SweepCell] | None]:
-        """A trial and its cell, held while the block runs: one that was left, else a new one; None: nothing to do."""
+        """A trial and its cell, locked while the block runs: an abandoned one, else a new one, else None."""
         with contextlib.ExitStack() as stack:
             with self.place.lock(self.place.folder / "study.lock", wait=True):
-                found = self._left(stack) or self._new(stack)
-            yield found
+                claimed = self._abandoned(stack) or self._new(stack)
+            yield claimed
 
-    def _left(self, stack: contextlib.ExitStack) -> tuple | None:
-        """While `study.lock` is held nobody is between asking and claiming, so a free cell has been left."""
+    def _abandoned(self, stack: contextlib.ExitStack) -> tuple | None:
+        """A trial that its worker left, with its cell, or None.
+
+        While `study.lock` is held no worker is between asking for a trial and claiming its cell, so the worker of a
+        free cell is gone.
+        """
         for trial in self.trials:
-            own = trial.user_attrs.get("place", self.here if self.here == "shared" else None)
-            if trial.state.name == "RUNNING" and own == self.here:
+            place = trial.user_attrs.get("place", self.here if self.here == "shared" else None)
+            if trial.state.name == "RUNNING" and place == self.here:
                 ident = trial.user_attrs.get("cell")
                 if ident is not None and not _free(self.place, ident):
                     continue
-                found = self._claimed(self.optuna.trial.Trial(self.study, trial._trial_id), stack)
-                if found is not None:
-                    return found
+                claimed = self._claimed(self.optuna.trial.Trial(self.study, trial._trial_id), stack)
+                if claimed is not None:
+                    return claimed
         return None
 
     def _new(self, stack: contextlib.ExitStack) -> tuple | None:
@@ -172,13 +177,13 @@ class Search:
             self.study.sampler = self._sampler(len(self.trials))
             trial = self.study.ask()
             trial.set_user_attr("place", self.here)
-            found = self._claimed(trial, stack)
-            if found is not None:
-                return found
+            claimed = self._claimed(trial, stack)
+            if claimed is not None:
+                return claimed
         return None
 
     def _claimed(self, trial, stack: contextlib.ExitStack) -> tuple | None:
-        """The trial with its cell, if that can be held; one that is excluded, or too many, is told to have failed."""
+        """The trial with its cell, if that can be locked; excluded and superfluous trials are marked as failed."""
         assigned = suggest(self.spec.space, trial)
         before = sum(other.number < trial.number for other in self.counted())
         if before >= self.spec.trials or is_excluded({"model": self.spec.models[0][0], **assigned}, self.spec.exclude):
@@ -189,32 +194,32 @@ class Search:
         trial.set_user_attr("params", cell.params)
         if stack.enter_context(self.place.claim(cell.id)):
             return trial, cell
-        return None  # an equal trial is under way; when it is done, this one takes over what it found
+        return None  # an equal trial is running; when it is done, this one takes its result
 
     def tell(self, trial, attributes: dict | None) -> None:
-        """The end of a trial. attributes: `raw` (per aim), `excess`, and what sweep.json needs; None: it failed."""
+        """Finishes a trial. attributes: `raw` (per aim), `excess`, and what sweep.json needs; None: it failed."""
         values = None if attributes is None else attributes["raw"]
         if values is None or None in values:
             self.study.tell(trial, state=self.optuna.trial.TrialState.FAIL)
             return
         for key, value in attributes.items():
             trial.set_user_attr(key, value)
-        if hasattr(trial, "set_constraint"):  # Optuna 5; before, the sampler asks `_excesses`
+        if hasattr(trial, "set_constraint"):  # Optuna 5; in earlier versions the sampler calls `_excesses`
             for i, excess in enumerate(attributes["excess"]):
                 trial.set_constraint(f"budget {i}", excess)
         self.study.tell(trial, values)
 
     def importance(self) -> dict:
-        """Per aim the share of each parameter (PED-ANOVA, arXiv 2304.10255); empty where trials are too few."""
-        found, fixed = {}, [p.name for p in self.spec.space if p.values is not None and len(p.values) == 1]
+        """By aim the importance of each parameter (PED-ANOVA, arXiv 2304.10255); empty if there are too few trials."""
+        by_aim, fixed = {}, [p.name for p in self.spec.space if p.values is not None and len(p.values) == 1]
         for i, objective in enumerate(self.spec.aims):
             with contextlib.suppress(Exception), warnings.catch_warnings():
                 warnings.simplefilter("ignore")
                 evaluator = self.optuna.importance.PedAnovaImportanceEvaluator()
                 target = None if len(self.spec.aims) == 1 else lambda t, i=i: t.values[i]
                 shares = self.optuna.importance.get_param_importances(self.study, evaluator=evaluator, target=target)
-                found[objective.name] = {name: share for name, share in sorted(shares.items()) if name not in fixed}
-        return found
+                by_aim[objective.name] = {name: share for name, share in sorted(shares.items()) if name not in fixed}
+        return by_aim
 
 
 def _excesses(trial) -> tuple:
@@ -227,7 +232,7 @@ def _free(place: Place, ident: str) -> bool:
 
 
 def _name_of(place: Place) -> str:
-    """A name for this folder among those that share a study, made once."""
+    """The unique name of this folder among those that share a study, created once."""
     file = place.folder / "place"
     with place.lock(place.folder / "study.lock", wait=True):
         if not file.is_file():
@@ -236,14 +241,14 @@ def _name_of(place: Place) -> str:
 
 
 def _digest(spec: Spec) -> str:
-    """What the trials of a study have in common."""
+    """A digest of what the trials of a study have in common."""
     every = cell_of(spec, {"strategy": "none"}).params
     text = json.dumps([repr(spec.space), repr(spec.exclude), [o.record() for o in spec.objectives], every])
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def _mend(path: Path) -> None:
-    """Drops a last line that a kill cut off."""
+    """Removes an incomplete last line."""
     data = path.read_bytes() if path.is_file() else b""
     whole = data[: data.rfind(b"\n") + 1]
     if whole != data:
@@ -252,7 +257,7 @@ def _mend(path: Path) -> None:
 
 
 class _Flock:
-    """The journal's lock: one that a killed process does not leave behind, as Optuna's own do for 30 seconds."""
+    """The journal's lock; unlike Optuna's own locks it is released at once when its process is killed."""
 
     def __init__(self, path: Path):
         self.path, self._file = path.with_name("journal.lock"), None
@@ -265,5 +270,5 @@ class _Flock:
         return True
 
     def release(self) -> None:
-        """Gives it back."""
+        """Releases the lock."""
         self._file.close()

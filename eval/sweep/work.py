@@ -1,8 +1,8 @@
-"""A worker: takes free cells until none is left, with one model in memory at a time.
+"""A worker: runs free cells until none is left, with one model in memory at a time.
 
-Under `accelerate launch` all processes are one worker: they share each cell's samples, and the first decides which
-cell. Of what goes wrong in a cell, errors that all processes see alike are isolated; another one ends them all, and
-the next start takes that cell last.
+Under `accelerate launch` all processes are one worker: they share each cell's samples, and the first one chooses the
+cell. An error in a cell that all processes raise only fails that cell; any other error ends all of them, and the next
+start runs that cell last.
 """
 
 import gc
@@ -22,14 +22,14 @@ from vtc.eval.sweep.cells import DONE, FAILED, Place, SweepCell, fixed_cells
 from vtc.eval.sweep.spec import Spec
 from vtc.eval.sweep.study import Search
 
-ALIKE = (ConfigError, UnsupportedError)  # what all processes of a worker run into together
-NAP = 0.3  # seconds between looks at cells that others work on
+ALIKE = (ConfigError, UnsupportedError)  # errors that all processes of a worker raise
+NAP = 0.3  # seconds between checks of cells that others work on
 
 
 @dataclass
 class Options:
-    """How a worker works. start: names this start, in which a failed cell is not tried again. most: cells that it may
-    run, None for all. wait: for cells that others work on."""
+    """The options of a worker. start: identifies this start, in which a failed cell is not tried again. most: how many
+    cells it may run, None for all. wait: whether to wait for cells that others work on."""
 
     start: str
     device: str | None = None
@@ -39,18 +39,18 @@ class Options:
 
 
 class Worker:
-    """One worker, or its part in one process of several. finished: called with each cell that ended."""
+    """One worker, or its part in one of several processes. finished: called with each cell that has ended."""
 
     def __init__(
         self, spec: Spec, place: Place, options: Options, finished: Callable[[SweepCell], None] = lambda cell: None
     ):
         self.spec, self.place, self.options, self.finished = spec, place, options, finished
         self.processes = Processes()
-        self.left = options.most
+        self.cells_left = options.most
         self._loaded: tuple[str, Loaded] | None = None
 
     def follow(self) -> None:
-        """Takes part in the cells that the first process decides on, until that is done."""
+        """Takes part in the cells that the first process chooses, until it is done."""
         while (cell := self.processes.share()) is not None:
             try:
                 self._evaluate(cell)
@@ -58,58 +58,58 @@ class Worker:
                 continue
 
     def close(self) -> None:
-        """Lets the other processes go."""
+        """Lets the other processes end."""
         if self.processes.first:
             self.processes.share(None)
         self.processes.close()
 
     def cells(self, cells: Sequence[SweepCell], wait: bool | None = None) -> None:
-        """Runs those that are not done, failed ones last; with `wait` returns when others are done with theirs, too."""
+        """Runs the cells that are not done, failed ones last; with `wait` also waits for those that others run."""
         wait = self.options.wait if wait is None else wait
-        left = sorted(cells, key=lambda cell: self.place.state(cell.id) == FAILED)
-        while left:
-            left = [cell for cell in left if self._wanted(cell)]
-            busy = [cell for cell in left if self.left != 0 and not self._try(cell)]
-            if not busy or not wait or self.left == 0:
+        waiting = sorted(cells, key=lambda cell: self.place.state(cell.id) == FAILED)
+        while waiting:
+            waiting = [cell for cell in waiting if self._is_to_run(cell)]
+            busy = [cell for cell in waiting if self.cells_left != 0 and not self._try(cell)]
+            if not busy or not wait or self.cells_left == 0:
                 return
-            left = busy
+            waiting = busy
             time.sleep(NAP)
 
     def search(self, search: Search) -> None:
-        """Asks the study for trials, runs and tells them, until there are enough."""
-        while self.left != 0:
-            with search.next() as found:
-                if found is not None:
-                    search.tell(found[0], self._trial(search, *found))
+        """Runs trials of the study and reports their results, until there are enough."""
+        while self.cells_left != 0:
+            with search.next() as claimed:
+                if claimed is not None:
+                    search.tell(claimed[0], self._trial(search, *claimed))
                     continue
             if not (self.options.wait and search.busy()):
                 return
             time.sleep(NAP)
 
     def _trial(self, search: Search, trial, cell: SweepCell) -> dict | None:
-        """What a trial found: from the folder, from an equal trial elsewhere, or by running its cell now."""
+        """The result of a trial: from the folder, from an equal trial elsewhere, or by running its cell now."""
         if self.place.state(cell.id) != DONE:
-            told = search.elsewhere(cell.id)
-            if told is not None:
-                return {key: told[key] for key in KEPT}
-        if self._wanted(cell):
+            attributes = search.elsewhere(cell.id)
+            if attributes is not None:
+                return {key: attributes[key] for key in KEPT}
+        if self._is_to_run(cell):
             self.run(cell)
         return outcome(self.spec, self.place, cell) if self.place.state(cell.id) == DONE else None
 
-    def _wanted(self, cell: SweepCell) -> bool:
+    def _is_to_run(self, cell: SweepCell) -> bool:
         state = self.place.state(cell.id)
         return state != DONE and not (state == FAILED and self.place.error(cell.id)["start"] == self.options.start)
 
     def _try(self, cell: SweepCell) -> bool:
-        """Runs a cell if nobody else does."""
-        with self.place.claim(cell.id) as mine:
-            if mine and self._wanted(cell):
+        """Runs a cell unless another worker does; returns whether it could be claimed."""
+        with self.place.claim(cell.id) as claimed:
+            if claimed and self._is_to_run(cell):
                 self.run(cell)
-            return mine
+            return claimed
 
     def run(self, cell: SweepCell) -> None:
-        """Evaluates a cell that is claimed; what goes wrong is written into its folder."""
-        self.left = None if self.left is None else self.left - 1
+        """Evaluates a claimed cell; errors are written to its folder."""
+        self.cells_left = None if self.cells_left is None else self.cells_left - 1
         began, before = time.perf_counter(), self._samples(cell)
         self.place.write(cell)
         self.place.clear(cell.id)
@@ -142,7 +142,7 @@ class Worker:
         return evaluate(settings, loaded=loaded, quiet=True, processes=self.processes)
 
     def _model(self, cell: SweepCell) -> Loaded:
-        """The model of a cell, kept until one with another is run."""
+        """The model of a cell, kept in memory until a cell needs another one."""
         key = repr((cell.params["model"], cell.params["model_args"]))
         if self._loaded is None or self._loaded[0] != key:
             self._loaded = None
@@ -158,11 +158,11 @@ class Worker:
         return sum(max(0, log.read_bytes().count(b"\n") - 1) for log in logs)
 
 
-KEPT = ("raw", "excess", "samples", "seconds", "resolved", "run")  # what a trial says of its cell
+KEPT = ("raw", "excess", "samples", "seconds", "resolved", "run")  # attributes of a trial about its cell
 
 
 def outcome(spec: Spec, place: Place, cell: SweepCell) -> dict:
-    """What a finished cell gave: `raw` figures per aim and `excess` over budgets, and what other machines need."""
+    """The result of a finished cell: `raw` figures per aim, `excess` over budgets, and what other machines need."""
     run, known = place.run(cell.id), place.read(cell.id)
     base = place.run(fixed_cells(spec)[0].id).get("tasks") if any(o.figure == "relative" for o in spec.aims) else None
     tasks = run["tasks"]

@@ -10,7 +10,7 @@ from vtc.eval.tasks._rows import first_id, text_of
 
 
 class DocumentTask(ReferencesTask):
-    """Average normalised Levenshtein similarity, figure `anls`; the same columns for all of the DocVQA family."""
+    """Average normalised Levenshtein similarity, figure `anls`; the DocVQA family shares these columns."""
 
     splits = ("validation",)
     test_only_online = ("test",)
@@ -18,7 +18,7 @@ class DocumentTask(ReferencesTask):
     primary = "anls"
 
     def ident(self, doc: Mapping) -> str:
-        """The question's id."""
+        """The id of the question."""
         return first_id(doc, "questionId", "question_id")
 
     def prompt(self, doc: Mapping) -> str:

@@ -1,4 +1,4 @@
-"""MMBench in English and Chinese: one base, see `mmbench_en.py` for the benchmark."""
+"""The common base of MMBench in English and Chinese; see `mmbench_en.py` for the benchmark."""
 
 from collections.abc import Mapping, Sequence
 from typing import ClassVar
@@ -12,12 +12,12 @@ from vtc.eval.tasks._references import public
 from vtc.eval.tasks._rows import first_id, hint_of, known, letter_of, name_of, options_of, text_of
 
 IDS = ("lmms-lab-encoder/MMBench", "lmms-lab/MMBench")
-ROTATIONS = 10**6  # index modulo this is the question
+ROTATIONS = 10**6  # index modulo this number identifies the question
 INTRODUCTION = "There are several options:"
 
 
 class MMBench(Task):
-    """What both languages share. language: of the rows. llava, lmms: what follows the options in these dialects."""
+    """What both languages share. language: that of the rows. llava, lmms: the text after the options, by dialect."""
 
     splits = ("dev",)
     columns = ("question", "answer", ("A", "options"))
@@ -26,7 +26,7 @@ class MMBench(Task):
     lmms: ClassVar[str]
 
     def wants(self, doc: Mapping) -> bool:
-        """Rows of its own language, where rows say of which they are."""
+        """Whether the row is in the task's language, or does not give its language."""
         language = known(doc.get("language"))
         return language == self.language or not isinstance(language, str)
 
@@ -47,11 +47,11 @@ class MMBench(Task):
         return options_of({letter: doc.get(letter) for letter in "ABCDE"}, "columns A to E")
 
     def ident(self, doc: Mapping) -> str:
-        """The index, one for each rotation; else the number of the row."""
+        """The index, which differs for each rotation, else the number of the row."""
         return first_id(doc, "index", "id")
 
     def group(self, doc: Mapping) -> str:
-        """The question: all rotations of its options."""
+        """The question, which all rotations of its options share."""
         index = name_of(doc, "index")
         if index is not None and not index.strip().isdecimal():
             raise ConfigError(f"index={shown(doc['index'])}; possible: a whole number")
@@ -62,23 +62,23 @@ class MMBench(Task):
         return name_of(doc, "L2-category", "category") or self.name
 
     def reference(self, doc: Mapping) -> dict:
-        """`answer`, a letter, and the options by letter; raises ConfigError where answers are not public,
-        or for one that is no option."""
+        """`answer`, a letter, and the options by letter; raises ConfigError if the answer is not public or not one of
+        the options."""
         answer, options = public(known(doc["answer"]), self.name), self._options(doc)
         return {"answer": letter_of(answer, options), "options": options}
 
     def score(self, reference: Mapping, text: str) -> dict:
-        """Whether the letter that is found is right; no letter is wrong."""
+        """Whether the parsed letter is right; an answer without a letter is wrong."""
         find = vlmevalkit_letter if self.dialect == "qwen" else mmbench_letter
         letter = find(text, reference["options"])
         return {"correct": float(letter == reference["answer"]), "parsed": letter}
 
     def tally(self, rows: Sequence[Mapping]) -> dict[str, float]:
-        """One question, right if all its rows are; and its rows."""
+        """One question, right if all its rows are, and its numbers of rows and right rows."""
         category, right = rows[0]["category"], [row["score"]["correct"] for row in rows]
         hit = float(all(right))
         return {f"n/{category}": 1.0, f"correct/{category}": hit, "rows": float(len(rows)), "right": float(sum(right))}
 
     def figures(self, sums: Mapping) -> dict:
-        """`accuracy` of questions (CircularEval), also per category and as their mean `macro`; `vanilla` of rows."""
+        """`accuracy` over questions (CircularEval), per category and as their mean `macro`; `vanilla` over rows."""
         return {**aggregate.accuracy(sums), "vanilla": aggregate.ratio(sums["right"], sums["rows"])}

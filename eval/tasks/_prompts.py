@@ -1,4 +1,4 @@
-"""What several benchmarks put around a question, per dialect."""
+"""The text around questions that several benchmarks share, by dialect."""
 
 from collections.abc import Mapping, Sequence
 
@@ -12,18 +12,18 @@ LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
 
 def short_answer(question: str, dialect: str, suffix: str = SHORT) -> str:
-    """An open question: with `suffix` in the dialects of LLaVA and lmms-eval, with Qwen's own sentence in its."""
+    """An open question: with `suffix` in the dialects llava and lmms, with Qwen's own sentence in qwen."""
     return question + (QWEN_SHORT if dialect == "qwen" else suffix)
 
 
 def lettered(options: Sequence[str] | Mapping[str, str]) -> str:
-    """`A. one`, `B. two`, ... on a line each; options are a list, or a mapping from letters."""
+    """`A. one`, `B. two`, ..., one per line; options are a list, or a mapping from letters."""
     pairs = options.items() if isinstance(options, Mapping) else zip(LETTERS, options)
     return "\n".join(f"{letter}. {text}" for letter, text in pairs)
 
 
 def qwen_choice(question: str, options: Sequence[str] | Mapping[str, str], hint: str | None = None) -> str:
-    """A multiple-choice question as VLMEvalKit puts it to Qwen2-VL; its last sentence is Chinese where anything is."""
+    """A multiple-choice question in VLMEvalKit's form for Qwen2-VL; its last sentence is Chinese if any text is."""
     text = (f"Hint: {hint}\n" if hint else "") + f"Question: {question}\n"
     if not options:
         return text.rstrip()

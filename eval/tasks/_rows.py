@@ -1,4 +1,4 @@
-"""What rows of several benchmarks hold, read strictly: texts, names, options and answers of the right kind."""
+"""Strict reading of the cells of rows: texts, names, options and answers of the right type."""
 
 import ast
 import json
@@ -11,14 +11,14 @@ from vtc.eval.tasks._prompts import LETTERS
 
 
 def known(value: object) -> object | None:
-    """The value, or None for what tables write where there is none: None, not-a-number, "", "nan"."""
+    """The value, or None for what tables have in empty cells: None, not-a-number, "", "nan"."""
     if value is None or value != value or (isinstance(value, str) and value.strip().lower() in ("", "nan")):
         return None
     return value
 
 
 def text_of(doc: Mapping, column: str) -> str:
-    """The text that a column holds; raises KeyError without the column, ConfigError for anything but a text."""
+    """The text in a column; raises KeyError if the column is missing, ConfigError for anything but a text."""
     value = doc[column]
     if not isinstance(value, str) or not value.strip():
         raise ConfigError(f"{column}={shown(value)}; possible: a text that is not empty")
@@ -26,12 +26,12 @@ def text_of(doc: Mapping, column: str) -> str:
 
 
 def hint_of(doc: Mapping) -> str | None:
-    """The text of the column `hint`, None where there is none; raises ConfigError for anything but a text."""
+    """The text of the column `hint`, None if it is empty; raises ConfigError for anything but a text."""
     return None if known(doc.get("hint")) is None else text_of(doc, "hint")
 
 
 def plain(value: object, where: str) -> str:
-    """A text or a finite number as text, 3.0 as 3; raises ConfigError for anything else, and for a blank."""
+    """A text or a finite number as text, 3.0 as 3; raises ConfigError for anything else, including blanks."""
     if isinstance(value, float) and math.isfinite(value):
         return str(int(value)) if value.is_integer() else repr(value)
     if isinstance(value, str) and value.strip() or type(value) is int:
@@ -40,41 +40,41 @@ def plain(value: object, where: str) -> str:
 
 
 def name_of(doc: Mapping, *columns: str) -> str | None:
-    """The first of the columns that holds something, as a name: of a group, a kind, an axis. None if none does.
+    """The first non-empty of the columns as text, such as the name of a group or category; None if all are empty.
 
-    Raises ConfigError for what is neither text nor number.
+    Raises ConfigError for anything but text and numbers.
     """
     column = next((column for column in columns if known(doc.get(column)) is not None), None)
     return None if column is None else plain(doc[column], column)
 
 
 def first_id(doc: Mapping, *columns: str) -> str:
-    """The first of the columns that holds something, else the row's number in the source."""
+    """The first non-empty of the columns as text, else the row's number in the source."""
     name = name_of(doc, *columns)
     return str(doc[ROW]) if name is None else name
 
 
 def listed(value: object, where: str) -> list:
-    """A list, also one that is written as text; empty for what says nothing. Raises ConfigError for anything else."""
-    held = list_or_mapping(value, where)
-    if isinstance(held, Mapping):
+    """A list, possibly written as text; empty for an empty cell. Raises ConfigError for anything else."""
+    items = list_or_mapping(value, where)
+    if isinstance(items, Mapping):
         raise ConfigError(f"{where}={shown(value)} is no list; possible: a list of texts")
-    return held
+    return items
 
 
 def list_or_mapping(value: object, where: str) -> list | Mapping:
-    """A list or a mapping, also one that is written as text, in JSON or in Python; empty for what says nothing.
+    """A list or a mapping, possibly written as text, in JSON or Python syntax; empty for an empty cell.
 
     Raises ConfigError for a text that is neither, and for any other value.
     """
-    held = known(value)
-    if isinstance(held, str):
-        held = _read(held)
-    if held is None and known(value) is None:
+    parsed = known(value)
+    if isinstance(parsed, str):
+        parsed = _read(parsed)
+    if parsed is None and known(value) is None:
         return []
-    if not isinstance(held, list | tuple | Mapping):
+    if not isinstance(parsed, list | tuple | Mapping):
         raise ConfigError(f"{where}={shown(value)} is no list; possible: a list of texts, also written as text")
-    return held if isinstance(held, Mapping) else list(held)
+    return parsed if isinstance(parsed, Mapping) else list(parsed)
 
 
 def _read(text: str) -> object:
@@ -86,20 +86,21 @@ def _read(text: str) -> object:
     return None
 
 
-def options_of(held: object, where: str = "options") -> dict[str, str]:
-    """The options that exist, by letter, from a list, a mapping from letters, or a text that is one.
+def options_of(value: object, where: str = "options") -> dict[str, str]:
+    """The non-empty options by letter, from a list, a mapping from letters, or one of these written as text.
 
-    Raises ConfigError for fewer than two options, for more than there are letters, and for what is no text or number.
+    Raises ConfigError for fewer than two options, for more than there are letters, and for anything but text and
+    numbers.
     """
-    held = list_or_mapping(held, where)
-    pairs = list(held.items() if isinstance(held, Mapping) else zip(LETTERS, held))
+    value = list_or_mapping(value, where)
+    pairs = list(value.items() if isinstance(value, Mapping) else zip(LETTERS, value))
     letters = [str(letter).strip().upper() for letter, _ in pairs]
-    if len(held) > len(LETTERS) or not set(letters) <= set(LETTERS) or len(set(letters)) < len(letters):
-        raise ConfigError(f"{where}={shown(held)}; possible: at most 26, in a list or by capital letters")
-    found = {letter: _option(text, where) for letter, (_, text) in zip(letters, pairs) if known(text) is not None}
-    if len(found) < 2:
-        raise ConfigError(f"{where}={shown(held)} holds {len(found)} options; possible: two or more")
-    return dict(sorted(found.items()))
+    if len(value) > len(LETTERS) or not set(letters) <= set(LETTERS) or len(set(letters)) < len(letters):
+        raise ConfigError(f"{where}={shown(value)}; possible: at most 26, in a list or by capital letters")
+    options = {letter: _option(text, where) for letter, (_, text) in zip(letters, pairs) if known(text) is not None}
+    if len(options) < 2:
+        raise ConfigError(f"{where}={shown(value)} holds {len(options)} options; possible: two or more")
+    return dict(sorted(options.items()))
 
 
 def _option(value: object, where: str) -> str:
@@ -107,7 +108,7 @@ def _option(value: object, where: str) -> str:
 
 
 def letter_of(answer: object, options: Mapping[str, str], where: str = "answer") -> str:
-    """The letter of the right option, from a letter or a place (0 the first), which may be written as text.
+    """The letter of the right option, from a letter or an index from 0, possibly written as text.
 
     Raises ConfigError if it is none of the options, or if another option has the same text.
     """
@@ -135,8 +136,8 @@ def _number(text: str) -> float | None:
 
 
 def yes_or_no(value: object, where: str) -> str:
-    """yes or no, in any case and with a final full stop; raises ConfigError for anything else."""
-    said = value.strip().rstrip(".").lower() if isinstance(value, str) else None
-    if said not in ("yes", "no"):
+    """yes or no, from any case and with or without a final full stop; raises ConfigError for anything else."""
+    answer = value.strip().rstrip(".").lower() if isinstance(value, str) else None
+    if answer not in ("yes", "no"):
         raise ConfigError(f"the right answer of {where} is {shown(value)}; possible: yes, no")
-    return said
+    return answer

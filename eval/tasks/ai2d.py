@@ -1,19 +1,20 @@
 """AI2D: multiple-choice questions about diagrams from primary-school science, test, 3,088 questions.
 
-A row (columns that are used; `answer` is the place of the right option, 0 the first):
+A row (only the columns used; `answer` is the index of the right option, from 0):
 
     {"question": "Which animal eats the grass?", "options": ["owl", "rabbit", "fox", "snake"], "answer": "1",
      "image": <picture>}
 
-Paper: https://arxiv.org/abs/1603.07396. Labels in the pictures that would give the answer are covered; the form where
-they are not (`ai2d_no_mask` of lmms-eval) is another benchmark, whose figures are not comparable.
+Paper: https://arxiv.org/abs/1603.07396. Labels in the pictures that would give away the answer are covered; the version
+without covers (`ai2d_no_mask` of lmms-eval) is another benchmark, whose figures are not comparable.
 
-Scored llava and lmms as lmms-eval does (LLaVA has no script for AI2D): the answer must be the letter, or begin with
-the letter and a full stop; case and punctuation do not count. A longer answer such as `The answer is B` is wrong.
+Scoring: llava and lmms as in lmms-eval (LLaVA has no script for AI2D): the answer must be the letter, or begin with
+the letter and a full stop; case and punctuation are ignored. A longer answer such as `The answer is B` is wrong.
 qwen: VLMEvalKit's exact matching, which finds the letter or the option's text in a longer answer; an answer with
 neither is wrong.
 
-Prompts: llava and lmms the question, the options with letters, and the order to give the letter; qwen its own form.
+Prompts: in llava and lmms the question, the options with letters, and the instruction to give the letter; qwen has its
+own form.
 """
 
 from collections.abc import Mapping
@@ -37,7 +38,7 @@ class AI2D(Task):
     max_new_tokens = 16
 
     def ident(self, doc: Mapping) -> str:
-        """The row's number; the hub's rows have no id."""
+        """The row's number, as rows on the hub have no id."""
         return first_id(doc, "id", "question_id")
 
     def prompt(self, doc: Mapping) -> str:

@@ -1,13 +1,13 @@
-"""The bundled benchmark: questions about generated scenes of coloured shapes, seven kinds, one right answer each.
+"""The bundled benchmark: seven kinds of questions about generated scenes of coloured shapes, one right answer each.
 
 A row:
 
     {"id": "test-00000", "image": <112 x 112 RGB>, "question": "What color is the cross?", "answer": "green",
      "type": "color"}
 
-An answer is right if it equals the reference after trimming, lower-casing and dropping a final full stop. The figure
-to compare is `macro`, the mean over the seven kinds. Samples are generated, not read: any number of them exists, and
-the same number is always the same sample. Tune on `tune`, publish on `test`; `train` is what the demo model saw.
+An answer is right if it equals the reference after stripping, lower-casing and dropping a final full stop. The figure
+to compare is `macro`, the mean over the seven kinds. Samples are generated, not read: their number is unlimited, and a
+number always gives the same sample. Tune on `tune`, report on `test`; `train` is what the demo model saw.
 """
 
 from collections.abc import Mapping
@@ -45,7 +45,7 @@ class Demo(Task):
         return doc["type"]
 
     def prompt(self, doc: Mapping) -> str:
-        """The bare question; the demo model knows no instructions."""
+        """The bare question, as the demo model was trained without instructions."""
         return doc["question"]
 
     def score(self, reference: str, text: str) -> dict:

@@ -1,20 +1,21 @@
 """DocVQA: questions about scanned pages of documents, validation, 5,349 questions.
 
-A row (columns that are used):
+A row (only the columns used):
 
     {"questionId": "40001", "question": "To whom is the letter addressed?", "answers": ["Mr. Jones", "Jones"],
      "image": <picture>}
 
 Paper: https://arxiv.org/abs/2007.00398; site: https://rrc.cvc.uab.es/?ch=17.
 
-Scored by ANLS (https://arxiv.org/abs/1905.13648) in the form of Qwen-VL's script, lmms-eval and all dialects here: a
-similarity of exactly 0.5 is kept (the definition makes it 0), lengths are those of the texts before white space and
-case are evened out (VLMEvalKit: after).
+Scored by ANLS (https://arxiv.org/abs/1905.13648) as in Qwen-VL's script and lmms-eval, in all dialects: a similarity of
+exactly 0.5 is kept (the definition makes it 0), and lengths are those of the texts before white space and case are
+normalised (VLMEvalKit: after).
 
-What papers report as test comes from the site, whose answers are not public: a figure made here is of validation.
+Test results in papers come from the site, whose answers are not public; figures here are for validation.
 
-Prompts: the question and the order to use a single word or phrase (LLaVA has no script for DocVQA, so llava is as
-lmms); qwen has its own sentence. Pages are large: what a model sees of them depends on its processor's resolution.
+Prompts: the question and the instruction to use a single word or phrase (LLaVA has no script for DocVQA, so llava
+equals lmms); qwen has its own sentence. Pages are large: how much a model sees of them depends on its processor's
+resolution.
 """
 
 from vtc.eval.data.docs import Source

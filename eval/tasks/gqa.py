@@ -8,11 +8,11 @@ A row of `testdev_balanced_instructions` (columns that are used), and one of `te
 
 Paper: https://arxiv.org/abs/1902.09506; official script: https://cs.stanford.edu/people/dorarad/gqa/evaluate.html.
 
-Scoring is exact match with the one reference. llava: final full stops and capitals do not count. lmms and qwen: case
-and punctuation do not count (VLMEvalKit's own rule for GQA leaves punctuation in). Articles count in all of them.
+Scoring is exact match with the only reference. llava: final full stops and case are ignored. lmms and qwen: case and
+punctuation are ignored (VLMEvalKit's own rule for GQA keeps punctuation). Articles matter in all of them.
 Figures per structural type of the question: choose, compare, logical, query, verify.
 
-Prompts: the question and the order to use a single word or phrase; qwen has its own sentence.
+Prompts: the question and the instruction to use a single word or phrase; qwen has its own sentence.
 """
 
 from collections.abc import Mapping, Sequence
@@ -39,10 +39,10 @@ class GQA(Task):
     max_new_tokens = 16
 
     def load(self, split: str, place: str | None) -> Docs:
-        """The questions with their pictures, which the hub keeps in another config: joined where `imageId` is its `id`.
+        """The questions joined with their pictures (`imageId` = `id`), which are in another config on the hub.
 
-        Rows of a local file that have an `image` column already are taken as they are. Raises ConfigError in one line
-        if the data cannot be had, or if a question's picture is not there.
+        Rows of a local file that already have an `image` column are used as they are. Raises ConfigError in one line
+        if the data cannot be loaded, or if the picture of a question is missing.
         """
         docs = open_source(self.name, self.source, split, self.pictures, place)
         if "imageId" in docs.columns and "image" not in docs.columns:
@@ -80,18 +80,18 @@ class GQA(Task):
 def _joined(docs: Docs, images: Docs) -> Docs:
     """The questions of `docs`, each with the picture of its `imageId` from `images`."""
     place = {str(images.text(i).get("id")): i for i in range(len(images))}
-    wanted = [str(docs.text(i).get("imageId")) for i in range(len(docs))]
-    missing = [name for name in wanted if name not in place]
+    image_ids = [str(docs.text(i).get("imageId")) for i in range(len(docs))]
+    missing = [name for name in image_ids if name not in place]
     if missing:
         raise ConfigError(
             f"no picture for {len(missing)} of {len(docs)} questions of GQA, the first is {shown(missing[0])}"
         )
-    rows = _Joined(docs, images, [place[name] for name in wanted])
+    rows = _Joined(docs, images, [place[name] for name in image_ids])
     return Docs(rows, docs.texts, docs.record, folder=images.folder)
 
 
 class _Joined(Sequence[dict]):
-    """Rows of questions with pictures; `where[i]` is the picture's row for question i."""
+    """Rows of questions with pictures; `where[i]` is the index of the picture's row for question i."""
 
     def __init__(self, docs: Docs, images: Docs, where: Sequence[int]):
         self.docs, self.images, self.where = docs, images, where

@@ -1,19 +1,19 @@
 """InfographicVQA: questions about infographics, validation, 2,801 questions.
 
-A row (columns that are used):
+A row (only the columns used):
 
     {"questionId": "90001", "question": "What share of households has a cat?", "answers": ["26%", "26"],
      "image": <picture>}
 
 Paper: https://arxiv.org/abs/2104.12756; site: https://rrc.cvc.uab.es/?ch=17.
 
-Scored by ANLS as `docvqa`, in all dialects: a similarity of exactly 0.5 is kept.
+Scored by ANLS like `docvqa`, in all dialects: a similarity of exactly 0.5 is kept.
 
-What papers report as test comes from the site, whose answers are not public: a figure made here is of validation.
+Test results in papers come from the site, whose answers are not public; figures here are for validation.
 
-Prompts: the question and the order to use a single word or phrase (LLaVA has no script for InfographicVQA, so llava is
-as lmms); qwen has its own sentence. Pictures are several thousand pixels high: what a model sees of them depends on
-its processor's resolution. The column `ocr` of the hub is not used.
+Prompts: the question and the instruction to use a single word or phrase (LLaVA has no script for InfographicVQA, so
+llava equals lmms); qwen has its own sentence. Pictures are several thousand pixels high: how much a model sees of them
+depends on its processor's resolution. The column `ocr` of the hub is not used.
 """
 
 from vtc.eval.data.docs import Source

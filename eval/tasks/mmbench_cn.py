@@ -1,12 +1,12 @@
-"""MMBench, Chinese: the questions of `mmbench_en` translated, with the same rows, figures and scoring; 4,329 rows.
+"""MMBench, Chinese: the questions of `mmbench_en` translated, with the same columns, figures and scoring; 4,329 rows.
 
     {"index": 241, "question": "图中是什么？", "hint": "nan", "answer": "A", "A": "湖", "B": "山", "C": "nan",
      "D": "nan", "category": "image_scene", "L2-category": "coarse_perception", "source": "...", "split": "dev",
      "comment": "nan", "image": <picture>}
 
-Prompts: llava, as in English with LLaVA's Chinese sentence; lmms, as in English, introduction included, with another
-Chinese sentence; qwen, Qwen's own form, which ends in Chinese where anything is Chinese. A hint that is the text nan
-gets into lmms-eval's Chinese prompts; here it is left out. Rows of CCBench, which have no index, are accepted.
+Prompts: llava as in English, with LLaVA's Chinese sentence; lmms as in English, with the introduction and another
+Chinese sentence; qwen in Qwen's own form, which ends in Chinese if any text is Chinese. lmms-eval's Chinese prompts
+include a hint that is just the text nan; here it is left out. Rows of CCBench, which have no index, are accepted.
 
 Paper: https://arxiv.org/abs/2307.06281. Site and server: https://mmbench.opencompass.org.cn.
 Scoring: see `mmbench_en`.

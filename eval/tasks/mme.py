@@ -3,14 +3,14 @@
     {"question_id": "code_reasoning/0020.png", "category": "code_reasoning", "answer": "Yes",
      "question": "Is a python code shown in the picture? Please answer yes or no.", "image": <picture>}
 
-Prompt: the question without ` Please answer yes or no.` and with LLaVA's sentence for short answers (llava, lmms); as
-it is (qwen). How an answer is read is the same in all dialects (`vtc.eval.metrics.yesno.mme`); the official tool, which
-LLaVA's scripts call, keeps full stops and does not know y and n, with the same result on LLaVA's answers.
+Prompt: the question with LLaVA's sentence for short answers instead of ` Please answer yes or no.` (llava, lmms), or
+unchanged (qwen). Answers are read in the same way in all dialects (`vtc.eval.metrics.yesno.mme`); the official tool,
+which LLaVA's scripts call, keeps full stops and does not accept y and n, with the same result on LLaVA's answers.
 
-In each category the share of right questions (`acc`) and of pictures with both questions right (`acc+`), times 100,
+In each category the shares of right questions (`acc`) and of pictures with both questions right (`acc+`), times 100,
 add up to at most 200 points, here `accuracy/CATEGORY`. `perception`, the figure of most papers, is the sum over ten
-categories (at most 2,000), `cognition` over four (at most 800), `total` both. Under --limit, which never cuts a picture
-in two, they are sums over the categories that are there; the hub's rows begin with those of cognition.
+categories (at most 2,000), `cognition` over four (at most 800), `total` over all. Under --limit, which never separates
+the questions of a picture, they are sums over the categories that occur; the hub's rows begin with those of cognition.
 
 Paper: https://arxiv.org/abs/2306.13394. Scoring: https://github.com/BradyFU/Awesome-Multimodal-Large-Language-Models,
 branch Evaluation, eval_tool; https://github.com/EvolvingLMMs-Lab/lmms-eval, tasks/mme/utils.py.
@@ -45,12 +45,12 @@ class Mme(Task):
     scale = 1.0
 
     def prompt(self, doc: Mapping) -> str:
-        """The question, in LLaVA's and lmms-eval's dialects with another last sentence than its own."""
+        """The question; in LLaVA's and lmms-eval's dialects its last sentence is replaced."""
         question = text_of(doc, "question").strip()
         return question if self.dialect == "qwen" else question.replace(QWEN_YES_NO, "") + SHORT
 
     def ident(self, doc: Mapping) -> str:
-        """The picture and the question, as both questions have the picture's name."""
+        """The picture and the question, as both questions have the same `question_id`."""
         return f"{self.group(doc)} {text_of(doc, 'question').replace(QWEN_YES_NO, '').strip()}"
 
     def group(self, doc: Mapping) -> str:
@@ -59,7 +59,7 @@ class Mme(Task):
         return name if name.startswith(f"{category}/") else f"{category}/{name}"
 
     def category(self, doc: Mapping) -> str:
-        """One of the 14."""
+        """One of the 14 categories."""
         return plain(doc["category"], "category")
 
     def reference(self, doc: Mapping) -> str:
@@ -67,12 +67,12 @@ class Mme(Task):
         return yes_or_no(doc["answer"], f"row {doc.get(ROW)}")
 
     def score(self, reference: str, text: str) -> dict:
-        """Whether the answer says what is right; one that is neither yes nor no has `parsed` None."""
-        said = mme(text)
-        return {"correct": float(said == reference), "parsed": None if said == "other" else said}
+        """Whether the answer is right; `parsed` is None if it is neither yes nor no."""
+        parsed = mme(text)
+        return {"correct": float(parsed == reference), "parsed": None if parsed == "other" else parsed}
 
     def tally(self, rows: Sequence[Mapping]) -> dict[str, float]:
-        """Questions and pictures of one picture's category: how many, how many right; one answer alone is not both."""
+        """The numbers of questions and pictures, and of right ones, by category; a picture needs both answers."""
         sums = aggregate.tally(rows)
         right = [row["score"]["correct"] for row in rows]
         both = float(len(right) == 2 and sum(right) == 2)
@@ -88,9 +88,9 @@ class Mme(Task):
         nothing = aggregate.mean(list(points.values())) * float("nan")
 
         def added(names: Sequence[str]):
-            """The sum of points; a bootstrap replicate that lacks a category has the mean of the others for it."""
-            found = [points[c] for c in names if c in points]
-            return aggregate.mean(found) * len(found) if found else nothing
+            """The sum of points; a category missing in a bootstrap replicate counts as the mean of the others."""
+            known = [points[c] for c in names if c in points]
+            return aggregate.mean(known) * len(known) if known else nothing
 
         return {
             "perception": added(PERCEPTION),

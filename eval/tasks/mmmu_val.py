@@ -1,21 +1,21 @@
-"""MMMU, validation: 900 questions of college exams in 30 subjects, with one or several pictures; most have options.
+"""MMMU, validation: 900 questions from college exams in 30 subjects, with one or more pictures; most have options.
 
     {"id": "validation_Accounting_1", "question": "<image 1> What does the firm earn?", "options": "['$7', '$8']",
      "answer": "B", "question_type": "multiple-choice", "image_1": <picture>, "image_2": null, ..., "image_7": null,
      "explanation": "", "topic_difficulty": "Medium", "subfield": "Managerial Accounting", "img_type": "['Tables']"}
 
-`options` is a list written as text, empty for open questions (`question_type` open), whose `answer` may be one too.
+`options` is a list written as text, empty for open questions (`question_type` open), whose `answer` may be such a list.
 
-Prompt: the question, the options, an empty line, and LLaVA's sentence for letters or, open, for short answers (lmms,
-and llava, which has no script for it). A picture stands where `<image k>` first names it, in question or options; later
-mentions stay as text. lmms-eval drops the text between two mentions of one picture, and takes pictures in the order of
-their numbers even where they are named in another. qwen: the pictures first, then Qwen's own form, whose text keeps the
-names; its last sentence is English throughout, and open questions have none.
+Prompt: the question, the options, an empty line, and LLaVA's sentence for letters or, for open questions, for short
+answers (lmms, and llava, which has no script for it). Each picture is inserted at its first mention `<image k>` in
+question or options; later mentions stay as text. lmms-eval drops the text between two mentions of one picture, and
+orders pictures by their numbers even if they are mentioned in another order. qwen: the pictures first, then Qwen's own
+form, whose text keeps the mentions; its last sentence is always English, and open questions have none.
 
-Scoring, in all dialects, is the official rule (see `vtc.eval.metrics.mmmu`), with one departure: where no letter is
-found the official code guesses at random; here the answer is wrong, and `unparsed` is the share of such answers.
-`accuracy` is over all 900, `macro` the mean over subjects. lmms-eval before 0.7.3 scored open answers wrongly, and it
-takes an open `answer` with several references as one text.
+Scoring, in all dialects, is the official rule (see `vtc.eval.metrics.mmmu`), with one departure: if no letter is found
+the official code guesses at random; here the answer is wrong, and `unparsed` is the share of such answers. `accuracy`
+is over all 900, `macro` the mean over subjects. lmms-eval before 0.7.3 scored open answers wrongly, and it treats an
+open `answer` with several references as one text.
 
 Paper: https://arxiv.org/abs/2311.16502. Scoring: https://github.com/MMMU-Benchmark/MMMU, eval/eval_utils.py.
 """
@@ -49,7 +49,7 @@ class MmmuVal(Task):
     max_new_tokens = 128
 
     def prompt(self, doc: Mapping) -> str:
-        """Question, options and instruction, with `PICTURE` where the pictures stand."""
+        """Question, options and instruction, with `PICTURE` in place of the pictures."""
         text, options = text_of(doc, "question"), lettered(_options(doc))
         if self.dialect == "qwen":
             text = f"Question: {text}" + (f"\nOptions:\n{options}\n{QWEN_CHOICE}" if options else "")
@@ -60,13 +60,13 @@ class MmmuVal(Task):
         return PICTURE.join(part.strip() for part in text.split(PICTURE))
 
     def _named(self, doc: Mapping) -> list[str]:
-        """Numbers of the pictures in the order in which the prompt shows them."""
-        found = MENTION.findall("\n".join([text_of(doc, "question"), *_options(doc).values()]))
-        return sorted(set(found), key=int) if self.dialect == "qwen" else list(dict.fromkeys(found))
+        """The numbers of the pictures, in the order of the prompt."""
+        numbers = MENTION.findall("\n".join([text_of(doc, "question"), *_options(doc).values()]))
+        return sorted(set(numbers), key=int) if self.dialect == "qwen" else list(dict.fromkeys(numbers))
 
     def images(self, doc: Mapping) -> list:
-        """The pictures that are named, in the prompt's order; raises ConfigError for one that is missing, and if the
-        question names none."""
+        """The pictures that are mentioned, in the order of the prompt; raises ConfigError if one is missing, and if the
+        question mentions none."""
         columns = [f"image_{number}" for number in self._named(doc)]
         for column in columns:
             if nothing(doc.get(column)):
@@ -80,7 +80,7 @@ class MmmuVal(Task):
         return re.sub(r"^[^_]*_|_\d+$", "", self.ident(doc)) or self.name
 
     def reference(self, doc: Mapping) -> dict:
-        """`answer`, and `options` by letter if there are any; raises ConfigError for an answer that is none of them."""
+        """`answer`, and `options` by letter if there are any; raises ConfigError for an answer that is no option."""
         options, answer = _options(doc), doc["answer"]
         if options:
             return {"answer": letter_of(answer, options), "options": options}
@@ -94,11 +94,11 @@ class MmmuVal(Task):
         if options := reference.get("options"):
             letter = mmmu_choice(text, options)
             return {"correct": float(letter == reference["answer"]), "parsed": letter}
-        said = [str(candidate) for candidate in mmmu_open(text)]
-        return {"correct": mmmu_open_score(text, reference["answer"]), "parsed": said}
+        candidates = [str(candidate) for candidate in mmmu_open(text)]
+        return {"correct": mmmu_open_score(text, reference["answer"]), "parsed": candidates}
 
     def tally(self, rows: Sequence[Mapping]) -> dict[str, float]:
-        """Rows and right ones per subject, and those in which nothing was found."""
+        """The numbers of rows and right ones per subject, and of unparsed answers."""
         return {**aggregate.tally(rows), "unparsed": float(sum(row["score"]["parsed"] is None for row in rows))}
 
     def figures(self, sums: Mapping) -> dict:
@@ -108,7 +108,7 @@ class MmmuVal(Task):
 
 
 def _options(doc: Mapping) -> dict[str, str]:
-    """The options by letter, none for an open question; raises ConfigError where a choice has none."""
+    """The options by letter, empty for an open question; raises ConfigError if a choice question has none."""
     if list_or_mapping(doc.get("options"), "options") or doc.get("question_type") == "multiple-choice":
         return options_of(doc.get("options"))
     return {}

@@ -4,12 +4,12 @@
      "answer": "B", "category": "coarse perception", "l2_category": "image scene and topic",
      "meta_info": {"source": "...", "split": "...", "image_path": "..."}, "image": <picture>}
 
-Prompt: the question, which has its options, and LLaVA's sentence without its full stop (lmms, and llava, which has no
-script for it); Qwen's own form (qwen), with the options taken out of the question, and where they cannot be, the whole
+Prompt: the question, which includes its options, and LLaVA's sentence without its full stop (lmms, and llava, which has
+no script for it); Qwen's own form (qwen), with the options parsed from the question or, if that fails, with the whole
 question and Qwen's last sentence.
 Scoring: lmms-eval's letter finder in all dialects. `average` is lmms-eval's figure, the mean over the 18 axes; a
-category's is the mean over its three. `accuracy` is the share of right answers, which the paper and VLMEvalKit print.
-The axes are not of equal size, so the two differ a little.
+category's figure is the mean over its three axes. `accuracy` is the share of right answers, as in the paper and
+VLMEvalKit. The axes differ in size, so the two figures differ a little.
 
 Paper: https://arxiv.org/abs/2403.20330. Site: https://mmstar-benchmark.github.io. Scoring:
 https://github.com/EvolvingLMMs-Lab/lmms-eval, tasks/mmstar/utils.py.
@@ -31,7 +31,7 @@ OPTIONS = re.compile(r"(.*)\nOptions:\s*A: (.*), B: (.*), C: (.*), D: (.*)", re.
 
 @TASKS.register("mmstar")
 class MMStar(Task):
-    """Questions that need the picture; the figure is the mean over axes."""
+    """Questions that need the picture; the primary figure is the mean over axes."""
 
     name = "mmstar"
     version = 2
@@ -46,32 +46,32 @@ class MMStar(Task):
         question = text_of(doc, "question").strip()
         if self.dialect != "qwen":
             return question.replace(QWEN_YES_NO, "") + LETTER.rstrip(".")
-        found = OPTIONS.fullmatch(question)
-        if found is None:
+        match = OPTIONS.fullmatch(question)
+        if match is None:
             return f"Question: {question}\n{QWEN_CHOICE}"
-        return qwen_choice(found[1], found.groups()[1:])
+        return qwen_choice(match[1], match.groups()[1:])
 
     def ident(self, doc: Mapping) -> str:
-        """The index, else the number of the row."""
+        """The index, else the row's number."""
         return first_id(doc, "index", "id")
 
     def category(self, doc: Mapping) -> str:
-        """One of six."""
+        """One of the six categories."""
         return plain(doc["category"], "category")
 
     def reference(self, doc: Mapping) -> dict:
         """`answer`, a letter, and `axis`, the `l2_category`; raises ConfigError for an answer that is no option."""
-        found = OPTIONS.fullmatch(text_of(doc, "question").strip())
-        options = dict(zip("ABCD", found.groups()[1:] if found else "ABCD"))
+        match = OPTIONS.fullmatch(text_of(doc, "question").strip())
+        options = dict(zip("ABCD", match.groups()[1:] if match else "ABCD"))
         return {"answer": letter_of(doc["answer"], options), "axis": plain(doc["l2_category"], "l2_category")}
 
     def score(self, reference: Mapping, text: str) -> dict:
-        """Whether the letter that is found is right; `axis` is for `tally`."""
+        """Whether the parsed letter is right; `axis` is for `tally`."""
         letter = find_letter(text, "ABCD") or None
         return {"correct": mmstar(text, reference["answer"]), "parsed": letter, "axis": reference["axis"]}
 
     def tally(self, rows: Sequence[Mapping]) -> dict[str, float]:
-        """Rows and right ones, per category and axis."""
+        """The numbers of rows and right ones, per category and axis."""
         return aggregate.tally([{**row, "category": f"{row['category']}/{row['score']['axis']}"} for row in rows])
 
     def figures(self, sums: Mapping) -> dict:

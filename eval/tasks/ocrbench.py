@@ -1,18 +1,18 @@
 """OCRBench: 1,000 questions about text in pictures, of ten kinds, from 29 data sets.
 
-A row (columns that are used):
+A row (only the columns used):
 
     {"dataset": "IIIT5K", "question": "what is written in the image?", "question_type": "Regular Text Recognition",
      "answer": ["HARBOUR"], "image": <picture>}
 
 Paper: https://arxiv.org/abs/2305.07895; official script: https://github.com/Yuliang-Liu/MultimodalOCR.
 
-An answer is right if it contains one of the references, case and line breaks ignored; formulas (`HME100k`) with case
-but without spaces. So a long answer that lists much is right more often. The figure is the number of right answers of
-1,000: `accuracy` is printed times 1000. Scored alike in all dialects. Figures per `question_type`: Regular, Irregular
-and Artistic Text Recognition, Handwriting, Digit String and Non-Semantic Text Recognition (50 each), Scene
-Text-centric VQA, Doc-oriented VQA, Key Information Extraction (200 each), Handwritten Mathematical Expression
-Recognition (100).
+An answer is right if it contains one of the references, ignoring case and line breaks; for formulas (`HME100k`) case
+matters and spaces are ignored. A long answer that lists a lot is therefore right more often. The figure is the number
+of right answers out of 1,000: `accuracy` is printed times 1000. The scoring is the same in all dialects. Figures per
+`question_type`: Regular, Irregular and Artistic Text Recognition, Handwriting, Digit String and Non-Semantic Text
+Recognition (50 each), Scene Text-centric VQA, Doc-oriented VQA, Key Information Extraction (200 each), Handwritten
+Mathematical Expression Recognition (100).
 
 Prompts: the bare question in llava and lmms; qwen adds its sentence for short answers.
 """
@@ -29,7 +29,7 @@ from vtc.eval.tasks._rows import first_id, name_of, text_of
 
 @TASKS.register("ocrbench")
 class OCRBench(Task):
-    """Containment of a reference; points of 1,000."""
+    """Containment of a reference; in points out of 1,000."""
 
     name = "ocrbench"
     version = 2
@@ -40,7 +40,7 @@ class OCRBench(Task):
     scale = 1000.0
 
     def ident(self, doc: Mapping) -> str:
-        """The row's number; the hub's rows have no id."""
+        """The row's number, as rows on the hub have no id."""
         return first_id(doc, "id", "question_id")
 
     def category(self, doc: Mapping) -> str:
@@ -48,16 +48,16 @@ class OCRBench(Task):
         return name_of(doc, "question_type") or self.name
 
     def prompt(self, doc: Mapping) -> str:
-        """The question, trimmed."""
+        """The question, stripped."""
         return short_answer(text_of(doc, "question").strip(), self.dialect, suffix="")
 
     def reference(self, doc: Mapping) -> dict | None:
         """The accepted answers, and the data set, which decides how they are compared."""
         answers = references(doc["answer"])
-        nonblank = [answer for answer in answers or () if answer.strip()]  # a blank stands in every answer
+        nonblank = [answer for answer in answers or () if answer.strip()]  # a blank is contained in every answer
         return answers and {"answers": nonblank, "dataset": name_of(doc, "dataset") or ""}
 
     def score(self, reference: Mapping[str, str | Sequence[str]], text: str) -> dict:
-        """Whether a reference stands in the answer; raises ConfigError without a reference."""
+        """Whether the answer contains a reference; raises ConfigError without a reference."""
         known = public(reference, self.name)
         return {"correct": ocrbench(text, known["answers"], known["dataset"])}

@@ -1,22 +1,23 @@
-"""POPE: is an object in the picture? Questions with the answer yes or no about pictures of COCO, half of each.
+"""POPE: is an object in the picture? Yes-or-no questions about COCO pictures, half with each answer.
 
-The objects that are asked for and absent are random, popular (frequent in COCO) or adversarial (they often stand beside
-what is there): three categories of 3,000 questions on the hub, 9,000 in all. LLaVA's own list has 8,910 (2,910 random
-ones), so figures of its scripts differ a little from those on the hub's data.
+Absent objects in the questions are random, popular (frequent in COCO) or adversarial (they often occur together with
+objects in the picture): three categories of 3,000 questions on the hub, 9,000 in all. LLaVA's own list has 8,910 (2,910
+random ones), so figures of its scripts differ a little from those on the hub's data.
 
     {"id": "0", "question_id": "1", "question": "Is there a snowboard in the image?", "answer": "yes",
      "image_source": "COCO_val2014_000000310196", "category": "adversarial", "image": <picture>}
 
-The splits `adversarial`, `popular` and `random` are those of the hub's config Full. A row may have its right answer in
+The splits `adversarial`, `popular` and `random` are those of the hub's config Full. A row may have its answer in
 `label` instead, as in LLaVA's and POPE's own files.
 
 Prompt: the question and LLaVA's sentence for short answers (llava, lmms); ` Please answer yes or no.` (qwen).
-How an answer is read (see `vtc.eval.metrics.yesno`): llava, anything that does not say no is yes, the form that papers
-use; lmms, the whole answer must be yes or no, and others stay out of precision and recall; qwen (VLMEvalKit), exactly
-one of the two words, and neither is no where the answer is yes. The figure of papers is `f1`, the mean of the three
-categories' F1; VLMEvalKit prints that of all questions together, `f1_pooled`. `yes_ratio` is the share of yes among the
-answers; what lmms-eval calls so is the share among the labels, `yes_labels`. Precision, recall and F1 with denominator
-0 are 0, as lmms-eval and VLMEvalKit print them, where LLaVA's script stops.
+How answers are read (see `vtc.eval.metrics.yesno`): in llava, the form that papers use, anything that does not say no
+is yes; in lmms the whole answer must be yes or no, and other answers are left out of precision and recall; in qwen
+(VLMEvalKit) the answer must contain exactly one of the two words, and counts as no otherwise if the label is yes. The
+figure of papers is `f1`, the mean of the three categories' F1; VLMEvalKit prints the F1 of all questions together,
+`f1_pooled`. `yes_ratio` is the share of yes among the answers; lmms-eval uses the same name for the share among the
+labels, `yes_labels`. Precision, recall and F1 with denominator 0 are 0, as printed by lmms-eval and VLMEvalKit, while
+LLaVA's script crashes.
 
 Paper: https://arxiv.org/abs/2305.10355. Scoring: https://github.com/haotian-liu/LLaVA, llava/eval/eval_pope.py.
 """
@@ -52,17 +53,17 @@ class Pope(Task):
     primary = "f1"
 
     def load(self, split: str, place: str | None) -> Docs:
-        """All rows of a split; the three categories' own splits are in a config of their own."""
+        """All rows of a split; the splits of single categories are in a separate config."""
         source = self.source if split == "test" else replace(self.source, config="Full")
         return open_source(self.name, source, split, self.pictures, place)
 
     def prompt(self, doc: Mapping) -> str:
-        """The question and what kind of answer is asked for."""
+        """The question and the instruction for the answer."""
         question = text_of(doc, "question").strip()
         return question + QWEN_YES_NO if self.dialect == "qwen" else short_answer(question, self.dialect)
 
     def ident(self, doc: Mapping) -> str:
-        """Category and number: the hub counts from 1 in each category."""
+        """Category and number, as numbers on the hub start from 1 in each category."""
         return f"{self.category(doc)}/{first_id(doc, 'question_id', 'id')}"
 
     def category(self, doc: Mapping) -> str:
@@ -74,37 +75,37 @@ class Pope(Task):
         return yes_or_no(doc["label"] if "label" in doc else doc["answer"], repr(self.ident(doc)))
 
     def score(self, reference: str, text: str) -> dict:
-        """Whether the answer says what is right; `label` is what is right."""
-        said = READ[self.dialect](text)
-        return {"correct": float(said == reference), "parsed": said, "label": reference}
+        """Whether the answer is right; `label` is the right answer."""
+        parsed = READ[self.dialect](text)
+        return {"correct": float(parsed == reference), "parsed": parsed, "label": reference}
 
     def tally(self, rows: Sequence[Mapping]) -> dict[str, float]:
-        """Per category true and false positives and negatives, answers that are neither, labels that are yes."""
+        """Per category true and false positives and negatives, other answers, and labels that are yes."""
         sums: dict[str, float] = defaultdict(float)
         for row in rows:
-            said, label = row["score"]["parsed"], row["score"]["label"]
-            if said is None and label == "yes" and self.dialect == "qwen":
-                said = "no"
+            answer, label = row["score"]["parsed"], row["score"]["label"]
+            if answer is None and label == "yes" and self.dialect == "qwen":
+                answer = "no"
             sums[f"n/{row['category']}"] += 1
             sums[f"yes/{row['category']}"] += float(label == "yes")
-            sums[f"{COUNTED.get((said, label), 'other')}/{row['category']}"] += 1
+            sums[f"{COUNTED.get((answer, label), 'other')}/{row['category']}"] += 1
         return dict(sums)
 
     def figures(self, sums: Mapping) -> dict:
-        """`f1` as mean over categories, all five figures per category and over all questions, `yes_labels`."""
+        """`f1`, the mean over categories, all five figures per category and over all questions, and `yes_labels`."""
         categories = aggregate.names(sums)
         zero = 0.0 * sums[f"n/{categories[0]}"]
         counts = {c: [sums.get(f"{name}/{c}", zero) for name in COUNTS] for c in categories}
         per = {c: _detection(*counts[c]) for c in categories}
         pooled = _detection(*(sum(column) for column in zip(*counts.values())))
-        found = {"f1": aggregate.mean([per[c]["f1"] for c in categories])}
-        found |= {{"f1": "f1_pooled"}.get(name, name): value for name, value in pooled.items()}
+        figures = {"f1": aggregate.mean([per[c]["f1"] for c in categories])}
+        figures |= {{"f1": "f1_pooled"}.get(name, name): value for name, value in pooled.items()}
         n, yes = (sum(sums.get(f"{name}/{c}", zero) for c in categories) for name in ("n", "yes"))
-        found["yes_labels"] = aggregate.ratio(yes, n)
-        return found | {f"{name}/{c}": value for c in categories for name, value in per[c].items()}
+        figures["yes_labels"] = aggregate.ratio(yes, n)
+        return figures | {f"{name}/{c}": value for c in categories for name, value in per[c].items()}
 
 
 def _detection(*counts) -> dict:
-    """`detection` with 0 for what it cannot say, nan only where there are no questions at all."""
-    some = sum(counts) > 0
-    return {name: np.where(some & np.isnan(value), 0.0, value)[()] for name, value in detection(*counts).items()}
+    """`detection` with 0 for undefined figures; nan only if there are no questions at all."""
+    nonzero = sum(counts) > 0
+    return {name: np.where(nonzero & np.isnan(value), 0.0, value)[()] for name, value in detection(*counts).items()}

@@ -1,15 +1,15 @@
-"""RealWorldQA: 765 questions about photographs, many from cars; most with options, some with a word or a number.
+"""RealWorldQA: 765 questions about photographs, many from cars; most have options, others ask for a word or number.
 
     {"question": "Where is the bus?\\n\\nA. Left.\\nB. Right.\\nPlease answer directly with only the letter of the
      correct option and nothing else.", "answer": "B", "image_path": "0.webp", "image": <picture>}
 
 Other questions end with `Please answer directly with a single word or number.`
 
-Prompt: the question as it is (lmms, and llava, which has no script for it); Qwen's own forms (qwen), with options taken
-out of the question and its last sentence left out. VLMEvalKit has options for the other questions too, which the hub's
-data lacks; they get Qwen's form for short answers here.
-Scoring, in all dialects: lmms-eval's letter finder where the right answer is A to D, else equality once case, outer
-spaces and final full stops are gone.
+Prompt: the unchanged question (lmms, and llava, which has no script for it); Qwen's own forms (qwen), with the options
+parsed from the question and without its last sentence. VLMEvalKit has options for the other questions too, which the
+hub's data lacks; these questions get Qwen's form for short answers here.
+Scoring, in all dialects: lmms-eval's letter finder if the right answer is A to D, else equality, ignoring case, outer
+spaces and final full stops.
 
 Announcement: https://x.ai/news/grok-1.5v. Scoring: https://github.com/EvolvingLMMs-Lab/lmms-eval,
 tasks/realworldqa/utils.py.
@@ -41,7 +41,7 @@ class RealWorldQa(Task):
     max_new_tokens = 16
 
     def prompt(self, doc: Mapping) -> str:
-        """The question, which says how to answer; taken apart in Qwen's dialect."""
+        """The question, which says how to answer; rearranged in Qwen's dialect."""
         question = text_of(doc, "question").strip()
         if self.dialect != "qwen":
             return question
@@ -51,7 +51,7 @@ class RealWorldQa(Task):
         return qwen_choice(question[: OPTION.search(question).start()].rstrip(), options)
 
     def ident(self, doc: Mapping) -> str:
-        """The number of the row, unless it has a name."""
+        """The row's id if it has one, else its number."""
         return first_id(doc, "id", "index")
 
     def category(self, doc: Mapping) -> str:
@@ -59,17 +59,17 @@ class RealWorldQa(Task):
         return "choice" if self.reference(doc).upper() in tuple("ABCD") else "open"
 
     def reference(self, doc: Mapping) -> str:
-        """A letter, a word or a number; raises ConfigError if it is none of the question's options."""
+        """A letter, a word or a number; raises ConfigError if it is not one of the question's options."""
         options = _options(text_of(doc, "question"))
         return letter_of(doc["answer"], options) if options else plain(doc["answer"], "answer").strip()
 
     def score(self, reference: str, text: str) -> dict:
         """Whether the letter, or the whole answer, is right."""
         choice = reference.upper() in tuple("ABCD")
-        said = find_letter(text, "ABCD") if choice else text.strip().rstrip(".").lower()
-        return {"correct": realworldqa(text, reference), "parsed": said or None}
+        parsed = find_letter(text, "ABCD") if choice else text.strip().rstrip(".").lower()
+        return {"correct": realworldqa(text, reference), "parsed": parsed or None}
 
 
 def _options(question: str) -> dict[str, str]:
-    """The options in a question's text, by letter; none for an open question."""
+    """The options in a question's text, by letter; empty for an open question."""
     return {letter: text.strip() for letter, text in OPTION.findall(LAST.sub("", question.strip()))}

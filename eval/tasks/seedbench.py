@@ -1,14 +1,14 @@
-"""SEED-Bench, image part: multiple choice about pictures in nine kinds; 14,233 of the 17,990 questions.
+"""SEED-Bench, image part: nine kinds of multiple-choice questions about pictures; 14,233 of the 17,990 questions.
 
     {"question": "How many boats are there?", "choice_a": "One", "choice_b": "Two", "choice_c": "Three",
      "choice_d": "None", "answer": "B", "data_type": "image", "question_type_id": 5, "question_id": "101669",
      "data_id": "1454426_2591111986", "segment": null, "image": [<picture>]}
 
-The questions about videos (`data_type` video, frames in `image`) are left out: papers print the image part, as SEED-I.
-Kinds 3 and 4 are instance location and attributes, in an order on which the benchmark's own documents disagree.
+Questions about videos (`data_type` video, frames in `image`) are left out: papers report the image part, as SEED-I.
+Kinds 3 and 4 are instance location and instance attributes, but the benchmark's own documents disagree on their order.
 
 Prompt: the question, the options, LLaVA's sentence (llava and lmms, which agree); Qwen's own form (qwen).
-Scoring: llava, the answer is the letter and nothing else; lmms and qwen, the first character is, case ignored.
+Scoring: in llava the answer must be exactly the letter; in lmms and qwen its first character must be, ignoring case.
 
 Paper: https://arxiv.org/abs/2307.16125. Scoring: https://github.com/haotian-liu/LLaVA,
 scripts/convert_seed_for_submission.py; https://github.com/EvolvingLMMs-Lab/lmms-eval, tasks/seedbench/utils.py.
@@ -40,7 +40,7 @@ class SeedBench(Task):
     max_new_tokens = 128
 
     def wants(self, doc: Mapping) -> bool:
-        """Questions about pictures."""
+        """Whether the question is about a picture, not a video."""
         kind = known(doc.get("data_type"))
         return kind == "image" or not isinstance(kind, str)
 
@@ -57,16 +57,16 @@ class SeedBench(Task):
         return options_of({letter: doc.get(f"choice_{letter.lower()}") for letter in "ABCD"}, "choice_a to choice_d")
 
     def ident(self, doc: Mapping) -> str:
-        """The question's own name if it has one, else the number of the row."""
+        """The question's id if it has one, else the row's number."""
         return first_id(doc, "question_id", "id")
 
     def category(self, doc: Mapping) -> str:
-        """One of nine kinds."""
+        """One of the nine kinds."""
         place = {str(number): kind for number, kind in enumerate(KINDS, 1)}
         return place.get(name_of(doc, "question_type_id"), self.name)
 
     def reference(self, doc: Mapping) -> str:
-        """The letter; raises ConfigError for an answer that is no option."""
+        """The letter; raises ConfigError for an answer that is not an option."""
         return letter_of(doc["answer"], self._options(doc))
 
     def score(self, reference: str, text: str) -> dict:

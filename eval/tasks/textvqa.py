@@ -1,10 +1,10 @@
 """TextVQA: questions about text in pictures with ten answers each, validation, 5,000 questions.
 
-Two tasks: `textvqa` asks the question alone; `textvqa_ocr` adds the words that an OCR system read in the picture,
-which is what LLaVA's file of questions has, and with it the 58.2 (7B) and 61.3 (13B) of LLaVA-1.5 that papers quote.
-Without them figures are far lower: never compare the two.
+Two tasks: `textvqa` asks only the question; `textvqa_ocr` adds the words that an OCR system read in the picture, as
+in LLaVA's file of questions, which gives the 58.2 (7B) and 61.3 (13B) of LLaVA-1.5 that papers quote. Figures without
+these words are far lower: never compare the two.
 
-A row (columns that are used):
+A row (only the columns used):
 
     {"question_id": 30001, "image": <picture>, "question": "what does the sign say?",
      "ocr_tokens": ["NO", "PARKING"], "answers": ["no parking", "parking", ... ten]}
@@ -15,9 +15,9 @@ m4c_evaluator.py; https://github.com/facebookresearch/mmf.
 Scored by soft accuracy against the ten answers after EvalAI's normalisation, in all dialects: LLaVA's evaluator and
 lmms-eval agree.
 
-Prompts: the question and the order to use a single word or phrase; with OCR a line `Reference OCR token: a, b` between
-them, also where nothing was read. lmms writes the question's first letter large and all others small, which llava does
-not. qwen has its own last sentence; VLMEvalKit has no form with OCR tokens, so `textvqa_ocr` only adds the line.
+Prompts: the question and the instruction to use a single word or phrase; with OCR a line `Reference OCR token: a, b`
+between them, even if no words were read. lmms capitalises the question's first letter and lower-cases the rest, llava
+does not. qwen has its own last sentence; VLMEvalKit has no form with OCR tokens, so `textvqa_ocr` only adds the line.
 """
 
 from collections.abc import Mapping, Sequence
@@ -62,7 +62,7 @@ class TextVQA(ReferencesTask):
 
 @TASKS.register("textvqa_ocr")
 class TextVQAWithOCR(TextVQA):
-    """Soft accuracy on validation, with OCR tokens in the prompt: the TextVQA of papers on LLaVA-1.5."""
+    """Soft accuracy on validation, with OCR tokens in the prompt, as in papers on LLaVA-1.5."""
 
     name = "textvqa_ocr"
     columns = (*TextVQA.columns, "ocr_tokens")

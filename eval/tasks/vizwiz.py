@@ -1,21 +1,21 @@
 """VizWiz-VQA: questions that blind people asked about pictures they took, ten answers each, validation, 4,319 rows.
 
-A row (columns that are used):
+A row (only the columns used):
 
     {"question_id": "VizWiz_val_00000001", "image": <picture>, "question": "What is in this can?",
      "answers": ["tomato soup", "unanswerable", ... ten], "category": "other"}
 
 Paper: https://arxiv.org/abs/1802.08218; site and script: https://vizwiz.org/tasks-and-datasets/vqa/.
 
-Scored by soft accuracy against the ten answers after EvalAI's normalisation, in all dialects. Figures also for the two
-kinds of questions, answerable and unanswerable: a model that sees less may say "unanswerable" more often, and so gain
-on the one kind what it loses on the other.
+Scored by soft accuracy against the ten answers after EvalAI's normalisation, in all dialects. There are also figures
+for the two kinds of questions, answerable and unanswerable: a model that sees less may say "unanswerable" more often,
+and so gain on one kind what it loses on the other.
 
-What papers report is the test split, from the evaluation server, whose answers are not public: a figure made here is
-always of validation, is called that, and is comparable with theirs only roughly.
+Papers report the test split, whose answers are only on the evaluation server: figures here are for validation, are
+labelled as such, and are only roughly comparable.
 
-Prompts: llava and lmms ask for 'Unanswerable' where the picture does not tell; lmms writes the question's first letter
-large and all others small, which llava does not; qwen has only its own sentence for short answers.
+Prompts: llava and lmms ask for 'Unanswerable' if the picture does not give the answer; lmms capitalises the question's
+first letter and lower-cases the rest, llava does not; qwen has only its own sentence for short answers.
 """
 
 from collections import Counter
@@ -46,11 +46,11 @@ class VizWiz(ReferencesTask):
     max_new_tokens = 128
 
     def ident(self, doc: Mapping) -> str:
-        """The question's id, which is its picture's."""
+        """The question's id, which is also its picture's."""
         return first_id(doc, "question_id", "image_id")
 
     def category(self, doc: Mapping) -> str:
-        """answerable or unanswerable: by the type of the answer, or where a row has none by the commonest answer."""
+        """answerable or unanswerable, by the answer type or, if the row has none, by the most common answer."""
         known = KINDS.get(str(name_of(doc, "category", "answer_type")).lower())
         answers = references(doc.get("answers"))
         if known or answers is None:

@@ -1,21 +1,21 @@
 """VQA v2: questions about COCO pictures with ten answers each, validation, 214,354 questions.
 
-A row (columns that are used):
+A row (only the columns used):
 
     {"question_id": 100001000, "image": <picture>, "question": "What is on the table?", "answer_type": "other",
      "answers": [{"answer": "mug", "answer_confidence": "yes", "answer_id": 1}, ... ten]}
 
 Paper: https://arxiv.org/abs/1612.00837; official script: https://github.com/GT-Vision-Lab/VQA.
 
-Scored by soft accuracy against the ten answers (see `vtc.eval.metrics.vqa`), alike in all dialects: `accuracy` is
-lmms-eval's, which normalises answers and references in full; `server` is that of the official script, which takes
-only the punctuation out of references and is what the evaluation server computes. Figures per answer type: yes/no,
-number, other.
+Scored by soft accuracy against the ten answers (see `vtc.eval.metrics.vqa`), in all dialects alike: `accuracy` is
+that of lmms-eval, which fully normalises answers and references; `server` is that of the official script, which only
+removes punctuation from references and is used by the evaluation server. Figures per answer type: yes/no, number,
+other.
 
-What papers report is test-dev or test, from the server, whose answers are not public: a figure made here is always of
-validation, is called that, and is comparable with theirs only roughly.
+Papers report test-dev or test, whose answers are only on the server: figures here are for validation, are labelled as
+such, and are only roughly comparable.
 
-Prompts: the question and the order to use a single word or phrase; qwen has its own sentence.
+Prompts: the question and the instruction to use a single word or phrase; qwen has its own sentence.
 """
 
 from collections.abc import Mapping, Sequence
@@ -64,5 +64,5 @@ class VQAv2(ReferencesTask):
 
     def figures(self, sums: Mapping) -> dict:
         """`accuracy`, `server`, `macro` and one per answer type."""
-        asked = sum(sums[f"n/{name}"] for name in aggregate.names(sums))
-        return {**aggregate.accuracy(sums), "server": aggregate.ratio(sums["server"], asked)}
+        questions = sum(sums[f"n/{name}"] for name in aggregate.names(sums))
+        return {**aggregate.accuracy(sums), "server": aggregate.ratio(sums["server"], questions)}

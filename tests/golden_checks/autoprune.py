@@ -34,7 +34,7 @@ def check(tensors: dict[str, Tensor], params: dict) -> None:
         told = torch.tensor([[float(bits[step]), text]], dtype=torch.float64)
         given = tensors["hidden_layer1" if step else "image_attention"][None]
         signals = {**seen, DecoderAttention(step, "after", ahead=False): relation[None], other: given}
-        signals[TextInformation(step)] = told
+        signals[TextInformation(step, read=step > 0)] = told
         assert set(stage.needs(decoder, step)) == set(signals)
         context = Context(attention.shape[2], 1, None, (0,), torch.device("cpu"), signals, step)
         selection = stage.select(context, decoder)

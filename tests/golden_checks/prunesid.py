@@ -28,11 +28,13 @@ def check(tensors: dict[str, Tensor], params: dict) -> None:
     torch.testing.assert_close(drawn.float(), tensors["components"], rtol=0, atol=1e-4)
     torch.testing.assert_close(exact.float(), tensors["components_exact"], rtol=0, atol=1e-6)
     given = tensors["components"].double()
-    picks, quota, alive = picks_of(given, similarity, saliency, count, params["k"], variant)
+    units = None if saliency is None else saliency[None]
+    ((_, quota, alive),) = picks_of(given[None], similarity[None], units, count, params["k"], variant)
     assert quota.tolist() == tensors["quota"].tolist()
     assert alive.tolist() == tensors["nms_counts"].tolist()
     for components, expected in ((given, "selected_order"), (exact, "selected_order_exact")):
-        picks = picks_of(components, similarity, saliency, count, params["k"], variant)[0].tolist()
+        ((picks, _, _),) = picks_of(components[None], similarity[None], units, count, params["k"], variant)
+        picks = picks.tolist()
         raster = not cls and params["k"] > 150
         assert (sorted(picks) if raster else picks) == tensors[expected].tolist(), expected
 

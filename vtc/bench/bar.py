@@ -1,4 +1,4 @@
-"""What is seen while `vtc bench` runs, on stderr: a bar over rounds on a terminal, a line per row elsewhere."""
+"""The progress of `vtc bench` on stderr: a bar over the rounds on a terminal, a line per row elsewhere."""
 
 import time
 from types import TracebackType
@@ -8,7 +8,7 @@ from vtc.io.terminal import Terminal, bar, say
 
 
 class Bar:
-    """Counts the rounds of all rows that are to be measured."""
+    """Counts the rounds of all rows to be measured."""
 
     def __init__(self, cases: list[SpeedCase], rounds: int):
         self.cases, self.rounds, self.done = cases, rounds, 0
@@ -19,7 +19,7 @@ class Bar:
     def __enter__(self) -> "Bar":
         self.bar.start()
         self.task = self.bar.add_task("", total=self.rounds * len(self.cases))
-        self.since = time.perf_counter()
+        self.start = time.perf_counter()
         return self
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
@@ -31,7 +31,7 @@ class Bar:
         text = f"{case.strategy} {case.keep}, B {case.batch}, {case.visual} visual tokens"
         self.bar.update(self.task, description=text)
         if not self.terminal:
-            seconds = time.perf_counter() - self.since
+            seconds = time.perf_counter() - self.start
             say(f"vtc bench: {self.done}/{len(self.cases)} {text} ({seconds:.0f} s so far)", error=True)
 
     def advance(self) -> None:

@@ -1,10 +1,10 @@
-"""All that only a GPU can show, in one command: the kernels' tests and times, and `vtc bench` at real shapes.
+"""Everything that needs a GPU, in one command: the kernels' tests and times, and `vtc bench` at real shapes.
 
     python3 -m vtc.bench.gpu --output results/gpu
 
 runs from a checkout, without an installation, where torch, triton and transformers are (pytest and hypothesis for the
-tests; without these they are left out, and the table says so). Every step has a limit, so that all of it takes less
-than ten minutes; what was measured is written as it comes, and the table at the end has a line for each step.
+tests; without these they are left out, and the table says so). Every step has a time limit, so that the whole takes
+less than ten minutes; results are written as they come, and the table at the end has a line for each step.
 """
 
 import argparse
@@ -20,8 +20,9 @@ from pathlib import Path
 import torch
 
 from vtc.bench import kernels
-from vtc.bench.results import environment
-from vtc.io.files import write_json
+from vtc.bench.kernel_rows import KERNELS, code_digest, head, line_of
+from vtc.bench.results import Results, environment
+from vtc.core.errors import ConfigError
 from vtc.io.terminal import say
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -35,12 +36,12 @@ BENCHES = (
 
 @dataclass
 class CheckStep:
-    """One line of the table. verdict: passed, failed, left out, or out of time."""
+    """One line of the table. verdict: passed, failed, left out, or out of time; last_line: of the step's output."""
 
     name: str
     verdict: str
     seconds: float
-    said: str = ""
+    last_line: str = ""
 
 
 def run_step(name: str, command: list[str], log: Path, limit: float, **variables: str) -> CheckStep:
@@ -72,61 +73,53 @@ def tests(folder: Path, limit: float) -> CheckStep:
     return run_step("tests", command, folder / "tests.log", limit, VTC_AUTOTUNE="0")
 
 
-def kernel_rows(folder: Path, device: torch.device, small: bool, limit: float) -> CheckStep:
-    """Each kernel against its reference; kernels.json."""
-    start, rows = time.monotonic(), []
-    dtype = torch.float32 if small else torch.bfloat16
-    verdict = "passed"
-    say(f"== kernels on {device}, {dtype}\n{HEAD}")
+def kernel_results(folder: Path, device: torch.device, small: bool, overwrite: bool) -> Results:
+    """The store of the kernels' rows, a folder below that of the whole check. Raises ConfigError when it holds rows of
+    other kernels, versions or machines."""
+    dtype = "float32" if small else "bfloat16"
+    settings = {"device": device.type, "dtype": dtype, "repeats": 1 if small else 20, "code": code_digest()}
+    return Results(KERNELS, folder / "kernels", settings, environment(device), overwrite)
+
+
+def kernel_rows(results: Results, device: torch.device, small: bool, limit: float) -> CheckStep:
+    """Each kernel against its reference, unless the store has it already."""
+    start, measured = time.monotonic(), 0
+    dtype, repeats = results.settings["dtype"], results.settings["repeats"]
+    out_of_time = False
+    say(f"== kernels on {device}, {dtype}\n{head()}")
     for case in kernels.cases(small):
-        if time.monotonic() - start > limit:
-            verdict = "out of time"
+        if results.has((case.kernel, case.shape)):
+            continue
+        if out_of_time := time.monotonic() - start > limit:
             break
         try:
-            row = kernels.measure(case, device, dtype, 1 if small else 20)
+            row = kernels.measure(case, device, getattr(torch, dtype), repeats).to_dict()
         except Exception as error:  # one broken kernel must not hide the others
-            rows.append({"kernel": case.kernel, "shape": case.shape, "failed": " ".join(str(error).split())[:500]})
-            say(f"{case.kernel:14} {case.shape:42} FAILED {rows[-1]['failed'][:120]}")
-            verdict = "failed"
-            continue
-        rows.append(row.to_dict())
+            row = {"kernel": case.kernel, "shape": case.shape, "failed": " ".join(str(error).split())[:500]}
+        results.add(row)
+        measured += 1
         say(line_of(row))
-        verdict = verdict if row.passed else "failed"
-        record = {"schema": "vtc.bench.kernels/1", "environment": environment(device), "rows": rows}
-        write_json(folder / "kernels.json", record, indent=1)
-    good = sum(bool(row.get("passed")) for row in rows)
-    return CheckStep("kernels", verdict, time.monotonic() - start, f"{good} of {len(rows)} within their tolerance")
+    passed = sum(bool(row.get("passed")) for row in results.rows)
+    verdict = "failed" if passed < len(results.rows) else "out of time" if out_of_time else "passed"
+    earlier = f", {len(results.rows) - measured} of an earlier run" if measured < len(results.rows) else ""
+    last = f"{passed} of {len(results.rows)} within their tolerance{earlier}"
+    return CheckStep("kernels", verdict, time.monotonic() - start, last)
 
 
-HEADS = (
-    ("kernel", 14), ("shape", 42), ("error", -9), ("equal", -6), ("triton ms", -10), ("torch ms", -10), ("faster", -8),
-    ("MB", -7),
-)  # fmt: skip
-HEAD = " ".join(f"{name:{'<' if width > 0 else '>'}{abs(width)}}" for name, width in HEADS)
-
-
-def line_of(row: kernels.KernelRow) -> str:
-    """A row as text."""
-    ms = 1000 * row.triton_seconds, 1000 * row.reference_seconds
-    mark = "" if row.passed else "  BEYOND ITS TOLERANCE"
-    return (
-        f"{row.kernel:14} {row.shape:42} {row.error:9.1e} {'yes' if row.equal else '':>6} {ms[0]:10.3f} {ms[1]:10.3f} "
-        f"{ms[1] / ms[0]:7.1f}x {row.triton_bytes / 1e6:7.1f}{mark}"
-    )
-
-
-def benches(folder: Path, small: bool, limit: float) -> list[CheckStep]:
+def benches(folder: Path, small: bool, limit: float, overwrite: bool = False) -> list[CheckStep]:
     """`vtc bench` for each preset, within a common limit."""
     steps, start = [], time.monotonic()
+    again = ["--overwrite"] if overwrite else []
     chosen = (("tiny", ("--visual-tokens", "64", "--rounds", "1", "--new-tokens", "2")),) if small else BENCHES
     for preset, options in chosen:
-        left = limit - (time.monotonic() - start)
+        remaining = limit - (time.monotonic() - start)
         name, output = f"bench {preset}", folder / preset
-        if left < 20:
+        if remaining < 20:
             steps.append(CheckStep(name, "left out", 0.0, "no time left"))
             continue
-        command = [sys.executable, "-m", "vtc", "bench", "--preset", preset, *options, "--output", str(output)]
-        steps.append(run_step(name, command, folder / f"bench-{preset}.log", left))
+        bench = [sys.executable, "-m", "vtc", "bench", "--preset", preset]
+        command = [*bench, *options, "--output", str(output), *again]
+        steps.append(run_step(name, command, folder / f"bench-{preset}.log", remaining))
     return steps
 
 
@@ -135,21 +128,27 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description="Check and time vtc's kernels on a GPU.")
     parser.add_argument("--output", type=Path, default=Path("results/gpu"), help="for results and logs")
     parser.add_argument("--limit", type=float, default=540, help="seconds for all of it")
+    parser.add_argument("--overwrite", action="store_true", help="measure everything anew")
     parser.add_argument("--trial", action="store_true", help="small shapes in the interpreter on a CPU")
-    given = parser.parse_args(arguments)
-    if not torch.cuda.is_available() and not given.trial:
-        say("vtc: error: there is no CUDA device here; possible: --trial, small shapes on the CPU", error=True)
+    options = parser.parse_args(arguments)
+    trial, overwrite = options.trial, options.overwrite
+    folder, device = options.output.resolve(), torch.device("cpu" if trial else "cuda")
+    try:
+        if not torch.cuda.is_available() and not trial:
+            raise ConfigError("there is no CUDA device here; possible: --trial, small shapes on the CPU")
+        results = kernel_results(folder, device, trial, overwrite)
+    except ConfigError as error:
+        say(f"vtc: error: {error}", error=True)
         return 2
-    folder, device = given.output.resolve(), torch.device("cpu" if given.trial else "cuda")
     folder.mkdir(parents=True, exist_ok=True)
     say(json.dumps(environment(device)))
-    steps = [] if given.trial else [tests(folder, 0.45 * given.limit)]
-    left = given.limit - sum(step.seconds for step in steps)
-    steps.append(kernel_rows(folder, device, given.trial, 0.4 * left))
-    steps += benches(folder, given.trial, given.limit - sum(step.seconds for step in steps))
+    steps = [] if trial else [tests(folder, 0.45 * options.limit)]
+    remaining = options.limit - sum(step.seconds for step in steps)
+    steps.append(kernel_rows(results, device, trial, 0.4 * remaining))
+    steps += benches(folder, trial, options.limit - sum(step.seconds for step in steps), overwrite)
     say(f"\n{'step':22} {'verdict':12} {'seconds':>8}  last line")
     for step in steps:
-        say(f"{step.name:22} {step.verdict:12} {step.seconds:8.0f}  {step.said}")
+        say(f"{step.name:22} {step.verdict:12} {step.seconds:8.0f}  {step.last_line}")
     say(f"results  {folder}")
     return int(any(step.verdict != "passed" for step in steps))
 

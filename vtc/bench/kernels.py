@@ -198,21 +198,21 @@ def measure(case: KernelCase, device: torch.device, dtype: torch.dtype, repeats:
         for form in forms:
             with backend.use(form):
                 seconds[form].append(_seconds(lambda: case.run(*inputs), device))
-    expected, found = results["reference"], results["triton"]
-    equal = torch.equal(expected, found)
-    error = 0.0 if equal else _error(case, inputs, expected, found)
+    expected, actual = results["reference"], results["triton"]
+    equal = torch.equal(expected, actual)
+    error = 0.0 if equal else _error(case, inputs, expected, actual)
     half = [statistics.median(seconds[form]) for form in reversed(forms)]
     name = str(dtype).removeprefix("torch.")
     peak = [peaks[form] for form in reversed(forms)]
     return KernelRow(case.kernel, case.shape, name, error, equal, error <= TOLERANCE, *half, *peak)
 
 
-def _error(case: KernelCase, inputs: tuple, expected: Tensor, found: Tensor) -> float:
+def _error(case: KernelCase, inputs: tuple, expected: Tensor, actual: Tensor) -> float:
     if case.value is None:
         largest = expected.double().abs().max().clamp_min(1e-30)
-        error = ((expected.double() - found.double()).abs().max() / largest).item()
+        error = ((expected.double() - actual.double()).abs().max() / largest).item()
         return error if error == error else float("inf")
-    best, reached = case.value(expected, *inputs), case.value(found, *inputs)
+    best, reached = case.value(expected, *inputs), case.value(actual, *inputs)
     return max(0.0, best - reached) / max(abs(best), 1e-12)
 
 

@@ -1,4 +1,4 @@
-"""The peak of what torch has allocated while something runs."""
+"""The peak of what torch allocates while a function runs."""
 
 import weakref
 from collections.abc import Callable, Iterable
@@ -8,12 +8,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 
 class _Count(TorchDispatchMode):
-    """Follows every new storage until it is freed; those of `there` are not new."""
+    """Follows every new storage until it is freed; those of `existing` are not new."""
 
-    def __init__(self, there: Iterable[torch.Tensor] = ()):
+    def __init__(self, existing: Iterable[torch.Tensor] = ()):
         super().__init__()
-        self.now = self.peak = 0
-        self.known: set[int] = {x.untyped_storage().data_ptr() for x in there}
+        self.current = self.peak = 0
+        self.known: set[int] = {x.untyped_storage().data_ptr() for x in existing}
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         out = function(*args, **(kwargs or {}))
@@ -27,19 +27,20 @@ class _Count(TorchDispatchMode):
         if key in self.known or size == 0:
             return
         self.known.add(key)
-        self.now += size
-        self.peak = max(self.peak, self.now)
+        self.current += size
+        self.peak = max(self.peak, self.current)
         weakref.finalize(storage, self._drop, key, size)
 
     def _drop(self, key: int, size: int) -> None:
         self.known.discard(key)
-        self.now -= size
+        self.current -= size
 
 
-def peak_bytes(run: Callable[[], object], device: torch.device, there: Iterable[torch.Tensor] = ()) -> int:
-    """Bytes that `run` allocates at most on top of what there is: counted by torch on CUDA, else tensor by tensor.
+def peak_bytes(run: Callable[[], object], device: torch.device, existing: Iterable[torch.Tensor] = ()) -> int:
+    """The most bytes that `run` has allocated at once on top of what exists already: counted by torch on CUDA,
+    otherwise tensor by tensor.
 
-    there: weights and inputs, whose views would else be counted as new on a CPU.
+    existing: weights and inputs, whose views would otherwise be counted as new on a CPU.
     """
     if device.type == "cuda":
         torch.cuda.synchronize(device)
@@ -48,6 +49,6 @@ def peak_bytes(run: Callable[[], object], device: torch.device, there: Iterable[
         run()
         torch.cuda.synchronize(device)
         return torch.cuda.max_memory_allocated(device) - before
-    with _Count(there) as count:
+    with _Count(existing) as count:
         run()
     return count.peak

@@ -1,6 +1,7 @@
-"""Greedy set selection as the papers define it: one loop of whole-matrix steps, nothing remembered between steps.
+"""Greedy set selection as the papers define it: one loop of whole-matrix steps, nothing cached between steps.
 
-What the benchmark compares with. Each takes what its selector's similarities are (one unit) and gives the picks [k].
+The baseline of `vtc bench selection`. Each takes the similarities of its selector for one unit and returns the picks
+[k].
 """
 
 import torch
@@ -10,12 +11,12 @@ from torch import Tensor
 @torch.no_grad()
 def coverage(weights: Tensor, k: int) -> Tensor:
     """weights [R, N]: every step, the gains of all tokens over all rows."""
-    covered, taken, picks = weights.new_zeros(len(weights), 1), [], []
+    covered, excluded, picks = weights.new_zeros(len(weights), 1), [], []
     for _ in range(k):
         gain = (weights - covered).clamp(min=0).sum(0)
-        gain[taken] = -1.0
+        gain[excluded] = -1.0
         picks.append(int(gain.argmax()))
-        taken = picks
+        excluded = picks
         covered = torch.maximum(covered, weights[:, picks[-1]].unsqueeze(1))
     return torch.tensor(picks)
 

@@ -25,10 +25,10 @@ class NoOracle(Exception):
 
 @dataclass
 class Recording:
-    """What one patched generate() showed. features: all visual tokens of each image; embeds [B, S, D]: what entered
-    the language model at prefill; positions, rotary: per forward, the position ids of the language model and the rotary
-    embeddings of each of its layers; drops: per layer before which tokens were dropped at prefill, the hidden states
-    before and after; logits [B, V]: of the first token; ids [B, T]: what was written."""
+    """What was recorded of one patched generate(). features: all visual tokens of each image; embeds [B, S, D]: what
+    entered the language model at prefill; positions, rotary: per forward, the position ids of the language model and
+    the rotary embeddings of each of its layers; drops: per layer before which tokens were dropped at prefill, the
+    hidden states before and after; logits [B, V]: of the first token; ids [B, T]: the generated tokens."""
 
     features: list[Tensor] = field(default_factory=list)
     embeds: Tensor | None = None
@@ -40,25 +40,25 @@ class Recording:
     ids: Tensor | None = None
 
 
-def record(family, run: Callable[[], object], told: Callable[[], Report]) -> Recording:
-    """Runs a patched generate() once and watches what the patch gives the model. Enter it with the patch on."""
-    found, work, last = Recording(), Patchwork(), None
+def record(family, run: Callable[[], object], get_report: Callable[[], Report]) -> Recording:
+    """Runs a patched generate() once and records what the patch gives the model, which must be patched already."""
+    recording, patchwork, last = Recording(), Patchwork(), None
 
     def entering(module: nn.Module, args: tuple, kwargs: dict) -> None:
-        found.positions.append(kwargs.get("position_ids"))
-        found.rotary.append([])
-        if found.embeds is None:
-            found.embeds = kwargs["inputs_embeds"]
+        recording.positions.append(kwargs.get("position_ids"))
+        recording.rotary.append([])
+        if recording.embeds is None:
+            recording.embeds = kwargs["inputs_embeds"]
 
     def layer(number: int, module: nn.Module, args: tuple, kwargs: dict) -> None:
         nonlocal last
-        found.rotary[-1].append(kwargs["position_embeddings"])
+        recording.rotary[-1].append(kwargs["position_embeddings"])
         hidden = args[0] if args else kwargs["hidden_states"]
-        last = found.embeds if number == 0 else last
-        if len(found.rotary) == 1 and hidden.shape != last.shape:
-            found.drops[number] = last, hidden
+        last = recording.embeds if number == 0 else last
+        if len(recording.rotary) == 1 and hidden.shape != last.shape:
+            recording.drops[number] = last, hidden
 
-    def done(module: nn.Module, args: tuple, kwargs: dict, output) -> None:
+    def after_layer(module: nn.Module, args: tuple, kwargs: dict, output) -> None:
         nonlocal last
         last = output[0] if isinstance(output, tuple) else output
 
@@ -67,21 +67,21 @@ def record(family, run: Callable[[], object], told: Callable[[], Report]) -> Rec
     @functools.wraps(original)
     def features(*args, **kwargs):
         output = original(*args, **kwargs)
-        found.features = list(output.pooler_output)
+        recording.features = list(output.pooler_output)
         return output
 
-    work.attribute(family.inner, "get_image_features", features)
-    work.pre_hook(family.language_model, entering)
+    patchwork.attribute(family.inner, "get_image_features", features)
+    patchwork.pre_hook(family.language_model, entering)
     for number, block in enumerate(family.language_model.layers):
-        work.pre_hook(block, functools.partial(layer, number))
-        work.post_hook(block, done)
+        patchwork.pre_hook(block, functools.partial(layer, number))
+        patchwork.post_hook(block, after_layer)
     try:
         output = run()
     finally:
-        work.undo()
-    found.report, found.logits = told(), output.logits[0]
-    found.ids = output.sequences[:, -len(output.logits) :]
-    return found
+        patchwork.undo()
+    recording.report, recording.logits = get_report(), output.logits[0]
+    recording.ids = output.sequences[:, -len(output.logits) :]
+    return recording
 
 
 def _entered(image: ImageReport) -> list[int]:
@@ -91,7 +91,7 @@ def _entered(image: ImageReport) -> list[int]:
 
 
 class Oracle:
-    """Built from a recording of `inputs`. `inputs` of its own: what to give to generate() within `fed()`.
+    """Built from a recording of a run on `inputs`. Its attribute `inputs` is what generate() takes within `fed()`.
 
     Raises NoOracle where the strategy's tokens cannot be fed to an unpatched model.
     """
@@ -126,15 +126,15 @@ class Oracle:
         """The prompts with a placeholder for each token that entered the language model."""
         rows = []
         for b, row in enumerate(self.given["input_ids"].tolist()):
-            left, new, images = 0, [], iter(self.prompts[b])
+            pending, new, images = 0, [], iter(self.prompts[b])
             for token in row:
                 if token != self.image_token:
                     new.append(token)
-                elif left:
-                    left -= 1
+                elif pending:
+                    pending -= 1
                 else:
                     image = next(images)
-                    left, entered = image.before - 1, image.entered
+                    pending, entered = image.before - 1, image.entered
                     new += [token] * entered
             rows.append(new)
         if len({len(row) for row in rows}) > 1:
@@ -144,8 +144,8 @@ class Oracle:
         return {**self.family.prompt_inputs(ids), **other}
 
     def _choose(self, recording: Recording, is_image: Tensor) -> None:
-        """Rows of the features where tokens were only dropped, the features themselves where any were merged, or where
-        tokens were dropped inside the encoder."""
+        """Keeps row indices of the features where tokens were only dropped, and the features themselves where any were
+        merged or dropped inside the encoder."""
         images = [image for prompt in self.prompts for image in prompt]
         if recording.embeds.shape[:2] != is_image.shape:
             raise NoOracle(f"{recording.embeds.shape[1]} tokens entered the language model, not {is_image.shape[1]}")
@@ -173,15 +173,17 @@ class Oracle:
         self.rotary, self.differs = recording.rotary, {}
         if not any(steps):
             return
-        now = [self._provenance(b, row) for b, row in enumerate(is_image)]
-        for layer in sorted({layer for mine in steps for layer in mine}):
+        origins = [self._provenance(b, row) for b, row in enumerate(is_image)]
+        for layer in sorted({layer for prompt_layers in steps for layer in prompt_layers}):
             chosen = []
             for b, prompt in enumerate(self.prompts):
                 last = [[s for s in image.steps if s.site == "decoder" and s.layer == layer][-1:] for image in prompt]
                 stays = [None if not step else set(step[0].kept.tolist()) for step in last]
-                kept = [c for c, at in enumerate(now[b]) if at is None or stays[at[0]] is None or at[1] in stays[at[0]]]
+                kept = [
+                    c for c, at in enumerate(origins[b]) if at is None or stays[at[0]] is None or at[1] in stays[at[0]]
+                ]
                 chosen.append(kept)
-                now[b] = [now[b][c] for c in kept]
+                origins[b] = [origins[b][c] for c in kept]
             if len({len(kept) for kept in chosen}) > 1:
                 raise NoOracle("the prompts of one batch keep different numbers of tokens")
             self.columns[layer] = torch.tensor(chosen, device=self.device)
@@ -193,27 +195,27 @@ class Oracle:
             self.differs[layer] = not all(a is b or torch.equal(a, b) for a, b in pairs)
 
     def _provenance(self, b: int, row: list[bool]) -> list[tuple[int, int] | None]:
-        """Of each column: the image and the place in it, None for text."""
+        """The image of each column and the place in it, None for text."""
         places = iter([(j, offset) for j, image in enumerate(self.prompts[b]) for offset in _entered(image)])
         return [next(places) if visual else None for visual in row]
 
     @contextmanager
     def fed(self) -> Iterator[nn.Module]:
-        """Within this context the unpatched model works on the chosen tokens; afterwards it is as it was."""
-        work, inner = Patchwork(), self.family.inner
+        """Within this context the unpatched model works on the chosen tokens; afterwards it is restored."""
+        patchwork, inner = Patchwork(), self.family.inner
         try:
             if self.rows is not None or self.merged is not None:
-                work.attribute(inner, "get_image_features", self._giving(inner.get_image_features))
+                patchwork.attribute(inner, "get_image_features", self._giving(inner.get_image_features))
             if self.positions is not None:
-                work.attribute(inner, "get_rope_index", self._placing(inner.get_rope_index))
+                patchwork.attribute(inner, "get_rope_index", self._placing(inner.get_rope_index))
             if self.columns:
                 self.step = 0
                 layers = self.family.language_model.layers
                 for layer in range(min(self.columns), len(layers)):
-                    work.pre_hook(layers[layer], functools.partial(self._layer, layer))
+                    patchwork.pre_hook(layers[layer], functools.partial(self._layer, layer))
             yield self.family.model
         finally:
-            work.undo()
+            patchwork.undo()
 
     def _giving(self, original: Callable) -> Callable:
         @functools.wraps(original)
@@ -222,22 +224,22 @@ class Oracle:
             if self.merged is not None:
                 output.pooler_output = self.merged
             else:
-                found = zip(output.pooler_output, self.rows, strict=True)
-                output.pooler_output = [x.index_select(0, rows) for x, rows in found]
+                pairs = zip(output.pooler_output, self.rows, strict=True)
+                output.pooler_output = [x.index_select(0, rows) for x, rows in pairs]
             return output
 
         return get_image_features
 
     def _placing(self, original: Callable) -> Callable:
-        """Positions of the whole prompt are computed, as stock models do, and replaced by those that were kept."""
+        """Positions of the unpruned prompt are computed, as stock models do, and replaced by the recorded ones."""
         names = ("input_ids", "attention_mask", "mm_token_type_ids")
-        whole = {name: self.given[name] for name in names if name in self.given}
+        unpruned = {name: self.given[name] for name in names if name in self.given}
         signature = inspect.signature(original)
 
         @functools.wraps(original)
         def get_rope_index(*args, **kwargs):
             bound = signature.bind(*args, **kwargs)
-            bound.arguments.update({name: x for name, x in whole.items() if name in bound.arguments})
+            bound.arguments.update({name: x for name, x in unpruned.items() if name in bound.arguments})
             original(*bound.args, **bound.kwargs)
             return self.positions, self.delta
 
@@ -266,6 +268,6 @@ def _gathered(hidden: Tensor, index: Tensor) -> Tensor:
 
 
 def difference(recording: Recording, output: object) -> float:
-    """How far the first token's logits are from the patched model's, as a share of their largest."""
+    """The largest difference of the first token's logits from the patched model's, relative to their largest."""
     a, b = recording.logits.float(), output.logits[0].float()
     return float((a - b).abs().max() / a.abs().max().clamp(min=1e-30))

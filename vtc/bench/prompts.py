@@ -1,4 +1,4 @@
-"""Prompts of a wanted size: random pictures that give about N visual tokens, between random words."""
+"""Prompts of a given size: random pictures of about N visual tokens between random words."""
 
 from dataclasses import dataclass
 
@@ -7,7 +7,7 @@ from torch import Tensor
 
 from vtc.core.errors import ConfigError
 
-OFF = 0.25  # how far from what was asked the visual tokens may be, as a share of it
+OFF = 0.25  # how far the visual tokens may be from the number asked for, as a share of it
 
 
 @dataclass(frozen=True)
@@ -31,15 +31,15 @@ def pictures(family, visual: int, native: int | None, seed: int = 0) -> Pictures
     pictures have one. Raises ConfigError when nothing comes within a quarter of what was asked.
     """
     tokens, inputs = family.random_pictures(visual, native, torch.Generator().manual_seed(seed))
-    found = Pictures(tuple(tokens), inputs)
-    if abs(found.total - visual) > OFF * visual:
+    images = Pictures(tuple(tokens), inputs)
+    if abs(images.total - visual) > OFF * visual:
         raise ConfigError(
-            f"--visual-tokens {visual} is not possible for {family.name}: the nearest is {found.total}; possible: "
-            f"such as {found.total}"
+            f"--visual-tokens {visual} is not possible for {family.name}: the nearest is {images.total}; possible: "
+            f"such as {images.total}"
         )
     if native is not None:
         family.fit_tower(inputs)
-    return found
+    return images
 
 
 def inputs_of(family, shown: Pictures, length: int, batch: int, seed: int = 0) -> dict[str, Tensor]:

@@ -1,8 +1,8 @@
-"""One row of `vtc bench`: baseline, strategy and oracle taken in turn on one model, in one process.
+"""One row of `vtc bench`: baseline, strategy and oracle take turns on one model, in one process.
 
-Times to the first token and of decoding come from runs that nothing disturbs: marks at the end of each forward, CUDA
-events on a GPU, which nobody waits for inside the run. Vision, selection and prefill come from runs of one token in
-which the clock waits for the device; they go before, and warm up what was just switched on.
+Times to the first token and of decoding come from undisturbed runs: marks at the end of each forward, which on a GPU
+are CUDA events that the host does not wait for during the run. Vision, selection and prefill come from runs of one
+token in which the clock waits for the device; these go first, and warm up the system whose turn it is.
 """
 
 import gc
@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -33,7 +34,7 @@ SAME = {torch.float32: 1e-4, torch.bfloat16: 2e-2, torch.float16: 5e-3}  # logit
 
 @dataclass(frozen=True)
 class SpeedCase:
-    """What a row is of. keep: as text; prompt: tokens that are not visual; visual: visual tokens asked for."""
+    """What a row measures. keep: as text; prompt: tokens that are not visual; visual: visual tokens asked for."""
 
     strategy: str
     keep: str
@@ -44,12 +45,13 @@ class SpeedCase:
 
 @dataclass(frozen=True)
 class System:
-    """One way of answering. context: what is on the model meanwhile; inputs: of generate(); told: the vtc report."""
+    """One way of answering. context: what is applied to the model while it runs; inputs: of generate(); get_report:
+    gives the vtc report of the last run, or None."""
 
     name: str
     context: Callable[[], AbstractContextManager]
     inputs: dict[str, Tensor]
-    told: Callable[[], object]
+    get_report: Callable[[], object]
 
 
 def measure(
@@ -61,37 +63,37 @@ def measure(
     Raises ConfigError where the visual tokens or the strategy are not possible for this model.
     """
     with use(kernels), _frozen():
-        family, found = prepare(subject, case, overrides, seed)
+        family, inputs = prepare(subject, case, overrides, seed)
         systems = [
-            System("baseline", nullcontext, found, lambda: None),
-            System("strategy", _putting(subject.model, case, overrides), found, lambda: report(subject.model)),
+            System("baseline", nullcontext, inputs, lambda: None),
+            System("strategy", _putting(subject.model, case, overrides), inputs, lambda: report(subject.model)),
         ]
-        told, oracle = _oracle(subject.model, family, systems[1], new_tokens)
+        recording, oracle = _oracle(subject.model, family, systems[1], new_tokens)
         if isinstance(oracle, Oracle):
             systems.append(System("oracle", oracle.fed, oracle.inputs, lambda: None))
-            oracle = _check(subject.model, systems[-1], told)
+            oracle = _check(subject.model, systems[-1], recording)
         systems = [s for s in systems if s.name != "oracle" or "missing" not in oracle]
         seconds = {system.name: {part: [] for part in TIMES} for system in systems}
         for number in range(warmup + rounds):
             turn = number % len(systems)
             for system in systems[turn:] + systems[:turn]:
-                taken = _round(subject.model, family, system, new_tokens)
+                figures = _round(subject.model, family, system, new_tokens)
                 if number >= warmup:
-                    for part, value in taken.items():
+                    for part, value in figures.items():
                         seconds[system.name][part].append(value)
             advance()
         spaces = {system.name: _memory(subject.model, system, new_tokens) for system in systems}
-    told = told.report
+    outcome = recording.report
     counts = {
-        "visual": told.tokens_before // case.batch,
-        "entered": sum(image.entered for image in told.images) // case.batch,
-        "average": told.average_tokens / case.batch,
-        "images": len(told.images) // case.batch,
+        "visual": outcome.tokens_before // case.batch,
+        "entered": sum(image.entered for image in outcome.images) // case.batch,
+        "average": outcome.average_tokens / case.batch,
+        "images": len(outcome.images) // case.batch,
     }
     return {
         "strategy": case.strategy, "keep": case.keep, "batch": case.batch, "prompt": case.prompt, "asked": case.visual,
-        "tokens": counts, "notes": told.notes, "oracle": oracle,
-        "resolved": told.strategy,
+        "tokens": counts, "notes": outcome.notes, "oracle": oracle,
+        "resolved": outcome.strategy,
         "systems": {
             name: {**{p: spread(v) for p, v in parts.items()}, **_rate(parts, case.batch * new_tokens), **spaces[name]}
             for name, parts in seconds.items()
@@ -102,17 +104,17 @@ def measure(
 
 
 def prepare(subject: Subject, case: SpeedCase, overrides: dict, seed: int) -> tuple[object, dict[str, Tensor]]:
-    """The family and the inputs of a case, the strategy tried on; raises ConfigError where it cannot work."""
-    shown = pictures(find_family(subject.model), case.visual, subject.native, seed)
+    """The family and the inputs of a case; raises ConfigError where the strategy cannot be put on the model."""
+    images = pictures(find_family(subject.model), case.visual, subject.native, seed)
     family = find_family(subject.model)
     resolved(case, family, overrides)
     with _putting(subject.model, case, overrides)():
         pass
-    return family, inputs_of(family, shown, case.prompt, case.batch, seed)
+    return family, inputs_of(family, images, case.prompt, case.batch, seed)
 
 
 def resolved(case: SpeedCase, family, overrides: dict) -> dict:
-    """The strategy as it will run; raises ConfigError for one that reads the question (random prompts hold none) or
+    """The strategy as it will run; raises ConfigError for one that reads the question (random prompts have none) or
     keeps everything."""
     config = resolve(case.strategy, family.name, **_given(case, overrides))
     reads = [s.method for s in config.stages if s.stage.needs_text]
@@ -130,21 +132,21 @@ def resolved(case: SpeedCase, family, overrides: dict) -> dict:
 
 
 def ratios(seconds: dict, spaces: dict) -> dict:
-    """Of the strategy to the others, part by part; those of times are taken within each round."""
-    found = {}
+    """Ratios of the strategy to the other systems, part by part; those of times are taken within each round."""
+    result = {}
     for part, other in RATIOS:
         if other in seconds:
             pairs = zip(seconds["strategy"][part], seconds[other][part], strict=True)
-            found[f"{part}/{other}"] = spread([a / b for a, b in pairs])
+            result[f"{part}/{other}"] = spread([a / b for a, b in pairs])
     for key in ("peak_bytes", "kv_bytes"):
         value = spaces["strategy"][key] / spaces["baseline"][key]
-        found[f"{key.removesuffix('_bytes')}/baseline"] = {"median": value, "min": value, "max": value}
-    return found
+        result[f"{key.removesuffix('_bytes')}/baseline"] = {"median": value, "min": value, "max": value}
+    return result
 
 
 def _scoring(family, case: SpeedCase, overrides: dict, seconds: dict) -> dict | None:
-    """What observing one layer of the encoder costs beside the layer; None where no encoder layer is observed, or
-    layers of the language model are, too."""
+    """What observing one layer of the encoder costs relative to the layer; None where no encoder layer is observed, or
+    layers of the language model are observed too."""
     config = resolve(case.strategy, family.name, **_given(case, overrides))
     needs = () if config.projector is None or config.decoder else config.projector.stage.needs(family.encoder)
     observed = {signal.layer for signal in needs if hasattr(signal, "layer")}
@@ -175,28 +177,29 @@ def generate(model: nn.Module, inputs: dict[str, Tensor], new_tokens: int, **mor
 def _oracle(model: nn.Module, family, strategy: System, new_tokens: int) -> tuple[Recording, Oracle | dict]:
     """The recording of the strategy, and its oracle or {"missing": why there is none}."""
     with strategy.context():
-        told = record(family, lambda: generate(model, strategy.inputs, new_tokens, output_logits=True), strategy.told)
+        run = partial(generate, model, strategy.inputs, new_tokens, output_logits=True)
+        recording = record(family, run, strategy.get_report)
     try:
-        return told, Oracle(family, strategy.inputs, told)
+        return recording, Oracle(family, strategy.inputs, recording)
     except NoOracle as error:
-        return told, {"missing": str(error)}
+        return recording, {"missing": str(error)}
 
 
-def _check(model: nn.Module, oracle: System, told: Recording) -> dict:
-    """Proof that the oracle computes what the strategy does: its first token's logits."""
+def _check(model: nn.Module, oracle: System, recording: Recording) -> dict:
+    """Checks that the oracle computes what the strategy does, by the logits of the first token."""
     try:
         with oracle.context():
-            found = difference(told, generate(model, oracle.inputs, 2, output_logits=True))
-    except NoOracle as error:
-        return {"missing": str(error)}
-    if not found <= SAME[model.dtype]:
-        return {"missing": f"fed the strategy's tokens, the model gives other logits (by {found:.2g} of the largest)"}
-    return {"difference": found}
+            error = difference(recording, generate(model, oracle.inputs, 2, output_logits=True))
+    except NoOracle as missing:
+        return {"missing": str(missing)}
+    if not error <= SAME[model.dtype]:
+        return {"missing": f"fed the strategy's tokens, the model gives other logits (by {error:.2g} of the largest)"}
+    return {"difference": error}
 
 
 @contextmanager
 def _no_collection() -> Iterator[None]:
-    """Python's garbage is collected before and not meanwhile."""
+    """Python's garbage is collected before the block and not during it."""
     gc.collect()
     gc.disable()
     try:
@@ -207,7 +210,8 @@ def _no_collection() -> Iterator[None]:
 
 @contextmanager
 def _frozen() -> Iterator[None]:
-    """What there is now is left out of collections, which would else take longer than a small model's forward."""
+    """Objects that exist now are left out of garbage collections, which would otherwise take longer than a small
+    model's forward."""
     gc.collect()
     gc.freeze()
     try:
@@ -221,10 +225,10 @@ def _round(model: nn.Module, family, system: System, new_tokens: int) -> dict[st
 
     with system.context(), _no_collection():
         with Stopwatch(family) as watch:
-            _, told, parts = watch.measure(lambda: generate(model, system.inputs, 1), system.told)
+            _, round_report, parts = watch.measure(lambda: generate(model, system.inputs, 1), system.get_report)
         ends = _ends(model, lambda: generate(model, system.inputs, new_tokens))
     return {
-        "vision": parts["vision"], "observing": 0.0 if told is None else told.observe_seconds,
+        "vision": parts["vision"], "observing": 0.0 if round_report is None else round_report.observe_seconds,
         "selection": parts["selection"], "prefill": parts["prefill"],
         "ttft": ends[0], "decode": (ends[-1] - ends[0]) / (len(ends) - 1), "total": ends[-1],
     }  # fmt: skip
@@ -258,14 +262,14 @@ def _ends(model: nn.Module, run: Callable[[], object]) -> list[float]:
 
 
 def _memory(model: nn.Module, system: System, new_tokens: int) -> dict[str, int]:
-    """Peak and KV bytes, from one more run."""
-    there = [*model.parameters(), *model.buffers(), *system.inputs.values()]
-    kept = []
+    """Peak memory and KV bytes, from one more run."""
+    existing = [*model.parameters(), *model.buffers(), *system.inputs.values()]
+    kv_bytes = []
 
     def run() -> None:
         cache = generate(model, system.inputs, new_tokens).past_key_values
-        kept.extend(x.nbytes for layer in cache.layers for x in (layer.keys, layer.values))
+        kv_bytes.extend(x.nbytes for layer in cache.layers for x in (layer.keys, layer.values))
 
     with system.context(), _no_collection():
-        peak = peak_bytes(run, model.device, there)
-    return {"peak_bytes": peak, "kv_bytes": sum(kept)}
+        peak = peak_bytes(run, model.device, existing)
+    return {"peak_bytes": peak, "kv_bytes": sum(kv_bytes)}

@@ -1,7 +1,7 @@
 """`vtc bench selection`: what choosing a set costs, against the definition as a plain loop and against a random draw.
 
-Inputs are random. For each selector, N tokens and k picks: the similarities (common to both forms), the greedy loop of
-vtc, the plain loop, and their totals, as medians of runs taken in turn. Ratios of one run; times are this machine's.
+Inputs are random. For each selector, N tokens and k picks: the similarities (common to both forms), vtc's greedy loop,
+the plain loop, and their totals, as medians over repeats in which the forms take turns. Times are this machine's.
 """
 
 import statistics
@@ -26,8 +26,9 @@ WIDTH, UNPROJECTED, WORDS = 4096, 1024, 15  # LLaVA-1.5-7B: projected, before th
 
 @dataclass(frozen=True)
 class SetSelector:
-    """One way of choosing. similarities: from the inputs, what the loops read; matrix: the same as the definition has
-    it, one unit, rows by tokens. fast: vtc's loop on similarities and inputs. plain: the definition on the matrix."""
+    """One way of choosing a set. similarities: computes from the inputs what the loops read; matrix: the same as the
+    definition has it, of one unit, rows by tokens; fast: vtc's loop on similarities and inputs; plain: the definition
+    on the matrix."""
 
     method: str
     similarities: Callable[[dict], object]
@@ -72,8 +73,7 @@ SELECTORS = {
 
 @dataclass(frozen=True)
 class SelectorRow:
-    """One measurement; seconds are medians. plain_* and speed-ups are None where the plain loop would take too long.
-    equal: the picks are the plain loop's, in order. memory: peak bytes of vtc's form beyond its inputs."""
+    """One measurement, see `vtc.bench.selectors_run.DEFINITIONS`."""
 
     selector: str
     method: str
@@ -112,11 +112,16 @@ def inputs_of(tokens: int, device: torch.device, seed: int = 0) -> dict[str, Ten
     }
 
 
-def measure(name: str, tokens: int, picks: int, device: str, repeats: int, limit: float, seed: int = 0) -> SelectorRow:
-    """One row. limit: seconds that the plain loop may take, judged by its first tenth of picks; longer ones are left
-    out. Raises ConfigError for an unknown selector or more picks than tokens."""
+def check_known(name: str) -> None:
+    """Raises ConfigError for an unknown selector."""
     if name not in SELECTORS:
         raise ConfigError(f"selector {name!r} is unknown; possible: {', '.join(SELECTORS)}")
+
+
+def measure(name: str, tokens: int, picks: int, device: str, repeats: int, limit: float, seed: int = 0) -> SelectorRow:
+    """One row. limit: seconds that the plain loop may take, extrapolated from its first tenth of picks; a longer one is
+    left out. Raises ConfigError for an unknown selector or more picks than tokens."""
+    check_known(name)
     if not 1 <= picks <= tokens:
         raise ConfigError(f"{picks} picks of {tokens} tokens; possible: 1 to {tokens}")
     where, selector = torch.device(device), SELECTORS[name]
@@ -125,22 +130,22 @@ def measure(name: str, tokens: int, picks: int, device: str, repeats: int, limit
     def timed(run: Callable[[], object]) -> tuple[float, object]:
         _wait(where)
         start = time.perf_counter()
-        found = run()
+        result = run()
         _wait(where)
-        return time.perf_counter() - start, found
+        return time.perf_counter() - start, result
 
     matrix = selector.matrix(selector.similarities(inputs), inputs)
     seconds: dict[str, list[float]] = {"similarities": [], "loop": [], "plain": [], "random": []}
     plain = _fits(timed, selector, matrix, picks, limit)
-    chosen = defined = None
+    fast_picks = plain_picks = None
     for _ in range(repeats):
-        taken, similar = timed(lambda: selector.similarities(inputs))
-        seconds["similarities"].append(taken)
-        taken, chosen = timed(lambda similar=similar: selector.fast(similar, inputs, picks))
-        seconds["loop"].append(taken)
+        elapsed, similarities = timed(lambda: selector.similarities(inputs))
+        seconds["similarities"].append(elapsed)
+        elapsed, fast_picks = timed(lambda values=similarities: selector.fast(values, inputs, picks))
+        seconds["loop"].append(elapsed)
         if plain:
-            taken, defined = timed(lambda: selector.plain(matrix, picks))
-            seconds["plain"].append(taken)
+            elapsed, plain_picks = timed(lambda: selector.plain(matrix, picks))
+            seconds["plain"].append(elapsed)
         seconds["random"].append(timed(lambda: torch.randperm(tokens, device=where)[:picks].sort().values)[0])
     median = {part: statistics.median(values) if values else None for part, values in seconds.items()}
     total = median["similarities"] + median["loop"]
@@ -149,14 +154,15 @@ def measure(name: str, tokens: int, picks: int, device: str, repeats: int, limit
     return SelectorRow(
         name, selector.method, tokens, picks, median["similarities"], median["loop"], total, median["plain"],
         plain_total, median["plain"] / median["loop"] if plain else None, plain_total / total if plain else None,
-        median["random"], memory, bool(torch.equal(chosen.cpu(), defined.cpu())) if plain else None,
+        median["random"], memory, bool(torch.equal(fast_picks.cpu(), plain_picks.cpu())) if plain else None,
     )  # fmt: skip
 
 
 def _fits(timed: Callable, selector: SetSelector, matrix: Tensor, picks: int, limit: float) -> bool:
-    """Whether the plain loop stays within the limit. Its steps grow with the picks, so a tenth is scaled up."""
-    some = max(1, picks // 10)
-    return timed(lambda: selector.plain(matrix, some))[0] * (picks / some) ** 1.5 <= limit
+    """Whether the plain loop stays within the limit. Its steps get longer with the picks, so the time of a tenth of
+    them is scaled up by more than ten."""
+    tenth = max(1, picks // 10)
+    return timed(lambda: selector.plain(matrix, tenth))[0] * (picks / tenth) ** 1.5 <= limit
 
 
 def _wait(device: torch.device) -> None:

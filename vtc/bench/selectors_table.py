@@ -1,70 +1,79 @@
-"""The results of `vtc bench selection` as JSON, a table and a plot."""
+"""The results of `vtc bench selection` as a table and a plot, and two of them side by side."""
 
+from collections.abc import Iterable
 from pathlib import Path
 
-from vtc.bench.selectors import SelectorRow
+from vtc.bench.results import check_comparable
+from vtc.bench.selectors_run import SELECTION
 from vtc.io.drawing import plain_text, save
-from vtc.io.files import write_json
+
+HEADS = (
+    "selector", "N", "k", "similar. ms", "loop ms", "total ms", "plain loop", "plain total", "picks", "random",
+    "peak MB",
+)  # fmt: skip
 
 
-def write(rows: list[SelectorRow], folder: Path, record: dict) -> Path:
-    """results.json and selection.png in `folder`; rows so far, so that a stopped run leaves what it measured."""
-    file = folder / "results.json"
-    write_json(file, {**record, "rows": [row.to_dict() for row in rows]}, indent=1)
+def plot(rows: list[dict], folder: Path) -> Path:
+    """selection.png in `folder`: the total over the tokens, one panel a selector."""
+    file = folder / "selection.png"
     with plain_text():
-        _plot(rows, folder / "selection.png")
+        _plot(rows, file)
     return file
 
 
-def table(rows: list[SelectorRow]):
-    """A rich table: seconds in ms, ratios of the plain loop to ours."""
+def table(rows: list[dict]):
+    """A rich table: seconds in ms, the plain loop relative to vtc's, a random draw as a fraction of the total."""
+    return _filled(HEADS, map(_line, rows))
+
+
+def compared(a: dict, b: dict):
+    """A rich table of two results, row by row. Raises ConfigError when they differ in more than their times."""
+    check_comparable(SELECTION, a, b)
+    rows_of_b = {tuple(row[part] for part in SELECTION.key): row for row in b["rows"]}
+    lines = []
+    for row in a["rows"]:
+        lines += [["A", *_line(row)], ["B", *_line(rows_of_b[tuple(row[part] for part in SELECTION.key)])]]
+    return _filled(("result", *HEADS), lines)
+
+
+def _filled(heads: tuple[str, ...], lines: Iterable[list[str]]):
     from rich.table import Table
 
     out = Table(box=None, header_style="bold")
-    for head in (
-        "selector",
-        "N",
-        "k",
-        "similar. ms",
-        "loop ms",
-        "total ms",
-        "plain loop",
-        "plain total",
-        "picks",
-        "random",
-        "peak MB",
-    ):
-        out.add_column(head, justify="left" if head == "selector" else "right")
-    for r in rows:
-        ratios = ["too long"] * 2 if r.loop_ratio is None else [f"{r.loop_ratio:.1f} x", f"{r.total_ratio:.1f} x"]
-        equal = {None: "", True: "equal", False: "DIFFER"}[r.equal]
-        times = [f"{1000 * t:.3g}" for t in (r.similarities, r.loop, r.total)]
-        random = f"1/{r.total / r.random:.0f}"
-        out.add_row(r.selector, str(r.tokens), str(r.picks), *times, *ratios, equal, random, f"{r.memory / 1e6:.0f}")
+    for head in heads:
+        out.add_column(head, justify="left" if head in ("result", "selector") else "right")
+    for line in lines:
+        out.add_row(*line)
     return out
 
 
-def _plot(rows: list[SelectorRow], file: Path) -> None:
+def _line(row: dict) -> list[str]:
+    ratios = [row["loop_ratio"], row["total_ratio"]]
+    return [
+        row["selector"], str(row["tokens"]), str(row["picks"]),
+        *[f"{1000 * row[part]:.3g}" for part in ("similarities", "loop", "total")],
+        *["too long" if ratio is None else f"{ratio:.1f} x" for ratio in ratios],
+        {None: "", True: "equal", False: "DIFFER"}[row["equal"]], f"1/{row['total'] / row['random']:.0f}",
+        f"{row['memory'] / 1e6:.0f}",
+    ]  # fmt: skip
+
+
+def _plot(rows: list[dict], file: Path) -> None:
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
 
-    names = list(dict.fromkeys(row.selector for row in rows))
-    figure, axes = plt.subplots(1, len(names), figsize=(4.2 * len(names), 4), squeeze=False, sharey=True)
-    for axis, name in zip(axes[0], names, strict=True):
-        for picks in sorted({row.picks for row in rows}):
-            mine = sorted((r for r in rows if r.selector == name and r.picks == picks), key=lambda r: r.tokens)
-            (line,) = axis.loglog([r.tokens for r in mine], [1000 * r.total for r in mine], "o-", label=f"k = {picks}")
-            known = [r for r in mine if r.plain_total is not None]
-            axis.loglog(
-                [r.tokens for r in known],
-                [1000 * r.plain_total for r in known],
-                "x--",
-                color=line.get_color(),
-                alpha=0.6,
+    methods = {row["selector"]: row["method"] for row in rows}
+    figure, axes = plt.subplots(1, len(methods), figsize=(4.2 * len(methods), 4), squeeze=False, sharey=True)
+    for axis, (name, method) in zip(axes[0], methods.items(), strict=True):
+        for picks in sorted({row["picks"] for row in rows}):
+            series = sorted(
+                (row for row in rows if (row["selector"], row["picks"]) == (name, picks)), key=lambda row: row["tokens"]
             )
-        axis.set_title(f"{name} ({next(r.method for r in rows if r.selector == name)})")
+            (line,) = axis.loglog(*_points(series, "total"), "o-", label=f"k = {picks}")
+            axis.loglog(*_points(series, "plain_total"), "x--", color=line.get_color(), alpha=0.6)
+        axis.set_title(f"{name} ({method})")
         axis.set_xlabel("visual tokens N")
         axis.grid(True, alpha=0.3)
     axes[0][0].set_ylabel("ms: similarities and loop (dashed: the plain loop)")
@@ -72,3 +81,8 @@ def _plot(rows: list[SelectorRow], file: Path) -> None:
     figure.tight_layout()
     save(figure, file, dpi=110)
     plt.close(figure)
+
+
+def _points(rows: list[dict], part: str) -> tuple[list[int], list[float]]:
+    measured = [row for row in rows if row[part] is not None]
+    return [row["tokens"] for row in measured], [1000 * row[part] for row in measured]

@@ -1,4 +1,4 @@
-"""`vtc bench`: what was asked for, checked as a whole before anything is timed, and then measured row by row."""
+"""`vtc bench`: the options, checked as a whole before anything is timed, and then measured row by row."""
 
 import re
 from collections.abc import Callable, Iterator
@@ -24,8 +24,8 @@ LIST = "possible: values with commas between, such as {}"
 
 @dataclass(frozen=True)
 class SpeedOptions:
-    """The command line. keeps: as text; warmup: rounds before those that count (default: 1 on a
-    CPU, 3 on a GPU); overrides: of every strategy."""
+    """The command line. keeps: as text; warmup: rounds before those that count (default: 1 on a CPU, 3 on a GPU);
+    overrides: of every strategy."""
 
     output: Path
     preset: str | None = None
@@ -47,10 +47,10 @@ class SpeedOptions:
     overwrite: bool = False
 
     def __post_init__(self):
-        for name, least in (("new_tokens", 2), ("rounds", 1), ("warmup", 0), ("seed", 0)):
-            if getattr(self, name) is not None and getattr(self, name) < least:
+        for name, minimum in (("new_tokens", 2), ("rounds", 1), ("warmup", 0), ("seed", 0)):
+            if getattr(self, name) is not None and getattr(self, name) < minimum:
                 option = name.replace("_", "-")
-                raise ConfigError(f"--{option} {getattr(self, name)} is out of range; possible: {least} or more")
+                raise ConfigError(f"--{option} {getattr(self, name)} is out of range; possible: {minimum} or more")
         if self.kernels not in CHOICES:
             raise ConfigError(f"--kernels {self.kernels!r} is unknown; possible: {', '.join(CHOICES)}")
         for keep in self.keeps:
@@ -63,39 +63,39 @@ class SpeedOptions:
         return list(dict.fromkeys(SpeedCase(s, k, b, p, v) for v, b, p, s, k in rows))
 
 
-def run(wanted: SpeedOptions, watch: Callable[[list[SpeedCase], int], object]) -> Results:
-    """Measures what is not in the output folder yet. watch: gives, for the rows to do and the rounds of each, a context
-    with `begin(case)` and `advance()`. Raises ConfigError in one line before anything is timed."""
-    device = device_of(wanted.device)
-    dtype = dtype_of(wanted.dtype, device)
-    if wanted.kernels == "triton" and not (INSTALLED and (device.type == "cuda" or interpreted())):
+def run(options: SpeedOptions, watch: Callable[[list[SpeedCase], int], object]) -> Results:
+    """Measures what is not in the output folder yet. watch: takes the rows to measure and the rounds of each, and gives
+    a context with `begin(case)` and `advance()`. Raises ConfigError in one line before anything is timed."""
+    device = device_of(options.device)
+    dtype = dtype_of(options.dtype, device)
+    if options.kernels == "triton" and not (INSTALLED and (device.type == "cuda" or interpreted())):
         raise ConfigError(f"--kernels 'triton' does not run on {device.type} here; possible: auto, reference")
-    attention = attention_of(wanted.attention, device, dtype)
-    chosen = choose(wanted.preset, wanted.model, device, dtype, attention, wanted.seed)
-    warmup = wanted.warmup if wanted.warmup is not None else 3 if device.type == "cuda" else 1
-    results = Results(SPEED, wanted.output, _settings(wanted, warmup, chosen), environment(device), wanted.overwrite)
+    attention = attention_of(options.attention, device, dtype)
+    chosen = choose(options.preset, options.model, device, dtype, attention, options.seed)
+    warmup = options.warmup if options.warmup is not None else 3 if device.type == "cuda" else 1
+    results = Results(SPEED, options.output, _settings(options, warmup, chosen), environment(device), options.overwrite)
     family = find_family(chosen.skeleton.model)
-    todo = [c for c in wanted.cases() if not results.has(astuple(c), resolved(c, family, wanted.overrides))]
+    todo = [c for c in options.cases() if not results.has(astuple(c), resolved(c, family, options.overrides))]
     for case in todo:
-        prepare(chosen.skeleton, case, wanted.overrides, wanted.seed)
+        prepare(chosen.skeleton, case, options.overrides, options.seed)
     if not todo:
         return results
     subject = chosen.load()
-    with watch(todo, warmup + wanted.rounds) as seen, _quiet():
+    with watch(todo, warmup + options.rounds) as progress, _quiet():
         for case in todo:
-            seen.begin(case)
+            progress.begin(case)
             row = measure(
-                subject, case, wanted.new_tokens, wanted.rounds, warmup, wanted.kernels, wanted.overrides,
-                wanted.seed, seen.advance,
+                subject, case, options.new_tokens, options.rounds, warmup, options.kernels, options.overrides,
+                options.seed, progress.advance,
             )  # fmt: skip
             results.add(row)
     return results
 
 
-def _settings(wanted: SpeedOptions, warmup: int, chosen: Chosen) -> dict:
+def _settings(options: SpeedOptions, warmup: int, chosen: Chosen) -> dict:
     return {
-        **chosen.identity, "kernels": wanted.kernels, "new tokens": wanted.new_tokens, "rounds": wanted.rounds,
-        "warm-up rounds": warmup, "seed": wanted.seed, "set": wanted.overrides,
+        **chosen.identity, "kernels": options.kernels, "new tokens": options.new_tokens, "rounds": options.rounds,
+        "warm-up rounds": warmup, "seed": options.seed, "set": options.overrides,
     }  # fmt: skip
 
 

@@ -54,15 +54,15 @@ def break_even(points: Sequence[tuple[float, float]]) -> tuple[float | None, str
     points = sorted(points)
     if not points:
         return None, "nothing was measured"
-    least, (most, last) = points[0][0], points[-1]
-    if last > 1:
-        return None, f"never within {least:g} to {most:g}"
+    smallest, (largest, last_ratio) = points[0][0], points[-1]
+    if last_ratio > 1:
+        return None, f"never within {smallest:g} to {largest:g}"
     above = [i for i, (_, ratio) in enumerate(points) if ratio > 1]
     if not above:
-        return None, f"below {least:g}, the smallest measured"
+        return None, f"below {smallest:g}, the smallest measured"
     (n0, r0), (n1, r1) = points[above[-1]], points[above[-1] + 1]
-    found = n0 + (n1 - n0) * (r0 - 1) / (r0 - r1)
-    return found, f"at {found:.0f}"
+    crossing = n0 + (n1 - n0) * (r0 - 1) / (r0 - r1)
+    return crossing, f"at {crossing:.0f}"
 
 
 def break_evens(rows: list[dict]) -> list[dict]:
@@ -71,11 +71,11 @@ def break_evens(rows: list[dict]) -> list[dict]:
     for row in rows:
         key = row["strategy"], row["keep"], row["batch"], row["prompt"]
         groups.setdefault(key, []).append((row["tokens"]["visual"], row["ratios"]["ttft/baseline"]["median"]))
-    found = []
+    result = []
     for (strategy, keep, batch, prompt), points in groups.items():
         if len(points) > 1:
             tokens, words = break_even(points)
-            found.append(
+            result.append(
                 {"strategy": strategy, "keep": keep, "batch": batch, "prompt": prompt, "tokens": tokens, "words": words}
             )
-    return found
+    return result

@@ -14,8 +14,8 @@ COLORS = {"vision": "#4c78a8", "selection": "#e45756", "prefill": "#72b7b2", "re
 
 
 def table(rows: list[dict]):
-    """A rich table, three lines a row: medians in ms (of the time to the first token also least and most), ratios in
-    the line of the strategy; its visual tokens are those that the average layer sees."""
+    """A rich table, three lines a row: medians in ms (of the time to the first token also minimum and maximum), ratios
+    in the line of the strategy, whose visual tokens are those that the average layer sees."""
     from rich.table import Table
 
     out = Table(box=None, header_style="bold", padding=(0, 1, 0, 0), pad_edge=False)
@@ -39,11 +39,11 @@ def _line(row: dict, name: str) -> list[str]:
     head.append(str(counts["visual"]) if first else f"{counts['average']:.0f}" if name == "strategy" else "")
     if name not in row["systems"]:
         return [*head, f"no {name}", *[""] * 14]
-    found = row["systems"][name]
-    cells = [_ms(found[part]["median"]) for part in PARTS]
-    cells += [_ms(found["ttft"][key]) for key in ("median", "min", "max")]
-    cells += [_ms(found["decode"]["median"]), _short(found["rate"]["median"])]
-    cells += [_short(found[key] / 1e6) for key in ("peak_bytes", "kv_bytes")]
+    figures = row["systems"][name]
+    cells = [_ms(figures[part]["median"]) for part in PARTS]
+    cells += [_ms(figures["ttft"][key]) for key in ("median", "min", "max")]
+    cells += [_ms(figures["decode"]["median"]), _short(figures["rate"]["median"])]
+    cells += [_short(figures[key] / 1e6) for key in ("peak_bytes", "kv_bytes")]
     keys = ("ttft/baseline", "ttft/oracle", "decode/oracle", "peak/baseline")
     return [*head, name, *cells, *[_ratio(row, key) if name == "strategy" else "" for key in keys]]
 
@@ -61,8 +61,8 @@ def _ratio(row: dict, key: str) -> str:
 
 
 def lines(rows: list[dict]) -> list[str]:
-    """What the table has no room for: oracles that there are not, rounds that differ too much, break-even points."""
-    found = [
+    """What the table has no room for: missing oracles, rounds that differ too much, break-even points."""
+    messages = [
         f"{row['strategy']} {row['keep']} has no oracle: {row['oracle']['missing']}"
         for row in rows
         if "missing" in row["oracle"]
@@ -72,21 +72,21 @@ def lines(rows: list[dict]) -> list[str]:
         if cost is not None:
             which = f"{row['strategy']} {row['keep']}, {row['tokens']['visual']} visual tokens, batch {row['batch']}"
             share = f"{cost['median']:.0%} of the layer ({cost['observed']} of {cost['depth']} layers)"
-            found.append(f"{which}: scoring a layer of the encoder costs {share}")
+            messages.append(f"{which}: scoring a layer of the encoder costs {share}")
         ttft = row["systems"]["baseline"]["ttft"]
         if ttft["max"] > NOISY * ttft["min"]:
-            found.append(
+            messages.append(
                 f"noisy: with {row['tokens']['visual']} visual tokens, batch {row['batch']}, the baseline took "
                 f"{_ms(ttft['min'])} to {_ms(ttft['max'])} ms to the first token; other work on this machine?"
             )
     for entry in break_evens(rows):
         where = f"{entry['strategy']} {entry['keep']}, batch {entry['batch']}, {entry['prompt']} text tokens"
-        found.append(f"{where}, break-even in visual tokens: {entry['words']}")
-    return list(dict.fromkeys(found))
+        messages.append(f"{where}, break-even in visual tokens: {entry['words']}")
+    return list(dict.fromkeys(messages))
 
 
 def compared(a: dict, b: dict):
-    """A rich table of two results, by shape: what each strategy takes, relative to its own baseline too. Raises
+    """A rich table of two results, by shape: the times of each strategy, also relative to its own baseline. Raises
     ConfigError when they differ in more than strategy and keep."""
     from rich.table import Table
 
@@ -102,9 +102,9 @@ def compared(a: dict, b: dict):
         for row in d["rows"]
     ]
     for batch, prompt, visual, which, row in sorted(keyed, key=lambda item: item[:4]):
-        base, mine = row["systems"]["baseline"], row["systems"]["strategy"]
+        base, strategy = row["systems"]["baseline"], row["systems"]["strategy"]
         cells = [str(batch), str(prompt), str(visual), "AB"[which], row["strategy"], row["keep"]]
-        cells += [_ms(x["median"]) for x in (base["ttft"], mine["ttft"], mine["decode"])]
+        cells += [_ms(x["median"]) for x in (base["ttft"], strategy["ttft"], strategy["decode"])]
         names = ("ttft/baseline", "ttft/oracle", "decode/baseline", "decode/oracle", "peak/baseline", "kv/baseline")
         out.add_row(*cells, *[_ratio(row, key) for key in names])
     return out
@@ -135,17 +135,17 @@ def _drawn(file: Path, size: tuple[float, float], draw: Callable) -> None:
 
 
 def _bars(axis, rows: list[dict]) -> None:
-    """The tick is the time to the first token; what the parts leave of it is projector, embedding, output head and
+    """The tick is the time to the first token; what it exceeds the parts by is projector, embedding, output head and
     bookkeeping."""
     places, labels = [], []
     for number, row in enumerate(rows):
         for shift, name in enumerate(s for s in SYSTEMS if s in row["systems"]):
-            seconds, y, left = row["systems"][name], -(4 * number + shift), 0.0
+            seconds, y, start = row["systems"][name], -(4 * number + shift), 0.0
             widths = {part: 1000 * seconds[part]["median"] for part in PARTS}
             widths["rest"] = max(0.0, 1000 * seconds["ttft"]["median"] - sum(widths.values()))
             for part, width in widths.items():
-                axis.barh(y, width, left=left, color=COLORS[part], label=part if not places else None, height=0.85)
-                left += width
+                axis.barh(y, width, left=start, color=COLORS[part], label=part if not places else None, height=0.85)
+                start += width
             axis.plot(1000 * seconds["ttft"]["median"], y, "k|", markersize=11)
             places.append(y)
             text = f"{row['strategy']} {row['keep']}" if name == "strategy" else name
@@ -158,14 +158,14 @@ def _bars(axis, rows: list[dict]) -> None:
 def _curves(axis, rows: list[dict], points: list[dict]) -> None:
     for entry in points:
         key = ("strategy", "keep", "batch", "prompt")
-        mine = [(row["tokens"]["visual"], row["ratios"]["ttft/baseline"]) for row in rows
+        curve = [(row["tokens"]["visual"], row["ratios"]["ttft/baseline"]) for row in rows
                 if all(row[k] == entry[k] for k in key)]  # fmt: skip
-        mine.sort(key=lambda point: point[0])
-        tokens, ratio = [n for n, _ in mine], [r["median"] for _, r in mine]
+        curve.sort(key=lambda point: point[0])
+        tokens, ratio = [n for n, _ in curve], [r["median"] for _, r in curve]
         name = f"{entry['strategy']} {entry['keep']}, B {entry['batch']}"
         (line,) = axis.plot(tokens, ratio, "o-", label=name)
-        least, most = [r["min"] for _, r in mine], [r["max"] for _, r in mine]
-        axis.fill_between(tokens, least, most, color=line.get_color(), alpha=0.15)
+        lowest, highest = [r["min"] for _, r in curve], [r["max"] for _, r in curve]
+        axis.fill_between(tokens, lowest, highest, color=line.get_color(), alpha=0.15)
         if entry["tokens"] is not None:
             axis.axvline(entry["tokens"], color=line.get_color(), linestyle=":")
             axis.annotate(f"{entry['tokens']:.0f}", (entry["tokens"], 1), textcoords="offset points", xytext=(4, 6))

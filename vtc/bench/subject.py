@@ -1,4 +1,4 @@
-"""The model that is measured: a preset or a local folder, on its device, with the best attention there is."""
+"""The model that is measured: a preset or a local folder, on its device, with the best attention available."""
 
 import copy
 import hashlib
@@ -30,8 +30,8 @@ class Subject:
 
 @dataclass(frozen=True)
 class Chosen:
-    """A model by name, before its weights are there. folder: None for a preset; identity: what names it in a result;
-    skeleton: on the meta device, on which everything can be checked first."""
+    """A model by name, before its weights are loaded. folder: None for a preset; identity: describes it in a result;
+    skeleton: the model on the meta device, on which everything can be checked first."""
 
     config: object
     folder: Path | None
@@ -42,13 +42,13 @@ class Chosen:
     skeleton: Subject
 
     def load(self) -> Subject:
-        """Weights on the device, ready for generate(). Raises ConfigError when they do not fit or cannot be loaded."""
-        what, attention = f"model {self.identity['model']!r}", self.identity["attention"]
+        """Loads the weights, ready for generate(). Raises ConfigError when they do not fit or cannot be loaded."""
+        name, attention = f"model {self.identity['model']!r}", self.identity["attention"]
         if self.folder is None:
-            check_fits(what, self.identity["parameters"] * self.dtype.itemsize, self.device)
+            check_fits(name, self.identity["parameters"] * self.dtype.itemsize, self.device)
             model = build(self.config, self.device, self.dtype, attention, self.seed)
         else:
-            check_fits(what, sum(f.stat().st_size for f in self.folder.glob("*.safetensors")), self.device)
+            check_fits(name, sum(f.stat().st_size for f in self.folder.glob("*.safetensors")), self.device)
             model = _from_folder(self.folder, self.device, self.dtype, attention)
         check_attention(model)
         _prepare(model)
@@ -56,7 +56,7 @@ class Chosen:
 
 
 def device_of(name: str | None) -> torch.device:
-    """The device of this name, or the best there is; raises ConfigError when it is not there."""
+    """The device of this name, or the best available; raises ConfigError for one that is not available."""
     gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
     possible = ["cpu", *(["cuda", *(f"cuda:{i}" for i in range(gpus))] if gpus else [])]
     name = name or ("cuda" if gpus else "cpu")
@@ -74,9 +74,9 @@ def dtype_of(name: str | None, device: torch.device) -> torch.dtype:
 
 
 def attention_of(name: str | None, device: torch.device, dtype: torch.dtype) -> str:
-    """The attention of this name, or the best there is: flash_attention_2 where it is installed and works, else sdpa.
+    """The attention of this name, or the best available: flash_attention_2 where it is installed and works, else sdpa.
 
-    Raises ConfigError for one that is not there, and for eager attention, which no baseline should have.
+    Raises ConfigError for one that is not available, and for eager attention, which no baseline should have.
     """
     from transformers.utils import is_flash_attn_2_available
 
@@ -116,12 +116,12 @@ def choose(
     return Chosen(copy.deepcopy(config), path, device, dtype, seed, identity, Subject(model, native))
 
 
-def check_fits(what: str, size: int, device: torch.device) -> None:
+def check_fits(name: str, size: int, device: torch.device) -> None:
     """Raises ConfigError when weights of `size` bytes do not fit into the free memory of a device."""
     free = _free(device)
     if free is not None and size > ROOM * free:
         raise ConfigError(
-            f"{what} needs {size / 1e9:.1f} GB for its weights, {device} has {free / 1e9:.1f} GB free; possible: a "
+            f"{name} needs {size / 1e9:.1f} GB for its weights, {device} has {free / 1e9:.1f} GB free; possible: a "
             "smaller one, --dtype bfloat16, or another --device"
         )
 
@@ -150,8 +150,9 @@ def check_attention(model: nn.Module) -> None:
 def _folder(name: str) -> Path:
     path = Path(os.path.expanduser(name))
     if not os.path.isfile(path / "config.json"):
-        what = f"--model {shown(name)} is no folder with a config.json"
-        raise ConfigError(f"{what}; possible: one made by save_pretrained")
+        raise ConfigError(
+            f"--model {shown(name)} is no folder with a config.json; possible: one made by save_pretrained"
+        )
     return path
 
 
@@ -190,7 +191,7 @@ def _digest(folder: Path) -> str:
 
 
 def _prepare(model: nn.Module) -> None:
-    """Greedy, never ending early, and no placeholder of an image is ever written."""
+    """Makes generate() greedy, without early end and without image placeholders in its output."""
     from transformers import GenerationConfig
 
     model.generation_config = GenerationConfig(

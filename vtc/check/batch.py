@@ -1,4 +1,4 @@
-"""Batches of tiny models: taken apart, padded on either side, grown by tokens; positions do not count padding."""
+"""Batches of tiny models: split, padded on either side, extended by tokens; positions do not count padding."""
 
 from dataclasses import dataclass
 
@@ -18,16 +18,16 @@ def split(inputs: dict, images: tuple[int, ...] = IMAGES, sizes: str | None = "i
     shape, singles, first = inputs["input_ids"].shape, [], 0
     per_token = [name for name, value in inputs.items() if value.shape[:2] == shape]
     for b, count in enumerate(images):
-        real, mine = inputs["attention_mask"][b].bool(), slice(first, first + count)
+        real, images_of_prompt = inputs["attention_mask"][b].bool(), slice(first, first + count)
         one = {name: inputs[name][b : b + 1, real] for name in per_token}
         for name in set(inputs) - set(per_token) if count else ():
             value = inputs[name]
             if len(value) != sum(images):
                 rows = inputs[sizes].prod(1)
                 start = int(rows[:first].sum())
-                one[name] = value[start : start + int(rows[mine].sum())]
+                one[name] = value[start : start + int(rows[images_of_prompt].sum())]
             else:
-                one[name] = value[mine]
+                one[name] = value[images_of_prompt]
         singles.append(one)
         first += count
     return singles
@@ -78,8 +78,8 @@ def forward(model: nn.Module, inputs: dict, **options):
 
 @dataclass
 class Generated:
-    """What generate() wrote. tokens [B, n]: after the prompt; logits [n, B, V]: of each step, in the model's own type
-    (`output_logits` is always float32); output: the object that generate() returned."""
+    """The result of generate(). tokens [B, n]: after the prompt; logits [n, B, V]: of each step, in the model's own
+    type (`output_logits` is always float32); output: the object that generate() returned."""
 
     tokens: Tensor
     logits: Tensor
@@ -87,7 +87,7 @@ class Generated:
 
 
 def generate(model: nn.Module, inputs: dict, tokens: int = 8, **options) -> Generated:
-    """generate(), greedy unless told otherwise, with the logits of each step as the model computed them."""
+    """generate(), greedy by default, with the logits of each step as the model computed them."""
     steps: list[Tensor] = []
     handle = model.lm_head.register_forward_hook(lambda module, args, output: steps.append(output[:, -1]))
     try:

@@ -1,4 +1,4 @@
-"""Properties of patched calls: batches, padding, repetition, keeping all, decoding, the report, and taking it off."""
+"""Properties of patched calls: batches, padding, repetition, keep=1.0, decoding, the report, and unpatching."""
 
 import torch
 from torch import Tensor
@@ -9,12 +9,12 @@ from vtc.check.trial import Trial, watch
 from vtc.check.verdicts import Violation
 from vtc.patching import report
 
-NEAR = 1e-6  # of logits in float64; weights of a merge may be float32
-STEPS = 6  # written tokens
+NEAR = 1e-6  # tolerance of logits in float64; weights of a merge may be float32
+STEPS = 6  # generated tokens
 
 
 def batch(trial: Trial, near: float = NEAR) -> None:
-    """A batch, padded on either side, chooses what its images choose one by one, and its last logits are theirs."""
+    """A batch, padded on either side, keeps what its prompts keep one by one, and has the same last logits."""
     alone = [trial.run(single) for single in trial.tiny.singles(trial.inputs)]
     for side in ("left", "right"):
         run = trial.run(padded(trial.inputs, side))
@@ -27,7 +27,7 @@ def batch(trial: Trial, near: float = NEAR) -> None:
 
 
 def padding(trial: Trial, near: float = NEAR) -> None:
-    """Whatever stands in the padding, on either side: the same tokens are kept, and real columns do not change."""
+    """Whatever the padding contains, on either side: the same tokens are kept, and real columns do not change."""
     for side in ("left", "right"):
         inputs = padded(trial.inputs, side)
         gone = inputs["attention_mask"] == 0
@@ -52,7 +52,7 @@ def deterministic(trial: Trial) -> None:
     for b in range(len(IMAGES)):
         _same_kept(first.kept(b), second.kept(b), f"prompt {b} in a second run")
     if not torch.equal(first.output.logits, second.output.logits):
-        raise Violation("a second run keeps the same and gives other logits")
+        raise Violation("a second run keeps the same tokens and gives different logits")
 
 
 def keep_all(trial: Trial) -> None:
@@ -64,7 +64,7 @@ def keep_all(trial: Trial) -> None:
 
 
 def decoding(trial: Trial, near: float = NEAR) -> None:
-    """Greedy steps on the pruned cache give the logits of whole forwards over prompt and text so far, with the same
+    """Greedy steps on the pruned cache give the logits of full forwards over prompt and text so far, with the same
     tokens kept."""
     with trial.on():
         choices = watch(trial.model)
@@ -78,16 +78,16 @@ def decoding(trial: Trial, near: float = NEAR) -> None:
 
 
 def reported(trial: Trial) -> None:
-    """The report's counts and lengths are those of placeholders, cache tensors and what entered the language model."""
+    """The report's counts and lengths match placeholders, cache tensors and what entered the language model."""
     entered, mask = [], trial.inputs["attention_mask"]
     language = trial.tiny.family.language_model
 
-    def seen(module, args, kwargs):
+    def record_entered(module, args, kwargs):
         entered.append((kwargs["inputs_embeds"].shape[1], real_columns(kwargs.get("attention_mask"))))
 
     with trial.on():
         choices = watch(trial.model)
-        handle = language.register_forward_pre_hook(seen, with_kwargs=True)
+        handle = language.register_forward_pre_hook(record_entered, with_kwargs=True)
         try:
             output = forward(trial.model, trial.inputs, use_cache=True)
         finally:
@@ -99,7 +99,7 @@ def reported(trial: Trial) -> None:
     projected = [c for c in choices if c.stage.stage.site == "projector"]
     stages = sum(len(c.selection.row(b)) for c in projected for b in range(len(c.selection.keep)))
     placeholders = int((trial.inputs["input_ids"] == trial.tiny.family.image_token_id).sum())
-    if not projected:  # what the encoder left, if anything is dropped in it
+    if not projected:  # what the encoder kept, if it drops anything
         stages = placeholders - (int(mask.sum()) - sum(lengths))
     facts = {
         "visual tokens before": (proof.tokens_before, placeholders),
@@ -109,13 +109,13 @@ def reported(trial: Trial) -> None:
         "lengths of the KV cache": (proof.kv_lengths, [layer.keys.shape[2] for layer in output.past_key_values.layers]),
         "visual tokens that enter": (sum(i.entered for i in proof.images), stages),
     }  # fmt: skip
-    for what, (said, found) in facts.items():
-        if said != found:
-            raise Violation(f"{what}: the report says {said}, it was {found}")
+    for what, (claimed, actual) in facts.items():
+        if claimed != actual:
+            raise Violation(f"{what}: the report says {claimed}, the call had {actual}")
 
 
 def removed(trial: Trial) -> None:
-    """Taken off, the model is bit-equal and nothing is left on any module or config."""
+    """After unpatching, the model is bit-equal and nothing is left on any module or config."""
     model, inputs = trial.model, trial.inputs
     before, stock = state(model), forward(model, inputs).logits
     with trial.on():
@@ -126,17 +126,18 @@ def removed(trial: Trial) -> None:
             f"something is left on {next(k for k in {**before, **after} if before.get(k) != after.get(k))!r}"
         )
     if not torch.equal(forward(model, inputs).logits, stock):
-        raise Violation("the logits are others than before")
+        raise Violation("the logits differ from those before the patch")
 
 
-def _same_kept(expected: list[Tensor], found: list[Tensor], what: str) -> None:
-    for one, other in zip(expected, found, strict=True):
+def _same_kept(expected: list[Tensor], actual: list[Tensor], what: str) -> None:
+    for one, other in zip(expected, actual, strict=True):
         if one.tolist() != other.tolist():
             differ = sorted(set(one.tolist()) ^ set(other.tolist()))
-            raise Violation(f"{what} keeps others: {len(differ)} differ, such as {differ[:1] or 'their order'}")
+            such_as = differ[:1] or "their order"
+            raise Violation(f"{what} keeps different tokens: {len(differ)} differ, such as {such_as}")
 
 
-def _near(found: Tensor, expected: Tensor, what: str, near: float) -> None:
-    far = float((found - expected).abs().max())
+def _near(actual: Tensor, expected: Tensor, what: str, near: float) -> None:
+    far = float((actual - expected).abs().max())
     if not far <= near:
         raise Violation(f"{what} are off by {far:.2g}")

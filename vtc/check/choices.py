@@ -1,4 +1,4 @@
-"""Properties of what a stage chooses from what it is shown: how many, in which order, among equals, how precisely."""
+"""Properties of a stage's choice: how many tokens, in which order, ties, and precision."""
 
 import dataclasses
 
@@ -20,7 +20,7 @@ NOT_OF_TOKENS = (Aim, ClipWords, TextEmbeddings, TextInformation, TextPivots, Te
 
 
 def number(trial: Trial) -> None:
-    """As many as the budget function says; fewer at most for methods whose count depends on the picture."""
+    """The number kept is the budget's; only methods whose count depends on the picture may keep fewer."""
     config = trial.config
     if any(getattr(stage.stage, "own_counts", False) for stage in config.stages):
         raise DoesNotApply("the counts of its steps follow the prompt, and their mean over layers is the budget's")
@@ -39,10 +39,10 @@ def _number(trial: Trial, run: CheckedCall) -> None:
         for b, kept in enumerate(rows(choice.selection)):
             count, adaptive = choice.context.count, choice.stage.stage.adaptive
             if adaptive and choice.stage.stage.site == "encoder" and len(kept) >= count:
-                continue  # there it is the least
+                continue  # inside the encoder the budget is a lower bound
             if len(kept) > count or (len(kept) < count and not adaptive):
-                asked = f"{choice.context.tokens} tokens where the budget says {count}"
-                raise Violation(f"{choice.stage.method} keeps {len(kept)} of {asked} (unit {b})")
+                expectation = f"{choice.context.tokens} tokens where the budget says {count}"
+                raise Violation(f"{choice.stage.method} keeps {len(kept)} of {expectation} (unit {b})")
     images = iter(run.report.images)
     for layouts in trial.tiny.layouts(trial.inputs):
         budget = run.patch.allocation.projector
@@ -59,30 +59,30 @@ def _number(trial: Trial, run: CheckedCall) -> None:
 
 
 def _left_by_encoder(budget: Budget | None, layout: ImageLayout, image) -> list[int]:
-    """The tokens that the encoder should leave of an image, if there is a stage inside it. Of several crops unpadding
-    takes away what it finds, so it may be fewer than the budget's."""
+    """The tokens of an image that the encoder should keep, if there is a stage inside it. With several crops, unpadding
+    removes some of them, so there may be fewer than the budget's."""
     if budget is None or budget.keeps_all:
         return []
     count = sum(budget.quotas([[layout.tiles[0].tokens] * len(layout.tiles)])[0])
-    found = image.steps[0].after if image.steps else 0
-    return [found if len(layout.tiles) > 1 and found < count else count]
+    remaining = image.steps[0].after if image.steps else 0
+    return [remaining if len(layout.tiles) > 1 and remaining < count else count]
 
 
 def _counts(image, tokens: int, expected: list[int], run: CheckedCall) -> None:
-    """The steps of one image against the numbers that should be left after each."""
+    """Compares the steps of one image with the number of tokens expected after each."""
     adaptive = {choice.stage.method for choice in run.choices if choice.stage.stage.adaptive}
     if image.before != tokens or len(image.steps) != len(expected):
         raise Violation(f"an image of {tokens} tokens is reported as {image.before}, cut {len(image.steps)} times")
-    left = tokens
+    remaining = tokens
     for step, count in zip(image.steps, expected):
-        count = min(count, left)
+        count = min(count, remaining)
         if step.after > count or (step.after < count and step.stage not in adaptive):
             raise Violation(f"{step.where} leaves {step.after} of an image's {tokens} tokens; the budget says {count}")
-        left = step.after
+        remaining = step.after
 
 
 def order(trial: Trial) -> None:
-    """Kept indices ascend, each once, inside the unit; each step keeps places of the step before."""
+    """Kept indices ascend without duplicates inside the unit; each step keeps places that the step before kept."""
     run = trial.run()
     for choice in run.choices:
         for b, kept in enumerate(rows(choice.selection)):
@@ -91,14 +91,14 @@ def order(trial: Trial) -> None:
             merge = choice.selection.merge
             slots = None if merge is None else [int(x) for x in merge.target[b].aminmax()]
             if slots is not None and not -1 <= slots[0] <= slots[1] < len(kept):
-                raise Violation(f"{choice.stage.method} merges into slots that are not there")
+                raise Violation(f"{choice.stage.method} merges into slots that do not exist")
     for image in run.report.images:
-        left = set(range(image.before))
+        remaining = set(range(image.before))
         for step in image.steps:
             kept = step.kept.tolist()
-            if not set(kept) <= left or len(set(kept)) != len(kept) or len(kept) != step.after:
+            if not set(kept) <= remaining or len(set(kept)) != len(kept) or len(kept) != step.after:
                 raise Violation(f"{step.where} reports {shown_row(step.kept)}, which the step before did not leave")
-            left = set(kept)
+            remaining = set(kept)
 
 
 def misordered(kept: Tensor, tokens: int) -> str | None:
@@ -111,15 +111,15 @@ def misordered(kept: Tensor, tokens: int) -> str | None:
 
 
 def ties(trial: Trial) -> None:
-    """Of tokens that are alike in every signal, those with the lower index stay."""
+    """Of tokens that are equal in every signal, those with the lower index are kept."""
     reasons, applied = [], False
     for choice in _first_of_each(trial.run().choices):
-        mine = [signal for signal in choice.context.signals if not isinstance(signal, NOT_OF_TOKENS)]
-        if not mine:
+        token_signals = [signal for signal in choice.context.signals if not isinstance(signal, NOT_OF_TOKENS)]
+        if not token_signals:
             reasons.append("it reads no signal of the tokens")
-        elif not _goes_by_signals(choice, mine):
-            reasons.append("what it keeps depends on where a token lies, too")
-        elif not _ranks(tied := _tied(choice, mine)):
+        elif not _goes_by_signals(choice, token_signals):
+            reasons.append("what it keeps also depends on where a token lies")
+        elif not _ranks(tied := _tied(choice, token_signals)):
             reasons.append("it compares tokens with each other, so none has a score of its own")
         else:
             applied = True
@@ -129,57 +129,57 @@ def ties(trial: Trial) -> None:
 
 
 def _first_of_each(choices: list[Choice]) -> list[Choice]:
-    found = {}
+    first = {}
     for choice in choices:
         if choice.context.count < choice.context.tokens:
-            found.setdefault(choice.stage.method, choice)
-    return list(found.values())
+            first.setdefault(choice.stage.method, choice)
+    return list(first.values())
 
 
 def _kept_of(choice: Choice, changed: dict) -> list[Tensor]:
-    """What the stage keeps of each unit when some signals show something else."""
+    """What the stage keeps of each unit when some signals are replaced."""
     stage, context = choice.stage.stage, choice.context
     context = dataclasses.replace(context, signals={**context.signals, **changed})
     return rows(type(stage).select(stage, context, choice.part))
 
 
 def _groups(tokens: int, generator: torch.Generator) -> Tensor:
-    """For each token [N] one that it becomes like, so that a quarter of them is left that differ."""
+    """For each token [N] one that it becomes a copy of, so that about a quarter of them are distinct."""
     return torch.randint(max(2, tokens // 4), (tokens,), generator=generator)
 
 
 def _goes_by_signals(choice: Choice, signals: list) -> bool:
-    """Whether the same tokens stay wherever they lie, where none is quite like another."""
+    """Whether the same tokens are kept wherever they lie, when no two are quite equal."""
     generator, tokens = torch.Generator().manual_seed(0), choice.context.tokens
     for group in (torch.arange(tokens), _groups(tokens, generator), _groups(tokens, generator)):
-        seen = {}
+        varied = {}
         for signal in signals:
             x = choice.context[signal][:, group]
             noise = torch.randn(x.shape, generator=generator, dtype=torch.float64).to(x)
-            seen[signal] = x * (1 + 1e-3 * noise)
+            varied[signal] = x * (1 + 1e-3 * noise)
         mixed = torch.randperm(tokens, generator=generator)
-        plain = _kept_of(choice, seen)
-        moved = _kept_of(choice, {signal: x[:, mixed] for signal, x in seen.items()})
+        plain = _kept_of(choice, varied)
+        moved = _kept_of(choice, {signal: x[:, mixed] for signal, x in varied.items()})
         if any(mixed[b].sort().values.tolist() != a.sort().values.tolist() for a, b in zip(plain, moved)):
             return False
     return True
 
 
 def _tied(choice: Choice, signals: list) -> list[tuple[Tensor, Tensor]]:
-    """What stays [N] of each unit when a quarter of the tokens is left that differ, with their groups [N].
+    """The kept tokens [N] of each unit when only about a quarter of the tokens are distinct, with their groups [N].
 
-    Vectors are rounded so that sums of products are exact: equal tokens then get equal scores in whatever order they
-    are summed up.
+    Vectors are rounded so that sums of products are exact: equal tokens then get equal scores in any order of
+    summation.
     """
-    generator, tokens, found = torch.Generator().manual_seed(1), choice.context.tokens, []
+    generator, tokens, result = torch.Generator().manual_seed(1), choice.context.tokens, []
     exact = {s: _rounded(x) if x.ndim == 3 and x.is_floating_point() else x for s, x in choice.context.signals.items()}
     for _ in range(4):
         group = _groups(tokens, generator)
         for kept in _kept_of(choice, {s: x[:, group] if s in signals else x for s, x in exact.items()}):
             stays = torch.zeros(tokens, dtype=torch.bool)
             stays[kept] = True
-            found.append((stays, group))
-    return found
+            result.append((stays, group))
+    return result
 
 
 def _rounded(x: Tensor) -> Tensor:
@@ -188,8 +188,8 @@ def _rounded(x: Tensor) -> Tensor:
 
 
 def _ranks(tied: list[tuple[Tensor, Tensor]]) -> bool:
-    """Whether a method ranks tokens one by one: of those that are alike all stay or all go, but where the count ends.
-    One that compares tokens with each other keeps some of many kinds."""
+    """Whether a method ranks tokens one by one: equal tokens are all kept or all dropped, except where the count ends.
+    A method that compares tokens with each other keeps some of many groups."""
     return all(sum(_divided(stays[group == g]) for g in group.unique().tolist()) <= 1 for stays, group in tied)
 
 
@@ -205,11 +205,11 @@ def _check_ties(choice: Choice, tied: list[tuple[Tensor, Tensor]]) -> None:
             if len(gap):
                 lower, higher = alike[gap[0]], alike[gap[0] + 1]
                 method = choice.stage.method
-                raise Violation(f"{method} keeps token {higher} and not {lower}, which is alike in every signal")
+                raise Violation(f"{method} keeps token {higher} and not {lower}, which is equal in every signal")
 
 
 def precision(trial: Trial) -> None:
-    """In half precision the model runs, and stages compute from what they see in float32."""
+    """The model runs in half precision, and stages compute in float32 from the signals that they are given."""
     for dtype in (torch.float32, torch.bfloat16, torch.float16):
         name = str(dtype).removeprefix("torch.")
         other = Trial(trial.strategy, trial.tiny.of(dtype), trial.given)
@@ -230,14 +230,14 @@ def _usable(run: CheckedCall, name: str) -> None:
 
 def _check_precision(choice: Choice, name: str) -> None:
     method, signals = choice.stage.method, choice.context.signals
-    for part in (1.0, 0.3, 0.1):  # of what tells tokens from each other; half precision cannot tell the last ones apart
-        seen = {s: _squeezed(x, part) for s, x in signals.items()}
+    for part in (1.0, 0.3, 0.1):  # share of the differences between tokens that is left; half precision loses the last
+        squeezed = {s: _squeezed(x, part) for s, x in signals.items()}
         with _Half() as half:
-            expected = _seeded(choice, {s: x.float() if x.dtype in HALF else x for s, x in seen.items()})
-        if half.seen:
-            raise Violation(f"{method} is shown float32 and computes in half precision: {half.seen}")
-        if any(set(a.tolist()) != set(b.tolist()) for a, b in zip(expected, _seeded(choice, seen))):
-            raise Violation(f"on a {name} model {method} chooses otherwise than from the same numbers in float32")
+            expected = _seeded(choice, {s: x.float() if x.dtype in HALF else x for s, x in squeezed.items()})
+        if half.operation:
+            raise Violation(f"{method} is given float32 and computes in half precision: {half.operation}")
+        if any(set(a.tolist()) != set(b.tolist()) for a, b in zip(expected, _seeded(choice, squeezed))):
+            raise Violation(f"on a {name} model {method} chooses differently from the same numbers in float32")
 
 
 def _squeezed(x: Tensor, part: float) -> Tensor:
@@ -254,16 +254,16 @@ def _seeded(choice: Choice, changed: dict) -> list[Tensor]:
 
 
 class _Half(TorchDispatchMode):
-    """Notes the first operation that gives half precision. seen: its name and the type."""
+    """Notes the first operation whose result is in half precision. operation: its name and the type."""
 
-    seen = ""
+    operation = ""
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        given = function(*args, **(kwargs or {}))
-        for x in tree_leaves(given):
-            if isinstance(x, Tensor) and x.dtype in HALF and not self.seen:
-                self.seen = f"{function} gives {str(x.dtype).removeprefix('torch.')}"
-        return given
+        result = function(*args, **(kwargs or {}))
+        for x in tree_leaves(result):
+            if isinstance(x, Tensor) and x.dtype in HALF and not self.operation:
+                self.operation = f"{function} gives {str(x.dtype).removeprefix('torch.')}"
+        return result
 
 
 def rows(selection: Selection) -> list[Tensor]:

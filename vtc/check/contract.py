@@ -18,4 +18,4 @@ CONTRACT: dict[str, Callable[[Trial], None]] = {
     "the report says what happened": behaviour.reported,
     "unpatching restores the model": behaviour.removed,
 }
-"""Each raises `Violation` or `DoesNotApply`; what else comes out of it is an error in the method or the family."""
+"""Each raises `Violation` or `DoesNotApply`; any other exception is an error in the method or the family."""

@@ -12,16 +12,16 @@ def tables(outcome: ContractTable) -> list:
     from rich.table import Table
     from rich.text import Text
 
-    found = []
+    result = []
     for start in range(0, len(outcome.columns), COLUMNS):
-        some = outcome.columns[start : start + COLUMNS]
+        columns = outcome.columns[start : start + COLUMNS]
         table = Table(box=None, header_style="bold", padding=(0, 2, 0, 0), pad_edge=False)
-        for head in (outcome.name, *some):
+        for head in (outcome.name, *columns):
             table.add_column(head, no_wrap=True, overflow="fold")
         for name, row in outcome.rows.items():
-            table.add_row(name, *(Text(row[column].state, STYLES[row[column].state]) for column in some))
-        found.append(table)
-    return found
+            table.add_row(name, *(Text(row[column].state, STYLES[row[column].state]) for column in columns))
+        result.append(table)
+    return result
 
 
 def notes(outcome: ContractTable) -> list[str]:
@@ -37,8 +37,8 @@ def notes(outcome: ContractTable) -> list[str]:
             for why in dict.fromkeys(whys.values()):
                 columns = tuple(column for column in whys if whys[column] == why)
                 lines.setdefault((state, columns, why), []).append(name)
-    found = []
+    texts = []
     for (state, columns, why), names in lines.items():
         which = "; ".join(names) if len(names) <= SHOWN else f"{len(names)} of {len(outcome.rows)} properties"
-        found.append(f"{state}  {which} ({', '.join(columns)}): {why}")
-    return sorted(found, key=lambda line: not line.startswith("FAILED"))
+        texts.append(f"{state}  {which} ({', '.join(columns)}): {why}")
+    return sorted(texts, key=lambda line: not line.startswith("FAILED"))

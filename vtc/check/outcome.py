@@ -70,11 +70,11 @@ def of_family(name: str, methods: list[str], given: dict, announce: Callable[[st
 def family_at(place: str) -> str | None:
     """The name of the family at MODULE:CLASS, registered under it; None where a class of another kind stands. Raises
     ConfigError."""
-    found = located(place, f"{shown(place)}")
-    if not (isinstance(found, type) and issubclass(found, Family)):
+    family = located(place, f"{shown(place)}")
+    if not (isinstance(family, type) and issubclass(family, Family)):
         return None
-    FAMILIES.register(found.name)(found)
-    return found.name
+    FAMILIES.register(family.name)(family)
+    return family.name
 
 
 def _filled(
@@ -103,8 +103,8 @@ def _trial(strategy: str, family: str, tinies: dict[str, Tiny], given: dict) -> 
 
 
 def _tried(call: Callable[[], object]) -> object:
-    """What the call returns, or the verdict that its error means. Refusals by name are no failures; whatever else comes
-    out of somebody's method is."""
+    """What the call returns, or the verdict that its error means. Refusals by name are no failures; any other exception
+    from a method is."""
     try:
         with torch.random.fork_rng([]):
             return call()

@@ -1,4 +1,4 @@
-"""What a patch could leave on a model: everything that hangs on it, by identity."""
+"""What a patch could leave behind on a model: everything attached to it, by identity."""
 
 from torch import nn
 
@@ -13,15 +13,15 @@ def state(model: nn.Module) -> dict:
 
     `rope_deltas` is left out: the stock Qwen models write it in each forward.
     """
-    found = {}
+    result = {}
     for name, module in model.named_modules():
-        found[name] = shape_of(module)
-        found[name].pop("rope_deltas", None)
+        result[name] = shape_of(module)
+        result[name].pop("rope_deltas", None)
         for key, value in vars(module).items():
             if isinstance(value, dict):
-                found[name, key] = {k: id(v) for k, v in value.items()}
+                result[name, key] = {k: id(v) for k, v in value.items()}
     config = model.config
-    found["config"] = (id(config), config.to_json_string(), shape_of(config))
-    found["generation"] = model.generation_config.to_json_string()
-    found["attention"] = config._attn_implementation
-    return found
+    result["config"] = (id(config), config.to_json_string(), shape_of(config))
+    result["generation"] = model.generation_config.to_json_string()
+    result["attention"] = config._attn_implementation
+    return result

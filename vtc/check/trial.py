@@ -1,4 +1,4 @@
-"""One strategy on the tiny model of one family: run with a record of what its stages were asked and what they chose."""
+"""One strategy on the tiny model of one family, run with a record of what its stages were given and what they chose."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -26,7 +26,7 @@ KEEP, TOKENS = 0.3, 7
 
 @dataclass
 class Choice:
-    """One call of a stage. part: the Encoder or Decoder that it got beside the context."""
+    """One call of a stage. part: the Encoder or Decoder that it was given beside the context."""
 
     stage: StageConfig
     context: Context
@@ -44,7 +44,7 @@ class CheckedCall:
     patch: Patch = field(repr=False)
 
     def kept(self, prompt: int) -> list[Tensor]:
-        """What each step left of each image of a prompt, in order."""
+        """What each step kept of each image of a prompt, in order."""
         return [step.kept for image in self.report.images if image.prompt == prompt for step in image.steps]
 
 
@@ -57,17 +57,17 @@ class Tiny:
         self.model = FAMILIES[name].tiny().to(dtype).eval() if model is None else model
         self.family = find_family(self.model)
         if self.family.name != name:
-            found = self.family.name
-            raise ConfigError(f"tiny() of {name!r} gives a model of family {found!r}; possible: one of {name!r}")
+            actual = self.family.name
+            raise ConfigError(f"tiny() of {name!r} gives a model of family {actual!r}; possible: one of {name!r}")
         # transformers leaves hooks for hidden states on a model when they are first asked for
         forward(self.model, self.inputs((1,)), output_hidden_states=True)
-        self._others: dict[torch.dtype, Tiny] = {}
+        self._by_dtype: dict[torch.dtype, Tiny] = {}
 
     def of(self, dtype: torch.dtype) -> "Tiny":
         """The same with weights and inputs of another type."""
-        if dtype not in self._others:
-            self._others[dtype] = Tiny(self.name, dtype)
-        return self._others[dtype]
+        if dtype not in self._by_dtype:
+            self._by_dtype[dtype] = Tiny(self.name, dtype)
+        return self._by_dtype[dtype]
 
     def inputs(self, images: tuple[int, ...] = IMAGES) -> dict:
         """A batch with so many images in each prompt, padded on the left."""
@@ -80,8 +80,8 @@ class Tiny:
 
     def layouts(self, inputs: dict, images: tuple[int, ...] = IMAGES) -> list[list[ImageLayout]]:
         """The layout of each image of each prompt."""
-        rest = iter(self.family.image_layouts(inputs))
-        return [[next(rest) for _ in range(count)] for count in images]
+        layouts = iter(self.family.image_layouts(inputs))
+        return [[next(layouts) for _ in range(count)] for count in images]
 
     @cached_property
     def clip(self) -> tuple | None:
@@ -103,8 +103,8 @@ class Tiny:
 class Trial:
     """A strategy on a tiny model. given: overrides of the strategy, as `vtc.patch` takes them.
 
-    Without a budget in `given`, a strategy at the projector alone keeps KEEP of the tokens, any other what its file or
-    its published schedule says. Raises ConfigError or UnsupportedError where the two do not go together.
+    Without a budget in `given`, a strategy at the projector alone keeps KEEP of the tokens, any other keeps what its
+    file or its published schedule says. Raises ConfigError or UnsupportedError where the two do not go together.
     """
 
     def __init__(self, strategy: object, tiny: Tiny, given: dict):
@@ -119,7 +119,7 @@ class Trial:
         return resolve(self.strategy, self.tiny.name, **self.options(**changes))
 
     def options(self, **changes) -> dict:
-        """The overrides with some changed; another budget takes the place of the one there."""
+        """The overrides with some changed; another budget replaces the present one."""
         given = {k: v for k, v in self.given.items() if "keep" not in changes or k not in ("keep", "prune_ratio")}
         return {**given, **changes}
 
@@ -154,11 +154,11 @@ def watch(model: nn.Module, replayed: list[Selection] | None = None) -> list[Cho
 
     replayed: what the stages choose, call by call, instead of choosing for themselves.
     """
-    noted, rest = [], None if replayed is None else iter(replayed)
+    noted, remaining = [], None if replayed is None else iter(replayed)
 
     def noting(stage: StageConfig, select: Callable) -> Callable:
         def noted_select(context: Context, part: object) -> Selection:
-            selection = select(context, part) if rest is None else next(rest)
+            selection = select(context, part) if remaining is None else next(remaining)
             noted.append(Choice(stage, context, part, selection))
             return selection
 

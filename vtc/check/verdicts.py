@@ -1,8 +1,8 @@
-"""How a property ends that does not simply hold."""
+"""The outcomes of a property other than that it holds."""
 
 
 class Violation(Exception):
-    """A property does not hold; the text says what was seen."""
+    """A property does not hold; the text says what was observed."""
 
 
 class DoesNotApply(Exception):

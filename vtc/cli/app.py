@@ -31,8 +31,8 @@ app = typer.Typer(
 INTERRUPTED = 130
 
 
-def _version(wanted: bool) -> None:
-    if wanted:
+def _version(requested: bool) -> None:
+    if requested:
         say(f"vtc {__version__}")
         raise typer.Exit()
 
@@ -88,7 +88,7 @@ def _strategies() -> list[dict]:
     from vtc.config.source import read_strategy
     from vtc.strategies import METHODS, available
 
-    found = []
+    strategies = []
     for name in available():
         try:
             raw = read_strategy(name)[0].data
@@ -99,8 +99,8 @@ def _strategies() -> list[dict]:
             budget, about = budgets[0] if budgets else "none" if missing else "schedule", raw.get("description", "")
         except (VtcError, TypeError) as error:
             budget, about = "unknown", f"error: {reason(error)}"
-        found.append({"name": name, "budget": budget, "description": " ".join(str(about).split())})
-    return found
+        strategies.append({"name": name, "budget": budget, "description": " ".join(str(about).split())})
+    return strategies
 
 
 @app.command()
@@ -202,7 +202,7 @@ def main(arguments: list[str] | None = None) -> None:
     except (KeyboardInterrupt, typer.Abort):
         code = INTERRUPTED
     except Exception as error:
-        # typer brings its own copy of click in some versions, so its usage errors are known by their looks.
+        # typer brings its own copy of click in some versions, so its usage errors are recognised by their attributes.
         if not hasattr(error, "format_message"):
             raise
         what = reason(error.format_message()).rstrip(".")

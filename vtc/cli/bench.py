@@ -78,13 +78,13 @@ def speed(
     from vtc.bench.speed_table import lines, plot, table
 
     visual = numbers("--visual-tokens", visual_tokens)
-    wanted = SpeedOptions(
+    options = SpeedOptions(
         output, preset, model, texts("--strategy", strategy), texts("--keep", keep, "0.25,192"),
         numbers("--batch-sizes", batch_sizes, "1,8"), numbers("--prompt-lengths", prompt_lengths, "64,512"),
         (*SWEEP, *visual) if break_even else visual, new_tokens, rounds, warmup, dtype, device, attention, kernels,
         seed, overrides(settings), overwrite,
     )  # fmt: skip
-    results = run(wanted, Bar)
+    results = run(options, Bar)
     Terminal(width=150).print(table(results.rows))
     for line in lines(results.rows):
         say(line)
@@ -94,28 +94,37 @@ def speed(
 
 @bench.command()
 def compare(
-    first: Annotated[Path, typer.Argument(metavar="DIR", help="A folder that vtc bench or vtc bench serving wrote.")],
-    second: Annotated[Path, typer.Argument(metavar="DIR", help="Another one.")],
+    first: Annotated[Path, typer.Argument(metavar="DIR", help="A folder that a command of vtc bench wrote.")],
+    second: Annotated[Path, typer.Argument(metavar="DIR", help="Another one of the same command.")],
 ) -> None:
     """Show two results side by side; refused when they differ in anything but strategy and keep.
+
+    Results of `vtc bench selection` may differ in their times alone, those of the kernels (`make gpu-check`) also in
+    the kernels' code.
 
     \b
     Example:
       vtc bench compare results/hiprune results/fastv
       vtc bench compare results/serving-quarter results/serving-tenth
     """
-    from vtc.bench import speed_table
+    from vtc.bench import kernel_rows, selectors_table, speed_table
+    from vtc.bench.kernel_rows import KERNELS
     from vtc.bench.results import read
+    from vtc.bench.selectors_run import SELECTION
     from vtc.bench.serving import serving_table
     from vtc.bench.serving.ratios import SERVING
     from vtc.bench.speed_rows import SPEED
 
-    a, b = (read(folder, SPEED, SERVING) for folder in (first, second))
+    tables = {
+        SPEED.schema: speed_table, SERVING.schema: serving_table, SELECTION.schema: selectors_table,
+        KERNELS.schema: kernel_rows,
+    }  # fmt: skip
+    a, b = (read(folder, SPEED, SERVING, SELECTION, KERNELS) for folder in (first, second))
     if a["schema"] != b["schema"]:
         raise ConfigError(f"{str(first)!r} and {str(second)!r} are of two benchmarks; possible: two folders of one")
-    shown = (speed_table if a["schema"] == SPEED.schema else serving_table).compared(a, b)
+    table = tables[a["schema"]].compared(a, b)
     say(f"A  {first}\nB  {second}")
-    Terminal(width=170).print(shown)
+    Terminal(width=170).print(table)
 
 
 @bench.command()
@@ -123,7 +132,9 @@ def serving(
     strategies: Annotated[str, typer.Option(metavar="S,S", help="Beside the stock class.")] = "hiprune,divprune",
     keep: Annotated[str, typer.Option(metavar="K", help="A fraction or a number of tokens.")] = "0.25",
     concurrency: Annotated[str, typer.Option(metavar="N,N", help="Requests at once.")] = "1,8,32",
-    preset: Annotated[str, typer.Option(metavar="NAME", help="tiny, llava-mini, llava-1.5-7b.")] = "llava-mini",
+    preset: Annotated[
+        str, typer.Option(metavar="NAME", help="As for vtc bench; an unknown name lists all.")
+    ] = "llava-mini",
     requests: Annotated[int, typer.Option(metavar="N", help="Of a cell, at least; and twice those at once.")] = 8,
     rounds: Annotated[int, typer.Option(metavar="N", help="In which the systems take turns.")] = 3,
     text: Annotated[int, typer.Option(metavar="N", help="Tokens of a prompt that are not visual.")] = 64,
@@ -157,12 +168,12 @@ def serving(
     from vtc.bench.serving.throughput import CORES, ServingOptions, run
     from vtc.bench.speed import numbers, texts
 
-    wanted = ServingOptions(
+    options = ServingOptions(
         output, texts("--strategies", strategies), keep, numbers("--concurrency", concurrency, "1,8,32"), preset,
         requests, rounds, text, new_tokens, dtype, block_size, batched, CORES if threads is None else threads, compiled,
         seed,
     )  # fmt: skip
-    results = run(wanted, shlex.join(["vtc", *sys.argv[1:]]), overwrite)
+    results = run(options, shlex.join(["vtc", *sys.argv[1:]]), overwrite)
     Terminal(width=170).print(table(results.rows))
     for line in lines(results.rows, results.environment["cores"]):
         say(line)
@@ -181,45 +192,27 @@ def selection(
     output: Annotated[Path, typer.Option(metavar="DIR", help="For results.json and selection.png.")] = Path(
         "results/bench-selection"
     ),
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Start anew.")] = False,
 ) -> None:
     """Time each set selector alone: against the definition as a plain loop, and against a random draw.
+
+    Rows are written as they come; the same command goes on where it stopped.
 
     \b
     Examples:
       vtc bench selection --sizes 2880 --picks 320
       vtc bench selection --selectors coverage --device cuda --output results/h200
     """
-    import torch
+    from vtc.bench.selectors_run import SelectionOptions, run
+    from vtc.bench.selectors_table import plot, table
+    from vtc.bench.speed import numbers, texts
 
-    from vtc.bench.results import environment
-    from vtc.bench.selectors import SELECTORS, measure
-    from vtc.bench.selectors_table import table, write
-    from vtc.bench.speed import numbers
-
-    names = [name.strip() for name in selectors.split(",")]
-    unknown = [name for name in names if name not in SELECTORS]
-    if unknown:
-        raise ConfigError(f"selector {unknown[0]!r} is unknown; possible: {', '.join(SELECTORS)}")
-    _check_device(device)
-    tokens, counts = numbers("--sizes", sizes), numbers("--picks", picks)
-    where = environment(torch.device(device))
-    record = {"schema": "vtc.bench.selection/1", "environment": where, "repeats": repeats, "seed": seed}
-    console, rows = Terminal(stderr=True), []
-    with console.status("") as status:
-        for name in names:
-            for n in tokens:
-                for k in (k for k in counts if k <= n):
-                    status.update(f"vtc bench selection: {name}, N = {n}, k = {k}")
-                    rows.append(measure(name, n, k, device, repeats, limit, seed))
-                    write(rows, output, record)
-    if not rows:
-        raise ConfigError(f"--picks {picks} are more than --sizes {sizes}; possible: at least one k <= N")
-    Terminal(width=150).print(table(rows))
-    say(f"results  {output}")
-
-
-def _check_device(device: str) -> None:
-    import torch
-
-    if device != "cpu" and not (device.startswith("cuda") and torch.cuda.is_available()):
-        raise ConfigError(f"--device {device!r} is not there; possible: cpu{', cuda' * torch.cuda.is_available()}")
+    options = SelectionOptions(
+        output, texts("--selectors", selectors), numbers("--sizes", sizes), numbers("--picks", picks), device, repeats,
+        limit, seed,
+    )  # fmt: skip
+    command = shlex.join(["vtc", *sys.argv[1:]])
+    with Terminal(stderr=True).status("") as status:
+        results = run(options, lambda row: status.update(f"vtc bench selection: {row}"), command, overwrite)
+    Terminal(width=150).print(table(results.rows))
+    say(f"results  {output}, {plot(results.rows, output).name}")

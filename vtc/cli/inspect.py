@@ -60,20 +60,20 @@ def inspect(
           --question "What is written on the sign?" --strategy hiprune,visionzip --keep 64 --output results/sign
       vtc inspect --from results/sign/selection.json --output elsewhere
     """
-    asked = {
+    run_options = {
         "--model": model, "--model_args": model_args, "--image": image, "--question": question, "--sample": sample,
         "--strategy": strategy, "--keep": keep, "--set": settings, "--max-new-tokens": max_new_tokens,
         "--device": device,
     }  # fmt: skip
     if saved is not None:
-        given = [name for name, value in asked.items() if value]
+        given = [name for name, value in run_options.items() if value]
         if given:
             raise ConfigError(f"{given[0]} has no effect on what is saved; possible beside --from: --output")
         from vtc.eval.inspect.record import read
         from vtc.eval.inspect.write import show
 
         record, picture = read(saved)
-        found = show(record, picture, output or (saved if saved.is_dir() else saved.parent))
+        files = show(record, picture, output or (saved if saved.is_dir() else saved.parent))
     else:
         from vtc.eval.inspect.command import run
         from vtc.eval.inspect.write import write
@@ -82,12 +82,12 @@ def inspect(
             model or "demo", model_args, image, question, sample, strategy or "hiprune", keep, overrides(settings),
             max_new_tokens or 32, device,
         )  # fmt: skip
-        found = write(record, picture, output or Path("results/inspect"))
+        files = write(record, picture, output or Path("results/inspect"))
     for line in [_line("full model", record["full"]["answer"], record["tokens"])] + [
         _line(run["strategy"], run["answer"], run["average"]) for run in record["runs"]
     ]:
         say(line)
-    for path in found:
+    for path in files:
         say(str(path))
 
 

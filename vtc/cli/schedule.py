@@ -19,27 +19,27 @@ def table(config: object, family: str | None, layers: int, tokens: int) -> list[
 
     allocation = _allocation(config, family, layers, tokens)
     entered = allocation.entered(tokens)
-    seen = allocation.tokens_per_layer(tokens, entered)
-    first = [i for i in range(layers) if i == 0 or seen[i] != seen[i - 1]]
+    per_layer = allocation.tokens_per_layer(tokens, entered)
+    first = [i for i in range(layers) if i == 0 or per_layer[i] != per_layer[i - 1]]
     lines = [f"{layers} decoder layers, counted from 0, and an image of {tokens} visual tokens:"]
     for start, end in zip(first, [*first[1:], layers], strict=True):
         name = f"layer {start}" if end == start + 1 else f"layers {start}-{end - 1}"
-        lines.append(f"  {name.ljust(len(f'layers {layers}-{layers}'))}  {seen[start]:>{len(str(tokens))}}")
+        lines.append(f"  {name.ljust(len(f'layers {layers}-{layers}'))}  {per_layer[start]:>{len(str(tokens))}}")
     if config.attention is not None:
         changed = config.attention.stage.layers(Decoder(family or "", layers), HIDDEN)
         where = f"layers {changed[0]}-{changed[-1]}" if changed else "no layer"
         lines.append(f"  {config.attention.method} changes attention in {where}, and drops nothing")
-    mean = sum(seen) / layers
+    mean = sum(per_layer) / layers
     shape = LanguageShape(layers, HIDDEN, HIDDEN // 128, HIDDEN // 128, 128, MLP, True, 2)
-    paper, ours = (
-        _share(cost(seen), cost([tokens] * layers)) for cost in (partial(paper_flops, shape), shape.prefill_flops)
+    paper_share, vtc_share = (
+        _share(cost(per_layer), cost([tokens] * layers)) for cost in (partial(paper_flops, shape), shape.prefill_flops)
     )
     return [
         *lines,
         f"  mean {mean:.1f}, {mean / tokens:.1%} of the image's tokens",
         f"prefill FLOPs of these tokens alone with layers of hidden size {HIDDEN} and MLP size {MLP}:",
-        f"  as papers count (a multiply-add is 1)       {paper}",
-        f"  as vtc.report counts (a multiply-add is 2)  {ours}",
+        f"  as papers count (a multiply-add is 1)       {paper_share}",
+        f"  as vtc.report counts (a multiply-add is 2)  {vtc_share}",
     ]
 
 

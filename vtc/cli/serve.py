@@ -85,13 +85,13 @@ def _prepared(model, words, strategy, keep, max_keep, knobs, check) -> list[str]
     given = arguments.values(words)
     config = _loaded("AutoConfig", model, given)
     with loading(f"model {shown(model)} cannot be served", "demo, a directory, a hub id"):
-        ours = for_config(config, strategy, keep, max_keep, **knobs)
-        setattr(config, ATTRIBUTE, ours[ATTRIBUTE])
+        config_overrides = for_config(config, strategy, keep, max_keep, **knobs)
+        setattr(config, ATTRIBUTE, config_overrides[ATTRIBUTE])
         served = ServedStrategy.of(config)
-    words = arguments.with_overrides(words, ours)
+    words = arguments.with_overrides(words, config_overrides)
     arguments.refuse(given, served)
     if check:
-        _describe(model, given, ours, served)
+        _describe(model, given, config_overrides, served)
     _vllm(given)
     if check:
         say(f"options   {arguments.check(model, words, served)}")
@@ -109,22 +109,25 @@ def _loaded(kind: str, model: str, given: dict) -> object:
         return getattr(transformers, kind).from_pretrained(place, **options)
 
 
-def _describe(model: str, given: dict, ours: dict, served) -> None:
+def _describe(model: str, given: dict, config_overrides: dict, served) -> None:
     """Prints what would be served."""
     import yaml
 
     from vtc.vllm import FIRST, LAST, installed, preview, tested
 
     first, last = (".".join(map(str, v)) for v in (FIRST, LAST))
-    found, (architecture,) = installed(), ours["architectures"]
-    server = "not installed" if found is None else found[1]
-    known = "" if found is None else ", tested" if tested(found[1]) else f", not tested: {first} to {last} are"
+    (architecture,) = config_overrides["architectures"]
+    server, known = "not installed", ""
+    if (distribution := installed()) is not None:
+        server = distribution[1]
+        known = ", tested" if tested(server) else f", not tested: {first} to {last} are"
     trusted = given.get("trust_request_mm_kwargs") is True or server.startswith("0.30.")  # 0.30 asks for no such option
     limit = f"vtc_keep up to {served.max_keep}" if trusted else "none (--trust-request-mm-kwargs allows vtc_keep)"
     kwargs = given.get("mm_processor_kwargs")
     images = preview.lines(served, _loaded("AutoImageProcessor", model, given), kwargs)
     rows = [
-        ("model", f"{model}, served as {architecture}"), ("strategy", f"{ours['vtc']['name']}, keep={served.keep}"),
+        ("model", f"{model}, served as {architecture}"),
+        ("strategy", f"{config_overrides['vtc']['name']}, keep={served.keep}"),
         *(("tokens" if i == 0 else "", line) for i, line in enumerate(images)),
         ("requests", f"keep of their own: {limit}"), ("vLLM", server + known),
     ]  # fmt: skip

@@ -1,7 +1,7 @@
-"""What every stage of a strategy leaves: the budget at the projector, and the share that each layer sees behind it.
+"""What every stage of a strategy keeps: the budget at the projector, and the share that each later layer sees.
 
-A strategy says in one place what is asked: `StrategyConfig.keep` for the whole, or `StageConfig.keep` for a stage. The
-`Allocation` works out from that, once per model, what each stage keeps; engine, reports, the vLLM plugin and
+A strategy states its budget in one place: `StrategyConfig.keep` for the whole, or `StageConfig.keep` for a stage. The
+`Allocation` computes from that, once per model, what each stage keeps; engine, reports, the vLLM plugin and
 `vtc show --layers` all read it.
 
 `keep` of a strategy is the mean over the language model's layers of the visual tokens that they see, as a fraction of
@@ -16,7 +16,7 @@ model:
 - without one: the shares of all schedules are raised to one power. Power 1 is the published schedule, 0 keeps all.
 
 Strategies that have both a stage inside the encoder and one at the projector have no keep of the whole: each of the two
-has its own, both of them a fraction of the image's visual tokens, and the second keeps at most what the first left. An
+has its own, both of them a fraction of the image's visual tokens, and the second keeps at most what the first kept. An
 encoder's budget is counted crop by crop, before unpadding (LLaVA-NeXT) drops what shows no picture.
 
 A stage's own keep inside the language model means the same, relative to the tokens that enter the language model.
@@ -40,7 +40,7 @@ EPS = 1e-9
 @dataclass(frozen=True)
 class Drop:
     """One drop before decoder layer `layer`: step `number` (0-based) of stage `index` among the strategy's decoder
-    stages. share: of the visual tokens that entered the stage, what is left in its published schedule."""
+    stages. share: the fraction of the visual tokens entering the stage that its published schedule keeps."""
 
     layer: int
     index: int
@@ -77,8 +77,8 @@ class Allocation:
 
     def entered(self, tokens: int) -> int:
         """Tokens of an image of one tile that reach the language model."""
-        left = tokens if self.encoder is None else self.encoder.count(tokens)
-        return left if self.projector is None else min(left, sum(self.projector.quotas([[tokens]])[0]))
+        encoded = tokens if self.encoder is None else self.encoder.count(tokens)
+        return encoded if self.projector is None else min(encoded, sum(self.projector.quotas([[tokens]])[0]))
 
     def mean(self, powers: tuple[float, ...] | None = None) -> float:
         """Mean over layers of the share of the entered tokens that they see, roundings aside. powers: one per decoder
@@ -107,11 +107,11 @@ class Allocation:
     def tokens_per_layer(self, before: int, entered: int) -> list[int]:
         """Visual tokens of one image that each layer sees."""
         counts = self.counts(before, entered)
-        per_layer, seen = [], entered
+        per_layer, present = [], entered
         for layer in range(self.depth):
             for step, count in zip(self.steps, counts, strict=True):
-                seen = count if step.layer == layer else seen
-            per_layer.append(seen)
+                present = count if step.layer == layer else present
+            per_layer.append(present)
         return per_layer
 
     def aim(self, before: int, entered: int) -> tuple[int, int]:
@@ -127,8 +127,8 @@ class Allocation:
             fits = self.front is not None and not self.relaxed(before)
             power = 1.0 if fits else self._power(None, self.config.keep, before)
             return (power,) * len(self.stages)
-        own = [stage.keep for stage in self.stages]
-        return tuple(1.0 if k is None else self._power(i, k, entered) for i, k in enumerate(own))
+        keeps = [stage.keep for stage in self.stages]
+        return tuple(1.0 if k is None else self._power(i, k, entered) for i, k in enumerate(keeps))
 
     def relaxed(self, before: int) -> bool:
         """Whether an image is to keep more on average than the published schedules behind the first stage allow."""
@@ -194,9 +194,9 @@ class Allocation:
             shared = self.front.scope == "per_request" and isinstance(self.front.keep, int)
             entered = None if tokens is None or shared else self.front.count(tokens)
         for index, stage in enumerate(self.stages):
-            own = stage.keep
-            if isinstance(own, float) or own is not None and entered is not None:
-                self._power(index, own, entered or 1)
+            keep = stage.keep
+            if isinstance(keep, float) or keep is not None and entered is not None:
+                self._power(index, keep, entered or 1)
 
 
 def _fraction(keep: float | int, tokens: int | None) -> float:

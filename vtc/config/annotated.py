@@ -60,9 +60,9 @@ class _Defaults:
         general = _value(self.general, place, key)
         families: dict[str, list[str]] = {}
         for family, config in self.by_family.items():
-            own = _value(config, place, key)
-            if own != general:
-                families.setdefault(_flow(own), []).append(family)
+            family_value = _value(config, place, key)
+            if family_value != general:
+                families.setdefault(_flow(family_value), []).append(family)
         if general is None and key == "keep" or not families and value == general:
             return ""
         return "; ".join([f"default: {_flow(general)}", *(f"{v} on {', '.join(f)}" for v, f in families.items())])

@@ -35,8 +35,8 @@ def budget_for_tables(strategy: str, family: str) -> dict[str, Any]:
 
 
 def support_table() -> str:
-    """Strategies x families as a Markdown table, those from outside too: "yes", or "yes*" where a [CLS] method uses the
-    mean query."""
+    """Strategies x families as a Markdown table, those from outside too: "yes", "yes*" where a [CLS] method uses the
+    mean query, or "no" where a stage has no site."""
     from vtc.patches import FAMILIES
 
     names = FAMILIES.names()
@@ -45,7 +45,9 @@ def support_table() -> str:
         cells = []
         for name in names:
             budget = budget_for_tables(strategy, name)
-            needs_cls = any(s.stage.needs_cls for s in resolve(strategy, name, **budget).stages)
-            cells.append("yes*" if needs_cls and not FAMILIES[name].may_have_cls else "yes")
+            stages = [s.stage for s in resolve(strategy, name, **budget).stages]
+            needs_cls = any(stage.needs_cls for stage in stages) and not FAMILIES[name].may_have_cls
+            possible = all(stage.site in FAMILIES[name].sites for stage in stages)
+            cells.append(("yes*" if needs_cls else "yes") if possible else "no")
         lines.append(f"| `{strategy}` | " + " | ".join(cells) + " |")
     return "\n".join(lines)

@@ -7,7 +7,7 @@ from vtc.config.source import TOP, Written, read_strategy
 from vtc.config.strategy import POSITIONS, StageConfig, StrategyConfig
 from vtc.core.budget import ROUNDINGS, SCOPES, keep_from_prune_ratio, parse_keep
 from vtc.core.errors import ConfigError, shown
-from vtc.core.registry import names_in
+from vtc.core.registry import current, names_in
 from vtc.patches import FAMILIES
 from vtc.strategies import METHODS
 
@@ -23,9 +23,9 @@ def resolve(strategy: object, family: str | None = None, **overrides) -> Strateg
     strategy: a name, a YAML file, a mapping, a method (its class, an instance, or MODULE:CLASS), or several of these to
     compose, as a list or as "a+b": the stages of all in order, each with its own budget and positions. overrides: keep,
     prune_ratio, scope, rounding, positions, or any knob; METHOD.KEY (also METHOD.keep) where several stages know the
-    key. Positions that nothing states are the family's own (`Family.positions`; "compact" without a family), and a
-    scope that nothing states is the method's where images are tiled (`Stage.tile_scope`). A family is asked by its
-    class, which loads no transformers. Raises ConfigError in one line for unknown keys (with near names), wrong types
+    key. Positions that are not given are the family's own (`Family.positions`; "compact" without a family), and a
+    scope that is not given is the method's where images are tiled (`Stage.tile_scope`). The family's class is asked,
+    which does not load transformers. Raises ConfigError in one line for unknown keys (with near names), wrong types
     and values out of range.
     """
     return resolve_written(read_strategy(strategy), family, **overrides)
@@ -85,8 +85,8 @@ def _for_family(strategy: Written, family: str | None) -> tuple[dict, list[dict]
 
 
 def _stages(strategy: Written, family: str | None, one_keep: bool) -> list[dict]:
-    """The stages of a strategy, those of the strategies that it refers to in their place. one_keep: it has a keep of
-    its own."""
+    """The stages of a strategy, with the strategies that it refers to replaced by their stages. one_keep: it has a
+    keep of its own."""
     name, stages = strategy.name, strategy.data.get("stages")
     if (
         not isinstance(stages, list)
@@ -111,9 +111,10 @@ def _stages(strategy: Written, family: str | None, one_keep: bool) -> list[dict]
             _overlay(part_top, part_stages, overrides, part.name)
             rows += _pushed_down(part.name, part_top, part_stages)
             continue
+        stage = {**stage, "method": current(stage["method"])}
         known_keys(stage, ["method", *_STAGE, *knobs_of(METHODS[stage["method"]])], f"stage {stage['method']!r}")
         _one_budget(stage, f"stage {stage['method']!r}")
-        rows.append(dict(stage))
+        rows.append(stage)
     return rows
 
 
@@ -136,10 +137,10 @@ def _pushed_down(name: str, top: dict, stages: list[dict]) -> list[dict]:
     budget, alone = {key: top[key] for key in _budgets(top)}, _only_inside(stages)
     rows = []
     for stage in stages:
-        own = {key: value for key, value in stage.items() if not budget or key not in ("keep", "prune_ratio")}
+        settings = {key: value for key, value in stage.items() if not budget or key not in ("keep", "prune_ratio")}
         applies = alone or METHODS[stage["method"]].site not in _INSIDE
         shared = {key: top[key] for key in _SHARED if key in top and (key == "positions" or applies)}
-        rows.append({**shared, **budget, **own})
+        rows.append({**shared, **budget, **settings})
     return rows
 
 
@@ -147,6 +148,7 @@ def _overlay(top: dict, stages: list[dict], section: object, name: str) -> None:
     """Writes a flat section of overrides onto the top level or onto the one stage that knows the key."""
     if not isinstance(section, Mapping):
         raise ConfigError(f"strategy {name!r}: section {shown(section)}; possible: a mapping of overrides")
+    section = {current(key): value for key, value in section.items()}
     knobs = {stage["method"]: knobs_of(METHODS[stage["method"]]) for stage in stages}
     dotted = {f"{m}.{key}": (m, key) for m, keys in knobs.items() for key in (*_STAGE, *keys) if len(stages) > 1}
     _known_overrides(section, knobs, dotted, f"the overrides of {name!r}")
@@ -187,10 +189,10 @@ def _known_overrides(section: Mapping, knobs: dict[str, list[str]], dotted: Mapp
             known_keys([key], near or [*plain_keys, *(f"{m}.KEY" for m in knobs if dotted)], where)
     _one_budget(section, where)
     for method in knobs:
-        own = dict.fromkeys(key for key in ("keep", "prune_ratio") if f"{method}.{key}" in section)
-        _one_budget(own, f"{where}, {method}")
-        if own and _budgets(section):
-            names = f"{_budgets(section)[0]} and {method}.{_budgets(own)[0]}"
+        budgets = dict.fromkeys(key for key in ("keep", "prune_ratio") if f"{method}.{key}" in section)
+        _one_budget(budgets, f"{where}, {method}")
+        if budgets and _budgets(section):
+            names = f"{_budgets(section)[0]} and {method}.{_budgets(budgets)[0]}"
             raise ConfigError(f"{where}: {names} are both given; possible: one of them")
 
 
@@ -281,8 +283,8 @@ def _stage(top: dict, data: dict, alone: bool, own_budget: bool, tiled: bool) ->
                 f"{key}={shown(value)}: inside the language model {data['method']} ranks whole images and rounds as "
                 f"published; possible: {key}={default}, or a stage at the projector"
             )
-    own = _keep(data)
-    if method.site == "attention" and own is not None and own_budget:
-        raise ConfigError(_without_budget(own, data["method"]))
+    keep = _keep(data)
+    if method.site == "attention" and keep is not None and own_budget:
+        raise ConfigError(_without_budget(keep, data["method"]))
     knobs = {key: value for key, value in data.items() if key not in ("method", *_STAGE)}
-    return StageConfig(data["method"], build_method(method, knobs), own if own_budget else None, **shared)
+    return StageConfig(data["method"], build_method(method, knobs), keep if own_budget else None, **shared)

@@ -21,8 +21,8 @@ MOST = 100  # stages of a strategy that refers to others
 
 @dataclass(frozen=True)
 class Written:
-    """A strategy as it is written. data: of its YAML. parts: the strategies that its stages refer to
-    (`strategy: NAME`), by the place of the stage. stages: how many there are with those of all parts."""
+    """A strategy as written. data: of its YAML. parts: the strategies that its stages refer to
+    (`strategy: NAME`), by the place of the stage. stages: their number, those of all parts included."""
 
     name: str
     data: dict
@@ -80,10 +80,10 @@ class _Reader:
             )
         if key not in self.known:
             if is_file:
-                found, folder = (path.stem, _load_mapping(path, f"strategy file {shown(name)}")), path.parent
+                (stem, data), folder = (path.stem, _load_mapping(path, f"strategy file {shown(name)}")), path.parent
             else:
-                found, folder = _named(name), None
-            self.known[key] = self._with_parts(*found, folder, (*above, key))
+                (stem, data), folder = _named(name), None
+            self.known[key] = self._with_parts(stem, data, folder, (*above, key))
         return self.known[key]
 
     def _with_parts(self, name: str, data: dict, folder: Path | None, above: tuple[str, ...]) -> Written:

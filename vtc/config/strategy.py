@@ -64,6 +64,11 @@ class StrategyConfig:
         return isinstance(self.keep, float) and self.keep == 1.0
 
     @property
+    def drops(self) -> bool:
+        """Whether any token can be dropped: not with keep=1.0, nor if attention is all that changes."""
+        return not self.keeps_all and any(s.stage.site != "attention" for s in self.stages)
+
+    @property
     def encoder(self) -> StageConfig | None:
         """The stage inside the encoder, if there is one."""
         return next((s for s in self.stages if s.stage.site == "encoder"), None)
@@ -96,9 +101,9 @@ class StrategyConfig:
         common = {key: rows[0][key] for key in rows[0] if all(row.get(key) == rows[0][key] for row in rows)}
         stages = []
         for s, row in zip(self.stages, rows, strict=True):
-            own = {} if s.keep is None else {"keep": s.keep}
-            own |= {key: value for key, value in row.items() if key not in common}
+            options = {} if s.keep is None else {"keep": s.keep}
+            options |= {key: value for key, value in row.items() if key not in common}
             knobs = {key: as_lists(value) for key, value in dataclasses.asdict(s.stage).items()}
-            stages.append({"method": s.method, **own, **knobs})
+            stages.append({"method": s.method, **options, **knobs})
         overall = {} if self.keep is None else {"keep": self.keep}
         return {"description": self.description, **overall, **common, "stages": stages}

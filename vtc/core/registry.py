@@ -25,7 +25,11 @@ T = TypeVar("T")
 MODULES = "VTC_IMPORT"
 """Environment variable: comma-separated modules that register something; child processes import them, too."""
 
+FORMER = {"todre_encoder": "todre_projector", "visiondrop_encoder": "visiondrop_projector"}
+"""Methods by the names that they had in files which earlier versions wrote."""
+
 _REGISTRIES: dict[str, "Registry"] = {}
+_SAID: set[str] = set()
 
 
 def unknown(kind: str, name: object, known: list[str]) -> str:
@@ -33,6 +37,17 @@ def unknown(kind: str, name: object, known: list[str]) -> str:
     near = difflib.get_close_matches(cut(name, 100) if isinstance(name, str) else shown(name), known, n=3, cutoff=0.5)
     hint = f"did you mean {' or '.join(shown(n) for n in near)}? " if near else ""
     return f"unknown {kind} {shown(name)}: {hint}possible: {', '.join(known)}"
+
+
+def current(key: object) -> object:
+    """A method's name, or METHOD.KEY, with the name that the method has now; each former name is logged once."""
+    name, dot, rest = key.partition(".") if isinstance(key, str) else ("", "", "")
+    if name not in FORMER:
+        return key
+    if name not in _SAID:
+        _SAID.add(name)
+        logging.getLogger("vtc").warning("vtc: method %s is called %s now", name, FORMER[name])
+    return f"{FORMER[name]}{dot}{rest}"
 
 
 def names_in(package: str) -> list[str]:

@@ -76,15 +76,30 @@ class ImageReport:
             target[places] = into
         return target
 
+    def also_into(self, step: int) -> Tensor:
+        """Further flows of `steps[step]`, where a token flows into others than the one of `merged_into`.
+
+        LongTensor [M, 2], each pair once, ascending: the place of the token, and one that it flows into as well. Empty
+        for most methods. Computed on demand, as `merged_into`.
+        """
+        pairs = {(token, aim) for flow in self.steps[step].flows for token, aim in flow.more().tolist()}
+        merged = self.merged_into(step)
+        into = [] if merged is None else merged.tolist()
+        further = sorted((token, aim) for token, aim in pairs if into[token] != aim)
+        return torch.tensor(further, dtype=torch.long).reshape(-1, 2)
+
     @property
     def stages(self) -> list[tuple[str, int, int]]:
         """(method, before, after) of every step."""
         return [(step.stage, step.before, step.after) for step in self.steps]
 
     def flow_dict(self, step: int) -> dict[str, Any]:
-        """`merged_into` of a step as plain data; empty where a method only drops."""
+        """`merged_into` and `also_into` of a step as plain data; without those that say nothing."""
         into = self.merged_into(step)
-        return {} if into is None else {"merged_into": into.tolist()}
+        if into is None:
+            return {}
+        also = self.also_into(step).tolist()
+        return {"merged_into": into.tolist()} | ({"also_into": also} if also else {})
 
     @property
     def per_layer(self) -> list[int]:

@@ -56,12 +56,13 @@ class Flow:
     """Where the tokens of one merging unit go. It refers to the tensors of the selection; `places` computes on demand.
 
     offsets [n]: places of the unit's tokens in the image's run. keep [K]: indices into them. target [n], or [1 + n]
-    with [CLS] first: see Merge.
+    with [CLS] first, extra: see Merge.
     """
 
     offsets: Tensor
     keep: Tensor
     target: Tensor
+    extra: Extra | None = None
 
     def places(self) -> tuple[Tensor, Tensor]:
         """The unit's places [n] in the image's run and the place [n] that each is merged into, -1 if it is
@@ -70,14 +71,24 @@ class Flow:
         target = target[len(target) - len(offsets) :]
         return offsets, offsets[keep][target.clamp(min=0)].masked_fill(target < 0, -1)
 
+    def more(self) -> Tensor:
+        """The further flows of tokens that flow into several: places [E', 2], from and into, in the order of `extra`,
+        without those of the encoder's [CLS]. On the host, as `places`."""
+        if self.extra is None:
+            return torch.empty(0, 2, dtype=torch.long)
+        offsets, keep, source, target = (x.cpu() for x in (self.offsets, self.keep, *self.extra[:2]))
+        source = source - (len(self.target) - len(offsets))
+        real = (source >= 0) & (target >= 0)
+        return torch.stack([offsets[source[real]], offsets[keep][target[real]]], 1)
+
 
 @dataclass(frozen=True)
 class Selection:
     """The result of a stage for B units of N tokens each.
 
     keep [B, K]: original indices, ascending. valid [B, K] bool: False marks filler at the end of a row when units
-    keep different counts (adaptive methods, which may also keep none); None means that every entry counts. merge: see
-    Merge; None = pruning.
+    keep different counts (adaptive methods, which may also keep none); None means that every entry counts. It may be on
+    the host, so that nothing waits for the device. merge: see Merge; None = pruning.
     order [B, K]: the slots in their new sequence order, if that is not ascending; filler comes last here, too. score
     [B, K]: the importance of each slot, for stages inside the language model that need it.
     Inside the encoder only, by slot: mix [B, K, N] float32 or float64: the weights of a merge in which a token may go

@@ -24,6 +24,7 @@ from vtc.core.signals_inside import (
     TextPivots,
     TextToVisual,
     Transition,
+    UnturnedAttention,
     ValueNorms,
 )
 
@@ -153,6 +154,7 @@ Signal = (
     | DecoderAttention
     | ImageAttention
     | KeyNorms
+    | UnturnedAttention
     | TextInformation
     | EncoderAttention
     | Aim

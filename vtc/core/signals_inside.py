@@ -30,6 +30,17 @@ class DecoderAttention:
 
 
 @dataclass(frozen=True)
+class UnturnedAttention:
+    """The attention that each visual token receives from the raters (see `DecoderAttention`) in decoder layer `layer`,
+    divided by the product of two vectors of ones turned by their rotary positions, over sqrt(head dim); the mean over
+    raters and over that share of the heads which then give the image most. Observed while the layer runs.
+    -> [B, N] float32."""
+
+    layer: int
+    heads: float
+
+
+@dataclass(frozen=True)
 class KeyNorms:
     """L1 norm of each visual token's keys (after RoPE, all heads) in decoder layer `layer`, observed while it runs.
     -> [B, N] float32."""
@@ -42,9 +53,10 @@ class TextInformation:
     """The mutual information, in bits and summed over heads, between the text after the image (the last prompt token,
     if there is none) and the image's remaining tokens in the attention of decoder layer `layer` (see
     `vtc.kernels.information`), and the number of these text tokens; observed while the layer runs, and kept from then
-    on. -> [B, 2] float64."""
+    on. read: on the host, read there once in a prefill. -> [B, 2] float64."""
 
     layer: int
+    read: bool = False
 
 
 @dataclass(frozen=True)

@@ -25,17 +25,17 @@ def _choose(split: str, index: int) -> tuple[Scene, Question]:
     """The scene and the question of one sample."""
     kind = TYPES[index % len(TYPES)]
     rng = np.random.default_rng([_SEED, SPLITS[split], index])
-    wanted = ANSWERS[kind][int(rng.integers(len(ANSWERS[kind])))]
+    answer = ANSWERS[kind][int(rng.integers(len(ANSWERS[kind])))]
     first = index * SCENES_PER_SAMPLE
     chosen = None
     for number in range(first, first + SCENES_PER_SAMPLE):
         layout = scene(split, number)
-        found = candidates(layout, kind)
-        fitting = [question for question in found if question.answer == wanted]
+        questions = candidates(layout, kind)
+        fitting = [question for question in questions if question.answer == answer]
         if fitting:
             return layout, fitting[int(rng.integers(len(fitting)))]
-        if found and chosen is None:
-            chosen = layout, found[int(rng.integers(len(found)))]
+        if questions and chosen is None:
+            chosen = layout, questions[int(rng.integers(len(questions)))]
     if chosen is None:
         raise RuntimeError(f"sample {index} of {split} has no {kind} question in {SCENES_PER_SAMPLE} scenes")
     return chosen
@@ -78,11 +78,11 @@ def majority(split: str = "test", limit: int = 700) -> dict[str, float]:
 
     Only layouts are generated, no pixels. Raises KeyError for an unknown split.
     """
-    seen: dict[str, Counter] = defaultdict(Counter)
+    counts: dict[str, Counter] = defaultdict(Counter)
     for index in range(limit):
         question = _choose(split, index)[1]
-        seen[question.type][question.answer] += 1
-    return {kind: max(answers.values()) / sum(answers.values()) for kind, answers in seen.items()}
+        counts[question.type][question.answer] += 1
+    return {kind: max(answers.values()) / sum(answers.values()) for kind, answers in counts.items()}
 
 
 def fingerprint(split: str = "test", limit: int = 14) -> str:

@@ -39,9 +39,9 @@ def look(model, processor, rows: list[dict]) -> tuple[torch.Tensor, torch.Tensor
     Needs a model that was loaded with `attn_implementation="eager"`.
     """
     pixels = processor.image_processor([row["image"] for row in rows], return_tensors="pt")["pixel_values"]
-    seen = model.model.vision_tower(pixels, output_hidden_states=True, output_attentions=True)
-    features = model.model.multi_modal_projector(seen.hidden_states[-2][:, 1:])
-    return features, seen.attentions[-2][:, :, 0, 1:].mean(1)
+    outputs = model.model.vision_tower(pixels, output_hidden_states=True, output_attentions=True)
+    features = model.model.multi_modal_projector(outputs.hidden_states[-2][:, 1:])
+    return features, outputs.attentions[-2][:, :, 0, 1:].mean(1)
 
 
 @torch.no_grad()
@@ -64,8 +64,8 @@ def shares(rows: list[dict], answers: list[str]) -> dict[str, float]:
     by_type = {kind: [] for kind in TYPES}
     for row, text in zip(rows, answers, strict=True):
         by_type[row["type"]].append(is_correct(row["answer"], text))
-    found = {kind: sum(hits) / len(hits) for kind, hits in by_type.items() if hits}
-    return found | {"macro": sum(found.values()) / len(found)}
+    accuracies = {kind: sum(hits) / len(hits) for kind, hits in by_type.items() if hits}
+    return accuracies | {"macro": sum(accuracies.values()) / len(accuracies)}
 
 
 def table(rows: dict[str, dict[str, float]]) -> str:
@@ -108,10 +108,10 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    found = measure(args.model, args.split, args.limit, args.seeds)
+    accuracies = measure(args.model, args.split, args.limit, args.seeds)
     base = majority(args.split, args.limit)
-    found["none, commonest answer"] = base | {"macro": sum(base.values()) / len(base)}
-    say(table(found))
+    accuracies["none, commonest answer"] = base | {"macro": sum(base.values()) / len(base)}
+    say(table(accuracies))
 
 
 if __name__ == "__main__":

@@ -59,17 +59,17 @@ class Muon(torch.optim.Optimizer):
 class Optimizers:
     """Muon and AdamW side by side under one warm-up and cosine schedule, with gradient clipping at norm 1."""
 
-    def __init__(self, matrices, others, muon_lr: float, adamw_lr: float, steps: int, warmup: int = 50):
-        self.matrices, self.others = list(matrices), list(others)
+    def __init__(self, matrices, other_parameters, muon_lr: float, adamw_lr: float, steps: int, warmup: int = 50):
+        self.matrices, self.other_parameters = list(matrices), list(other_parameters)
         self.parts = [
             Muon(self.matrices, lr=muon_lr),
-            torch.optim.AdamW(self.others, lr=adamw_lr, betas=(0.9, 0.98), weight_decay=0.0, foreach=True),
+            torch.optim.AdamW(self.other_parameters, lr=adamw_lr, betas=(0.9, 0.98), weight_decay=0.0, foreach=True),
         ]
         self.peaks, self.steps, self.warmup = (muon_lr, adamw_lr), steps, warmup
 
     def _average(self) -> None:
         """Give every process the mean gradient of all of them."""
-        gradients = [param.grad for param in self.matrices + self.others if param.grad is not None]
+        gradients = [param.grad for param in self.matrices + self.other_parameters if param.grad is not None]
         flat = torch.cat([gradient.flatten() for gradient in gradients])
         dist.all_reduce(flat)
         flat /= dist.get_world_size()
@@ -82,7 +82,7 @@ class Optimizers:
             self._average()
         done = max(0.0, (number - self.warmup) / max(1, self.steps - self.warmup))
         factor = min(1.0, (number + 1) / self.warmup) * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * min(1.0, done))))
-        torch.nn.utils.clip_grad_norm_(self.matrices + self.others, 1.0, foreach=True)
+        torch.nn.utils.clip_grad_norm_(self.matrices + self.other_parameters, 1.0, foreach=True)
         for part, peak in zip(self.parts, self.peaks, strict=True):
             for group in part.param_groups:
                 group["lr"] = peak * factor
@@ -101,8 +101,8 @@ class Optimizers:
 
 def split_parameters(module: torch.nn.Module) -> tuple[list, list]:
     """Weights of hidden linear layers, for Muon, and everything else (embeddings, norms, biases, heads), for AdamW."""
-    matrices, others = [], []
+    matrices, other_parameters = [], []
     for name, param in module.named_parameters():
         hidden = param.ndim == 2 and not any(word in name for word in ("embed", "head.", "heads."))
-        (matrices if hidden else others).append(param)
-    return matrices, others
+        (matrices if hidden else other_parameters).append(param)
+    return matrices, other_parameters

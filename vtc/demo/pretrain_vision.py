@@ -1,4 +1,4 @@
-"""Stage 1: teach the vision tower what every patch and the whole scene holds.
+"""Stage 1: teach the vision tower what every patch and the whole scene contain.
 
 Heads on the features that LLaVA reads (layer -2) predict each patch's kind, colour, digit, centre and place; heads on
 [CLS], at layer -2 and at the end, predict which shape-colour pairs and which digits the scene holds. The heads are
@@ -50,13 +50,13 @@ def _losses(tower: Tower, pixels, keep, labels, pairs, digits) -> dict[str, torc
         zip(PATCH_HEADS, tower.patch_head(features[:, 1:]).float().split(list(PATCH_HEADS.values()), -1), strict=True)
     )
     kind, color, digit, center = labels[..., 0], labels[..., 1], labels[..., 2], labels[..., 3].float()
-    held = kind > 0
+    occupied = kind > 0
     terms = {
         "kind": F.cross_entropy(out["kind"].flatten(0, 1), kind.flatten()),
         "color": F.cross_entropy(out["color"].flatten(0, 1), color.flatten(), ignore_index=-1),
         "digit": F.cross_entropy(out["digit"].flatten(0, 1), digit.flatten(), ignore_index=-1),
         "center": 2 * F.binary_cross_entropy_with_logits(out["center"].squeeze(-1), center),
-        "offset": F.smooth_l1_loss(out["offset"][held], labels[..., 4:][held] / 8.0),
+        "offset": F.smooth_l1_loss(out["offset"][occupied], labels[..., 4:][occupied] / 8.0),
         "row": 0.3 * F.cross_entropy(out["row"].flatten(0, 1), (keep // GRID).flatten()),
         "column": 0.3 * F.cross_entropy(out["column"].flatten(0, 1), (keep % GRID).flatten()),
     }
@@ -65,7 +65,7 @@ def _losses(tower: Tower, pixels, keep, labels, pairs, digits) -> dict[str, torc
         logits = head(state).float()
         terms[name] = 5 * F.binary_cross_entropy_with_logits(logits[:, :PAIRS], pairs)
         terms[name] = terms[name] + F.cross_entropy(logits[:, PAIRS:].reshape(-1, 10), digits.flatten())
-    terms["kind accuracy"] = (out["kind"].argmax(-1) == kind)[held].float().mean().detach()
+    terms["kind accuracy"] = (out["kind"].argmax(-1) == kind)[occupied].float().mean().detach()
     return terms
 
 

@@ -51,48 +51,48 @@ def _name(item: Item) -> str:
 
 def _unique(scene: Scene) -> list[Item]:
     """The items whose colour and shape together name them and nothing else."""
-    seen = Counter((item.color, item.shape) for item in scene.items)
-    return [item for item in scene.items if seen[item.color, item.shape] == 1]
+    counts = Counter((item.color, item.shape) for item in scene.items)
+    return [item for item in scene.items if counts[item.color, item.shape] == 1]
 
 
 def _color(scene: Scene) -> list[tuple[str, str]]:
-    seen = Counter(item.shape for item in scene.items)
-    return [(f"What color is the {SHAPES[i.shape]}?", COLORS[i.color]) for i in scene.items if seen[i.shape] == 1]
+    counts = Counter(item.shape for item in scene.items)
+    return [(f"What color is the {SHAPES[i.shape]}?", COLORS[i.color]) for i in scene.items if counts[i.shape] == 1]
 
 
 def _shape(scene: Scene) -> list[tuple[str, str]]:
-    seen = Counter(item.color for item in scene.items)
+    counts = Counter(item.color for item in scene.items)
     return [
-        (f"What shape is the {COLORS[i.color]} object?", SHAPES[i.shape]) for i in scene.items if seen[i.color] == 1
+        (f"What shape is the {COLORS[i.color]} object?", SHAPES[i.shape]) for i in scene.items if counts[i.color] == 1
     ]
 
 
 def _exist(scene: Scene) -> list[tuple[str, str]]:
     pairs = {(item.color, item.shape) for item in scene.items}
     colors, shapes = {c for c, _ in pairs}, {s for _, s in pairs}
-    found = []
+    questions = []
     for c, color in enumerate(COLORS):
         for s, shape in enumerate(SHAPES):
             # Hard negatives, a present colour with a present shape, stand three times: they are asked more often.
             copies = 3 if (c in colors and s in shapes) else 1
-            found += [(f"Is there a {color} {shape}?", YES_NO[(c, s) in pairs])] * copies
-    return found
+            questions += [(f"Is there a {color} {shape}?", YES_NO[(c, s) in pairs])] * copies
+    return questions
 
 
 def _position(scene: Scene) -> list[tuple[str, str]]:
-    found = []
+    questions = []
     for item in _unique(scene):
         x, y = 2 * item.x + 1 - SIZE, 2 * item.y + 1 - SIZE
         if min(abs(x), abs(y)) >= 2 * MIDLINE_MARGIN:
-            found.append((f"Where is the {_name(item)}?", CORNERS[2 * (y > 0) + (x > 0)]))
-    return found
+            questions.append((f"Where is the {_name(item)}?", CORNERS[2 * (y > 0) + (x > 0)]))
+    return questions
 
 
 def _count(scene: Scene) -> list[tuple[str, str]]:
     shapes, colors = Counter(i.shape for i in scene.items), Counter(i.color for i in scene.items)
-    found = [(f"How many {PLURALS[name]} are there?", shapes[s]) for s, name in enumerate(SHAPES)]
-    found += [(f"How many {name} objects are there?", colors[c]) for c, name in enumerate(COLORS)]
-    return [(text, str(number)) for text, number in found if number <= MAX_COUNT]
+    questions = [(f"How many {PLURALS[name]} are there?", shapes[s]) for s, name in enumerate(SHAPES)]
+    questions += [(f"How many {name} objects are there?", colors[c]) for c, name in enumerate(COLORS)]
+    return [(text, str(number)) for text, number in questions if number <= MAX_COUNT]
 
 
 def _ocr(scene: Scene) -> list[tuple[str, str]]:
@@ -104,11 +104,11 @@ def _relation(scene: Scene) -> list[tuple[str, str]]:
     # The number, easiest to find, stands three times so that it is asked about in nearly half of the questions.
     pairs = list(permutations(things, 2))
     pairs += [(thing, ("the number", *scene.number_center)) for thing in things] * 3
-    found = []
+    questions = []
     for (a, ax, ay), (b, bx, by) in pairs:
         if min(abs(ax - bx), abs(ay - by)) >= RELATION_MARGIN:
-            found.append((f"Where is {a} seen from {b}?", CORNERS[2 * (ay > by) + (ax > bx)]))
-    return found
+            questions.append((f"Where is {a} seen from {b}?", CORNERS[2 * (ay > by) + (ax > bx)]))
+    return questions
 
 
 _MAKERS = dict(zip(TYPES, (_color, _shape, _exist, _position, _count, _ocr, _relation), strict=True))

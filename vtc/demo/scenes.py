@@ -62,13 +62,13 @@ class Scene:
         return self.number_x + _NUMBER_W // 2, self.number_y + _NUMBER_H // 2
 
 
-def _place(rng, taken: list, width: int, height: int, gap: int) -> tuple[int, int, int, int] | None:
+def _place(rng, occupied: list, width: int, height: int, gap: int) -> tuple[int, int, int, int] | None:
     """A free box (left, top, width, height) at least `gap` pixels from the taken ones, or None after 40 tries."""
     for _ in range(40):
         left, top = int(rng.integers(1, SIZE - width)), int(rng.integers(1, SIZE - height))
         if all(
             left >= x + w + gap or x >= left + width + gap or top >= y + h + gap or y >= top + height + gap
-            for x, y, w, h in taken
+            for x, y, w, h in occupied
         ):
             return left, top, width, height
     return None
@@ -83,19 +83,19 @@ def scene(split: str, index: int) -> Scene:
         raise ValueError(f"scene index must be >= 0, got {index}")
     rng = np.random.default_rng([_SEED, SPLITS[split], index, 0])
     number = tuple(int(d) for d in rng.integers(0, 10, 2))
-    taken = [_place(rng, [], _NUMBER_W, _NUMBER_H, 0)]
+    occupied = [_place(rng, [], _NUMBER_W, _NUMBER_H, 0)]
     # A favoured shape or colour in some scenes lets counts go past one.
     shape = int(rng.integers(len(SHAPES))) if rng.integers(100) < 45 else None
     color = int(rng.integers(len(COLORS))) if rng.integers(100) < 45 else None
     items = []
     for _ in range(int(rng.integers(3, 7))):
         side = 11 + 2 * int(rng.integers(3))
-        box = _place(rng, taken, side, side, 3)
+        box = _place(rng, occupied, side, side, 3)
         own_shape, own_color = int(rng.integers(len(SHAPES))), int(rng.integers(len(COLORS)))
         favoured = rng.integers(100, size=2) < 60
         if box is None:
             continue
-        taken.append(box)
+        occupied.append(box)
         items.append(
             Item(
                 shape if shape is not None and favoured[0] else own_shape,
@@ -108,11 +108,11 @@ def scene(split: str, index: int) -> Scene:
     clutter = []
     for _ in range(int(rng.integers(3, 8))):
         width, height = (int(v) for v in rng.integers(9, 25, 2))
-        box = _place(rng, taken, width, height, 1)
+        box = _place(rng, occupied, width, height, 1)
         if box is not None:
-            taken.append(box)
+            occupied.append(box)
             clutter.append(box)
-    return Scene(split, index, tuple(items), number, taken[0][0], taken[0][1], tuple(clutter))
+    return Scene(split, index, tuple(items), number, occupied[0][0], occupied[0][1], tuple(clutter))
 
 
 @lru_cache(maxsize=64)

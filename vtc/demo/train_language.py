@@ -48,9 +48,9 @@ def answer_logits(
     positions = torch.cat((torch.arange(before).expand(batch, -1), before + place, after + packed.offset), 1)
     segment = torch.cat((torch.zeros(batch, before + count, dtype=torch.long), packed.segment), 1)
     segment[:, before + count :][packed.segment == 0] = -1  # padding
-    own = segment[:, None, :] == segment[:, :, None]
-    seen = ((segment[:, None, :] == 0) | own).tril()
-    mask = torch.zeros(seen.shape, dtype=hidden.dtype).masked_fill_(~seen, torch.finfo(hidden.dtype).min)[:, None]
+    same_segment = segment[:, None, :] == segment[:, :, None]
+    visible = ((segment[:, None, :] == 0) | same_segment).tril()
+    mask = torch.zeros(visible.shape, dtype=hidden.dtype).masked_fill_(~visible, torch.finfo(hidden.dtype).min)[:, None]
     out = language(inputs_embeds=hidden, attention_mask=mask, position_ids=positions, use_cache=False).last_hidden_state
     return model.lm_head(out[:, before + count :][packed.targets != IGNORE])
 
@@ -76,8 +76,10 @@ def teach(
     `state` is what an earlier, interrupted call gave to `save(state)`, or empty; the caller restores the weights.
     """
     trained = torch.nn.ModuleList([model.model.multi_modal_projector, model.model.language_model])
-    matrices, others = split_parameters(trained)
-    optimizers = Optimizers(matrices, [*others, *model.lm_head.parameters()], muon_lr=4e-3, adamw_lr=2e-3, steps=steps)
+    matrices, other_parameters = split_parameters(trained)
+    optimizers = Optimizers(
+        matrices, [*other_parameters, *model.lm_head.parameters()], muon_lr=4e-3, adamw_lr=2e-3, steps=steps
+    )
     if state:
         optimizers.load_state_dict(state["optimizers"])
     packer = Packer()
@@ -123,17 +125,19 @@ def accuracy(
     packer, rng = Packer(), np.random.default_rng([seed, 3])
     right, total = np.zeros(len(TYPES)), np.zeros(len(TYPES))
     for start in range(0, len(features), CHECK_BATCH):
-        some = features[start : start + CHECK_BATCH]
-        kept = torch.arange(TOKENS).expand(len(some), -1) if keep is None else keep[start : start + CHECK_BATCH]
-        packed, asked = packer.pack(data.layouts[start : start + CHECK_BATCH], rng, MIX)
+        batch_features = features[start : start + CHECK_BATCH]
+        kept = (
+            torch.arange(TOKENS).expand(len(batch_features), -1) if keep is None else keep[start : start + CHECK_BATCH]
+        )
+        packed, question_types = packer.pack(data.layouts[start : start + CHECK_BATCH], rng, MIX)
         with torch.autocast("cpu", torch.bfloat16):
-            logits = answer_logits(model, _gather(some, kept), kept, packed, packer.prefix(), renumber)
-        wrong = torch.zeros(len(some), int(packed.segment.max()) + 1, dtype=torch.bool)
+            logits = answer_logits(model, _gather(batch_features, kept), kept, packed, packer.prefix(), renumber)
+        wrong = torch.zeros(len(batch_features), int(packed.segment.max()) + 1, dtype=torch.bool)
         place = packed.targets != IGNORE
         missed = logits.argmax(-1) != packed.targets[place]
-        rows = torch.arange(len(some))[:, None].expand_as(place)[place]
+        rows = torch.arange(len(batch_features))[:, None].expand_as(place)[place]
         wrong[rows[missed], packed.segment[place][missed]] = True
-        for row, segment, kind in asked:
+        for row, segment, kind in question_types:
             total[kind] += 1
             right[kind] += not wrong[row, segment]
     shares = {name: float(r / max(t, 1)) for name, r, t in zip(TYPES, right, total, strict=True)}

@@ -98,8 +98,8 @@ class Packer:
             tokens: list[tuple[int, int, int, int]] = []
             segment = 0
             for kind in dict.fromkeys(mix):
-                asked = {ask(layout, kind, rng) for _ in range(mix.count(kind))} - {None}
-                for question in sorted(asked):
+                questions = {ask(layout, kind, rng) for _ in range(mix.count(kind))} - {None}
+                for question in sorted(questions):
                     segment += 1
                     types.append((number, segment, TYPES.index(kind)))
                     ids = self._encode(question.text + " ASSISTANT:")

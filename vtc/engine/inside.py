@@ -116,7 +116,11 @@ class Prefill:
     def attention(self, layer: int, query: Tensor, key: Tensor, scale: float | None, value: Tensor) -> None:
         """Queries, keys and values of an observed layer; see `Watch.attention`."""
         start = clock.now()
-        self.watch.attention(layer, query, key, scale, self._rows(), value)
+        turns = None
+        if any(signal.layer == layer for signal in self.plan.watched.unturned):
+            where = self.tokens.positions.to(query.device)
+            turns = self.plan.site.turns(query, where if where.ndim == 2 else where[-3:])
+        self.watch.attention(layer, query, key, scale, self._rows(), value, turns)
         self.report.spent_inside(observe=clock.now() - start)
 
     def _drop(self, number: int, layer: int, hidden: Tensor) -> Tensor:
@@ -144,7 +148,8 @@ class Prefill:
                 return torch.tensor(images.aims[unit.image], dtype=torch.float64)
             if isinstance(signal, EncoderAttention):
                 return images.encoded(signal, unit.image).to(device)[unit.offsets]
-            return self.watch.look(signal, b, j, places[b][j][unit.offsets], rows).to(device)
+            found = self.watch.look(signal, b, j, places[b][j][unit.offsets], rows)
+            return found if getattr(signal, "read", False) else found.to(device)
 
         def merge(unit: Unit, selection: Selection) -> tuple[Tensor, Tensor | None]:
             b, j = owner[unit.image]

@@ -12,6 +12,7 @@ from vtc.engine.placement import Batch, Placement
 from vtc.engine.state import Segment
 from vtc.kernels.attention_reduce import attention_columns, attention_rows
 from vtc.kernels.information import mutual_information
+from vtc.kernels.topk import topk_sorted
 from vtc.kernels.transfer import upload
 
 
@@ -107,6 +108,41 @@ def received(
     return torch.nn.functional.pad(out, (0, rows.width - stop))
 
 
+def own_columns(rows: Rows, b: int, ordinal: int, device: torch.device) -> Tensor:
+    """Columns [n] of what is left of an image."""
+    (head, tail), place = rows.placement.bounds[b][ordinal], rows.segment.index[b].to(device)
+    own = rows.visual(b).to(device) & (place >= head) & (place <= tail)
+    return own.to(torch.uint8).sort(descending=True, stable=True).indices[: len(rows.kept[b][ordinal].offsets)]
+
+
+def unturned(
+    query: Tensor, key: Tensor, scale: float | None, rows: Rows, ordinal: int, raters: Tensor, turns, share: float
+) -> Tensor:
+    """`UnturnedAttention` of one image of each prompt, by column [B, S] float32; one head at a time.
+
+    raters [B, S] bool; turns: cosines and sines [B, S, e] of the columns; share: of the heads.
+    """
+    heads, group, device = query.shape[1], query.shape[1] // key.shape[1], query.device
+    out = torch.zeros(len(rows.kept), rows.width, dtype=torch.promote_types(query.dtype, torch.float32), device=device)
+    for b, kept in enumerate(rows.kept):
+        if ordinal >= len(kept):
+            continue
+        text, own = rows.text_columns(b, ordinal).to(device), own_columns(rows, b, ordinal, device)
+        text = text if len(text) else text.new_full((1,), rows.ends[b] - 1)
+        bias = sum(x[b, text].to(out) @ x[b, own].to(out).t() for x in turns) / query.shape[3] ** 0.5
+        weight = raters[b].to(device)[text].to(out)
+        mask = None if rows.valid is None else rows.valid[b : b + 1]
+        found = []
+        for h in range(heads):
+            q, k = query[b : b + 1, h : h + 1, text], key[b : b + 1, h // group : h // group + 1]
+            attention = attention_rows(q, k, scale=scale, key_mask=mask, causal_positions=text)[0][:, own]
+            found.append(weight @ (attention.to(out) / bias) / weight.sum())
+        each = torch.stack(found)
+        most = topk_sorted(each.sum(1).unsqueeze(0), max(1, round(share * heads)))[0]
+        out[b, own] = each[most].mean(0)
+    return out
+
+
 def information(query: Tensor, key: Tensor, scale: float | None, rows: Rows, ordinal: int) -> Tensor:
     """The information in the attention of the text after an image, see `TextInformation`: [B, 2] float64. Computed one
     head at a time, so that memory never exceeds text tokens times keys."""
@@ -117,10 +153,7 @@ def information(query: Tensor, key: Tensor, scale: float | None, rows: Rows, ord
             continue
         text = rows.text_columns(b, ordinal).to(query.device)
         text = text if len(text) else text.new_full((1,), rows.ends[b] - 1)
-        (head, tail), place = rows.placement.bounds[b][ordinal], rows.segment.index[b].to(query.device)
-        of_image = rows.visual(b).to(query.device) & (place >= head) & (place <= tail)
-        width = len(kept[ordinal].offsets)
-        columns = of_image.to(torch.uint8).sort(descending=True, stable=True).indices[:width]
+        columns = own_columns(rows, b, ordinal, query.device)
         mask = None if rows.valid is None else rows.valid[b : b + 1]
         for h in range(heads):
             q, k = query[b : b + 1, h : h + 1, text], key[b : b + 1, h // group : h // group + 1]

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from vtc.core.budget import Budget
 from vtc.core.layout import ImageLayout, Left
-from vtc.core.selection import Flow, Selection
+from vtc.core.selection import Extra, Flow, Selection
 from vtc.core.signals import Context, Extent, Signal
 from vtc.kernels.transfer import upload
 
@@ -132,9 +132,12 @@ def choose(
 
 def lengths_of(selections: list[Selection]) -> list[list[int]]:
     """How many tokens each unit of each selection keeps. If that depends on the image (adaptive methods), the host
-    waits for the device once."""
-    lengths = [[s.keep.shape[1]] * len(s.keep) for s in selections]
-    adaptive = [i for i, s in enumerate(selections) if s.valid is not None]
+    waits for the device once, unless `valid` is on the host."""
+    lengths = [
+        [s.keep.shape[1]] * len(s.keep) if s.valid is None or s.valid.device.type != "cpu" else s.valid.sum(1).tolist()
+        for s in selections
+    ]
+    adaptive = [i for i, s in enumerate(selections) if s.valid is not None and s.valid.device.type != "cpu"]
     if adaptive:
         read = iter(torch.cat([selections[i].valid.sum(1) for i in adaptive]).tolist())
         for i in adaptive:
@@ -146,9 +149,11 @@ def _kept(selection: Selection, b: int, length: int, unit: Unit, merged: Callabl
     row, features, planes, flows = selection.keep[b, :length].to(device), None, None, ()
     kept = row if unit.plain else upload(unit.offsets, device)[row]
     if selection.merge is not None:
-        features, planes = merged(unit, Selection(selection.keep[b : b + 1], None, selection.merge.unit(b)))
+        merge = selection.merge.unit(b)
+        extra = None if merge.extra is None else Extra(*(x[0] for x in merge.extra))
+        features, planes = merged(unit, Selection(selection.keep[b : b + 1], None, merge))
         features, planes = features[:length], None if planes is None else planes[:length]
-        flows = (Flow(unit.offsets, selection.keep[b], selection.merge.target[b]),)
+        flows = (Flow(unit.offsets, selection.keep[b], merge.target[0], extra),)
     score = None if selection.score is None else selection.score[b, :length].to(device)
     if selection.order is None:
         return Kept(kept, features, False, flows, score, planes)

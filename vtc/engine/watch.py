@@ -18,9 +18,10 @@ from vtc.core.signals import (
     TextPivots,
     TextToVisual,
     Transition,
+    UnturnedAttention,
     ValueNorms,
 )
-from vtc.engine.received import Rows, information, received
+from vtc.engine.received import Rows, information, received, unturned
 from vtc.kernels.attention_reduce import attention_rows
 from vtc.kernels.raters import rater_scores, raters
 from vtc.kernels.topk import topk_sorted
@@ -43,17 +44,16 @@ class Needs:
         norms = [KeyNorms(s.layer) for s in signals if isinstance(s, TextPivots)]
         signals = list(dict.fromkeys([*signals, *norms]))
         self.modules = sorted({s.layer for s in signals if isinstance(s, Transition)})
-        revealing = (DecoderAttention, DecoderKeys, KeyNorms, TextInformation, TextToVisual, ImageAttention, ValueNorms)
+        measured = KeyNorms, TextInformation, TextToVisual, UnturnedAttention
+        revealing = (*measured, DecoderAttention, DecoderKeys, ImageAttention, ValueNorms)
         self.held = {s.layer for s in signals if isinstance(s, (ImageAttention, ValueNorms))}
         self.attention = sorted({s.layer for s in signals if isinstance(s, revealing)})
+        self.unturned = [s for s in signals if isinstance(s, UnturnedAttention)]
         self.raters = any(isinstance(s, DecoderAttention) and s.queries == "raters" for s in signals)
+        self.raters = self.raters or bool(self.unturned)
         self.scores = Importance() in signals
         self.running = [
-            s
-            for s in signals
-            if isinstance(s, (KeyNorms, TextInformation, TextToVisual))
-            or isinstance(s, DecoderAttention)
-            and not s.ahead
+            s for s in signals if isinstance(s, measured) or isinstance(s, DecoderAttention) and not s.ahead
         ]
 
 
@@ -91,8 +91,9 @@ class Watch:
         self.seen[signal] = variation if signal not in self.seen else self.seen[signal] + variation
 
     def attention(
-        self, layer: int, query: Tensor, key: Tensor, scale: float | None, rows: Rows, value: Tensor | None = None
-    ) -> None:
+        self, layer: int, query: Tensor, key: Tensor, scale: float | None, rows: Rows, value: Tensor | None = None,
+        turns: tuple[Tensor, Tensor] | None = None,
+    ) -> None:  # fmt: skip
         """Takes the queries and keys of a layer that is probed ahead (and stops it), or reduces the attention of a
         running layer to the signals computed from it."""
         if self.probing:
@@ -113,6 +114,12 @@ class Watch:
             if isinstance(signal, TextInformation):
                 for ordinal in range(self.images):
                     self.seen[signal, ordinal] = information(query, key, scale, rows, ordinal)
+                continue
+            if isinstance(signal, UnturnedAttention):
+                for ordinal in range(self.images):
+                    chosen = self.seen[RATERS, ordinal]
+                    found = unturned(query, key, scale, rows, ordinal, chosen, turns, signal.heads)
+                    self.seen[signal, ordinal] = found
                 continue
             queries = "after" if isinstance(signal, TextToVisual) else signal.queries
             for ordinal in range(self.images):
@@ -149,12 +156,19 @@ class Watch:
             self.seen[key] = received(*self.probed, rows, signal.queries, ordinal, chosen)
         if key not in self.seen:
             raise PatchError(f"the signal {signal} was not seen; the decoder layer that it reads did not run")
-        values = self.seen[key][b].to(columns.device)
         if isinstance(signal, TextInformation):
-            return values
+            return self._information(signal, ordinal)[b]
+        values = self.seen[key][b].to(columns.device)
         if isinstance(signal, TextToVisual):
             return values.masked_fill(~rows.visual(b), 0).sum()
         return values[columns]
+
+    def _information(self, signal: TextInformation, ordinal: int) -> Tensor:
+        """[B, 2], on the host if the signal is to be read; all images' at once."""
+        if signal.read and self.seen[signal, 0].device.type != "cpu":
+            every = torch.stack([self.seen[signal, image] for image in range(self.images)]).cpu()
+            self.seen.update({(signal, image): own for image, own in enumerate(every)})
+        return self.seen[signal, ordinal]
 
     def _from_held(self, signal: ImageAttention | ValueNorms, b: int, columns: Tensor) -> Tensor:
         """A signal [n] of the columns of one image of prompt b, from the keys and values of a layer."""

@@ -1,4 +1,4 @@
-"""Pictures of figures: texts in them are data, and the file is put in place as a whole."""
+"""Figures as PNG files: texts in them are data, and the file is put in place as a whole."""
 
 import contextlib
 import warnings
@@ -10,7 +10,8 @@ from vtc.io.files import replacing
 
 @contextlib.contextmanager
 def plain_text() -> Iterator[None]:
-    """matplotlib without mathematics between dollar signs, and silent about signs that its font has not got."""
+    """matplotlib without mathematics between dollar signs, and without warnings about characters that its font
+    lacks."""
     import matplotlib
 
     with matplotlib.rc_context({"text.parse_math": False, "text.usetex": False}), warnings.catch_warnings():

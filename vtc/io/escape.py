@@ -1,4 +1,4 @@
-"""Text that comes from data is data: what it becomes on a terminal, in Markdown, in a cell of a CSV (HTML: `page`)."""
+"""Text that comes from data, escaped for a terminal, for Markdown, and for a cell of a CSV (HTML: `page`)."""
 
 import re
 
@@ -8,8 +8,8 @@ _FORMULA = ("=", "+", "-", "@", "\t", "\r")
 
 
 def visible(text: object) -> str:
-    r"""The text with everything that would steer a terminal, or cannot be written, as JSON writes it: `\u001b`."""
-    return _UNSEEN.sub(lambda found: f"\\u{ord(found[0]):04x}", str(text))
+    r"""The text with everything that would control a terminal, or cannot be encoded, as JSON escapes: `\u001b`."""
+    return _UNSEEN.sub(lambda match: f"\\u{ord(match[0]):04x}", str(text))
 
 
 def markdown(text: object) -> str:

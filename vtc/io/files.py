@@ -82,13 +82,13 @@ def read_json(path: Path, shape: Shape, possible: str) -> object:
 def parsed(data: bytes, where: str, shape: Shape, possible: str) -> object:
     """The data of a JSON text, likewise; where: what it is called."""
     try:
-        found = json.loads(data.decode("utf-8-sig"), parse_constant=_no_number)
+        content = json.loads(data.decode("utf-8-sig"), parse_constant=_no_number)
         if data.count(b"[") + data.count(b"{") > DEEPEST:  # else it cannot be
-            _shallow(found)
+            _shallow(content)
     except (ValueError, RecursionError) as error:
         reason = "nested too deeply" if isinstance(error, RecursionError) else error
         raise ConfigError(f"{where} is damaged, it cannot be read as JSON ({reason}); {possible}") from None
-    return checked(found, where, shape, possible)
+    return checked(content, where, shape, possible)
 
 
 def checked(data: object, where: str, shape: Shape, possible: str) -> object:

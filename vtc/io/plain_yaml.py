@@ -70,14 +70,14 @@ class _Loader(yaml.SafeLoader):
         return values, levels
 
     def _check_keys(self, nodes: Sequence[yaml.Node]) -> None:
-        seen = set()
+        keys = set()
         for node in nodes:
             if not isinstance(node, yaml.ScalarNode):
                 raise _wrong(node, "a key that is a list or a mapping")
             key = "<<" if node.tag == f"{TAG}merge" else self.construct_object(node)
-            if key in seen:
+            if key in keys:
                 raise _wrong(node, f"the key {shown(key)} stands twice")
-            seen.add(key)
+            keys.add(key)
 
     def number(self, node: yaml.ScalarNode) -> int | float:
         """A number; a whole one has 64 bits."""
@@ -117,10 +117,10 @@ def parse(text: str, what: str) -> object:
     try:
         return yaml.load(text, _Loader)  # noqa: S506 - a SafeLoader that knows less
     except Exception as error:  # on wrong text PyYAML also raises whatever its own code stumbles over
-        raise ConfigError(f"{what} is not valid (safe) YAML: {_said(error)}") from None
+        raise ConfigError(f"{what} is not valid (safe) YAML: {_problem(error)}") from None
 
 
-def _said(error: Exception) -> str:
+def _problem(error: Exception) -> str:
     """What is wrong and in which line, without the text around it."""
     if isinstance(error, yaml.MarkedYAMLError) and error.problem and error.problem_mark:
         return f"{reason(error.problem)} (line {error.problem_mark.line + 1})"

@@ -49,12 +49,12 @@ def flag(value: object, where: str) -> bool:
     return value
 
 
-def number(least: float = -LARGEST, most: float = LARGEST, said: str = "") -> Shape:
-    """A number in a range, ends included. said: what is possible, in words."""
+def number(least: float = -LARGEST, most: float = LARGEST, possible: str = "") -> Shape:
+    """A number in a range, ends included. possible: the range in words, for the message."""
 
     def check(value: object, where: str) -> int | float:
         if isinstance(value, bool) or not isinstance(value, int | float) or not least <= value <= most:
-            raise wrong(where, value, said or f"a number from {least:g} to {most:g}")
+            raise wrong(where, value, possible or f"a number from {least:g} to {most:g}")
         return value
 
     return check
@@ -103,23 +103,24 @@ def mapping_of(shape: Shape, keys: Shape = text) -> Shape:
     """A mapping whose keys, too, have a shape."""
 
     def check(value: object, where: str) -> dict:
-        found = mapping(value, where, "a mapping")
-        return {keys(key, f"a key of {where}"): shape(item, below(where, key)) for key, item in found.items()}
+        pairs = mapping(value, where, "a mapping")
+        return {keys(key, f"a key of {where}"): shape(item, below(where, key)) for key, item in pairs.items()}
 
     return check
 
 
 def record(needed: Mapping[str, Shape], more: Mapping[str, Shape] = {}) -> Shape:  # noqa: B006
-    """A mapping with the needed keys, and with shapes for others that may be there; what else is in it stays."""
+    """A mapping with the needed keys, and with shapes for others that may be there; any other keys are kept as they
+    are."""
 
     def check(value: object, where: str) -> dict:
-        found = dict(mapping(value, where, f"a mapping with {', '.join(needed)}"))
+        result = dict(mapping(value, where, f"a mapping with {', '.join(needed)}"))
         for key, shape in {**needed, **more}.items():
-            if key in found:
-                found[key] = shape(found[key], below(where, key))
+            if key in result:
+                result[key] = shape(result[key], below(where, key))
             elif key in needed:
                 raise ConfigError(f"{below(where, key)} is missing; needed: {', '.join(needed)}")
-        return found
+        return result
 
     return check
 

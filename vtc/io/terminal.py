@@ -1,4 +1,4 @@
-"""What is seen on a terminal: every line, table and bar of vtc goes through here, so that data cannot steer it."""
+"""Output on a terminal: every line, table and bar of vtc goes through here, so that data cannot control it."""
 
 import sys
 
@@ -23,7 +23,7 @@ class Terminal(Console):
         super().__init__(**options, markup=False, emoji=False, highlight=False)
 
     def render_str(self, text: str, **options) -> Text:
-        """A text with its style; every string that is printed, in a table too, comes by here."""
+        """A text with its style; every string that is printed, also in a table, passes through here."""
         return super().render_str(visible(text), **{**options, "markup": False, "emoji": False})
 
     def say(self, text: object, style: str = "") -> None:
@@ -31,16 +31,16 @@ class Terminal(Console):
         self.print(Text(visible(text), style), soft_wrap=True)
 
     def wide(self, width: int) -> "Terminal":
-        """This console, or one of so many columns where the output is no terminal."""
+        """This console, or one of `width` columns where the output is no terminal."""
         return self if self.is_terminal else Terminal(file=self.file, width=width, force_terminal=False)
 
 
-class _Told(ProgressColumn):
+class _Description(ProgressColumn):
     def render(self, task) -> Text:
         return Text(visible(task.description))
 
 
 def bar(console: Terminal, *more: ProgressColumn, hidden: bool = False) -> Progress:
-    """A progress bar with what is done now, the count, `more`, and the time left; it goes when it ends."""
-    columns = (_Told(), BarColumn(), MofNCompleteColumn(), *more, TimeRemainingColumn())
+    """A progress bar with the current work, the count, `more`, and the time left; it disappears when it ends."""
+    columns = (_Description(), BarColumn(), MofNCompleteColumn(), *more, TimeRemainingColumn())
     return Progress(*columns, console=console, transient=True, disable=hidden)

@@ -11,7 +11,7 @@ from importlib.resources import files
 from importlib.resources.abc import Traversable
 from pathlib import Path
 
-from vtc.core.registry import Registry
+from vtc.core.registry import FORMER, Registry
 
 
 def _bases() -> tuple[type, ...]:
@@ -20,7 +20,7 @@ def _bases() -> tuple[type, ...]:
     return Stage, DecoderStage, EncoderStage, AttentionStage
 
 
-METHODS: Registry = Registry("method", "vtc.strategies", "vtc.strategies", _bases, lambda: shipped())
+METHODS: Registry = Registry("method", "vtc.strategies", "vtc.strategies", _bases, lambda: {*shipped(), *FORMER})
 
 
 def shipped() -> dict[str, Traversable]:

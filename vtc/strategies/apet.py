@@ -26,8 +26,8 @@ class ApET(DecoderStage):
     - first: as in `apet_projector`.
     - seed: as in `apet_projector`.
 
-    Paper: ApET, CVPR 2026. Official code: Maqkccx/ApET @ 70cc01b (MIT). In the shipped strategy `apet_projector` comes
-    first; with 96 and 32 tokens 64 are left on average over the layers.
+    Paper: ApET, CVPR 2026, arXiv 2602.19870. Official code: Maqkccx/ApET @ 70cc01b (MIT). In the shipped strategy
+    `apet_projector` comes first; with 96 and 32 tokens 64 are left on average over the layers.
     Departures: those of `apet_projector`; several images, batches and padding. Positions are renumbered as in the code,
     but kept on Qwen.
     """

@@ -120,8 +120,8 @@ class ApETProjector(Stage):
     - projected: compare and merge the projected tokens, as on Qwen2.5-VL, instead of the projector's input.
     - own_share: weight of a weak token's own feature when a basis token takes its slot: 0; 0.5 on Qwen2.5-VL.
 
-    Paper: ApET, CVPR 2026. Official code: Maqkccx/ApET @ 70cc01b (MIT): LLaVA-1.5, LLaVA-NeXT by crop, Qwen2.5-VL. In
-    the shipped strategy `apet` follows inside the language model.
+    Paper: ApET, CVPR 2026, arXiv 2602.19870. Official code: Maqkccx/ApET @ 70cc01b (MIT): LLaVA-1.5, LLaVA-NeXT by
+    crop, Qwen2.5-VL. In the shipped strategy `apet` follows inside the language model.
     Departures: a fixed first token (the code draws one at random, which changes a good part of the kept tokens).
     Float32 (the code merges in half precision), ties to the lower index. How the code treats LLaVA-NeXT's newline
     tokens was not traced; here they are dropped. A budget of a single token leaves no slot for a basis.

@@ -45,7 +45,7 @@ class AutoPrune(DecoderStage):
     - x0: centre of the curve, a number of layers, 14.9 of 32.
     - layer: the encoder layer whose attention is read (index, or relative depth as a float).
 
-    Paper: AutoPrune ("Each Complexity Deserves a Pruning Policy"), NeurIPS 2025. Official code:
+    Paper: AutoPrune ("Each Complexity Deserves a Pruning Policy"), NeurIPS 2025, arXiv 2509.23931. Official code:
     AutoLab-SAI-SJTU/AutoPrune @ e4a9918 (Apache-2.0), LLaVA-1.5 and LLaVA-NeXT.
     Departures: the number of tokens in a layer depends on prompt and image, their mean does not. The published target
     counts the tokens kept after each layer, including the last, but not the first layer's full pass; a budget set by
@@ -85,7 +85,7 @@ class AutoPrune(DecoderStage):
         """The text's attention in the layer just run, its information, the budget; [CLS] or hidden states."""
         relation = DecoderAttention(step, "after", ahead=False)
         extra = (EncoderAttention(self.layer),) if step == 0 else (Hidden(),)
-        return (relation, TextInformation(min(step, 1)), Aim(), *extra)
+        return (relation, TextInformation(min(step, 1), read=step > 0), Aim(), *extra)
 
     def plan(self, entered: int, total: int, bits: float, depth: int) -> Curve:
         """The curve of an image. total: the tokens that all layers together see, or -1 for the published target."""
@@ -98,8 +98,9 @@ class AutoPrune(DecoderStage):
     def select(self, context: Context, decoder: Decoder) -> Selection:
         """Keeps as many tokens as each image's curve gives, regardless of `context.count`."""
         relation, information, aim, extra = (context[signal] for signal in self.needs(decoder, context.step))
-        read = torch.cat([information.double().cpu(), aim.double().cpu()], 1).tolist()
-        curves = [self.plan(int(n), int(total), bits, decoder.depth) for bits, _, n, total in read]
+        # The first count does not depend on the information, which the host therefore reads later.
+        bits = information[:, 0].tolist() if context.step else [0.0] * len(aim)
+        curves = [self.plan(int(n), int(t), own, decoder.depth) for (n, t), own in zip(aim.tolist(), bits, strict=True)]
         if context.step == 0:
             score = first_score(extra, relation, information[:, 0] / information[:, 1])
             return padded(
@@ -124,8 +125,8 @@ def padded(units: list[Selection]) -> Selection:
     def rows(name: str, fill: Tensor) -> Tensor:
         return torch.cat([torch.cat([getattr(u, name), fill[None, getattr(u, name).shape[1] :]], 1) for u in units])
 
+    valid = torch.stack([torch.arange(width) < unit.keep.shape[1] for unit in units])  # on the host, which knows it
     slots = torch.arange(width, device=units[0].keep.device)
-    valid = torch.stack([slots < unit.keep.shape[1] for unit in units])
     keep = rows("keep", torch.zeros_like(slots))
     if units[0].merge is None:
         return Selection(keep, valid)

@@ -181,14 +181,18 @@ class AttentionStage(ABC):
         tokens that `mark` returned, and those of images."""
 
 
-def steps_at(layers: tuple[int | float, ...], shares: tuple[float, ...], decoder: Decoder) -> tuple[Step, ...]:
+def steps_at(
+    layers: tuple[int | float, ...], shares: tuple[float, ...], decoder: Decoder, knobs: tuple = ("layers", "ratios")
+) -> tuple[Step, ...]:
     """Steps from two lists of equal length. Where layers coincide on a shallow model, the last (smallest) share
-    applies. Layers must not decrease; shares must lie in (0, 1] and not increase. Raises ConfigError."""
+    applies. Layers must not decrease; shares must lie in (0, 1] and not increase. Raises ConfigError, which calls both
+    by their names in `knobs`."""
+    where, ratios = knobs
     if not layers or len(layers) != len(shares):
-        raise ConfigError(f"{len(layers)} layers and {len(shares)} ratios; possible: as many of one as of the other")
-    resolved = [decoder.layer(value, "layers") for value in layers]
+        raise ConfigError(f"{len(layers)} {where} and {len(shares)} {ratios}; possible: as many of one as of the other")
+    resolved = [decoder.layer(value, where) for value in layers]
     if resolved != sorted(resolved):
-        raise ConfigError(f"layers={list(layers)} do not rise; possible: layers in the order in which they run")
+        raise ConfigError(f"{where}={list(layers)} do not rise; possible: layers in the order in which they run")
     if any(not 0 < share <= 1 for share in shares) or sorted(shares, reverse=True) != list(shares):
-        raise ConfigError(f"ratios={list(shares)} must not rise; possible: shares in (0, 1], each at most the last")
+        raise ConfigError(f"{ratios}={list(shares)} must not rise; possible: shares in (0, 1], each at most the last")
     return tuple(Step(*pair) for pair in dict(zip(resolved, shares, strict=True)).items())

@@ -49,7 +49,8 @@ class CDPruner(Stage):
       patches are known to be inverted; "paper" uses the cosine. "embeddings" always uses the cosine: no code is
       released for it, the paper's formula has no minus, and no inversion is known.
 
-    Paper: CDPruner, NeurIPS 2025, arXiv 2506.10967. Official code: Theia-4869/CDPruner @ 9541616c (LLaVA, "clip").
+    Paper: CDPruner, NeurIPS 2025, arXiv 2506.10967. Official code: Theia-4869/CDPruner @ 9541616c (Apache-2.0 by its
+    README), LLaVA with "clip".
     Departures: "embeddings" is the default everywhere, so that no second model is needed; relevance="clip" on LLaVA is
     the published setting. Relevance is scaled by each tile's own minimum and maximum: the code takes them over all
     crops in the batch, so that an image's tokens depend on its neighbours (`quality` has that form too). The selection

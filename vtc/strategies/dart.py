@@ -55,9 +55,9 @@ class Dart(DecoderStage):
     - pivot_image_token: pivots among the tokens of the image; at least 1.
     - pivot_text_token: pivots in the text after the image; 0 for none.
 
-    Paper: DART (Duplication-Aware Reduction of Tokens), EMNLP 2025, arXiv 2502.11494. Official code: ZichenWen1/DART,
-    read in the public fork xqy1111111/DART. This follows the code, with a fixed number per pivot; the paper bounds the
-    similarity instead, such that the ratio is met.
+    Paper: DART (Duplication-Aware Reduction of Tokens), EMNLP 2025, arXiv 2502.11494. Official code: ZichenWen1/DART
+    (Apache-2.0 by its README), read in the public fork xqy1111111/DART. This follows the code, with a fixed number per
+    pivot; the paper bounds the similarity instead, such that the ratio is met.
     Departures: the order of the pivots, on which the result depends, is fixed (the code iterates over a Python set).
     With fewer text tokens than pivots, where the code fails, the existing pivots select more, the first ones the
     remainder. Padding on either side; each of several images is pruned independently, with the text after it. A budget

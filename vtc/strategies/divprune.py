@@ -17,7 +17,7 @@ class DivPrune(Stage):
     The first token is the one whose nearest other token is furthest. Each further one is the token whose nearest chosen
     token is furthest. Neither attention nor text is used, and there are no knobs.
 
-    Paper: DivPrune, arXiv 2503.02175. Official code: the authors' DivPrune (CC BY-NC 4.0), LLaVA-1.5 and LLaVA-NeXT.
+    Paper: DivPrune, arXiv 2503.02175. Official code: vbdi/divprune (CC BY-NC 4.0), LLaVA-1.5 and LLaVA-NeXT.
     A fraction is rounded to nearest, halves to even, as in the code (`rounding: round`).
     Departures: no token is chosen twice (the code repeats tokens if all features are equal). Any prompt is supported
     (the code assumes 35 tokens before the image and uses the first image only). On LLaVA-NeXT the code selects from the

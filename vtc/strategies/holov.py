@@ -57,8 +57,8 @@ class HoloV(Stage):
       left, one after the other; "released" keeps that many fewer.
     - layer: the encoder layer whose attention is read (index, or relative depth as a float).
 
-    Paper: HoloV, NeurIPS 2025. Official code: obananas/HoloV @ 1d2e65e (Apache-2.0), LLaVA-1.5, LLaVA-NeXT (base crop
-    and tiles in one sequence, as here) and Qwen2.5-VL.
+    Paper: HoloV, NeurIPS 2025, arXiv 2510.02912. Official code: obananas/HoloV @ 1d2e65e (Apache-2.0), LLaVA-1.5,
+    LLaVA-NeXT (base crop and tiles in one sequence, as here) and Qwen2.5-VL.
     Departures: the code fills the surplus with zero vectors, which the language model then reads; here "released" omits
     them. Kept tokens are in raster order (the code: crop by crop, by attention). Without [CLS] the attention is the
     mean received from all patches; which attention the code uses on Qwen is unknown to us.

@@ -74,7 +74,7 @@ class MMTok(Stage):
     - keywords: remove stop words and the benchmarks' instructions.
     - prefix: text before the question.
 
-    Paper: MMTok, arXiv 2508.18264. Official code: Apache-2.0.
+    Paper: MMTok, ICLR 2026, arXiv 2508.18264. Official code: Ironieser/MMTok (Apache-2.0).
     Departures: each image is pruned by the last question of its own prompt (the code has one question per call). A
     prompt without a question is used as a whole; the code inserts a sentence of its own. Cosines in float32 (the code
     normalises in the model's precision), ties to the lower index. For LLaVA-1.5 the code excludes the padding of images

@@ -48,9 +48,9 @@ class OTPrune(Stage):
     Knobs:
     - gamma: weight of the products relative to the identity.
 
-    Paper: OTPrune, CVPR 2026, whose optimal-transport distance this objective bounds; its text was not available to us,
-    so the description follows the code. Official code: xiwenc1/OTPrune @ 3414730 (Apache-2.0), LLaVA, in DivPrune's
-    place. A fraction is rounded to nearest, halves to even, as in the code (`rounding: round`).
+    Paper: OTPrune, CVPR 2026, arXiv 2602.20205, whose optimal-transport distance this objective bounds; its text was
+    not available to us, so the description follows the code. Official code: xiwenc1/OTPrune @ 3414730 (Apache-2.0),
+    LLaVA, in DivPrune's place. A fraction is rounded to nearest, halves to even, as in the code (`rounding: round`).
     Departures: kept tokens stay in raster order (the code passes them through a Python set, so that they reach the
     language model in hash order). No token is picked twice; a channel of zeros stays zero (the code: NaN). Any prompt
     is supported (the code assumes 35 tokens before the image and one prompt). On LLaVA-NeXT tokens are selected from

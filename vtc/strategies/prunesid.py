@@ -21,6 +21,7 @@ from vtc.core.signals import (
     Unprojected,
 )
 from vtc.kernels.components import loadings
+from vtc.kernels.cosine import units_at_once
 from vtc.kernels.gram import cosine_matrix
 from vtc.kernels.groups import fill, take
 from vtc.kernels.merge import Groups, merged_slots
@@ -48,7 +49,7 @@ def quotas(sizes: Tensor, stay: Tensor, count: int, picks: int) -> Tensor:
     cap = torch.minimum(stay, sizes).clamp(max=5 * ceil(count / 64))
     more = torch.arange(count + 1, device=sizes.device).unsqueeze(1)
     raised = torch.maximum(cap, torch.minimum(cap + more, sizes))
-    cap = raised[(raised.sum(1) >= count).to(torch.uint8).argmax()]
+    cap = raised.index_select(0, (raised.sum(1) >= count).to(torch.uint8).argmax(0, keepdim=True))[0]
     free = (picks - low.sum()).clamp_min(0)
     share = stay.cumsum(0).float() / stay.sum().clamp_min(1).float()
     quota = torch.minimum((free * share).round().long().diff(prepend=low.new_zeros(1)) + low, cap)
@@ -58,13 +59,22 @@ def quotas(sizes: Tensor, stay: Tensor, count: int, picks: int) -> Tensor:
 
 def picks_of(
     components: Tensor, similarity: Tensor, score: Tensor | None, count: int, picks: int, variant: str
-) -> tuple[Tensor, Tensor, Tensor]:
-    """The picks [picks] of one unit in their order, group by group; the quota [q] of each group, and how many of it
-    were not suppressed [q]. components [N, q]; score [N], or None: a token's weight in its own component."""
-    weight, group = components.max(1)
+) -> list[tuple[Tensor, Tensor, Tensor]]:
+    """Of each unit its picks [picks] in their order, group by group; the quota [q] of each group, and how many of it
+    were not suppressed [q]. components [B, N, q], similarity [B, N, N]; score [B, N], or None: a token's weight in its
+    own component. Suppression runs for all units at once, since it waits for the device."""
+    weight, group = components.max(2)
     score = weight if score is None else score
-    stays = suppress(similarity, score, group, threshold(similarity, count, variant))
-    sizes = torch.zeros(components.shape[1], dtype=torch.long, device=group.device)
+    limit = torch.stack([threshold(one, count, variant) for one in similarity])
+    stays = suppress(similarity, score, group, limit)
+    return [_picks(*unit, components.shape[2], count, picks) for unit in zip(group, score, stays)]
+
+
+def _picks(
+    group: Tensor, score: Tensor, stays: Tensor, groups: int, count: int, picks: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """One unit of `picks_of`."""
+    sizes = torch.zeros(groups, dtype=torch.long, device=group.device)
     alive = sizes.scatter_add(0, group, stays.long())
     sizes = sizes.scatter_add(0, group, torch.ones_like(group))
     quota = quotas(sizes, alive, count, picks)
@@ -92,8 +102,8 @@ class PruneSID(Stage):
     - factorisation: "exact", or "randomised" as in both codes, from `seed`.
     - seed: of the random factorisation; an image's place in its prompt is added.
 
-    Paper: PruneSID ("Prune Redundancy, Preserve Essence"), ICLR 2026. Official code: ZhengyaoFang/PruneSID @ 4ef17d9
-    (its README says Apache-2.0), LLaVA-1.5, LLaVA-NeXT and Qwen2-VL.
+    Paper: PruneSID ("Prune Redundancy, Preserve Essence"), ICLR 2026, arXiv 2603.09480. Official code:
+    ZhengyaoFang/PruneSID @ 4ef17d9 (Apache-2.0 by its README), LLaVA-1.5, LLaVA-NeXT and Qwen2-VL.
     Departures: the factorisation is exact, so that groups do not change from call to call. Kept tokens are in raster
     order (the codes: group by group, Qwen's above 150 tokens as here). Small budgets have at least one group, and
     "qwen" accepts any budget (the code: at least 16). Groups with equal numbers are filled from the first on. On Qwen
@@ -125,17 +135,16 @@ class PruneSID(Stage):
         return (EncoderFeatures(), score, *([Unprojected()] if encoder.has_cls else []))
 
     def select(self, context: Context, encoder: Encoder) -> Selection:
-        """See `picks_of`, unit by unit; exactly `count`, [CLS] among them."""
+        """See `picks_of`; exactly `count`, [CLS] among them."""
         features, *attention = (context[signal] for signal in self.needs(encoder) if signal != Unprojected())
         all_kept = context.count == context.tokens
         cls = self.variant == "llava" and encoder.has_cls and not all_kept
         if all_kept:
             chosen = torch.arange(context.tokens, device=features.device).repeat(len(features), 1)
         else:
-            scores = attention[0].to(features.device) if attention else [None] * len(features)
-            chosen = torch.stack(
-                [self._unit(*unit, context.count, cls) for unit in zip(features, scores, context.ordinals, strict=True)]
-            )
+            scores, size = attention[0].to(features.device) if attention else None, units_at_once(features)
+            parts = [slice(start, start + size) for start in range(0, len(features), size)]
+            chosen = torch.cat([self._units(features, scores, context, part, cls) for part in parts])
         if self.variant == "qwen" or not encoder.has_cls:
             return Selection(chosen)
         none = chosen.new_full((len(chosen), context.tokens), -1)
@@ -146,11 +155,15 @@ class PruneSID(Stage):
             target, weight = pad(target, (1, 0), value=-1), pad(weight, (1, 0))
         return Selection(keep, merge=Merge(target, weight, unprojected=True), order=order)
 
-    def _unit(self, features: Tensor, score: Tensor | None, ordinal: int, count: int, cls: bool) -> Tensor:
-        """The picks of one unit, ascending, [CLS] not among them."""
-        features = features.clone()  # rounding of a product may depend on the memory alignment of its operand
-        groups = min(max(count // 4, 4 if self.variant == "qwen" else 1), *features.shape)
-        seed = self.seed + ordinal if self.factorisation == "randomised" else None
-        similarity = cosine_matrix(features[None])[0]
-        picks, _, _ = picks_of(loadings(features, groups, seed), similarity, score, count, count - cls, self.variant)
-        return picks.sort().values
+    def _units(self, features: Tensor, scores: Tensor | None, context: Context, part: slice, cls: bool) -> Tensor:
+        """The picks of some units, ascending, [CLS] not among them."""
+        features, scores = features[part].clone(), None if scores is None else scores[part]
+        count, ordinals = context.count, context.ordinals[part]
+        groups = min(max(count // 4, 4 if self.variant == "qwen" else 1), *features.shape[1:])
+        drawn = self.factorisation == "randomised"
+        components = [  # of copies: rounding of a product may depend on the memory alignment of its operand
+            loadings(unit.clone(), groups, self.seed + ordinal if drawn else None)
+            for unit, ordinal in zip(features, ordinals, strict=True)
+        ]
+        found = picks_of(torch.stack(components), cosine_matrix(features), scores, count, count - cls, self.variant)
+        return torch.stack([picks for picks, _, _ in found]).sort(1).values

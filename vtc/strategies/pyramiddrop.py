@@ -23,7 +23,8 @@ class PyramidDrop(DecoderStage):
     - image_token_ratio_list: tokens that each of these layers and the following ones see, as shares of the visual
       tokens that entered the language model; int(N * ratio) tokens.
 
-    Paper: PyramidDrop, arXiv 2410.17247. Official code: Cooperx521/PyramidDrop @ 6444f304 (layers 8, 16 and 24 of 32).
+    Paper: PyramidDrop, arXiv 2410.17247. Official code: Cooperx521/PyramidDrop @ 6444f304 (its README names no
+    licence), layers 8, 16 and 24 of 32.
     Departures: on models with fewer key heads than query heads, each key head serves its group of query heads (the code
     supports equal numbers only); every image of a prompt is ranked and dropped on its own; a drop leaves at least one
     token; padding on either side; float32, ties to the lower index. Positions are renumbered after each drop as in the
@@ -36,7 +37,8 @@ class PyramidDrop(DecoderStage):
 
     def steps(self, decoder: Decoder) -> tuple[Step, ...]:
         """One step per listed layer."""
-        return steps_at(self.layer_list, self.image_token_ratio_list, decoder)
+        knobs = "layer_list", "image_token_ratio_list"
+        return steps_at(self.layer_list, self.image_token_ratio_list, decoder, knobs)
 
     def needs(self, decoder: Decoder, step: int) -> tuple[DecoderAttention]:
         """The last prompt token's row in the next layer."""

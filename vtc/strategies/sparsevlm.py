@@ -8,7 +8,7 @@ from torch import Tensor
 
 from vtc.core.errors import ConfigError, shown
 from vtc.core.selection import Merge, Selection
-from vtc.core.signals import Context, Decoder, DecoderAttention, Hidden, Signal
+from vtc.core.signals import Context, Decoder, DecoderAttention, Hidden, Signal, UnturnedAttention
 from vtc.kernels.density_peaks import density_peaks
 from vtc.kernels.merge import Groups, merged_slots
 from vtc.kernels.topk import topk_sorted
@@ -17,6 +17,7 @@ from vtc.strategies.base import DecoderStage, Step, steps_at
 
 ENTERED = 576  # the number of tokens that the released lists are for
 LISTS = {192: (300, 200, 110), 128: (303, 110, 36), 96: (238, 48, 26), 64: (66, 30, 17)}
+LISTS_2 = {192: (300, 200, 118), 128: (238, 108, 60), 96: (246, 54, 28), 64: (66, 34, 20)}  # of version 2.0
 EPS = 1e-6
 
 
@@ -38,10 +39,10 @@ def split(tokens: int, count: int) -> tuple[int, int]:
     return plain, count - plain
 
 
-def released_shares(retain_token: int, recycle: bool) -> tuple[float, ...]:
+def released_shares(retain_token: int, recycle: bool, version: int = 1) -> tuple[float, ...]:
     """The tokens left after each drop, including merged ones, as shares of the 576 that entered."""
     left, shares = ENTERED, []
-    for kept in LISTS[retain_token]:
+    for kept in (LISTS if version == 1 else LISTS_2)[retain_token]:
         left = min(kept, left - 1) + (cluster_count(left - min(kept, left - 1)) if recycle else 0)
         shares.append(left / ENTERED)
     return tuple(shares)
@@ -85,12 +86,16 @@ class SparseVLM(DecoderStage):
     - retain_token: which of the released lists for 576 tokens, 192, 128, 96 or 64 (about the mean over layers; for 192:
       300, 200 and 110 tokens and 9, 4 and 3 merged ones), as shares of the tokens that entered.
     - ratios: custom shares instead of a list, including merged tokens.
-    - recycle: whether tokens are merged.
+    - recycle: whether tokens are merged; in version 2 none are.
+    - version: 1, or 2 for the released version 2.0 (SparseVLM+): other lists, no merging, and the raters' attention is
+      divided by what their rotary positions alone give, and averaged over the heads that then attend to the image most
+      (see `UnturnedAttention`). It keeps the tokens' positions: set `positions: keep` for the strategy.
+    - heads: in version 2, the share of the heads that is averaged, 14 of 32.
 
-    Paper: SparseVLM, ICML 2025, arXiv 2410.04417. Official code: Gumpest/SparseVLMs @ 26a5f488, version 1.0 (licence
-    not recorded by us). This follows the code: fixed lists at three layers, where the paper takes lambda * (N - rank of
-    the raters' attention) from every layer with a lambda unknown to us; means and Euclidean distances, where the
-    paper sums and compares by cosine. Version 2.0 (SparseVLM+) is not included.
+    Paper: SparseVLM, ICML 2025, arXiv 2410.04417. Official code: Gumpest/SparseVLMs @ 26a5f488, version 1.0 (Apache-2.0
+    by its README). This follows the code: fixed lists at three layers, where the paper takes lambda * (N - rank of the
+    raters' attention) from every layer with a lambda unknown to us; means and Euclidean distances, where the paper sums
+    and compares by cosine. Version 2.0 was written from a description of its code, without golden vectors.
     Departures: no noise in the densities (the code adds up to 1e-6, so that its selection varies); ties to the lower
     index. A budget includes merged tokens, and is met exactly. If no text token is above the mean, all text tokens are
     raters; without text after the image, the last prompt token is. Several images, batches and padding are ours, as are
@@ -101,16 +106,27 @@ class SparseVLM(DecoderStage):
     retain_token: Literal[192, 128, 96, 64] = 192
     ratios: tuple[float, ...] | None = None
     recycle: bool = True
+    version: Literal[1, 2] = 1
+    heads: float = 0.4375
 
     def __post_init__(self):
+        if not 0 < self.heads <= 1:
+            raise ConfigError(f"heads={shown(self.heads)} is out of range; possible: a share in (0, 1]")
         if self.retain_token not in LISTS:
             raise ConfigError(
                 f"retain_token={shown(self.retain_token)} is unknown; possible: {', '.join(map(str, LISTS))}, or ratios"
             )
 
+    @property
+    def merges(self) -> bool:
+        """Whether tokens merge."""
+        return self.recycle and self.version == 1
+
     def steps(self, decoder: Decoder) -> tuple[Step, ...]:
         """One step per listed layer."""
-        shares = released_shares(self.retain_token, self.recycle) if self.ratios is None else self.ratios
+        shares = self.ratios
+        if shares is None:
+            shares = released_shares(self.retain_token, self.merges, self.version)
         return steps_at(self.layers, shares, decoder)
 
     def count(self, entered: int, share: float) -> int:
@@ -119,14 +135,17 @@ class SparseVLM(DecoderStage):
 
     def needs(self, decoder: Decoder, step: int) -> tuple[Signal, ...]:
         """The raters' attention in the layer just run and, for merging, its output hidden states."""
-        score = DecoderAttention(self.steps(decoder)[step].layer - 1, "raters", ahead=False)
-        return (score, Hidden()) if self.recycle else (score,)
+        layer = self.steps(decoder)[step].layer - 1
+        if self.version == 2:
+            return (UnturnedAttention(layer, self.heads),)
+        score = DecoderAttention(layer, "raters", ahead=False)
+        return (score, Hidden()) if self.merges else (score,)
 
     def select(self, context: Context, decoder: Decoder) -> Selection:
         """See `split` and `recycle`; exactly `count` slots."""
         needed, (plain, clusters) = self.needs(decoder, context.step), split(context.tokens, context.count)
         score = context[needed[0]].to(torch.promote_types(context[needed[0]].dtype, torch.float32))
-        if not self.recycle or not clusters:
+        if not self.merges or not clusters:
             return Selection(topk_sorted(score, context.count))
         kept = topk_sorted(score, plain)
         _, groups = recycle(score, context[needed[1]], kept, clusters)

@@ -54,10 +54,10 @@ class TokenCorrelation(Stage):
 
     Paper: Token-level Correlation-guided Compression, arXiv 2407.14439 (DocOwl-1.5), known to us from its figure,
     abstract and reviews only. No code is published.
-    Where it is ambiguous: no tokens are merged into those of either branch (it mentions a weighted sum). The paper
-    samples; "top" is the default so that a run can be repeated. Without [CLS] (SigLIP, Qwen), for which the method is
-    not meant, the query is the mean of all queries. An image of one tile is compressed, too. Float32, ties to the lower
-    index.
+    Departures, or choices where it leaves room: no tokens are merged into those of either branch (it mentions a
+    weighted sum). The paper samples; "top" is the default so that a run can be repeated. Without [CLS] (SigLIP, Qwen),
+    for which the method is not meant, the query is the mean of all queries. An image of one tile is compressed, too.
+    Float32, ties to the lower index.
     """
 
     iqr: float = 1.5

@@ -46,11 +46,11 @@ class ToMe(EncoderStage):
     layers merge fewer if there is a remainder. At most half of the tokens are merged in one layer.
 
     Paper: ToMe (Token Merging: Your ViT But Faster), arXiv 2210.09461, ICLR 2023; official code: facebookresearch/ToMe
-    @ af95e4b1 (CC-BY-NC 4.0; written from the description here, none of it is copied). Nothing official exists for
-    vision-language models: merging in the layers up to the one that the projector reads, keeping [CLS] and the order of
-    places are this library's interpretation. On LLaVA-NeXT each crop merges within itself. On Qwen a token is a 2 x 2
-    cell of patches, compared by the mean of its keys and merged patch by patch, and cells of different windows may
-    merge. Float32, ties to the lower index.
+    @ af95e4b1 (CC-BY-NC 4.0; written from the description here, none of it is copied). Departures: nothing official
+    exists for vision-language models; merging in the layers up to the one that the projector reads, keeping [CLS] and
+    the order of places are this library's interpretation. On LLaVA-NeXT each crop merges within itself. On Qwen a token
+    is a 2 x 2 cell of patches, compared by the mean of its keys and merged patch by patch, and cells of different
+    windows may merge. Float32, ties to the lower index.
     """
 
     inflection: float = 0.0

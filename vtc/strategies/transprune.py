@@ -53,10 +53,10 @@ class TransPrune(DecoderStage):
     - terms: "shares": each term is divided by its sum over the image's tokens first, as in the code; "raw": TTV and IGA
       are added as they are, as in the paper's eq. 6.
 
-    Paper: TransPrune, CVPR 2026, arXiv 2507.20630. Official code (MIT): the two terms are added without alpha, which
-    is alpha=0.5 up to a factor of 2; 1 - c where the paper writes 1 - |c|. This follows the code;
-    its departures from the paper: 1 - c, and terms divided by their sums, which changes about a fifth of the picks
-    on random data (terms="raw" is the paper's).
+    Paper: TransPrune, CVPR 2026, arXiv 2507.20630. Official code: liaolea/TransPrune (MIT), where the two terms are
+    added without alpha, which is alpha=0.5 up to a factor of 2; 1 - c where the paper writes 1 - |c|. This follows the
+    code; its departures from the paper: 1 - c, and terms divided by their sums, which changes about a fifth of the
+    picks on random data (terms="raw" is the paper's).
     Departures: any batch, padded or not (the code takes one prompt with one image and drops the mask); the softmax of
     TTV runs over all real tokens of the prompt, in float32 (the code's in the model's precision); several images are
     scored independently, each with all text after it; on models with fewer key heads each serves its group of query

@@ -87,9 +87,9 @@ class VFlowOptProjector(Stage):
     For 50 %: t 28.68, a 11.76, keep 0.72332 and the later ratios 0.74875 and 0.487; for 10 %: t 39.26, a 17.39, keep
     0.11662 and 1.0 and 0.6011.
 
-    Paper: VFlowOpt, ICCV 2025, arXiv 2508.05211. Official code: CC BY-NC 4.0, LLaVA-OneVision only; nothing is released
-    for LLaVA-NeXT and Qwen2-VL, which the paper has too. The attention of important patches is averaged as in the code
-    (the paper sums, which matters for alpha and between crops).
+    Paper: VFlowOpt, ICCV 2025, arXiv 2508.05211. Official code: sihany077/VFlowOpt (CC BY-NC 4.0), LLaVA-OneVision
+    only; nothing is released for LLaVA-NeXT and Qwen2-VL, which the paper has too. The attention of important patches
+    is averaged as in the code (the paper sums, which matters for alpha and between crops).
     Departures: if no patch is above t, the one that receives most is important (the code: NaN). A [CLS] token counts as
     a patch here, and newline tokens are dropped (the code gives them importance 1). LLaVA-NeXT's padding is removed
     first. Batches, several images (which the code does not prune) and LLaVA-1.5 are ours. Float32, ties to the lower

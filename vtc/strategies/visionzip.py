@@ -22,7 +22,7 @@ class VisionZip(VisionDropProjector):
     - layer: the encoder layer whose attention and keys are read (index, or relative depth as a float); best the one
       whose output the projector receives.
 
-    Paper: VisionZip, arXiv 2412.04467. Official code: the authors' VisionZip (Apache-2.0), LLaVA-1.5 and LLaVA-NeXT;
+    Paper: VisionZip, arXiv 2412.04467. Official code: dvlab-research/VisionZip (Apache-2.0), LLaVA-1.5 and LLaVA-NeXT;
     its example has 54 + 10. Departures: those of `VisionDropProjector`, with the mean attention received as the score
     where there is no [CLS]. On LLaVA-NeXT each tile keeps its tokens together, [CLS] first, base crop first; the
     released code has the base crop like this, then the dominant tokens of all tiles in the order of the stitched image,

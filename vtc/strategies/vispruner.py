@@ -43,7 +43,8 @@ class VisPruner(Stage):
     - layer: the encoder layer whose attention is read (index, or relative depth as a float); best the one whose output
       the projector receives.
 
-    Paper: VisPruner, arXiv 2412.01818 (first version: FasterVLM). Official code: Theia-4869/VisPruner @ aefa01a.
+    Paper: VisPruner, arXiv 2412.01818 (first version: FasterVLM). Official code: Theia-4869/VisPruner @ aefa01a
+    (Apache-2.0 by its README).
     Departures: without [CLS] (SigLIP, Qwen) the score is the mean attention received from all patches, as in other
     implementations; the released code only supports encoders with [CLS]. A round over an odd number of tokens
     has one more at even places (the released indexing fails there). LLaVA-NeXT tile by tile as published, but after the

@@ -1,4 +1,4 @@
-"""The words of a `vllm serve` command line: read without vLLM, and checked with it."""
+"""The words of a `vllm serve` command line, read without vLLM and checked with it."""
 
 import contextlib
 import difflib
@@ -31,21 +31,21 @@ READ = (
 
 
 def split(words: Sequence[str]) -> list[list[str]]:
-    """Every option with the words of its value; raises ConfigError for words that are neither."""
-    found: list[list[str]] = []
+    """Each option with the words of its value; raises ConfigError for words that are neither."""
+    options: list[list[str]] = []
     for word in words:
         if re.match(r"--?[A-Za-z]", word):
-            found.append([word])
-        elif not found or word.startswith("-") and not re.fullmatch(r"-\d*", word):
-            possible = "--NAME=VALUE" if found else "--NAME VALUE after the model"
+            options.append([word])
+        elif not options or word.startswith("-") and not re.fullmatch(r"-\d*", word):
+            possible = "--NAME=VALUE" if options else "--NAME VALUE after the model"
             raise ConfigError(f"{shown(word)} is no option of vllm serve; possible: {possible}")
         else:
-            found[-1].append(word)
-    return found
+            options[-1].append(word)
+    return options
 
 
 def parse(option: Sequence[str]) -> tuple[str, object]:
-    """An option's name as vLLM stores it, and its value: JSON where it is that, else text; True where there is none.
+    """An option's name as vLLM stores it, and its value: parsed as JSON where it is JSON, else text; True without one.
 
     Raises ConfigError for a word that is no option. `--name.key value` is `name` with {key: value}, `--no-name` of a
     flag is `name` with False.
@@ -54,25 +54,26 @@ def parse(option: Sequence[str]) -> tuple[str, object]:
     if not re.fullmatch(r"--?[A-Za-z][\w-]*(\.[^.\s]+)*", first):
         raise ConfigError(f"{shown(first)} is no option of vllm serve; possible: --NAME VALUE after the model")
     spelled, *path = first.lstrip("-").split(".")
-    rest = [value] * bool(equals) + list(option[1:])
+    value_words = [value] * bool(equals) + list(option[1:])
     name = _name(first, spelled)
     if name == OVERRIDES and any(key.endswith("+") for key in path):
         raise ConfigError(f"{shown(first)} adds to a list, which vtc does not read; possible: --hf-overrides JSON")
-    if (path or name in TEXTS) and len(rest) != 1:
-        raise ConfigError(f"{shown(first)} has {len(rest)} values; possible: {cut(first, 100)}=VALUE")
-    found: object = True if not rest else rest[0] if len(rest) == 1 else rest
-    if isinstance(found, str) and name not in TEXTS:
+    if (path or name in TEXTS) and len(value_words) != 1:
+        raise ConfigError(f"{shown(first)} has {len(value_words)} values; possible: {cut(first, 100)}=VALUE")
+    parsed: object = True if not value_words else value_words[0] if len(value_words) == 1 else value_words
+    if isinstance(parsed, str) and name not in TEXTS:
         with contextlib.suppress(ValueError, RecursionError):
-            found = json.loads(found)
+            parsed = json.loads(parsed)
     for key in reversed(path):
-        found = {key: found}
+        parsed = {key: parsed}
     if name.removeprefix("no_") in FLAGS and name.startswith("no_"):
         return name.removeprefix("no_"), False
-    return name, found
+    return name, parsed
 
 
 def _name(first: str, spelled: str) -> str:
-    """The name behind a word's part before dots and `=`; raises ConfigError for one that vLLM takes for another."""
+    """The option that the part of a word before dots and `=` names; raises ConfigError for an abbreviation or an option
+    of vtc."""
     name = SHORT.get(spelled, spelled).replace("-", "_")
     long = [f"--{n.replace('_', '-')}" for n in READ if n.startswith(name) and n != name and first.startswith("--")]
     long = long or [f"-{n}" for n in SHORT if n.startswith(spelled) and n != spelled and not first.startswith("--")]
@@ -101,18 +102,18 @@ def values(words: Sequence[str]) -> dict[str, object]:
     files = [value for name, value in map(parse, options) if name == "config"]
     if len(files) > 1:
         raise ConfigError(f"--config stands {len(files)} times; possible: once")
-    found: dict[str, object] = {}
+    result: dict[str, object] = {}
     forms: dict[str, set[str]] = {}
     for option in [*(split(_file(str(files[0]))) if files else []), *options]:
         name, value = parse(option)
-        found[name] = merged(found.get(name), value)
+        result[name] = merged(result.get(name), value)
         start, dot, _ = option[0].partition("=")[0].partition(".")
         forms.setdefault(name, set()).add(start.replace("_", "-") + dot if dot else "")
     for name in NESTED:
         if len(forms.get(name, ())) > 1:
             option = f"--{name.replace('_', '-')}"
             raise ConfigError(f"{option} is given in several forms; possible: {option} JSON, once")
-    return found
+    return result
 
 
 def _file(path: str) -> list[str]:
@@ -123,37 +124,37 @@ def _file(path: str) -> list[str]:
     data = load(Path(path), what, possible)
     if not isinstance(data, dict):
         raise ConfigError(f"{what} is no mapping; possible: {possible}")
-    found = []
+    words = []
     for key, value in data.items():
         if not isinstance(key, str) or key == "config":
             raise ConfigError(f"{what} has the key {shown(key)}; possible: names of options without --")
         if value is False:  # vLLM leaves it out, or negates it
-            found += [f"--no-{key}"] * (key.replace("-", "_") in FLAGS)
+            words += [f"--no-{key}"] * (key.replace("-", "_") in FLAGS)
         elif value is True:
-            found.append(f"--{key}")
+            words.append(f"--{key}")
         else:
             listed = value if isinstance(value, list) else [json.dumps(value) if isinstance(value, dict) else value]
-            found += [f"--{key}", *map(str, listed)] if listed else []
-    return found
+            words += [f"--{key}", *map(str, listed)] if listed else []
+    return words
 
 
-def with_overrides(words: Sequence[str], ours: Mapping[str, object]) -> list[str]:
-    """The same words with `ours` in `--hf-overrides`, beside what they name there.
+def with_overrides(words: Sequence[str], overrides: Mapping[str, object]) -> list[str]:
+    """The same words with `overrides` in `--hf-overrides`, beside what these contain already.
 
-    Raises ConfigError where both name a key, or where theirs is no JSON object.
+    Raises ConfigError where both have a key, or where the words' own are no JSON object.
     """
-    theirs = values(words).get(OVERRIDES, {})
-    if not isinstance(theirs, Mapping):
-        raise ConfigError(f'--hf-overrides {shown(theirs)} is no object; possible: JSON such as {{"key": 1}}')
-    both = sorted(set(theirs) & set(ours))
+    user_overrides = values(words).get(OVERRIDES, {})
+    if not isinstance(user_overrides, Mapping):
+        raise ConfigError(f'--hf-overrides {shown(user_overrides)} is no object; possible: JSON such as {{"key": 1}}')
+    both = sorted(set(user_overrides) & set(overrides))
     if both:
         raise ConfigError(f"--hf-overrides names {', '.join(both)}, which vtc sets; possible: without")
-    rest = []
+    other_words = []
     for option in split(words):
         name, value = parse(option)
         if name != OVERRIDES:  # vLLM reads a file only where --config is a word of its own
-            rest += ["--config", str(value)] if name == "config" else option
-    return ["--hf-overrides", json.dumps({**theirs, **ours}), *rest]
+            other_words += ["--config", str(value)] if name == "config" else option
+    return ["--hf-overrides", json.dumps({**user_overrides, **overrides}), *other_words]
 
 
 def refuse(given: Mapping[str, object], settings: ServedStrategy) -> None:
@@ -181,7 +182,7 @@ def refuse(given: Mapping[str, object], settings: ServedStrategy) -> None:
 
 
 def check(model: str, words: Iterable[str], settings: ServedStrategy) -> str:
-    """Has vLLM read and check the options as `vllm serve` would, up to the start of an engine; returns how far it came.
+    """Has vLLM read and check the options as `vllm serve` would, up to the start of an engine; returns how far it got.
 
     Quiet. Raises ConfigError in one line for what vLLM does not know or accept, and as `refuse_engine`.
     """
@@ -191,11 +192,11 @@ def check(model: str, words: Iterable[str], settings: ServedStrategy) -> str:
         from vllm.platforms import current_platform
         from vllm.usage.usage_lib import UsageContext
 
-        found = _read(model, list(words))
+        arguments = _read(model, list(words))
         if current_platform.is_unspecified():
             return "read by vLLM, not tried: it finds no device here"
         try:
-            config = AsyncEngineArgs.from_cli_args(found).create_engine_config(UsageContext.OPENAI_API_SERVER)
+            config = AsyncEngineArgs.from_cli_args(arguments).create_engine_config(UsageContext.OPENAI_API_SERVER)
         except Exception as error:
             why = reason(error, 10_000).partition(" [type=")[0].split(" Value error, ")[-1]
             raise ConfigError(f"vLLM does not accept this: {cut(why, 300)}") from None
@@ -210,21 +211,21 @@ def _read(model: str, words: list[str]) -> object:
 
     parser = FlexibleArgumentParser(prog="vllm")
     command = cmd_init()[0]
-    own = command.subparser_init(parser.add_subparsers(dest="subparser"))
+    serve_parser = command.subparser_init(parser.add_subparsers(dest="subparser"))
 
     def wrong(message: str) -> None:
         unknown = re.findall(r"(?<!\S)--?[A-Za-z][\w-]*", message) if "unrecognized" in message else []
-        known = [name for name in own._option_string_actions if name.startswith("--")]
+        known = [name for name in serve_parser._option_string_actions if name.startswith("--")]
         near = difflib.get_close_matches(unknown[0].replace("_", "-"), known, 3, 0.7) if unknown else []
         raise ConfigError(f"vllm serve: {message}; possible: {', '.join(near) or 'see `vllm serve --help=all`'}")
 
-    parser.error = own.error = wrong
+    parser.error = serve_parser.error = wrong
     try:
-        found = parser.parse_args(["serve", model, *words])
-        found.model = model
-        command.validate(found)
+        arguments = parser.parse_args(["serve", model, *words])
+        arguments.model = model
+        command.validate(arguments)
     except ConfigError:
         raise
     except (Exception, SystemExit) as error:
         raise ConfigError(f"vllm serve: {reason(error)}") from None
-    return found
+    return arguments

@@ -34,10 +34,10 @@ def resolved(strategy: object, family: str, **overrides) -> StrategyConfig:
 
 def check(config: StrategyConfig, encoder: Encoder) -> StageConfig:
     """The one stage of a strategy that can be served; raises ConfigError or UnsupportedError where it cannot be."""
-    found = _misfit(config, encoder)
-    if found:
-        others = ", ".join(name for name in shipped() if not _misfit(resolved(name, encoder.family), encoder))
-        raise UnsupportedError(f"strategy {config.name!r} {found[1]}; possible: {others}")
+    misfit = _misfit(config, encoder)
+    if misfit:
+        servable = ", ".join(name for name in shipped() if not _misfit(resolved(name, encoder.family), encoder))
+        raise UnsupportedError(f"strategy {config.name!r} {misfit[1]}; possible: {servable}")
     stage = config.projector
     for knob, value in stage.stage.fixed_count.items():
         if getattr(stage.stage, knob) != value:
@@ -58,7 +58,7 @@ def check(config: StrategyConfig, encoder: Encoder) -> StageConfig:
 
 
 def _misfit(config: StrategyConfig, encoder: Encoder) -> tuple[str, str] | None:
-    """Why a method cannot be served whatever its budget, in short and in a sentence; None if nothing is in the way."""
+    """Why a method cannot be served whatever its budget, in short and in a sentence; None if it can be."""
     stage = config.projector
     if config.encoder is not None:
         return "inside the encoder", (
@@ -93,18 +93,18 @@ def with_keep(config: StrategyConfig, keep: float | int) -> StrategyConfig:
 
 def table() -> str:
     """Strategies x families as a Markdown table, those from outside too: "yes", with the knob that the plugin sets
-    where the published default may keep fewer tokens, or what stands in the way."""
+    where the published default may keep fewer tokens, or the reason why not."""
     families = served()
     lines = ["| strategy | " + " | ".join(families) + " |", "|---" * (len(families) + 1) + "|"]
     for name in available():
         cells = []
         for family in families:
             budget = budget_for_tables(name, family)
-            published, ours = resolve(name, family, **budget), resolved(name, family, **budget)
-            why = _misfit(ours, FAMILIES[family].published)
+            published, exact = resolve(name, family, **budget), resolved(name, family, **budget)
+            why = _misfit(exact, FAMILIES[family].published)
             changed = [
                 f"{knob}={value}"
-                for a, b in zip(published.stages, ours.stages, strict=True)
+                for a, b in zip(published.stages, exact.stages, strict=True)
                 for knob, value in getattr(b.stage, "fixed_count", {}).items()
                 if getattr(a.stage, knob) != getattr(b.stage, knob)
             ]

@@ -1,4 +1,4 @@
-"""Where vLLM has a switch for its own pruning of videos only, or none: set from here, and dropped when it has one."""
+"""Switches that vLLM has only for its own pruning of videos, or not at all; to be dropped once it has them."""
 
 import functools
 
@@ -15,25 +15,25 @@ waiting_allowed = gpu_sync_allowed
 def recompute_positions(vllm_config) -> None:
     """Has this worker's runner call `recompute_mrope_positions`.
 
-    Runners ask the multimodal config whether a model thins its embeddings, and the config knows of
-    `--video-pruning-rate` only; so its answer is set on this worker's own copy.
+    Runners ask the multimodal config whether a model prunes its embeddings, and the config knows only of
+    `--video-pruning-rate`; so its answer is set on this worker's own copy.
     """
     setattr(vllm_config.model_config.multimodal_config, _SWITCH, functools.partial(bool, True))
     if current_platform.is_cpu():
-        _cpu_runner_asks()
+        _let_cpu_runner_ask()
 
 
-def _cpu_runner_asks() -> None:
-    """The CPU runner loads models by itself and never asks; so its switch becomes a property that does."""
+def _let_cpu_runner_ask() -> None:
+    """The CPU runner loads models by itself and never asks the config, so its switch becomes a property that does."""
     from vllm.v1.worker.cpu_model_runner import CPUModelRunner
 
     if _SWITCH in vars(CPUModelRunner):
         return
 
-    def asked(runner) -> bool:
+    def enabled(runner) -> bool:
         config, model = runner.model_config.multimodal_config, getattr(runner, "model", None)
         loaded = model is not None and config is not None
         return loaded and supports_multimodal_pruning(model) and getattr(config, _SWITCH)()
 
-    # What the runner writes itself is the same answer, or the constant of its constructor.
-    setattr(CPUModelRunner, _SWITCH, property(asked, lambda runner, value: None))
+    # The runner itself assigns the same answer, or the constant of its constructor.
+    setattr(CPUModelRunner, _SWITCH, property(enabled, lambda runner, value: None))

@@ -1,26 +1,27 @@
-"""How many images the scheduler lets through the encoder in one step: as many as unpruned.
+"""How many images the scheduler lets through the encoder in one step: as many as without pruning.
 
 vLLM gives the encoder a budget of tokens for each step, and an image costs what it gives to the prompt. Pruned images
 are cheaper, so at a quarter of the tokens a step would encode four times as many before any of their requests writes a
 token, and the profiling run would set aside memory for all of them. (With 8 requests at once the first token then came
-at 1.44 of unpruned's time, with this budget at 0.55; requests per second are the same.) vLLM has no setting for it, so
-it is lowered in proportion where vLLM works it out, for our models only.
+after 1.44 times as long as unpruned, with this budget after 0.55; requests per second are the same.) vLLM has no
+setting for it, so it is lowered in proportion where vLLM computes it, for the models of vtc only.
 """
 
 import functools
 
 
 class Most(int):
-    """The most tokens that an image gives to a prompt; an int, as vLLM wants it. whole: what it would give unpruned."""
+    """The most tokens that an image gives to a prompt; an int, as vLLM expects. unpruned: what it would give without
+    pruning."""
 
-    def __new__(cls, kept: int, whole: int):
-        made = super().__new__(cls, kept)
-        made.whole = whole
-        return made
+    def __new__(cls, kept: int, unpruned: int):
+        limit = super().__new__(cls, kept)
+        limit.unpruned = unpruned
+        return limit
 
     def of(self, budget: int) -> int:
         """A budget of unpruned tokens as one of kept tokens, with room for one image."""
-        return max(int(self), -(-budget * self // self.whole))
+        return max(int(self), -(-budget * self // self.unpruned))
 
 
 def lower_encoder_budget() -> None:

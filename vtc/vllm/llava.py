@@ -31,14 +31,14 @@ class LlavaProcessor(PrunedProcessor, LlavaMultiModalProcessor):
 
 
 class LlavaTower(PrunedModel):
-    """Where a LLaVA model of vLLM has what strategies look at."""
+    """The parts of vLLM's LLaVA models that strategies read."""
 
     def attention_modules(self) -> list[nn.Module]:
-        """The tower's, as far as it is loaded."""
+        """Those of the tower's loaded layers."""
         return [layer.self_attn.attn for layer in self.vision_tower.vision_model.encoder.layers]
 
     def observe_unprojected(self, record: Callable) -> None:
-        """The hidden states that the projector receives, by the layer that names them in the config."""
+        """The hidden states that the projector receives, by their layer in the config."""
         chosen = self.config.vision_feature_layer
         depth = self.config.vision_config.num_hidden_layers
 

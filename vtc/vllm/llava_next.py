@@ -20,7 +20,7 @@ class LlavaNextInfo(PrunedInfo, LlavaNextProcessingInfo):
     """Limits of LLaVA-NeXT."""
 
     def largest_layouts(self) -> Iterator[ImageLayout]:
-        """One of these has the most kept tokens: pictures that fill a tiling of the config."""
+        """Pictures that fill a tiling of the config; one of them has the most kept tokens."""
         for height, width in self.get_hf_config().image_grid_pinpoints:
             yield from self.settings.family.image_layouts({"image_sizes": [[height, width]]})
 
@@ -31,7 +31,8 @@ class LlavaNextProcessor(PrunedProcessor, LlavaNextMultiModalProcessor):
 
 @MULTIMODAL_REGISTRY.register_processor(LlavaNextProcessor, info=LlavaNextInfo, dummy_inputs=LlavaDummyInputsBuilder)
 class VtcLlavaNextForConditionalGeneration(LlavaTower, LlavaNextForConditionalGeneration):
-    """`LlavaNextForConditionalGeneration` of vLLM with pruned images. Newline tokens go with the rows that they end."""
+    """`LlavaNextForConditionalGeneration` of vLLM with pruned images. Newline tokens are dropped with the rows
+    that they end."""
 
     def arguments(self, kwargs: dict) -> dict:
         """The pictures' sizes [images, 2] (height, width)."""

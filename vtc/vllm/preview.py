@@ -1,4 +1,4 @@
-"""How many tokens images of some sizes give to the prompt, without an engine."""
+"""How many tokens images of several sizes give to the prompt, without an engine."""
 
 from PIL import Image
 
@@ -10,20 +10,20 @@ SIZES = ((336, 336), (640, 480), (480, 640), (1280, 720))
 
 
 def lines(settings: ServedStrategy, images: object, arguments: dict | None = None) -> list[str]:
-    """Tokens of an image as it is -> kept, one line per example, or one alone where the size makes no difference.
+    """Tokens of an image without pruning -> kept, one line per example, or a single one where all sizes are the same.
 
-    images: the model's image processor; arguments: what the server gives to it. Raises ConfigError where it does not
-    take them.
+    images: the model's image processor; arguments: what the server passes to it. Raises ConfigError where it does
+    not accept them.
     """
-    found, given = {}, arguments or {}
+    texts, given = {}, arguments or {}
     for size in SIZES:
         try:
             inputs = images(images=[Image.new("RGB", size)], return_tensors="pt", **given)
         except Exception as error:  # its kind depends on the processor and the version of transformers
             raise ConfigError(f"the image processor refuses {given}: {error}; possible: its own arguments") from None
         (layout,) = settings.family.image_layouts(dict(inputs))
-        kept, most = (settings.count(layout, keep) for keep in (settings.keep, settings.max_keep))
-        found[size] = f"{layout.tokens} -> {kept}" + (f", {most} at most" if most != kept else "")
-    if len(set(found.values())) == 1:
-        return [f"{next(iter(found.values()))}, whatever its size"]
-    return [f"{text}  of {width} x {height} pixels" for (width, height), text in found.items()]
+        kept, max_kept = (settings.count(layout, keep) for keep in (settings.keep, settings.max_keep))
+        texts[size] = f"{layout.tokens} -> {kept}" + (f", {max_kept} at most" if max_kept != kept else "")
+    if len(set(texts.values())) == 1:
+        return [f"{next(iter(texts.values()))}, whatever its size"]
+    return [f"{text}  of {width} x {height} pixels" for (width, height), text in texts.items()]

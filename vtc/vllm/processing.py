@@ -1,7 +1,7 @@
-"""What is the same for all served models in front of the encoder: counts, placeholders, hashes and limits.
+"""What all served models have in common in front of the encoder: counts, placeholders, hashes and limits.
 
 Mixins for vLLM's ProcessingInfo and MultiModalProcessor of a model; they stand before the stock classes. The number of
-kept tokens of an image is worked out once, here, and travels with the image: placeholders, features and positions all
+kept tokens of an image is computed once, here, and travels with the image: placeholders, features and positions all
 come from it.
 """
 
@@ -29,7 +29,7 @@ class PrunedInfo:
 
     def __init__(self, ctx):
         super().__init__(ctx)
-        _ = self.settings  # what cannot be served ends the start here, before any weights are loaded
+        _ = self.settings  # raises here, before any weights are loaded, for what cannot be served
 
     @cached_property
     def settings(self) -> ServedStrategy:
@@ -39,7 +39,7 @@ class PrunedInfo:
 
     @property
     def model_id(self) -> str:
-        """Goes into the hash of every image; so does the keep of its request, see `PrunedProcessor.apply`."""
+        """Part of the hash of every image, as is the keep of its request (see `PrunedProcessor.apply`)."""
         return f"{super().model_id}#vtc-{self.settings.fingerprint}"
 
     def get_supported_mm_limits(self) -> Mapping[str, int | None]:
@@ -67,15 +67,15 @@ class PrunedProcessor:
         Raises ConfigError for a keep that is no number, out of range or not served, and for another name of ours.
         """
         given = inputs.hf_processor_mm_kwargs
-        strange = [name for name in given if name.startswith("vtc") and name != REQUEST_KEEP]
-        if strange:
-            raise ConfigError(f"mm_processor_kwargs has {', '.join(strange)}; possible: {REQUEST_KEEP}")
+        unknown = [name for name in given if name.startswith("vtc") and name != REQUEST_KEEP]
+        if unknown:
+            raise ConfigError(f"mm_processor_kwargs has {', '.join(unknown)}; possible: {REQUEST_KEEP}")
         keep = self.info.settings.request_keep(given.get(REQUEST_KEEP))
         inputs.hf_processor_mm_kwargs = {**given, REQUEST_KEEP: keep}
         return super().apply(inputs, *args, **kwargs)
 
     def _apply_hf_processor_main(self, mm_items, *args, **kwargs):
-        # The processor's arguments are called differently from version to version.
+        # The name of the processor's arguments differs from version to version.
         args = [without_ours(value) if isinstance(value, Mapping) else value for value in args]
         kwargs = {name: without_ours(value) if isinstance(value, Mapping) else value for name, value in kwargs.items()}
         return super()._apply_hf_processor_main(mm_items, *args, **kwargs)
@@ -90,8 +90,8 @@ class PrunedProcessor:
             counts = [settings.count(layout, keep) for layout in settings.family.image_layouts(hf_inputs)]
             hf_inputs[COUNT] = torch.tensor(counts)
             hf_inputs[REQUEST_KEEP] = torch.full((len(counts),), packed(keep), dtype=torch.float64)
-        ours = {name: MultiModalFieldConfig.batched("image", keep_on_cpu=True) for name in (COUNT, REQUEST_KEEP)}
-        return {**super()._get_mm_fields_config(hf_inputs, without_ours(hf_processor_mm_kwargs)), **ours}
+        vtc_fields = {name: MultiModalFieldConfig.batched("image", keep_on_cpu=True) for name in (COUNT, REQUEST_KEEP)}
+        return {**super()._get_mm_fields_config(hf_inputs, without_ours(hf_processor_mm_kwargs)), **vtc_fields}
 
     def _get_prompt_updates(self, mm_items, hf_processor_mm_kwargs, out_mm_kwargs):
         from vllm.multimodal.processing import PromptReplacement

@@ -1,4 +1,4 @@
-"""What is the same for all served models behind the encoder: a mixin that stands before the stock model class."""
+"""What all served models have in common behind the encoder: a mixin that stands before the stock model class."""
 
 from collections.abc import Callable
 
@@ -26,7 +26,8 @@ def mean_over_ranks(local: Tensor) -> Tensor:
 
 
 class PrunedModel:
-    """Selects in `embed_multimodal`. A model says where its attention is, what its projector is and what it receives.
+    """Selects in `embed_multimodal`. A model class says where its attention is, what its projector is and what it
+    receives.
 
     `attention_modules()`: vLLM's encoder attention, one module per loaded layer. `observe_unprojected(record)`: has
     record called with what the family's `unprojected` takes. `project(tokens)`: see `Family.project`.
@@ -39,8 +40,10 @@ class PrunedModel:
         needs = settings.stage.stage.needs(settings.family.encoder)
         refuse_engine(vllm_config, needs)
         super().__init__(vllm_config=vllm_config, prefix=prefix)
-        strategy, most = settings.strategy, settings.max_keep
-        LOGGER.info("vtc: images pruned by %s, keep %s, at most %s by request", strategy.name, strategy.keep, most)
+        strategy, largest_keep = settings.strategy, settings.max_keep
+        LOGGER.info(
+            "vtc: images pruned by %s, keep %s, at most %s by request", strategy.name, strategy.keep, largest_keep
+        )
         self.pruning, self.portion = settings, vllm_config.scheduler_config.max_num_batched_tokens
         self.selector = Selector(settings, mean_over_ranks, self.project)
         modules = self.attention_modules()
@@ -71,34 +74,34 @@ class PrunedModel:
     def embed_multimodal(self, **kwargs: object) -> list[Tensor]:
         """Per image the embeddings [k, D] of its kept tokens (wider where positions travel along).
 
-        vLLM's budget for a step counts kept tokens and so lets more images through than unpruned; they are encoded in
-        portions of what it would be unpruned, so that the encoder takes no more memory.
+        vLLM's budget for a step counts kept tokens and so lets more images through than without pruning; they are
+        encoded in portions of that budget in unpruned tokens, so that the encoder takes no more memory.
         """
         counts, keeps = kwargs.pop(COUNT, None), kwargs.pop(REQUEST_KEEP, None)
         if kwargs.get("pixel_values") is None:
             return []
         counts, keeps = counts.flatten().tolist(), keeps.flatten().tolist()
         layouts = self.pruning.family.image_layouts(self.arguments(kwargs))
-        found = []
+        embeddings = []
         for first, stop in portions([layout.tokens for layout in layouts], self.portion):
-            found += self._embed(self.part(kwargs, first, stop), counts[first:stop], keeps[first:stop])
-        return found
+            embeddings += self._embed(self.part(kwargs, first, stop), counts[first:stop], keeps[first:stop])
+        return embeddings
 
     def _embed(self, kwargs: dict, counts: list[int], keeps: list[float]) -> list[Tensor]:
         arguments = self.arguments(kwargs)
         layouts, run = self.pruning.family.image_layouts(arguments), None
         with torch.no_grad():
-            if all(keep == 1.0 for keep in keeps):  # nothing to choose, so nothing to look at
+            if all(keep == 1.0 for keep in keeps):  # nothing to choose, so nothing to record
                 embeds = self.whole_embeds(kwargs, layouts)
             else:
                 with self.selector.recording(arguments, layouts) as run:
                     embeds = self.whole_embeds(kwargs, layouts)
         kept = self.selector.rows(run, embeds, keeps)
         images = zip(layouts, kept, embeds, counts, strict=True)
-        return [self.finish(layout, mine, kept_features(mine, whole, n)) for layout, mine, whole, n in images]
+        return [self.finish(layout, rows, kept_features(rows, unpruned, n)) for layout, rows, unpruned, n in images]
 
     def part(self, kwargs: dict, first: int, stop: int) -> dict:
-        """The arguments of some of the images."""
+        """The arguments of the images from `first` up to but not including `stop`."""
         return {name: value[first:stop] for name, value in kwargs.items()}
 
     def finish(self, layout, kept, features: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Qwen2.5-VL served pruned: as Qwen2-VL, in window order, which the family sorts out."""
+"""Qwen2.5-VL served pruned: as Qwen2-VL, but in window order, which the family undoes."""
 
 from vllm.model_executor.models.qwen2_5_vl import (
     Qwen2_5_VLDummyInputsBuilder,

@@ -24,7 +24,7 @@ class QwenInfo(PrunedInfo):
     """Limits of Qwen models."""
 
     def largest_layouts(self) -> Iterator[ImageLayout]:
-        """The picture with the most patches that the image processor lets through."""
+        """The picture with the most patches that the image processor produces."""
         size, patch = self.get_image_size_with_most_features(), self.get_hf_config().vision_config.patch_size
         grid = [1, size.height // patch, size.width // patch]
         yield from self.settings.family.image_layouts({"image_grid_thw": [grid]})
@@ -48,7 +48,7 @@ class QwenDummies:
 
 
 class PrunedQwen(PrunedModel):
-    """A Qwen model of vLLM with pruned images and, with positions="keep", survivors at their own places."""
+    """A Qwen model of vLLM with pruned images; with positions="keep", kept tokens have their own positions."""
 
     supports_multimodal_pruning = True
 
@@ -58,11 +58,11 @@ class PrunedQwen(PrunedModel):
             recompute_positions(vllm_config)
 
     def attention_modules(self) -> list[nn.Module]:
-        """The vision blocks'."""
+        """Those of the vision blocks."""
         return [block.attn.attn for block in self.visual.blocks]
 
     def observe_unprojected(self, record: Callable) -> None:
-        """What enters the patch merger; watched at its norm, because the merger itself may be called without hooks."""
+        """What enters the patch merger; observed at its norm, because the merger itself may be called without hooks."""
         self.visual.merger.ln_q.register_forward_pre_hook(lambda module, args: record(args[0].flatten(0, -2)))
 
     def project(self, tokens: Tensor) -> Tensor:
@@ -74,7 +74,7 @@ class PrunedQwen(PrunedModel):
         return {"image_grid_thw": kwargs["image_grid_thw"]}
 
     def part(self, kwargs: dict, first: int, stop: int) -> dict:
-        """The patches of all images stand in one row."""
+        """As the mixin's; the patches of all images are packed into one sequence."""
         grids, pixels = kwargs["image_grid_thw"], kwargs["pixel_values"]
         start, end = (int(grids[:n].prod(-1).sum()) for n in (first, stop))
         return {**kwargs, "image_grid_thw": grids[first:stop], "pixel_values": pixels[start:end]}
@@ -84,13 +84,13 @@ class PrunedQwen(PrunedModel):
         return list(self._process_image_input(self._parse_and_validate_image_input(**kwargs)))
 
     def finish(self, layout: ImageLayout, kept: Kept, features: Tensor) -> Tensor:
-        """The features, with rows and columns behind them where `recompute_mrope_positions` will want these."""
+        """The features, followed by rows and columns where `recompute_mrope_positions` will need them."""
         if not self.pruning.own_positions:
             return features
         return attach(features, kept.offsets, layout.tiles[0].grid[1])
 
     def get_mrope_input_positions(self, input_tokens: Sequence[int], mm_features: Sequence) -> tuple[Tensor, int]:
-        """Positions [3, L] of the pruned prompt and the difference of what follows it."""
+        """Positions [3, L] of the pruned prompt, and the offset of the positions after it."""
         places = [feature.mm_position for feature in mm_features]
         grids = [feature.data["image_grid_thw"].data.tolist() for feature in mm_features]
         grids = self.pruning.family.grids({"image_grid_thw": grids})

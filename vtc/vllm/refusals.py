@@ -27,11 +27,11 @@ def refuse_engine(config: object, needs: tuple[Signal, ...]) -> None:
     """
     mm, parallel, compilation = config.model_config.multimodal_config, config.parallel_config, config.compilation_config
     refuse_processing(mm)
-    looks = any(not isinstance(signal, Features) for signal in needs)
+    needs_attention = any(not isinstance(signal, Features) for signal in needs)
     lora, tower = config.lora_config, "enable_tower_connector_lora"
     checks = {
         "mm_encoder_tp_mode='data' keeps the attention of an image on one rank": (
-            looks and mm.mm_encoder_tp_mode == "data", "mm_encoder_tp_mode='weights'"),
+            needs_attention and mm.mm_encoder_tp_mode == "data", "mm_encoder_tp_mode='weights'"),
         "compile_mm_encoder hides the encoder's attention": (
             getattr(compilation, "compile_mm_encoder", False), NO_SUCH),
         "cudagraph_mm_encoder replays the encoder without the selection": (
@@ -45,6 +45,6 @@ def refuse_engine(config: object, needs: tuple[Signal, ...]) -> None:
             getattr(config, "ec_transfer_config", None) is not None, NO_SUCH),
         "video_pruning_rate: videos are not served pruned": (bool(getattr(mm, "video_pruning_rate", None)), NO_SUCH),
     }  # fmt: skip
-    for what, (present, possible) in checks.items():
+    for problem, (present, possible) in checks.items():
         if present:
-            raise UnsupportedError(f"{what}; possible: {possible}")
+            raise UnsupportedError(f"{problem}; possible: {possible}")

@@ -47,59 +47,61 @@ class Selector:
         sort_signals(self.family, run, arguments)
 
     def record(self, layer: int, query: Tensor, key: Tensor, scale: float | None, cu_seqlens: Tensor | None) -> None:
-        """Takes the q and k [B, H, N, D] of one attention call of a layer; H are the heads of this rank."""
+        """Records the q and k [B, H, N, D] of one attention call of a layer; H are the heads of this rank."""
         run = self.run
         if run is None:
             return
         if cu_seqlens is not None and layer in self.family.encoder.global_layers:
-            cu_seqlens = run.bounds  # on the host, where nothing waits for it
+            cu_seqlens = run.bounds  # on the host, so that nothing waits for the device
         for signal in self.needs:
             if getattr(signal, "layer", None) == layer:
                 run.captured.setdefault(signal, []).append(self.family.reduce(signal, query, key, scale, cu_seqlens))
 
     def record_unprojected(self, tokens: object) -> None:
-        """Takes what the projector's input is made of, as the family's `unprojected` wants it."""
+        """Records what the projector's input is made of, as the family's `unprojected` takes it."""
         if self.run is not None:
             self.run.captured.setdefault(Unprojected(), []).append(tokens)
 
     def rows(self, run: VisionRun | None, embeds: list[Tensor], keeps: list[float]) -> list[Kept]:
-        """What is left of each image. embeds: per image its tokens [tokens, D]; keeps: per image its keep, `packed`.
+        """What is kept of each image. embeds: per image its tokens [tokens, D]; keeps: per image its keep, `packed`.
         run: None where every image keeps all.
 
         Images of one keep go through the strategy together, each as the only image of its prompt, because what is
         stored for an image must not depend on its neighbours.
         """
-        found: dict[int, Kept] = {}
+        kept_by_image: dict[int, Kept] = {}
         for keep in dict.fromkeys(keeps):
             members = [i for i, other in enumerate(keeps) if other == keep]
             budget = self.settings.budget(unpacked(keep))
             if budget.keeps_all:
-                found |= {i: Kept(torch.arange(len(embeds[i]), device=embeds[i].device), embeds[i]) for i in members}
+                for i in members:
+                    kept_by_image[i] = Kept(torch.arange(len(embeds[i]), device=embeds[i].device), embeds[i])
                 continue
             kept = select_images(
                 self.family, self.settings.stage, budget, [[i] for i in range(len(members))], members, run,
                 lambda i, members=members: embeds[members[i]], _no_text, embeds[members[0]].device, self.project,
             )  # fmt: skip
-            found |= dict(zip(members, kept, strict=True))
-        return [found[i] for i in range(len(embeds))]
+            kept_by_image |= dict(zip(members, kept, strict=True))
+        return [kept_by_image[i] for i in range(len(embeds))]
 
 
-def portions(sizes: list[int], most: int) -> list[tuple[int, int]]:
-    """Images in a row as portions (first, one past the last) of at most `most` tokens before pruning, or one image."""
-    found, room = [], 0
+def portions(sizes: list[int], limit: int) -> list[tuple[int, int]]:
+    """Consecutive images as portions (first, one past the last) of at most `limit` tokens before pruning, or one
+    image."""
+    bounds, room = [], 0
     for i, size in enumerate(sizes):
-        if not found or size > room:
-            found.append((i, i + 1))
-            room = most - size
+        if not bounds or size > room:
+            bounds.append((i, i + 1))
+            room = limit - size
         else:
-            found[-1] = (found[-1][0], i + 1)
+            bounds[-1] = (bounds[-1][0], i + 1)
             room -= size
-    return found
+    return bounds
 
 
 def kept_features(kept: Kept, embeds: Tensor, expected: int) -> Tensor:
-    """The features [k, D] of what is left of an image; raises PatchError unless there are as many as placeholders:
-    vLLM would use the first rows of too many without a word."""
+    """The features [k, D] of an image's kept tokens; raises PatchError unless there are as many as placeholders: of too
+    many, vLLM would silently use the first."""
     features = embeds[kept.offsets] if kept.features is None else kept.features.to(embeds.dtype)
     if len(features) != expected:
         raise PatchError(f"{len(features)} tokens were kept of an image with {expected} placeholders")

@@ -1,4 +1,4 @@
-"""How a served model is told what to keep: written into the overrides of its config, read back in every process."""
+"""The settings of a served model: written into the overrides of its config, read back in every process."""
 
 import hashlib
 import json
@@ -42,9 +42,9 @@ def overrides(
     family = family_name(config)
     given = {} if keep is None else {"keep": parse_keep(keep)}
     chosen = resolved(strategy, family, **given, **knobs)
-    most = chosen.keep if max_keep is None else parse_keep(max_keep)
-    ServedStrategy(chosen, most, skeleton(config))
-    row = {"name": chosen.name, "strategy": chosen.dump(), "max_keep": most}
+    largest_keep = chosen.keep if max_keep is None else parse_keep(max_keep)
+    ServedStrategy(chosen, largest_keep, skeleton(config))
+    row = {"name": chosen.name, "strategy": chosen.dump(), "max_keep": largest_keep}
     return {"architectures": [architecture(family)], ATTRIBUTE: row}
 
 
@@ -92,8 +92,8 @@ class ServedStrategy:
         if raw.get("keep") is not None:
             knobs["keep"] = parse_keep(raw["keep"])
         chosen = resolved(raw.get("strategy", "hiprune"), family_name(config), **knobs)
-        most = chosen.keep if raw.get("max_keep") is None else parse_keep(raw["max_keep"])
-        return cls(replace(chosen, name=str(raw.get("name", chosen.name))), most, skeleton(config))
+        largest_keep = chosen.keep if raw.get("max_keep") is None else parse_keep(raw["max_keep"])
+        return cls(replace(chosen, name=str(raw.get("name", chosen.name))), largest_keep, skeleton(config))
 
     @property
     def keep(self) -> float | int:
@@ -112,7 +112,7 @@ class ServedStrategy:
 
     @cached_property
     def fingerprint(self) -> str:
-        """Of everything that changes what is kept, but for the keep of a request."""
+        """A hash of everything that changes what is kept, except the keep of a request."""
         row = [SELECTION, self.family.name, {**self.strategy.dump(), "description": "", "keep": None}]
         return hashlib.sha256(json.dumps(row, sort_keys=True).encode()).hexdigest()[:16]
 
@@ -129,18 +129,18 @@ class ServedStrategy:
         return with_keep(self.strategy, keep).allocate().projector
 
     def count(self, layout: ImageLayout, keep: float | int) -> int:
-        """Tokens that an image gives to the prompt: what `vtc.patch` leaves of it with the same keep.
+        """Tokens that an image gives to the prompt: as many as `vtc.patch` keeps with the same keep.
 
         Raises ConfigError for more than `max_keep` would give.
         """
-        found, most = (self._count(layout, k) for k in (keep, self.max_keep))
-        if found > most:
+        kept, max_kept = (self._count(layout, k) for k in (keep, self.max_keep))
+        if kept > max_kept:
             raise ConfigError(
-                f"keep={keep} keeps {found} of the {layout.tokens} tokens of an image, more than the {most} of this "
+                f"keep={keep} keeps {kept} of the {layout.tokens} tokens of an image, more than the {max_kept} of this "
                 f"server's max_keep={self.max_keep}; possible: at most {self.max_keep}, or a server with a larger "
                 "max_keep"
             )
-        return found
+        return kept
 
     def _count(self, layout: ImageLayout, keep: float | int) -> int:
         budget = self.budget(keep)

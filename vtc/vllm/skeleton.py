@@ -30,7 +30,7 @@ def family_name(config: PretrainedConfig) -> str:
 
 
 def loaded_layers(config: PretrainedConfig, depth: int) -> int:
-    """How many of the vision tower's `depth` layers vLLM loads: LLaVA's only up to the one that is looked at."""
+    """How many of the vision tower's `depth` layers vLLM loads: for LLaVA only up to the one that is read."""
     chosen = getattr(config, "vision_feature_layer", None)
     if chosen is None:
         return depth
@@ -41,8 +41,8 @@ def loaded_layers(config: PretrainedConfig, depth: int) -> int:
 def skeleton(config: PretrainedConfig):
     """The family of a model's config, on a transformers model without weights and with one decoder layer.
 
-    All that a strategy asks a family (layouts, encoder, sorting and reducing of signals) it answers from the config;
-    only its projector cannot be used. Raises UnsupportedError as `vtc.patch` does.
+    It answers everything that a strategy asks of a family (layouts, encoder, sorting and reducing of signals) from the
+    config; only its projector cannot be used. Raises UnsupportedError as `vtc.patch` does.
     """
     family_name(config)
     small = copy.deepcopy(config)

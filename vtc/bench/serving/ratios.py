@@ -1,4 +1,4 @@
-"""The cells of `vtc bench serving`, what a row of its results holds, and ratios taken within each round."""
+"""The results of `vtc bench serving`: what a row holds, and ratios taken within each round."""
 
 import os
 
@@ -14,7 +14,7 @@ DEFINITIONS = {
     "concurrency": "requests in the engine at once: one that ends is replaced until none is left",
     "seconds": "from the first request to the end of the last, processing of pictures included",
     "rate": "requests per second",
-    "blocks": "most KV blocks in use at once, seen in every step between scheduling and running it",
+    "blocks": "most KV blocks in use at once, counted in every step between scheduling and running it",
     "prompt_tokens": "of each prompt, as the engine has them",
     "first": "seconds from handing a request over to its first token, median over the requests",
     "whole": "seconds from handing a request over to its last token, median over the requests",
@@ -49,21 +49,21 @@ _cell = record(
 
 
 def summary(cells: list[dict]) -> list[dict]:
-    """For each concurrency and system its cells put together, and `ratios` to the unpruned ones of the same rounds."""
-    found = []
+    """The cells of each concurrency and system aggregated, with `ratios` to the unpruned ones of the same rounds."""
+    summaries = []
     stock = {(cell["concurrency"], cell["round"]): cell for cell in cells if cell["system"] == STOCK}
     for concurrency, system in sorted({(c["concurrency"], c["system"]) for c in cells}, key=lambda k: _order(cells, k)):
-        mine = [c for c in cells if (c["concurrency"], c["system"]) == (concurrency, system)]
-        pairs = [(c, stock[k]) for c in mine if (k := (concurrency, c["round"])) in stock]
-        row = {"concurrency": concurrency, "system": system, "rounds": len(mine)}
-        row["prompt_tokens"] = mine[0]["prompt_tokens"]
-        row |= {part: spread([c[part] for c in mine]) for part in (*RATIOS, "steps", "preempted")}
+        group = [c for c in cells if (c["concurrency"], c["system"]) == (concurrency, system)]
+        pairs = [(c, stock[k]) for c in group if (k := (concurrency, c["round"])) in stock]
+        row = {"concurrency": concurrency, "system": system, "rounds": len(group)}
+        row["prompt_tokens"] = group[0]["prompt_tokens"]
+        row |= {part: spread([c[part] for c in group]) for part in (*RATIOS, "steps", "preempted")}
         if system != STOCK:
             row["ratios"] = {part: spread([_over(a[part], b[part]) for a, b in pairs]) for part in RATIOS}
-            # With more at once, the two encode different numbers of images in a step, which takes differently long.
+            # With more at once, the two encode different numbers of images in a step, so their times do not compare.
             row["choosing"] = spread([_choosing(a, b) for a, b in pairs]) if concurrency == 1 else None
-        found.append(row)
-    return found
+        summaries.append(row)
+    return summaries
 
 
 def _order(cells: list[dict], key: tuple[int, str]) -> tuple:
@@ -75,11 +75,11 @@ def _over(a: float | None, b: float | None) -> float | None:
     return None if a is None or not b else a / b
 
 
-def _choosing(mine: dict, stock: dict) -> float | None:
-    """What the encoder takes longer than without selection, as a share of the strategy's processor seconds."""
-    if mine["encoder"] is None or stock["encoder"] is None:
+def _choosing(pruned: dict, stock: dict) -> float | None:
+    """The time that selection adds to the encoder, as a share of the strategy's processor seconds."""
+    if pruned["encoder"] is None or stock["encoder"] is None:
         return None
-    return (mine["encoder"] - stock["encoder"]) / mine["cpu"]
+    return (pruned["encoder"] - stock["encoder"]) / pruned["cpu"]
 
 
 def _grid(row: dict) -> dict:

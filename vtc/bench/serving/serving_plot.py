@@ -1,4 +1,4 @@
-"""A picture of `vtc bench serving`: what serving costs unpruned and pruned, over the requests at once."""
+"""The plot of `vtc bench serving`: what serving costs unpruned and pruned, over the number of requests at once."""
 
 from pathlib import Path
 
@@ -29,10 +29,10 @@ def _plot(cells: list[dict], file: Path) -> Path:
     figure, axes = plt.subplots(1, len(PANELS), figsize=(3.3 * len(PANELS), 3.4))
     for axis, (part, title) in zip(axes, PANELS.items(), strict=True):
         for system in dict.fromkeys(row["system"] for row in rows):
-            mine = [row for row in rows if row["system"] == system and row[part] is not None]
-            middle = [row[part]["median"] for row in mine]
-            reach = [[abs(row[part][end] - row[part]["median"]) for row in mine] for end in ("min", "max")]
-            at_once = [row["concurrency"] for row in mine]
+            series = [row for row in rows if row["system"] == system and row[part] is not None]
+            middle = [row[part]["median"] for row in series]
+            reach = [[abs(row[part][end] - row[part]["median"]) for row in series] for end in ("min", "max")]
+            at_once = [row["concurrency"] for row in series]
             axis.errorbar(at_once, middle, reach, marker="o", markersize=4, capsize=3, label=system)
         axis.set_xscale("log", base=2)
         axis.set_xticks([row["concurrency"] for row in rows], [str(row["concurrency"]) for row in rows])

@@ -1,9 +1,9 @@
-"""What `vtc bench serving` shows: a table of all cells, two results side by side, what neither has room for."""
+"""What `vtc bench serving` shows: a table of all cells, two results side by side, remarks."""
 
 from vtc.bench.results import check_comparable
 from vtc.bench.serving.ratios import SERVING, STOCK, summary
 
-BUSY = 1.5  # load per core from which on other work is suspected; an engine alone makes 1
+BUSY = 1.5  # load per core above which other work is suspected; an engine alone makes 1
 
 
 HEADS = (
@@ -49,33 +49,35 @@ def _line(row: dict) -> list[str]:
 
 
 def lines(cells: list[dict], cores: int) -> list[str]:
-    """What the table does not say: whether pruning ever costs speed, what choosing takes, what lost its blocks, and
-    whether other work ran on the machine's `cores`."""
-    found = []
+    """Remarks on the table: whether pruning ever costs speed, how long choosing takes, which requests lost their
+    blocks, and whether other work ran on the machine's `cores`."""
+    messages = []
     rows = summary(cells)
     for system in dict.fromkeys(r["system"] for r in rows if r["system"] != STOCK):
-        mine = [r for r in rows if r["system"] == system and r["ratios"]["rate"]]
-        if not mine:
+        measured = [r for r in rows if r["system"] == system and r["ratios"]["rate"]]
+        if not measured:
             continue
-        slow = [str(r["concurrency"]) for r in mine if r["ratios"]["rate"]["median"] < 1]
-        least = min(r["ratios"]["rate"]["min"] for r in mine)
+        slow = [str(r["concurrency"]) for r in measured if r["ratios"]["rate"]["median"] < 1]
+        least_ratio = min(r["ratios"]["rate"]["min"] for r in measured)
         end = f"slower than unpruned at {', '.join(slow)} at once" if slow else "never slower than unpruned"
-        found.append(f"{system}: {end} (by the medians; least ratio of any round {least:.2f})")
-        for share in [r["choosing"] for r in mine if r["choosing"]]:
+        messages.append(f"{system}: {end} (by the medians; least ratio of any round {least_ratio:.2f})")
+        for share in [r["choosing"] for r in measured if r["choosing"]]:
             part = f"{share['median']:.1%}" if share["median"] > 0 else "less than what scatters"
-            found.append(f"{system}: choosing takes {part} of the time of requests one at a time")
+            messages.append(f"{system}: choosing takes {part} of the time of requests one at a time")
     lost = [f"{c['system']} at {c['concurrency']}" for c in cells if c["preempted"]]
     if lost:
-        found.append(f"requests lost their KV blocks: {', '.join(dict.fromkeys(lost))}; their times are no measure")
+        messages.append(f"requests lost their KV blocks: {', '.join(dict.fromkeys(lost))}; their times are no measure")
     load = max((c["load"] for c in cells), default=0)
     if load > BUSY * cores:
-        found.append(f"noisy: up to {load:.1f} processes wanted to run on {cores} cores; other work on this machine?")
-    return found
+        messages.append(
+            f"noisy: up to {load:.1f} processes wanted to run on {cores} cores; other work on this machine?"
+        )
+    return messages
 
 
-def _middle(found: dict | None) -> str:
-    return f"{found['median']:.3f}" if found else ""
+def _middle(figures: dict | None) -> str:
+    return f"{figures['median']:.3f}" if figures else ""
 
 
-def _range(found: dict | None) -> str:
-    return f"({found['min']:.3f}, {found['max']:.3f})" if found else ""
+def _range(figures: dict | None) -> str:
+    return f"({figures['min']:.3f}, {figures['max']:.3f})" if figures else ""

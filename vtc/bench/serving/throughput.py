@@ -17,7 +17,7 @@ from unittest.mock import patch
 from vtc.bench.results import Results
 from vtc.bench.serving.ratios import SERVING, STOCK, environment
 from vtc.bench.serving.vllm_engine import ENVIRONMENT, Workload, serve
-from vtc.bench.serving.workload import kv_bytes, preset, save, visual_tokens
+from vtc.bench.serving.workload import PromptForm, ServedPreset, kv_bytes, save, served
 from vtc.bench.subject import DTYPES
 from vtc.core.errors import ConfigError
 from vtc.io.terminal import say
@@ -29,8 +29,8 @@ SPARE = 8  # KV blocks beyond what the most requests at once can need
 
 @dataclass(frozen=True)
 class ServingOptions:
-    """The command line. requests: of a cell, at the least; text: tokens of a prompt that are not visual; batched:
-    tokens of a step at most (vLLM's max_num_batched_tokens)."""
+    """The command line. requests: at least so many in a cell; text: tokens of a prompt that are not visual; batched:
+    most tokens of a step (vLLM's max_num_batched_tokens)."""
 
     output: Path
     strategies: tuple[str, ...] = ("hiprune", "divprune")
@@ -50,65 +50,65 @@ class ServingOptions:
 
     def __post_init__(self):
         for name in ("requests", "rounds", "text", "new_tokens", "block_size", "batched", "threads", "seed"):
-            least = {"text": 3, "seed": 0}.get(name, 1)
-            if getattr(self, name) < least:
+            minimum = {"text": 3, "seed": 0}.get(name, 1)
+            if getattr(self, name) < minimum:
                 option = name.replace("_", "-")
-                raise ConfigError(f"--{option} {getattr(self, name)} is out of range; possible: {least} or more")
+                raise ConfigError(f"--{option} {getattr(self, name)} is out of range; possible: {minimum} or more")
         if self.dtype not in DTYPES:
             raise ConfigError(f"--dtype {self.dtype!r} is unknown; possible: {', '.join(DTYPES)}")
 
     def settings(self) -> dict:
         """What every cell of a folder has in common."""
-        found = asdict(self)
-        return {k: v for k, v in found.items() if k not in ("output", "strategies", "concurrency", "rounds")}
+        per_run = ("output", "strategies", "concurrency", "rounds")
+        return {name: value for name, value in asdict(self).items() if name not in per_run}
 
     def count(self, concurrency: int) -> int:
         """Requests of a cell: each place in the engine is taken at least twice."""
         return max(self.requests, 2 * concurrency)
 
-    def job(self, concurrency: int, count: int, number: int) -> Workload:
+    def job(self, form: PromptForm, concurrency: int, count: int, number: int) -> Workload:
         """A cell of round `number`; every system gets the same prompts, no two cells of a system share one."""
-        return Workload(concurrency, count, self.text, self.new_tokens, (self.seed, number, concurrency))
+        return Workload(form, concurrency, count, self.text, self.new_tokens, (self.seed, number, concurrency))
 
 
-def run(wanted: ServingOptions, command: str = "", overwrite: bool = False) -> Results:
+def run(options: ServingOptions, command: str = "", overwrite: bool = False) -> Results:
     """Measures the cells that the output folder does not have yet. Raises ConfigError in one line before any engine is
     started, and RuntimeError when one breaks."""
-    config = preset(wanted.preset)
+    model = served(options.preset)
     if find_spec("vllm") is None:
         raise ConfigError("vLLM is not installed; possible: pip install 'vtc-vlm[vllm]'")
-    results = Results(SERVING, wanted.output, wanted.settings(), environment(), overwrite, command)
-    systems = {STOCK: None, **{f"{name} {wanted.keep}": name for name in wanted.strategies}}
-    overrides = {name: _overrides(config, strategy, wanted.keep) for name, strategy in systems.items()}
-    resolved = {name: found.get("vtc", {}).get("strategy") for name, found in overrides.items()}
-    cells = [(s, c, r) for r in range(wanted.rounds) for c in wanted.concurrency for s in _turned(systems, r)]
+    results = Results(SERVING, options.output, options.settings(), environment(), overwrite, command)
+    systems = {STOCK: None, **{f"{name} {options.keep}": name for name in options.strategies}}
+    overrides = {name: _overrides(model.config, strategy, options.keep) for name, strategy in systems.items()}
+    resolved = {name: override.get("vtc", {}).get("strategy") for name, override in overrides.items()}
+    cells = [(s, c, r) for r in range(options.rounds) for c in options.concurrency for s in _turned(systems, r)]
     todo = [cell for cell in cells if not results.has(cell, resolved[cell[0]])]
     if not todo:
         return results
-    wanted.output.mkdir(parents=True, exist_ok=True)
+    options.output.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as folder:
-        _tell(f"writing {wanted.preset} with random weights")
-        parameters = save(wanted.preset, config, Path(folder), DTYPES[wanted.dtype], wanted.seed)
+        _tell(f"writing {options.preset} with random weights")
+        parameters = save(model, Path(folder), DTYPES[options.dtype], options.seed)
         needed = {name: overrides[name] for name in dict.fromkeys(system for system, _, _ in todo)}
-        with _engines(wanted, config, folder, needed) as up:
+        with _engines(options, model, folder, needed) as clients:
             for done, (system, concurrency, number) in enumerate(todo, 1):
                 _tell(f"{done}/{len(todo)} round {number + 1}: {system}, {concurrency} at once")
-                job = wanted.job(concurrency, wanted.count(concurrency), number)
-                found = up[system].answer(job)
+                job = options.job(model.prompt, concurrency, options.count(concurrency), number)
+                figures = clients[system].answer(job)
                 cell = {"system": system, "concurrency": concurrency, "round": number, "parameters": parameters}
-                results.add({**cell, "resolved": resolved[system], **found})
+                results.add({**cell, "resolved": resolved[system], **figures})
     return results
 
 
 def _turned(systems: dict, number: int) -> list[str]:
-    """The systems in the order of a round: each begins in its turn."""
+    """The systems in the order of a round: each round begins with the next one."""
     names = list(systems)
     turn = number % len(names)
     return names[turn:] + names[:turn]
 
 
 def _overrides(config: object, strategy: str | None, keep: str) -> dict:
-    """vLLM's `hf_overrides` for a system; none for the stock class."""
+    """vLLM's `hf_overrides` for a system; empty for the stock class."""
     if strategy is None:
         return {}
     from vtc.core.budget import parse_keep
@@ -119,33 +119,33 @@ def _overrides(config: object, strategy: str | None, keep: str) -> dict:
 
 @dataclass
 class _Client:
-    """The end of an engine's pipe that asks. log: where its output goes."""
+    """The parent's end of the pipe to an engine. log: the file that the engine's output goes to."""
 
     name: str
     connection: object
     log: Path
 
     def answer(self, job: Workload | None = None) -> object:
-        """Sends a job, if there is one, and waits; raises RuntimeError when the engine broke."""
+        """Sends a job, if there is one, and waits for the answer; raises RuntimeError when the engine failed."""
         if job is not None:
             self.connection.send(job)
         try:
-            kind, found = self.connection.recv()
+            kind, answer = self.connection.recv()
         except EOFError:
-            kind, found = "error", "the process ended"
+            kind, answer = "error", "the process ended"
         if kind == "error":
-            raise RuntimeError(f"the engine of {self.name} broke: {found}; see {self.log}")
-        return found
+            raise RuntimeError(f"the engine of {self.name} failed: {answer}; see {self.log}")
+        return answer
 
     def end(self) -> None:
-        """Lets the engine end after what it is at."""
+        """Tells the engine to end once its current job is done."""
         with suppress(OSError):
             self.connection.send(None)
 
 
 @contextmanager
 def _engines(
-    wanted: ServingOptions, config: object, folder: str, systems: dict[str, dict]
+    options: ServingOptions, model: ServedPreset, folder: str, systems: dict[str, dict]
 ) -> Iterator[dict[str, _Client]]:
     """A process with an engine for each system, started one after the other and warmed up."""
     context = multiprocessing.get_context("spawn")
@@ -153,20 +153,20 @@ def _engines(
     try:
         for name, overrides in systems.items():
             _tell(f"starting the engine of {name}")
-            mine, theirs = context.Pipe()
-            log = wanted.output / f"engine-{name.replace(' ', '-')}.log"
-            options = {**engine_options(wanted, config), "model": folder, "hf_overrides": overrides}
-            process = context.Process(target=serve, args=(theirs, config, options, log), daemon=True)
-            # vLLM leaves the threads alone in an engine that is no process of its own.
-            with patch.dict(os.environ, {**ENVIRONMENT, **os.environ, "OMP_NUM_THREADS": str(wanted.threads)}):
+            parent_end, child_end = context.Pipe()
+            log = options.output / f"engine-{name.replace(' ', '-')}.log"
+            arguments = {**engine_options(options, model), "model": folder, "hf_overrides": overrides}
+            process = context.Process(target=serve, args=(child_end, arguments, log), daemon=True)
+            # vLLM sets the number of threads only in engines that it starts as processes itself.
+            with patch.dict(os.environ, {**ENVIRONMENT, **os.environ, "OMP_NUM_THREADS": str(options.threads)}):
                 process.start()
-            theirs.close()
+            child_end.close()
             processes.append(process)
-            clients[name] = _Client(name, mine, log)
-            _tell(f"{name}: {clients[name].answer()} KV blocks of {wanted.block_size} tokens")
+            clients[name] = _Client(name, parent_end, log)
+            _tell(f"{name}: {clients[name].answer()} KV blocks of {options.block_size} tokens")
         for client in clients.values():
-            for concurrency in (1, min(4, max(wanted.concurrency))):
-                client.answer(wanted.job(concurrency, concurrency, wanted.rounds + WARM_UP))
+            for concurrency in sorted({1, min(4, max(options.concurrency))}):  # no prompt twice: it would be cached
+                client.answer(options.job(model.prompt, concurrency, concurrency, options.rounds + WARM_UP))
         yield clients
     finally:
         for client in clients.values():
@@ -176,16 +176,17 @@ def _engines(
             process.terminate()
 
 
-def engine_options(wanted: ServingOptions, config: object) -> dict:
-    """Of vllm.LLM, the same for every system: as many KV blocks as the most requests need when nothing is pruned."""
-    most = max(wanted.concurrency)
-    length = visual_tokens(config) + wanted.text + wanted.new_tokens
-    blocks = most * -(-length // wanted.block_size) + SPARE
+def engine_options(options: ServingOptions, model: ServedPreset) -> dict:
+    """Arguments of vllm.LLM, the same for every system: enough KV blocks for the largest number of requests at once
+    when nothing is pruned."""
+    concurrency = max(options.concurrency)
+    length = model.visual + options.text + options.new_tokens
+    blocks = concurrency * -(-length // options.block_size) + SPARE
     return {
-        "dtype": wanted.dtype, "enforce_eager": not wanted.compiled, "max_model_len": length + SPARE,
-        "max_num_seqs": most, "max_num_batched_tokens": wanted.batched, "block_size": wanted.block_size,
-        "kv_cache_memory_bytes": blocks * wanted.block_size * kv_bytes(config, DTYPES[wanted.dtype]),
-        "limit_mm_per_prompt": {"image": 1}, "seed": wanted.seed,
+        "dtype": options.dtype, "enforce_eager": not options.compiled, "max_model_len": length + SPARE,
+        "max_num_seqs": concurrency, "max_num_batched_tokens": options.batched, "block_size": options.block_size,
+        "kv_cache_memory_bytes": blocks * options.block_size * kv_bytes(model.config, DTYPES[options.dtype]),
+        "limit_mm_per_prompt": {"image": 1, "video": 0}, "seed": options.seed,
     }  # fmt: skip
 
 

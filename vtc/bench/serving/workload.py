@@ -2,37 +2,65 @@
 
 import re
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
-from torch import nn
 
 from vtc.bench.presets import build, preset_of, presets
-from vtc.core.errors import ConfigError
+from vtc.core.errors import ConfigError, UnsupportedError
+from vtc.core.registry import unknown
 from vtc.patching import find_family
 
 SPECIAL = {0: "<pad>", 1: "<s>", 2: "</s>", 3: "<unk>"}
 
 
-def preset(name: str) -> object:
-    """The transformers config of a preset, its model's class noted; raises ConfigError unless it comes with a processor
-    and its images all have one number of tokens."""
-    possible = [name for name, preset in presets().items() if preset.processor is not None]
-    if name not in possible:
-        raise ConfigError(f"--preset {name!r} cannot be served here; possible: {', '.join(possible)}")
-    config = preset_of(name).config()
-    config.architectures = [type(_skeleton(config)).__name__]
-    return config
+@dataclass(frozen=True)
+class PromptForm:
+    """What all prompts of a model have in common. image: the ids that stand for its picture; side: pixels along that
+    picture; words: the ids of random words, from the first up to but not including the second."""
+
+    image: tuple[int, ...]
+    side: int
+    words: tuple[int, int]
 
 
-def _skeleton(config: object) -> nn.Module:
-    return build(config, torch.device("meta"), torch.float32, "sdpa")
+@dataclass(frozen=True)
+class ServedPreset:
+    """A preset that can be served. config: of transformers, its model's class noted; processor: of transformers;
+    prompt: the form of its prompts; visual: visual tokens of a prompt."""
+
+    config: object
+    processor: object
+    prompt: PromptForm
+    visual: int
 
 
-def visual_tokens(config: object) -> int:
-    """How many visual tokens an image has."""
-    return find_family(_skeleton(config)).encoder.tokens
+def served(name: str) -> ServedPreset:
+    """The preset of that name as it is served; raises ConfigError, which says why, where it cannot be."""
+    known = presets()
+    if name not in known:
+        raise ConfigError(unknown("preset", name, list(known)))
+    preset = preset_of(name)
+    config = preset.config()
+    family = find_family(build(config, torch.device("meta"), torch.float32, "sdpa"))
+    possible = ", ".join(other for other, preset in known.items() if preset.processor is not None)
+    for missing, why in ((not family.served, "has no pruned form in vLLM"), (not preset.processor, "has no processor")):
+        if missing:
+            raise ConfigError(f"--preset {name!r} cannot be served: {family.name} {why}; possible: {possible}")
+    try:
+        processor = preset.processor(config, _tokenizer(config))
+    except UnsupportedError as error:
+        raise ConfigError(f"--preset {name!r} cannot be served: {error}") from None
+    config.architectures = [type(family.model).__name__]
+    side = preset.side or config.vision_config.image_size
+    first_special = min(i for i in family.special_ids() if i >= len(SPECIAL))
+    prompt = PromptForm(tuple(family.image_ids(1)), side, (len(SPECIAL), first_special))
+    (layout,) = family.image_layouts(
+        processor.image_processor(_noise(side, np.random.default_rng(0)), return_tensors="pt")
+    )
+    return ServedPreset(config, processor, prompt, layout.tokens)
 
 
 def kv_bytes(config: object, dtype: torch.dtype) -> int:
@@ -42,37 +70,42 @@ def kv_bytes(config: object, dtype: torch.dtype) -> int:
     return 2 * text.num_hidden_layers * text.num_key_value_heads * size * dtype.itemsize
 
 
-def save(name: str, config: object, folder: Path, dtype: torch.dtype, seed: int) -> int:
+def save(model: ServedPreset, folder: Path, dtype: torch.dtype, seed: int) -> int:
     """Writes weights, config, tokenizer and processor of a preset; returns the number of parameters."""
     from safetensors.torch import save_file
 
-    model = build(config, torch.device("cpu"), dtype, "sdpa", seed)
+    network = build(model.config, torch.device("cpu"), dtype, "sdpa", seed)
     folder.mkdir(parents=True, exist_ok=True)
-    model.config.architectures = [type(model).__name__]
-    model.config.dtype = str(dtype).removeprefix("torch.")
-    model.config.save_pretrained(folder)
-    preset_of(name).processor(config, _tokenizer(config)).save_pretrained(folder)
-    # vLLM maps the published name of the tower, which is one level deeper than that of newer transformers.
+    network.config.architectures = model.config.architectures
+    network.config.dtype = str(dtype).removeprefix("torch.")
+    network.config.save_pretrained(folder)
+    model.processor.save_pretrained(folder)
+    # Parameters alone: a tied output head is the embedding and not saved again. vLLM maps the published name of CLIP's
+    # tower, which is one level deeper than that of newer transformers.
     weights = {
-        re.sub(r"vision_tower\.(?!vision_model)", "vision_tower.vision_model.", name): value.contiguous()
-        for name, value in model.state_dict().items()
+        re.sub(r"vision_tower\.(?!vision_model)", "vision_tower.vision_model.", name): value.detach().contiguous()
+        for name, value in network.named_parameters()
     }
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
-    return sum(parameter.numel() for parameter in model.parameters())
+    return sum(parameter.numel() for parameter in network.parameters())
 
 
-def requests(config: object, count: int, text: int, seed: tuple[int, ...]) -> Iterator[dict]:
-    """Prompts as vLLM takes them: each an image of its own (noise, uint8 [H, W, 3]) between random words."""
-    from PIL import Image
-
-    side, image = config.vision_config.image_size, config.image_token_id
+def requests(form: PromptForm, count: int, text: int, seed: tuple[int, ...]) -> Iterator[dict]:
+    """Prompts as vLLM takes them: a picture of noise each, between random words. text: tokens that are not visual."""
     draw = np.random.default_rng(seed)
     for _ in range(count):
-        words = draw.integers(len(SPECIAL), image, text - 1).tolist()  # placeholders are beyond the words
+        words = draw.integers(*form.words, text - len(form.image)).tolist()
         half = len(words) // 2
-        picture = Image.fromarray(draw.integers(0, 256, (side, side, 3), dtype=np.uint8))
-        ids = [1, *words[:half], image, *words[half:]]
+        picture = _noise(form.side, draw)
+        ids = [1, *words[:half], *form.image, *words[half:]]
         yield {"prompt_token_ids": ids, "multi_modal_data": {"image": picture}}
+
+
+def _noise(side: int, draw: np.random.Generator) -> object:
+    """A picture of side x side pixels, uint8 [side, side, 3] as a PIL image."""
+    from PIL import Image
+
+    return Image.fromarray(draw.integers(0, 256, (side, side, 3), dtype=np.uint8))
 
 
 def _tokenizer(config: object) -> object:
@@ -80,12 +113,15 @@ def _tokenizer(config: object) -> object:
     from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
-    names = {i: SPECIAL.get(i, f"<{i}>") for i in range(config.text_config.vocab_size)}
-    names[config.image_token_id] = "<image>"
+    media = {"image_token": (config.image_token_id, "<image>")}
+    if getattr(config, "video_token_id", None) is not None:
+        media["video_token"] = (config.video_token_id, "<video>")
+    names = {i: SPECIAL.get(i, f"<{i}>") for i in range(config.text_config.vocab_size)} | dict(media.values())
     core = Tokenizer(models.WordLevel({name: i for i, name in names.items()}, unk_token="<unk>"))
     core.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    core.add_special_tokens([AddedToken(n, special=True, normalized=False) for n in (*SPECIAL.values(), "<image>")])
+    special = [*SPECIAL.values(), *(name for _, name in media.values())]
+    core.add_special_tokens([AddedToken(name, special=True, normalized=False) for name in special])
     return PreTrainedTokenizerFast(
         tokenizer_object=core, pad_token="<pad>", bos_token="<s>", eos_token="</s>", unk_token="<unk>",
-        extra_special_tokens={"image_token": "<image>"},
+        extra_special_tokens={role: name for role, (_, name) in media.items()},
     )  # fmt: skip
