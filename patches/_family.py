@@ -33,9 +33,9 @@ class Family(ABC):
     in the config of the token ids before and after an image's placeholders, if there are any. video: the arguments of
     `get_video_features`, each with the name that `get_image_features` has for it; None where clips are not supported.
     planes_method: the method of the text model that adds DeepStack planes, if it has any. groups_crops: only the
-    prompt shows which crops form an image (`image_groups`). block_types: the argument of the model with the types of the
-    tokens, of which runs of 1 attend to each other both ways; None where attention is causal. sites: where stages can
-    act. since: the version of transformers that brought its class,
+    prompt shows which crops form an image (`image_groups`). block_types: the argument of the model with the types of
+    the tokens, of which runs of 1 attend to each other both ways; None where attention is causal. sites: where stages
+    can act. since: the version of transformers that brought its class,
     None if all supported versions have it.
 
     Not inherited by subclasses: follows: the family whose section of a strategy file also applies to this one, if the

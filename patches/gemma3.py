@@ -1,4 +1,4 @@
-"""Gemma 3: a SigLIP tower whose patches are averaged to fewer tokens; images attend to themselves in both directions."""
+"""Gemma 3: a SigLIP tower whose patches are averaged to fewer tokens; images attend to themselves both ways."""
 
 from collections.abc import Callable
 
@@ -127,7 +127,7 @@ class Gemma3(Family):
 
     @classmethod
     def tiny(cls, **overrides) -> nn.Module:
-        """4 encoder layers on 16 x 16 patches, 64 tokens; 6 decoder layers with GQA, 4 of them with a sliding window."""
+        """4 encoder layers on 16 x 16 patches, 64 tokens; 6 decoder layers with GQA, 4 with a sliding window."""
         from transformers import Gemma3Config, Gemma3ForConditionalGeneration, Gemma3TextConfig, SiglipVisionConfig
 
         vision = SiglipVisionConfig(

@@ -42,6 +42,12 @@ def family_of(case: str) -> str:
     return VARIANTS[case][0] if case in VARIANTS else case
 
 
+@functools.cache
+def sites_of(name: str) -> frozenset[str]:
+    """The sites of a strategy's stages; none for any other word."""
+    return frozenset(s.stage.site for s in vtc.load_strategy(name).stages) if name in vtc.strategies() else frozenset()
+
+
 def build(case: str, dtype: torch.dtype = torch.float64) -> nn.Module:
     """A fresh tiny model; the weights are the same every time.
 

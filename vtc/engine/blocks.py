@@ -1,8 +1,11 @@
 """Masks by layer type: models whose images attend to themselves both ways make their masks before the language model
 is entered, for the whole prompt; here they are made again for the kept tokens."""
 
+import functools
 import inspect
+from collections.abc import Callable
 
+import torch
 from torch import Tensor, nn
 
 
@@ -14,11 +17,15 @@ class Blocks:
     def __init__(self, model: nn.Module, name: str, given: dict):
         self.model, self.name, self.mask, self.types = model, name, given.get("attention_mask"), given.get(name)
 
-    @staticmethod
-    def without_mask(given: dict) -> dict:
-        """The arguments of a decode step without the mask over the unpruned prompt, which does not fit the cache; the
-        boundary cuts it, and the language model makes its own masks from that."""
-        return {**given, "attention_mask": None}
+    def for_step(self, inner: nn.Module, given: dict, seen: int, tokens: int) -> dict:
+        """The arguments of a decode step without the mask over the unpruned prompt, which does not fit the cache: the
+        boundary cuts it, and the language model makes its own masks from that. seen: tokens before the step. Older
+        versions of transformers would count these on the pruned cache, which the boundary does not expect."""
+        step = {**given, "attention_mask": None}
+        if "cache_position" in _parameters(type(inner).forward) and given.get("cache_position") is None:
+            device = (given["input_ids"] if given.get("input_ids") is not None else given["inputs_embeds"]).device
+            step["cache_position"] = torch.arange(seen, seen + tokens, device=device)
+        return step
 
     def rebuild(self, kwargs: dict, index: Tensor, valid: Tensor | None) -> None:
         """Puts the masks of the kept tokens `index` [B, K] into the language model's arguments, which have been cut:
@@ -38,5 +45,10 @@ class Blocks:
             self.name: types if valid is None else types.masked_fill(~valid, 0),
         }
         make = type(self.model).create_masks_for_generate
-        takes = inspect.signature(make).parameters
+        takes = _parameters(make)
         kwargs["attention_mask"] = make(**{name: value for name, value in arguments.items() if name in takes})
+
+
+@functools.cache
+def _parameters(function: Callable) -> frozenset[str]:
+    return frozenset(inspect.signature(function).parameters)

@@ -129,7 +129,5 @@ class PromptCut:
 
             images = Images(batch, placement, grouped, encoded, aims)
             embeds = kwargs["inputs_embeds"]
-            call.inside = Prefill(
-                self.plan, prompt, images, counts, moved, ends, mask, report, embeds, call.planes
-            )
+            call.inside = Prefill(self.plan, prompt, images, counts, moved, ends, mask, report, embeds, call.planes)
         report.select_seconds = clock.now() - start

@@ -146,7 +146,8 @@ class Patch:
         prompt = recall(given.get("past_key_values"), tokens)
         call.recalled = given.get("past_key_values"), prompt
         if prompt is not None and call.blocks is not None:
-            args, kwargs, given = (), call.blocks.without_mask(given), call.blocks.without_mask(given)
+            args, kwargs = (), call.blocks.for_step(module, given, prompt.seen, tokens)
+            given = kwargs
         if prompt is not None and given.get("position_ids") is None:
             args, kwargs = (), {**given, "position_ids": decode.unpruned_positions(prompt, tokens, self.family.mrope)}
         return args, Frame(kwargs, call.over)
