@@ -47,12 +47,15 @@ def test_report_is_true(strategy, case):
     after = [width] * 3 if mask is None else mask.sum(1).tolist()
     assert report.prompts_after == after
     lengths = [layer.keys.shape[2] for layer in cache.layers]
-    assert report.kv_lengths == lengths == [width] * 6
     config = model.config.get_text_config()
+    sliding = [kind == "sliding_attention" for kind in getattr(config, "layer_types", None) or [""] * 6]
+    most = [config.sliding_window - 1 if slides else 10**6 for slides in sliding]
+    assert report.kv_lengths == lengths == [min(width, n) for n in most]
     assert report.prefill_flops == tuple(sum(flops_of(config, n) for n in each) for each in (before, after))
     keys = cache.layers[0].keys
-    per_token = 2 * keys.shape[1] * keys.shape[3] * keys.element_size() * len(cache.layers)
-    assert report.kv_bytes == (per_token * sum(before), per_token * sum(after))
+    per_token = 2 * keys.shape[1] * keys.shape[3] * keys.element_size()
+    held = (sum(min(n, limit) for n in each for limit in most) for each in (before, after))
+    assert report.kv_bytes == tuple(per_token * n for n in held)
     data = report.to_dict()
     kept = report.tokens_after
     assert data["tokens"] == {"before": sum(sizes), "after": kept, "average": kept}

@@ -54,7 +54,7 @@ def test_a_batch_of_one(case, strategy):
     """One prompt with padding on both sides."""
     model, batch = model_of(case), answered(inputs_of(case, images=(1,)))
     pad = torch.zeros(1, 4, dtype=torch.long)
-    tokens = [name for name in ("input_ids", "attention_mask", "mm_token_type_ids") if name in batch]
+    tokens = [name for name in ("input_ids", "attention_mask", "mm_token_type_ids", "token_type_ids") if name in batch]
     both = {**batch, **{name: torch.cat([pad.to(batch[name].dtype), batch[name]], 1) for name in tokens}}
     (single,) = split(both, (1,))
     n = ANSWERS[0] + 1
