@@ -177,8 +177,20 @@ def heads_of(language: nn.Module, layer: nn.Module, projection: str, hidden: Ten
     width = layer.self_attn.head_dim
     states = states.view(len(states), -1, width)
     cos, sin = (_one_axis(language, x)[0].unsqueeze(1) for x in _rotary(language, hidden, view.positions))
-    turned = torch.cat([-states[..., width // 2 :], states[..., : width // 2]], -1)
-    return states * cos + turned * sin
+    width = cos.shape[-1]
+    states, rest = states[..., :width], states[..., width:]  # GLM turns half of a head
+    if language.config.model_type == "glm4v_text":  # and neighbours instead of halves
+        cos, sin = (_of_neighbours(x) for x in (cos, sin))
+        turned = torch.stack([-states[..., 1::2], states[..., ::2]], -1).flatten(-2)
+    else:
+        turned = torch.cat([-states[..., width // 2 :], states[..., : width // 2]], -1)
+    return torch.cat([states * cos + turned * sin, rest], -1)
+
+
+def _of_neighbours(x: Tensor) -> Tensor:
+    """Cosines or sines in pairs, as newer versions of transformers make them; older ones repeat their first half."""
+    half = x.shape[-1] // 2
+    return x if torch.equal(x[..., ::2], x[..., 1::2]) else x[..., :half].repeat_interleave(2, -1)
 
 
 def turned_ones(language: nn.Module, hidden: Tensor, view: View) -> Tensor:

@@ -339,6 +339,15 @@ def _all(blocks: list[nn.Module], contexts: list):
             handle.remove()
 
 
+def tokens_of(visual, rows):
+    """Visual tokens of the last block's patches [4 n, D]; in GLM a convolution joins four before the merger."""
+    if not hasattr(visual, "downsample"):
+        return visual.merger(rows)
+    squares = visual.post_layernorm(rows).view(-1, 2, 2, rows.shape[-1])
+    joined = torch.einsum("nyxd,odyx->no", squares, visual.downsample.weight) + visual.downsample.bias
+    return visual.merger(joined)
+
+
 def _packed_image(model, hand, single, i, h, contexts, targets):
     """As in `encoded`, image i of a packed encoder."""
     grids = single["image_grid_thw"].tolist()
@@ -352,7 +361,7 @@ def _packed_image(model, hand, single, i, h, contexts, targets):
     (unit,) = hand.run([h[start : start + size]], targets([cells]), mine)
     order = unit.place.argsort()
     rows = unit.h[hand.rows(order)]
-    features = model.model.visual.merger(rows)
+    features = tokens_of(model.model.visual, rows)
     if hand.singly:
         return torch.arange(len(features)), features, [unit]
     raster = torch.arange(cells)

@@ -90,6 +90,8 @@ def window_order(model, pictures):
     """The merged token at each place of the encoder's sequence, found by what enters the first block."""
     seen = {}
     visual = model.model.visual
+    if hasattr(visual, "downsample"):  # GLM: no windows, and position embeddings between patches and blocks
+        return torch.arange(int(pictures["image_grid_thw"].prod(1).sum()) // 4)
 
     def enters(module, args, options):
         seen["entered"] = args[0] if args else options["hidden_states"]
