@@ -31,7 +31,7 @@ class Glm4VMoe(Glm4V):
     def text_sizes() -> dict:
         """Sizes of the tiny text model: a dense layer, then a shared expert and one of four, whose weight is then 1:
         the router computes weights in float32."""
-        experts = {"n_routed_experts": 4, "num_experts_per_tok": 1, "moe_intermediate_size": 24}
+        experts = {"n_routed_experts": 4, "num_experts_per_tok": 1, "moe_intermediate_size": 32}
         return {**Glm4V.text_sizes(), **experts}
 
     @classmethod

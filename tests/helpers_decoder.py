@@ -196,8 +196,13 @@ def _of_neighbours(x: Tensor) -> Tensor:
 def turned_ones(language: nn.Module, hidden: Tensor, view: View) -> Tensor:
     """A vector of ones at each place [L, e], after RoPE."""
     cos, sin = (_one_axis(language, x)[0] for x in _rotary(language, hidden, view.positions))
-    half = cos.shape[-1] // 2
-    return cos + torch.cat([-sin[..., :half], sin[..., half:]], -1)
+    half, rest = cos.shape[-1] // 2, language.layers[0].self_attn.head_dim - cos.shape[-1]
+    if language.config.model_type == "glm4v_text":
+        cos, sin = (_of_neighbours(x) for x in (cos, sin))
+        turned = cos + sin * torch.tensor([-1.0, 1.0]).repeat(half)
+    else:
+        turned = cos + torch.cat([-sin[..., :half], sin[..., half:]], -1)
+    return torch.cat([turned, turned.new_ones(len(turned), rest)], -1)
 
 
 def _one_axis(language: nn.Module, x: Tensor) -> Tensor:

@@ -166,10 +166,14 @@ def test_without_cache_each_step_is_a_prefill(strategy, case):
 
 
 def layer_flops(config, tokens) -> int:
-    """Prefill FLOPs of one layer, written out: q, o, k, v projections, scores and values, three MLP matrices."""
+    """Prefill FLOPs of one layer, written out: q, o, k, v projections, scores and values, three MLP matrices (of GLM's
+    experts: on average over layers)."""
     d, m, heads, kv = (
         config.hidden_size, config.intermediate_size, config.num_attention_heads, config.num_key_value_heads,
     )  # fmt: skip
+    if (dense := getattr(config, "first_k_dense_replace", None)) is not None:
+        experts = config.moe_intermediate_size * (config.num_experts_per_tok + config.n_shared_experts)
+        m = round((dense * m + (DEPTH - dense) * experts) / DEPTH)
     e = getattr(config, "head_dim", None) or d // heads
     projections = 2 * tokens * d * heads * e * 2 + 2 * tokens * d * kv * e * 2
     return projections + 2 * heads * tokens * tokens * e * 2 + 2 * tokens * d * m * 3
