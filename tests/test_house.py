@@ -19,7 +19,14 @@ LONGEST, LONGEST_TEST = 300, 400  # lines of a Python file
 LINKED = ("patches", "eval", "configs")  # beside vtc/, and in it by a link
 
 # Families that may use another family's file, beside files whose name starts with an underscore.
-RELATED_FAMILIES = {"llava_next": {"llava"}, "qwen2_5_vl": {"qwen2_vl"}, "qwen3_vl": {"qwen2_vl"}}
+RELATED_FAMILIES = {
+    "llava_next": {"llava"},
+    "qwen2_5_vl": {"qwen2_vl"},
+    "qwen3_vl": {"qwen2_vl"},
+    "glm4v": {"qwen2_vl"},
+    "glm46v": {"glm4v"},
+    "glm4v_moe": {"glm4v"},
+}
 
 
 @dataclass(frozen=True)

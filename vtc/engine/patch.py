@@ -12,13 +12,13 @@ from vtc.core.hooks import Patchwork
 from vtc.core.report import Report
 from vtc.core.signals import Decoder
 from vtc.engine import decode, media
-from vtc.engine.blocks import Blocks
 from vtc.engine.calls import Frame, named
 from vtc.engine.changing import decoded
 from vtc.engine.cut import PromptCut
 from vtc.engine.encoder import plan_of
 from vtc.engine.inside import Plan, Prefill
 from vtc.engine.labels import Labels
+from vtc.engine.layer_masks import Blocks
 from vtc.engine.planes import adding
 from vtc.engine.question import QuestionReader
 from vtc.engine.reports import KEEPS_ALL, NO_CALL, NO_IMAGE, Reporter, cache_lengths
