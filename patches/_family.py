@@ -35,8 +35,10 @@ class Family(ABC):
     planes_method: the method of the text model that adds DeepStack planes, if it has any. groups_crops: only the
     prompt shows which crops form an image (`image_groups`). block_types: the argument of the model with the types of
     the tokens, of which runs of 1 attend to each other both ways; None where attention is causal. sites: where stages
-    can act. since: the version of transformers that brought its class,
-    None if all supported versions have it.
+    can act. clip_end: structural tokens at the end of a clip, which older versions of transformers append to what
+    `get_video_features` returns. since: the version of transformers that brought its class, None if all supported
+    versions have it. rounding: how far logits in float64 may be off where a part of the model computes in float32
+    whatever its type.
 
     Not inherited by subclasses: follows: the family whose section of a strategy file also applies to this one, if the
     file has none for it. served: its vLLM class as "module:Vtc" followed by the name of the architecture, None if it
@@ -59,7 +61,9 @@ class Family(ABC):
     groups_crops: ClassVar[bool] = False
     block_types: ClassVar[str | None] = None
     sites: ClassVar[tuple[str, ...]] = ("encoder", "projector", "decoder", "attention")
+    clip_end: ClassVar[int] = 0
     since: ClassVar[str | None] = None
+    rounding: ClassVar[float] = 0.0
     inner_path: ClassVar[str] = "model"
     language_path: ClassVar[str] = "model.language_model"
     attention_path: ClassVar[str]
@@ -124,6 +128,11 @@ class Family(ABC):
     def clip_layouts(self, arguments: dict) -> list[ImageLayout]:
         """The layout of each clip, from the arguments of `get_video_features` under the names of `video`."""
         raise UnsupportedError(f"{self.name} takes no clips; possible: images")
+
+    @classmethod
+    def softmax_layers(cls, depth: int) -> tuple[int, ...] | None:
+        """The layers with softmax attention in its published text models of this depth, None if all have it."""
+        return None
 
     def image_groups(self, crops: list[int], host) -> list[int]:
         """Of how many crops each image consists, in order (see `groups_crops`). crops: the tokens of each; host: the
@@ -242,6 +251,11 @@ class Family(ABC):
     @abstractmethod
     def tiny_inputs(cls, model: nn.Module, images: tuple[int, ...] = (1, 2, 1), seed: int = 0, **kwargs) -> dict:
         """Inputs for `tiny()`: one prompt per entry of `images` with that many images, padded to one length."""
+
+    @classmethod
+    def tiny_clips(cls, model: nn.Module, media: tuple[str, ...] = ("ci", "c", "icc"), seed: int = 0, **kwargs) -> dict:
+        """As `tiny_inputs`, with clips. media: per prompt, a letter for each image ("i") and clip ("c") in its order."""
+        raise NotImplementedError(f"{cls.__name__} has no tiny_clips")
 
     def observe(self, patchwork: Patchwork, layer: int, record: Callable) -> None:
         """Calls `record` with the inputs of each attention call of an encoder layer (0-based), see

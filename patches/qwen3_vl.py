@@ -8,7 +8,7 @@ from vtc.core.signals import Encoder
 from vtc.patches import FAMILIES
 from vtc.patches._preset import Preset
 from vtc.patches._tiny import BOS, EOS, PAD, TEXT
-from vtc.patches.qwen2_vl import PUBLISHED_IDS, Qwen2VL
+from vtc.patches.qwen2_vl import END, PUBLISHED_IDS, START, VIDEO, Qwen2VL
 
 LARGE_TOWER = dict(depth=24, hidden_size=1024, intermediate_size=4096, deepstack_visual_indexes=[5, 11, 17])
 SHAPE_TOWER = dict(depth=27, hidden_size=1152, intermediate_size=4304, deepstack_visual_indexes=[8, 16, 24])
@@ -73,6 +73,11 @@ class Qwen3VL(Qwen2VL):
         """Sizes of the tiny text model."""
         rope = interleaved_rope([2, 3, 3], 10000.0)
         return dict(TEXT, head_dim=16, rope_parameters=rope, bos_token_id=BOS, eos_token_id=EOS, pad_token_id=PAD)
+
+    @staticmethod
+    def tiny_clip(frames: int, each: int) -> list[int]:
+        """A timestamp of three words before each (pair of) frames."""
+        return [i for f in range(frames) for i in (100, 60 + f, 101, START, *[VIDEO] * each, END)]
 
     @classmethod
     def tiny(cls, **overrides) -> nn.Module:

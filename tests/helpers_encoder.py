@@ -5,7 +5,7 @@ windows and log sizes, and nothing is batched. Of a stage it uses `select`, with
 """
 
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
@@ -130,13 +130,15 @@ def watched(module: nn.Module):
 @dataclass
 class Unit:
     """One crop or packed image. h [lead + n * cell, D] in the stage's order; place [n]: of each token; size [n]; carry
-    [n]; gone: members of each token, by place."""
+    [n]; members of each token, by place; planes: the places of the tokens that each DeepStack plane was made of, and
+    its rows."""
 
     h: Tensor
     place: Tensor
     size: Tensor
     carry: Tensor
     members: list
+    planes: list = field(default_factory=list)
 
 
 class Hand:
@@ -149,6 +151,8 @@ class Hand:
         self.singly = stage.singly(self.encoder) and self.encoder.cell > 1
         self.cell = 1 if self.singly else self.encoder.cell
         self.packed = self.encoder.cell > 1
+        layers = getattr(self.family.tower, "deepstack_visual_indexes", ())
+        self.planes = dict(zip(layers, self.family.tower.deepstack_merger_list, strict=True)) if layers else {}
 
     def rows(self, tokens: Tensor) -> Tensor:
         """Rows of h, or patches of the unpruned sequence, of these tokens."""
@@ -272,6 +276,9 @@ class Hand:
                 norm = block.norm2 if self.packed else block.layer_norm2
                 unit.h = unit.h + block.mlp(norm(unit.h))
             self.due(layer, False, units, found, counts)
+            for unit in units if layer in self.planes else ():
+                order = unit.place.argsort()
+                unit.planes.append((unit.place[order], self.planes[layer](unit.h[self.rows(order)])))
         return units
 
     def due(self, layer, within, units, found, counts) -> None:
@@ -378,4 +385,13 @@ def truth_of(model: nn.Module, single: dict, stage: EncoderStage, targets, posit
     found = encoded(model, single, stage, targets)
     kept = [places for places, _, _ in found]
     assert int((single["input_ids"] == IMAGE_TOKEN).sum()) >= sum(map(len, kept))
-    return truth(model, single, kept, positions, features=[features for _, features, _ in found]), found
+    features = [features for _, features, _ in found]
+    return truth(
+        model, single, kept, positions, features=features, planes=[_planes(*units) for *_, units in found]
+    ), found
+
+
+def _planes(*units: Unit) -> list[Tensor]:
+    """The rows of each plane whose tokens are left of an image; a token has those made of itself before it merged."""
+    rows = [[plane[torch.isin(places, unit.place)] for places, plane in unit.planes] for unit in units]
+    return [torch.cat(parts) for parts in zip(*rows, strict=True)]

@@ -26,6 +26,11 @@ RELATED_FAMILIES = {
     "glm4v": {"qwen2_vl"},
     "glm46v": {"glm4v"},
     "glm4v_moe": {"glm4v"},
+    "llava_onevision": {"llava_next"},
+    "llava_next_video": {"llava", "llava_next"},
+    "qwen3_vl_moe": {"qwen3_vl"},
+    "qwen3_5": {"qwen2_vl", "qwen3_vl"},
+    "qwen3_5_moe": {"qwen3_5", "qwen2_vl", "qwen3_vl"},
 }
 
 

@@ -3,11 +3,13 @@
 It shows what the strategy would gain if choosing and bookkeeping were free. The vision encoder still runs in full. At
 the projector, the prompt holds as many placeholders as tokens were kept, and `get_image_features` gives the chosen
 rows. Inside the language model, hooks before the recorded layers gather the recorded columns; later layers get the
-rotary embeddings that they had in the recorded run.
+rotary embeddings that they had in the recorded run. Where the language model adds DeepStack planes after its first
+layers, it is given what was added in the recorded run.
 """
 
 import functools
 import inspect
+import itertools
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -16,7 +18,8 @@ import torch
 from torch import Tensor, nn
 
 from vtc.core.hooks import Patchwork
-from vtc.core.report import ImageReport, Report
+from vtc.core.image_report import ImageReport
+from vtc.core.report import Report
 
 
 class NoOracle(Exception):
@@ -28,13 +31,15 @@ class Recording:
     """What was recorded of one patched generate(). features: all visual tokens of each image; embeds [B, S, D]: what
     entered the language model at prefill; positions, rotary: per forward, the position ids of the language model and
     the rotary embeddings of each of its layers; drops: per layer before which tokens were dropped at prefill, the
-    hidden states before and after; logits [B, V]: of the first token; ids [B, T]: the generated tokens."""
+    hidden states before and after; planes: what the language model adds after its first layers [B, K, D]; logits
+    [B, V]: of the first token; ids [B, T]: the generated tokens."""
 
     features: list[Tensor] = field(default_factory=list)
     embeds: Tensor | None = None
     positions: list[Tensor | None] = field(default_factory=list)
     rotary: list[list[tuple[Tensor, Tensor]]] = field(default_factory=list)
     drops: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
+    planes: list[Tensor] = field(default_factory=list)
     report: Report | None = None
     logits: Tensor | None = None
     ids: Tensor | None = None
@@ -70,7 +75,16 @@ def record(family, run: Callable[[], object], get_report: Callable[[], Report]) 
         recording.features = list(output.pooler_output)
         return output
 
+    def adding(add: Callable, hidden: Tensor, *rows: Tensor) -> Tensor:
+        nonlocal last
+        last = add(hidden, *rows)
+        recording.planes.append(last - hidden)
+        return last
+
     patchwork.attribute(family.inner, "get_image_features", features)
+    if family.planes_method is not None:
+        add = getattr(family.language_model, family.planes_method)
+        patchwork.attribute(family.language_model, family.planes_method, functools.partial(adding, add))
     patchwork.pre_hook(family.language_model, entering)
     for number, block in enumerate(family.language_model.layers):
         patchwork.pre_hook(block, functools.partial(layer, number))
@@ -111,6 +125,7 @@ class Oracle:
         self._choose(recording, is_image)
         self._place(recording)
         self._go_inside(recording, is_image.tolist())
+        self.planes = recording.planes
 
     @staticmethod
     def _stages(report: Report) -> list[dict]:
@@ -208,6 +223,10 @@ class Oracle:
                 patchwork.attribute(inner, "get_image_features", self._giving(inner.get_image_features))
             if self.positions is not None:
                 patchwork.attribute(inner, "get_rope_index", self._placing(inner.get_rope_index))
+            if self.planes:
+                planes = itertools.cycle(self.planes)
+                add = lambda hidden, *rows: hidden + next(planes)  # noqa: E731
+                patchwork.attribute(self.family.language_model, self.family.planes_method, add)
             if self.columns:
                 self.step = 0
                 layers = self.family.language_model.layers

@@ -261,6 +261,13 @@ def _ends(model: nn.Module, run: Callable[[], object]) -> list[float]:
     return [marks[0].elapsed_time(end) / 1000 for end in marks[1:]]
 
 
+def _tensors(layer: object) -> list[torch.Tensor]:
+    """What a layer of a cache holds: keys and values, or the states of linear attention."""
+    if hasattr(layer, "keys"):
+        return [layer.keys, layer.values]
+    return [x for states in (layer.conv_states, layer.recurrent_states) for x in states.values() if x is not None]
+
+
 def _memory(model: nn.Module, system: System, new_tokens: int) -> dict[str, int]:
     """Peak memory and KV bytes, from one more run."""
     existing = [*model.parameters(), *model.buffers(), *system.inputs.values()]
@@ -268,7 +275,7 @@ def _memory(model: nn.Module, system: System, new_tokens: int) -> dict[str, int]
 
     def run() -> None:
         cache = generate(model, system.inputs, new_tokens).past_key_values
-        kv_bytes.extend(x.nbytes for layer in cache.layers for x in (layer.keys, layer.values))
+        kv_bytes.extend(x.nbytes for layer in cache.layers for x in _tensors(layer))
 
     with system.context(), _no_collection():
         peak = peak_bytes(run, model.device, existing)

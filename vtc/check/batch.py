@@ -22,7 +22,9 @@ def split(inputs: dict, images: tuple[int, ...] = IMAGES, sizes: str | None = "i
         one = {name: inputs[name][b : b + 1, real] for name in per_token}
         for name in set(inputs) - set(per_token) if count else ():
             value = inputs[name]
-            if len(value) != sum(images):
+            if name == "batch_num_images":
+                one[name] = value.new_tensor([count])
+            elif len(value) != sum(images):
                 rows = inputs[sizes].prod(1)
                 start = int(rows[:first].sum())
                 one[name] = value[start : start + int(rows[images_of_prompt].sum())]
@@ -60,6 +62,11 @@ def real_columns(mask: object) -> Tensor | None:
         return None
     itself = mask[:, 0].diagonal(dim1=1, dim2=2)
     return (itself if itself.dtype == torch.bool else itself == 0).long()
+
+
+def cached_lengths(cache: object) -> list[int | None]:
+    """The columns of keys that each layer of a cache holds; None for a layer without any (linear attention)."""
+    return [layer.keys.shape[2] if hasattr(layer, "keys") else None for layer in cache.layers]
 
 
 def positions_of(inputs: dict) -> dict:

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from vtc.config.hybrid import every_layer
 from vtc.config.resolve import resolve
 from vtc.config.strategy import Strategy, StrategyConfig
 from vtc.core.errors import ConfigError
@@ -36,7 +37,7 @@ def budget_for_tables(strategy: str, family: str) -> dict[str, Any]:
 
 def support_table() -> str:
     """Strategies x families as a Markdown table, those from outside too: "yes", "yes*" where a [CLS] method uses the
-    mean query, or "no" where a stage has no site."""
+    mean query, or "no" where a family refuses the strategy."""
     from vtc.patches import FAMILIES
 
     names = FAMILIES.names()
@@ -44,10 +45,11 @@ def support_table() -> str:
     for strategy in available():
         cells = []
         for name in names:
-            budget = budget_for_tables(strategy, name)
-            stages = [s.stage for s in resolve(strategy, name, **budget).stages]
-            needs_cls = any(stage.needs_cls for stage in stages) and not FAMILIES[name].may_have_cls
-            possible = all(stage.site in FAMILIES[name].sites for stage in stages)
-            cells.append(("yes*" if needs_cls else "yes") if possible else "no")
+            config = resolve(strategy, name, **budget_for_tables(strategy, name))
+            needs_cls = any(s.stage.needs_cls for s in config.stages)
+            word = "yes*" if needs_cls and not FAMILIES[name].may_have_cls else "yes"
+            refused = every_layer(config) and FAMILIES[name].softmax_layers(4) is not None
+            refused = refused or any(s.stage.site not in FAMILIES[name].sites for s in config.stages)
+            cells.append("no" if refused else word)
         lines.append(f"| `{strategy}` | " + " | ".join(cells) + " |")
     return "\n".join(lines)

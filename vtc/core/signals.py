@@ -210,10 +210,12 @@ class Encoder:
 
 @dataclass(frozen=True)
 class Decoder:
-    """The facts about the language model that a strategy can use before it runs. depth: its layers."""
+    """The facts about the language model that a strategy can use before it runs. depth: its layers. softmax: those with
+    softmax attention, ascending, if others have linear attention (see `vtc.config.hybrid`); None: all of them."""
 
     family: str
     depth: int
+    softmax: tuple[int, ...] | None = None
 
     def layer(self, value: int | float, knob: str) -> int:
         """A layer knob as the number of layers that run before the drop (the 0-based index of the next layer): int =

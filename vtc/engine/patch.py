@@ -38,7 +38,7 @@ class Patch:
     def __init__(self, family, strategy: StrategyConfig, processor: object = None, clip: object = None):
         self.family, self.strategy = family, strategy
         self.shape = family.language_shape()
-        self.decoder = Decoder(family.name, self.shape.layers)
+        self.decoder = Decoder(family.name, self.shape.layers, self.shape.softmax)
         self.allocation = strategy.allocate(self.decoder, family.encoder.tokens)
         inside = bool(self.allocation.steps) or strategy.attention is not None
         self.plan = Plan(family.decoder_site(), self.allocation, self.decoder, self.shape.hidden) if inside else None
@@ -211,7 +211,7 @@ class Patch:
         cache = getattr(output, "past_key_values", None)
         if cache is not None:
             remember(cache, prompt)
-            prompt.report.cache_lengths = cache_lengths(cache, self.shape.layers)
+            prompt.report.cache_lengths = cache_lengths(cache, self.shape)
 
     def _leave(self, module: nn.Module, args: tuple, kwargs: dict, output) -> None:
         """Inner model, after: closes the call; its report counts only if the forward completed."""

@@ -7,8 +7,9 @@ from vtc.config.strategy import StrategyConfig
 from vtc.core.budget import Budget
 from vtc.core.errors import PatchError
 from vtc.core.flops import LanguageShape
+from vtc.core.image_report import ImageReport, StepReport
 from vtc.core.layout import VisionRun
-from vtc.core.report import ImageReport, Report, StepReport
+from vtc.core.report import Report
 from vtc.engine.select import Kept
 
 NO_CALL = "no image was seen since patching"
@@ -32,18 +33,20 @@ class Reporter:
         ranking = [front for front in (self.inside, self.stage) if front is not None and front.stage.needs_cls]
         if ranking and not family.encoder.has_cls:
             self.notes.append("this encoder has no [CLS]: the mean of all queries of an image stands in for it")
+        self.notes += allocation.notes
 
     def report(
         self, requests: list[list[int]], tokens: list[int], kept: list[Kept], before: list[int], after: list[int],
-        run: VisionRun, encoder_kept: list[Kept] | None = None,
+        run: VisionRun, encoder_kept: list[Kept] | None = None, frames: list[int] | None = None,
     ) -> Report:  # fmt: skip
         """requests: per prompt, indices of its images. tokens, kept: of each image; encoder_kept: what the
-        stage inside the encoder kept of each, None without one. before, after: real tokens of each prompt. Raises
+        stage inside the encoder kept of each, None without one; frames: of each, 0 for an image. before, after: real tokens of each prompt. Raises
         PatchError where the budget required a drop and nothing was dropped."""
         images = []
         for b, prompt_images in enumerate(requests):
             for j, i in enumerate(prompt_images):
                 image, remaining = ImageReport(b, j, tokens[i], len(kept[i].offsets), self.shape.layers), tokens[i]
+                image.frames = frames[i] if frames else 0
                 if encoder_kept is not None:
                     image_kept, name, layer = encoder_kept[i], self.inside.method, run.inside.plan.cuts[-1].layer
                     steps = image_kept.offsets, image_kept.flows, "encoder"
@@ -96,17 +99,18 @@ def _missed(images: list[ImageReport], budget: Budget, prompts: int) -> list[str
     return [f"{budget.keep} tokens asked at the projector, but {', '.join(misses[:3])}{more}"]
 
 
-def cache_lengths(cache: object, layers: int) -> list:
-    """The cache length of each layer; a static cache's counter is copied on the device, so the host does not wait."""
-    lengths = [cache.get_seq_length(layer) for layer in range(layers)]
+def cache_lengths(cache: object, shape: LanguageShape) -> list:
+    """The cache length of each layer, None for one with linear attention; a static cache's counter is copied on the
+    device, so the host does not wait."""
+    lengths = [None if shape.is_linear(layer) else cache.get_seq_length(layer) for layer in range(shape.layers)]
     lengths = [length.clone() if isinstance(length, torch.Tensor) else length for length in lengths]
     return [_held(cache, layer, length) for layer, length in enumerate(lengths)]
 
 
-def _held(cache: object, layer: int, seen: int | torch.Tensor) -> int | torch.Tensor:
+def _held(cache: object, layer: int, seen: int | torch.Tensor | None) -> int | torch.Tensor | None:
     """How many of the tokens that a layer has seen its cache holds: fewer in one with a sliding window."""
     storage = cache.layers[layer] if hasattr(cache, "layers") else None
-    if not getattr(storage, "is_sliding", False) or getattr(storage, "keys", None) is None:
+    if seen is None or not getattr(storage, "is_sliding", False) or getattr(storage, "keys", None) is None:
         return seen
     most = storage.keys.shape[-2]
     return seen.clamp(max=most) if isinstance(seen, torch.Tensor) else min(seen, most)

@@ -45,7 +45,8 @@ class PrunedPrompt:
 
     length: of the unpruned prompt; seen: unpruned tokens so far, decode included; next_position [B]: the unpruned
     position that follows the prompt; report: of the prefill; patch: the number of the patch whose layer hooks its
-    segments need; marks: the tokens marked at prefill, by layer whose attention is changed.
+    segments need; marks: the tokens marked at prefill, by layer whose attention is changed; counted: the layer whose
+    length a cache gives as its own (the first that has keys).
     """
 
     segments: list[Segment]
@@ -55,11 +56,18 @@ class PrunedPrompt:
     report: Report
     patch: int = 0
     marks: dict[int, Marks] = field(default_factory=dict)
+    counted: int = 0
 
     @property
     def dropped(self) -> int:
         """Number of columns dropped before the first layer."""
         return self.length - self.segments[0].width
+
+    @property
+    def cached(self) -> int:
+        """The length that its cache gives, decode included."""
+        segment = max((s for s in self.segments if s.first <= self.counted), key=lambda s: s.first)
+        return segment.width + self.seen - self.length
 
     def cut(self, x: Tensor, filler: object) -> Tensor:
         """x [B, length] at the places that reach the last layer -> [B, K], with `filler` at padding."""
@@ -149,7 +157,7 @@ def recall(cache: object, new_tokens: int) -> PrunedPrompt | None:
     if length == 0:
         remember(cache, None)
         return None
-    expected = prompt.seen - prompt.dropped
+    expected = prompt.cached
     if length != expected and not (length < expected and _counts_by_content(cache)):
         raise PatchError(
             f"the pruned cache holds {length} tokens where {expected} were expected: it was "

@@ -123,7 +123,9 @@ class DecoderStage(ABC):
 
     The shares of its steps are the published schedule. A budget (`keep`) raises all of them to the same power, so that
     the mean over layers meets it; see `vtc.config.allocation`. own_counts: the number kept in a step depends on the
-    prompt and may exceed `context.count`, while the mean over layers meets the budget. strategy: as in a Stage.
+    prompt and may exceed `context.count`, while the mean over layers meets the budget. every_layer: it reads the
+    attention of every layer, so that all of them must have softmax attention; other methods read the nearest that has
+    (see `vtc.config.hybrid`). strategy: as in a Stage.
     """
 
     site: ClassVar[str] = "decoder"
@@ -132,6 +134,7 @@ class DecoderStage(ABC):
     needs_text: ClassVar[bool] = False
     adaptive: ClassVar[bool] = False
     own_counts: ClassVar[bool] = False
+    every_layer: ClassVar[bool] = False
     strategy: ClassVar[Mapping[str, object] | Traversable | Path | None] = None
 
     @abstractmethod
