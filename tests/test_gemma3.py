@@ -44,9 +44,11 @@ def test_masks_of_the_kept_tokens(padding):
         image, rank = image[stays], torch.arange(length)
         full = (rank[:, None] >= rank) | (image[:, None] == image) & (image >= 0)
         sliding = full & (rank[:, None] - rank < WINDOW)
-        for name, expected in (("full_attention", full), ("sliding_attention", sliding)):
+        same = (image[:, None] == image[None]) & (image >= 0)
+        older = same | sliding  # in transformers 5.0.0 a block does leave the window
+        for name, expected in (("full_attention", (full,)), ("sliding_attention", (sliding, older))):
             mask = masks[name][b, 0, first : first + length, first : first + length]
-            assert torch.equal(mask if mask.dtype == torch.bool else mask == 0, expected)
+            assert any(torch.equal(mask if mask.dtype == torch.bool else mask == 0, x) for x in expected)
 
 
 def test_without_types_attention_is_causal():

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import vtc
-from tests.helpers import FAMILIES, forward, generate, model_of, split, spy
+from tests.helpers import FAMILIES, generate, model_of, split, spy
 from tests.helpers_oracle import unpruned
 from vtc.patches._tiny import BOS, IMAGE_TOKEN, PAD
 from vtc.patches.glm4v import END, START, VIDEO_END, VIDEO_START
@@ -41,8 +41,8 @@ def test_clips_equal_the_short_prompt(case, positions):
     """What is left of each clip, in a padded batch, has the logits of the prompt that is made short by hand."""
     model = model_of(case)
     inputs = clips(model)
-    with vtc.patched(model, "hiprune", keep=0.4, positions=positions), spy(model) as seen:
-        logits = forward(model, inputs).logits
+    with vtc.patched(model, "hiprune", keep=0.4, positions=positions), spy(model) as seen, torch.no_grad():
+        logits = model(**inputs).logits
         report = vtc.report(model)
         tokens = generate(model, inputs, 4).tokens
     assert [(i.prompt, i.before) for i in report.images] == [(0, 48), (1, 48)]
