@@ -35,10 +35,12 @@ class Family(ABC):
     `get_video_features`, each with the name that `get_image_features` has for it; None where clips are not supported.
     frames_apart: each frame of a clip has marks of its own. planes_method: the method of the text model that adds
     DeepStack planes, if it has any. groups_crops: only the prompt shows which crops form an image (`image_groups`);
-    `image_layouts` then gives one layout per crop. refuses: the sites at which tokens cannot be dropped in this family,
-    each with the reason. clip_end: structural tokens at the end of a clip, added after `get_video_features` by older
-    transformers. since: the version of transformers that brought its class, None if all supported versions have it.
-    rounding: how far logits in float64 may be off where a part of the model computes in float32 whatever its type.
+    `image_layouts` then gives one layout per crop. block_types: the argument of the model with the types of the tokens,
+    of which runs of 1 attend to each other both ways; None where attention is causal. refuses: the sites ("encoder",
+    "decoder", "attention") at which stages cannot act in this family, each with the reason. clip_end: structural tokens
+    at the end of a clip, added after `get_video_features` by older transformers. since: the version of transformers
+    that brought its class, None if all supported versions have it. rounding: how far logits in float64 may be off where
+    a part of the model computes in float32 whatever its type.
 
     Not inherited by subclasses: follows: the family whose section of a strategy file also applies to this one, if the
     file has none for it. served: its vLLM class as "module:Vtc" followed by the name of the architecture, None if it
@@ -60,6 +62,7 @@ class Family(ABC):
     planes_method: ClassVar[str | None] = None
     frames_apart: ClassVar[bool] = False
     groups_crops: ClassVar[bool] = False
+    block_types: ClassVar[str | None] = None
     refuses: ClassVar[Mapping[str, str]] = {}
     clip_end: ClassVar[int] = 0
     since: ClassVar[str | None] = None

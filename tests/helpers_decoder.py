@@ -202,17 +202,32 @@ def heads_of(language: nn.Module, layer: nn.Module, projection: str, hidden: Ten
     gated = projection == "q_proj" and states.shape[1] == 2 * language.config.num_attention_heads * width
     states = norm(states.view(len(states), -1, 2 * width if gated else width)[..., :width])  # a head's gate comes last
     cos, sin = (_one_axis(language, x)[0].unsqueeze(1) for x in _rotary(language, hidden, view.positions))
-    half = cos.shape[-1] // 2  # the rest of a head is not turned
-    first, second, rest = states[..., :half], states[..., half : 2 * half], states[..., 2 * half :]
-    turned = states[..., : 2 * half] * cos + torch.cat([-second, first], -1) * sin
-    return torch.cat([turned, rest], -1)
+    width = cos.shape[-1]
+    states, rest = states[..., :width], states[..., width:]  # GLM turns half of a head
+    if language.config.model_type == "glm4v_text":  # and neighbours instead of halves
+        cos, sin = (_of_neighbours(x) for x in (cos, sin))
+        turned = torch.stack([-states[..., 1::2], states[..., ::2]], -1).flatten(-2)
+    else:
+        turned = torch.cat([-states[..., width // 2 :], states[..., : width // 2]], -1)
+    return torch.cat([states * cos + turned * sin, rest], -1)
+
+
+def _of_neighbours(x: Tensor) -> Tensor:
+    """Cosines or sines in pairs, as newer versions of transformers make them; older ones repeat their first half."""
+    half = x.shape[-1] // 2
+    return x if torch.equal(x[..., ::2], x[..., 1::2]) else x[..., :half].repeat_interleave(2, -1)
 
 
 def turned_ones(language: nn.Module, hidden: Tensor, view: View) -> Tensor:
     """A vector of ones at each place [L, e], after RoPE."""
     cos, sin = (_one_axis(language, x)[0] for x in _rotary(language, hidden, view.positions))
-    half = cos.shape[-1] // 2
-    return cos + torch.cat([-sin[..., :half], sin[..., half:]], -1)
+    half, rest = cos.shape[-1] // 2, language.layers[0].self_attn.head_dim - cos.shape[-1]
+    if language.config.model_type == "glm4v_text":
+        cos, sin = (_of_neighbours(x) for x in (cos, sin))
+        turned = cos + sin * torch.tensor([-1.0, 1.0]).repeat(half)
+    else:
+        turned = cos + torch.cat([-sin[..., :half], sin[..., half:]], -1)
+    return torch.cat([turned, turned.new_ones(len(turned), rest)], -1)
 
 
 def _one_axis(language: nn.Module, x: Tensor) -> Tensor:

@@ -64,12 +64,22 @@ class Definitions:
             for index, layer in enumerate(self.language.layers)
             for name, module in (("attention", layer.self_attn), ("mlp", layer.mlp))
         ]
+        for index, layer in enumerate(self.language.layers):
+            if hasattr(layer, "post_mlp_layernorm"):  # GLM: what is added comes from norms behind the modules
+                hooks.append(layer.post_self_attn_layernorm.register_forward_hook(self._added(index, "attention")))
+                hooks.append(layer.post_mlp_layernorm.register_forward_hook(self._added(index, "mlp")))
         truth(model, single, drops, watch=self._watch)
         for hook in hooks:
             hook.remove()
 
     def _watch(self, index, hidden, view, hidden_after, view_after):
         self.entering[index], self.inside[index] = (hidden, view), (hidden_after, view_after)
+
+    def _added(self, index, name):
+        def hook(module, args, output):
+            self.modules[index, name] = self.modules[index, name][0], output[0]
+
+        return hook
 
     def _module(self, index, name):
         def hook(module, args, kwargs, output):

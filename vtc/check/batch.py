@@ -57,9 +57,22 @@ def grow(inputs: dict, tokens: Tensor) -> dict:
     """The inputs with `tokens` [B, n] after the prompts."""
     grown = dict(inputs, input_ids=torch.cat([inputs["input_ids"], tokens], 1))
     grown["attention_mask"] = torch.cat([inputs["attention_mask"], torch.ones_like(tokens)], 1)
-    if "mm_token_type_ids" in inputs:
-        grown["mm_token_type_ids"] = torch.cat([inputs["mm_token_type_ids"], torch.zeros_like(tokens)], 1).int()
+    for name in ("mm_token_type_ids", "token_type_ids"):
+        if name in inputs:
+            grown[name] = torch.cat([inputs[name], torch.zeros_like(tokens).to(inputs[name])], 1)
     return grown
+
+
+def real_columns(mask: object) -> Tensor | None:
+    """The 2-D mask [B, K] that belongs to masks by layer type [B, 1, K, K]: a token that is not padding attends to
+    itself. Any other mask is given back."""
+    if not isinstance(mask, dict):
+        return mask
+    mask = next((m for m in mask.values() if m is not None), None)
+    if mask is None:
+        return None
+    itself = mask[:, 0].diagonal(dim1=1, dim2=2)
+    return (itself if itself.dtype == torch.bool else itself == 0).long()
 
 
 def cached_lengths(cache: object) -> list[int | None]:

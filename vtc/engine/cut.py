@@ -42,7 +42,8 @@ class PromptCut:
         self._check(module, kwargs, cache)
         with torch.no_grad():
             start = clock.now()
-            real = padding_mask(kwargs.get("attention_mask"), embeds.shape[1])
+            mask = kwargs.get("attention_mask") if call.blocks is None else call.blocks.mask
+            real = padding_mask(mask, embeds.shape[1])
             real = None if real is None else real.to(embeds.device)
             masks = {kind: mask.to(embeds.device) for kind, mask in call.placeholders().items()}
             runs = [call.runs[kind] for kind in masks]
@@ -115,8 +116,12 @@ class PromptCut:
             segment = Segment(0, index, unpruned.valid, None, whole=True)
         else:
             packing = prefill.pack(batch, placement, grouped)
+            if call.blocks is not None:
+                kwargs["attention_mask"] = call.blocks.mask
             moved = prefill.apply(kwargs, packing, unpruned, self.reporter.front.positions, places, grouped)
             after, ends, shift = packing.lengths, packing.ends, None
+            if call.blocks is not None:
+                call.blocks.rebuild(kwargs, packing.index, packing.valid)
             if moved.following is not unpruned.following:
                 shift = unpruned.following - moved.following
             segment = Segment(0, packing.index, packing.valid, shift)
