@@ -1,12 +1,10 @@
 """The interface of a model family: where its sites are, what its encoder is, how its images lie in the prompt."""
 
-import inspect
 import re
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from abc import abstractmethod
+from collections.abc import Callable, Mapping
 from typing import ClassVar
 
-import torch
 from torch import Tensor, nn
 
 from vtc.core.errors import UnsupportedError
@@ -19,12 +17,12 @@ from vtc.patches._encoder import EncoderSite, Units
 from vtc.patches._preset import Preset
 from vtc.patches._reduce import reduce_attention
 from vtc.patches._shape import language_shape
+from vtc.patches._synthetic import Synthetic
 
-TYPES = {"image": 1, "video": 2}  # of `mm_token_type_ids`
 COMPILED = "_orig_mod"  # where torch.compile keeps the module that it wraps
 
 
-class Family(ABC):
+class Family(Synthetic):
     """A loaded model of a family. Constructing it changes nothing; a missing site raises UnsupportedError.
 
     model: the ...ForConditionalGeneration. inner: the model with vision and language parts. language_model: the
@@ -50,17 +48,13 @@ class Family(ABC):
     The class can be imported without transformers: a family's file imports transformers only inside functions.
     """
 
-    name: ClassVar[str]
     model_types: ClassVar[tuple[str, ...]]
     may_have_cls: ClassVar[bool] = False
     mrope: ClassVar[bool] = False
     tiled: ClassVar[bool] = False
     towers: ClassVar[tuple[str, ...] | None] = None
     sizes: ClassVar[str | None] = None
-    marks: ClassVar[tuple[str, str] | tuple[()]] = ()
-    video: ClassVar[Mapping[str, str] | None] = None
     planes_method: ClassVar[str | None] = None
-    frames_apart: ClassVar[bool] = False
     groups_crops: ClassVar[bool] = False
     block_types: ClassVar[str | None] = None
     refuses: ClassVar[Mapping[str, str]] = {}
@@ -137,12 +131,6 @@ class Family(ABC):
         """The layers with softmax attention in its published text models of this depth, None if all have it."""
         return None
 
-    def clip_arguments(self, images: Callable, frames: Sequence, fps: float) -> tuple[dict[str, Tensor], int]:
-        """The arguments of generate() for one clip, without `input_ids`, made by an image processor, and its number of
-        placeholders; for evaluation without torchvision. frames: PIL pictures of one size, `fps` a second. Raises
-        UnsupportedError where that would not be what the video processor makes."""
-        raise UnsupportedError(f"clips of {self.name} need torchvision; possible: pip install torchvision")
-
     def image_groups(self, places: list[Tensor], tokens: Callable[[], Tensor]) -> list[CropGroup]:
         """The images of one prompt, in order (see `groups_crops`). places: of each crop, the places [n] of its tokens
         in the prompt. tokens: gives the prompt's ids [L], or other numbers that are equal for equal tokens."""
@@ -175,60 +163,6 @@ class Family(ABC):
         """Which part of a picture of `size` (height, width) each token of its `layout` shows; of a clip, a view of each
         frame, named "frame 0" and so on. images: the image (or video) processor that prepared it. Structural tokens are
         in no view. Raises UnsupportedError for a processor whose resizing is not supported."""
-
-    @abstractmethod
-    def random_pictures(self, visual: int, native: int | None, generator: torch.Generator) -> tuple[list[int], dict]:
-        """Random images for benchmarks whose layout comes closest to `visual` tokens in one prompt: the tokens of each,
-        and the arguments of `get_image_features` (their first axis is images, or patches of all images). native:
-        patches along the side of a crop of a tower that may be resized, None where it must keep its size."""
-
-    def random_clip(self, frames: int, visual: int, generator: torch.Generator) -> tuple[list[int], dict]:
-        """A random clip of `frames` pictures for benchmarks, of about `visual` tokens: the tokens of each frame that
-        the encoder makes of them, and the model's arguments (their first axis is clips, or patches of all clips)."""
-        raise UnsupportedError(f"{self.name} takes no clips; possible: images")
-
-    def native_side(self) -> int | None:
-        """Patches along the side of a crop if a tower with random weights may get another crop size (`fit_tower`); None
-        where it must keep its size."""
-        return None
-
-    def fit_tower(self, arguments: dict) -> None:
-        """Resizes a tower with random weights to the crop size of these images, if it differs. Called only if there is
-        a `native_side`."""
-        raise NotImplementedError(f"{type(self).__name__} has a native_side and no fit_tower")
-
-    def token_side(self) -> int | None:
-        """Side, in pixels, of the square of the image that a visual token shows, where a smaller image gives fewer
-        tokens; None where the number is fixed, or the image is tiled."""
-        return None
-
-    def image_ids(self, tokens: int) -> list[int]:
-        """The ids of an image of this many visual tokens in a prompt: its placeholders between the marks."""
-        marks = [getattr(self.model.config, name) for name in self.marks]
-        return [*marks[:1], *[self.image_token_id] * tokens, *marks[1:]]
-
-    def clip_ids(self, tokens: list[int]) -> list[int]:
-        """The ids of a clip in a prompt, without timestamps: its placeholders between the marks. tokens: of each
-        frame."""
-        marks, token = [getattr(self.model.config, name) for name in self.marks], self.token_ids()["video"]
-        runs = tokens if self.frames_apart else [sum(tokens)]
-        return [i for run in runs for i in (*marks[:1], *[token] * run, *marks[1:])]
-
-    def prompt_inputs(self, ids: Tensor) -> dict[str, Tensor]:
-        """Arguments of generate() for prompts [B, L] without padding, except images and clips."""
-        inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
-        if "mm_token_type_ids" in inspect.signature(type(self.model).forward).parameters:
-            kinds = self.token_ids() if self.video is not None else {"image": self.image_token_id}
-            inputs["mm_token_type_ids"] = sum(TYPES[kind] * (ids == i).int() for kind, i in kinds.items())
-        return inputs
-
-    def special_ids(self) -> list[int]:
-        """Token ids that must not occur in random text or be generated by random weights: all those in the config."""
-        text, ids = self.model.config.get_text_config(), [self.image_token_id]
-        for config in (self.model.config, text):
-            named = [value for name, value in config.to_dict().items() if name.endswith(("_token_id", "_token_index"))]
-            ids += [i for value in named for i in (value if isinstance(value, list) else [value])]
-        return sorted({i for i in ids if isinstance(i, int) and 0 <= i < text.vocab_size})
 
     def packed_bounds(self, arguments: dict) -> list[int] | None:
         """Bounds of the sequences that an encoder concatenates and that attend only within themselves (in layers
@@ -272,21 +206,6 @@ class Family(ABC):
     @abstractmethod
     def project(self, tokens: Tensor) -> Tensor:
         """Applies the projector to tokens [k, D] as returned by `unprojected` -> [k, hidden]."""
-
-    @classmethod
-    @abstractmethod
-    def tiny(cls, **overrides) -> nn.Module:
-        """A model of the family's real classes with small random weights, for tests."""
-
-    @classmethod
-    @abstractmethod
-    def tiny_inputs(cls, model: nn.Module, images: tuple[int, ...] = (1, 2, 1), seed: int = 0, **kwargs) -> dict:
-        """Inputs for `tiny()`: one prompt per entry of `images` with that many images, padded to one length."""
-
-    @classmethod
-    def tiny_clips(cls, model: nn.Module, media: tuple[str, ...] = ("ci", "c", "icc"), seed: int = 0, **kwargs) -> dict:
-        """As `tiny_inputs`, with clips. media: per prompt, a letter for each image ("i") and clip ("c") in order."""
-        raise NotImplementedError(f"{cls.__name__} has no tiny_clips")
 
     def observe(self, patchwork: Patchwork, layer: int, record: Callable) -> None:
         """Calls `record` with the inputs of each attention call of an encoder layer (0-based), see
