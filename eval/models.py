@@ -11,6 +11,8 @@ from torch import Tensor, nn
 
 from vtc import families
 from vtc.core.errors import ConfigError, UnsupportedError, cut, loading, reason, shown
+from vtc.eval.clip_inputs import clip_inputs
+from vtc.eval.data.clips import Clip
 from vtc.eval.data.digest import digest
 from vtc.eval.data.pictures import rgb
 from vtc.eval.processors import chat, load_processor, prepare, square
@@ -33,24 +35,31 @@ class Loaded:
     record: dict = field(repr=False)
 
     @property
-    def image_token_id(self) -> int | None:
-        """The id of the image placeholder in `input_ids`, if the model's config has one."""
-        config = self.model.config
-        return getattr(config, "image_token_id", None) or getattr(config, "image_token_index", None)
+    def visual_ids(self) -> list[int]:
+        """The ids of the placeholders of images and clips in `input_ids`, as far as the model's config has them."""
+        names = ("image_token_id", "image_token_index", "video_token_id", "video_token_index")
+        return [i for name in names if isinstance(i := getattr(self.model.config, name, None), int)]
 
     def encode(
-        self, prompts: Sequence, images: Sequence[Sequence], system: str | None = None, pad_square: bool = False
-    ) -> dict[str, Tensor]:
+        self, prompts: Sequence, images: Sequence[Sequence], system: str | None = None, pad_square: bool = False,
+        clips: Sequence[Sequence[Clip]] = (),
+    ) -> dict[str, Tensor]:  # fmt: skip
         """The inputs of B prompts on the model's device, padded on the left: `input_ids` [B, L], `pixel_values`, ...
 
         prompts: texts, or lists of texts with None in place of each picture. images: the PIL pictures of each prompt,
         put before a prompt that is a plain text. system: the text of a system turn. pad_square: see
-        `vtc.eval.processors.square`.
+        `vtc.eval.processors.square`. clips: of each prompt, for prompts without pictures; see `vtc.eval.clip_inputs`.
         """
-        turns = [chat(prompt, len(prompt_images), system) for prompt, prompt_images in zip(prompts, images)]
+        clips = clips or [()] * len(prompts)
+        media = [["image"] * len(pictures) + ["video"] * len(mine) for pictures, mine in zip(images, clips)]
+        turns = [chat(prompt, kinds, system) for prompt, kinds in zip(prompts, media)]
         texts = [self.processor.apply_chat_template(turn, add_generation_prompt=True) for turn in turns]
         bos = self.processor.tokenizer.bos_token
         special = not (bos and texts[0].startswith(bos))
+        if any(clips) and any(images):
+            raise ValueError("the prompts have pictures and clips; possible: batches with one of the two")
+        if any(clips):
+            return clip_inputs(self, texts, [clip for mine in clips for clip in mine], special)
         pictures = [[rgb(picture) for picture in prompt_images] for prompt_images in images]
         if pad_square:
             pictures = [[square(picture, self.processor) for picture in prompt_images] for prompt_images in pictures]
@@ -73,9 +82,9 @@ class Loaded:
         return out[:, inputs["input_ids"].shape[1] :]
 
     def visual_tokens(self, inputs: dict[str, Tensor]) -> list[int | None]:
-        """The number of image placeholders in each prompt; None if the config does not define them."""
-        ids = inputs["input_ids"]
-        return [None] * len(ids) if self.image_token_id is None else (ids == self.image_token_id).sum(1).tolist()
+        """The number of placeholders of images and clips in each prompt; None if the config does not define them."""
+        ids, visual = inputs["input_ids"], self.visual_ids
+        return torch.isin(ids, torch.tensor(visual, device=ids.device)).sum(1).tolist() if visual else [None] * len(ids)
 
     def new_tokens(self, answers: Tensor) -> list[int]:
         """The number of tokens of each answer [B, new], including the end token but not padding."""

@@ -71,12 +71,14 @@ def prepare(name: str, processor: object) -> None:
         tokenizer.pad_token = tokenizer.eos_token
 
 
-def chat(prompt: str | Sequence[str | None], pictures: int, system: str | None) -> list[dict]:
-    """The turns of one prompt: pictures come before a text, or in place of None in a list of parts."""
-    parts = [*[None] * pictures, prompt] if isinstance(prompt, str) else list(prompt)
-    if parts.count(None) != pictures:
-        raise ValueError(f"the prompt has {parts.count(None)} places for {pictures} pictures")
-    content = [{"type": "image"} if part is None else {"type": "text", "text": part} for part in parts]
+def chat(prompt: str | Sequence[str | None], kinds: Sequence[str], system: str | None) -> list[dict]:
+    """The turns of one prompt. kinds: of its media, in order, "image" or "video"; they come before a text, or in place
+    of None in a list of parts."""
+    parts = [*[None] * len(kinds), prompt] if isinstance(prompt, str) else list(prompt)
+    if parts.count(None) != len(kinds):
+        raise ValueError(f"the prompt has {parts.count(None)} places for {len(kinds)} pictures")
+    rest = iter(kinds)
+    content = [{"type": next(rest)} if part is None else {"type": "text", "text": part} for part in parts]
     turns = [{"role": "user", "content": content}]
     return turns if system is None else [{"role": "system", "content": [{"type": "text", "text": system}]}, *turns]
 

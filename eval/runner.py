@@ -11,6 +11,7 @@ import torch
 
 import vtc
 from vtc.core.errors import ConfigError, VtcError, shown
+from vtc.eval.clip_inputs import check_clips
 from vtc.eval.data.docs import Docs
 from vtc.eval.models import Loaded, load
 from vtc.eval.papers import against, load_card
@@ -21,7 +22,7 @@ from vtc.eval.running.answers import Answerer
 from vtc.eval.running.downsample import Downsample
 from vtc.eval.running.eval_settings import EvalSettings
 from vtc.eval.running.launch import Processes
-from vtc.eval.running.plan import Run, plan
+from vtc.eval.running.plan import DOWNSAMPLE, Run, plan
 from vtc.eval.running.progress import Monitor
 from vtc.eval.showing.chart import draw
 from vtc.eval.showing.console import print_summary
@@ -102,7 +103,8 @@ def evaluate(
     answers its part, and the first one writes and prints. Whatever can be checked is checked before the model is
     loaded, and the rest before the first sample: raises ConfigError or UnsupportedError in one line.
     """
-    tasks = [TASKS[name](dialect=settings.dialect) for name in settings.tasks]
+    tasks = [settings.task(TASKS[name]) for name in settings.tasks]
+    _check_clip_options(settings, tasks)
     places = [settings.place(task.name) for task in tasks]
     plan(settings)
     cards = [load_card(name) for name in settings.against]
@@ -115,6 +117,8 @@ def evaluate(
     loaded = loaded or load(settings.model, settings.model_args, processes.device(settings.device))
     runs = plan(settings, None if loaded.family is None else loaded.family.name)
     _check_methods(loaded, runs)
+    if any(task.takes_clips for task in tasks):
+        check_clips(loaded)
     batch = settings.batch_size or (DEMO_BATCH if settings.model == "demo" else 1)
     failed = None
     with contextlib.ExitStack() as stack:
@@ -179,6 +183,17 @@ def _writable(folder: Path) -> Path:
         if not os.access(place, os.W_OK | os.X_OK):
             raise ConfigError(f"--output {str(place)!r} is not writable; possible: another folder")
     return folder
+
+
+def _check_clip_options(settings: EvalSettings, tasks: Sequence[Task]) -> None:
+    """Raises ConfigError for options of clips without a task of clips, and for smaller pictures with one."""
+    clips = [task.name for task in tasks if task.takes_clips]
+    for option, value in (("frames", settings.frames), ("videos", settings.videos)):
+        if value and not clips:
+            possible = ", ".join(name for name in TASKS if TASKS[name].takes_clips)
+            raise ConfigError(f"--{option} has no effect, as no task has videos; possible: --tasks of {possible}")
+    if clips and DOWNSAMPLE in settings.strategies:
+        raise ConfigError(f"downsample cannot shrink the clips of task {clips[0]!r}; possible: another strategy")
 
 
 def _check_methods(loaded: Loaded, runs: list[Run]) -> None:

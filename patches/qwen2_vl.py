@@ -1,7 +1,7 @@
 """Qwen2-VL: dynamic resolution, 2 x 2 patch merge, M-RoPE; images packed into one sequence of the encoder."""
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from importlib.util import find_spec
 from itertools import accumulate
@@ -15,19 +15,19 @@ from vtc.core.layout import ImageLayout, View, clip, even_view, raster
 from vtc.core.signals import Encoder
 from vtc.kernels.transfer import upload
 from vtc.patches import FAMILIES
+from vtc.patches._clips import joined_frames
 from vtc.patches._encoder import EncoderSite, Units
 from vtc.patches._family import Family
 from vtc.patches._preset import Preset
-from vtc.patches._tiny import BOS, EOS, IMAGE_TOKEN, PAD, TEXT, finish, prompts
+from vtc.patches._tiny import BOS, EOS, IMAGE_TOKEN, PAD, TEXT, finish
+from vtc.patches._tiny_qwen import END, START, VIDEO, tiny_patches
 
-START, END, VIDEO = 121, 122, 123
-TINY_IMAGES = (1, 12, 16), (1, 8, 12), (1, 20, 8), (1, 10, 10)
-TINY_CLIPS = (3, 8, 8), (2, 8, 12), (2, 12, 4), (3, 4, 8)
 PICTURE = 672  # pixels along a picture that a preset is served with: 24 x 24 visual tokens, as LLaVA has
 ROPE = {"type": "mrope", "rope_type": "default", "mrope_section": [2, 3, 3], "rope_theta": 10000.0}
 
 QWEN_3B = dict(hidden=2048, mlp=11008, layers=36, heads=16, kv_heads=2, vocab=151936)
 QWEN_7B = dict(hidden=3584, mlp=18944, layers=28, heads=28, kv_heads=4, vocab=152064)
+BY_FRAME = ("qwen2_vl", "qwen2_5_vl")  # types whose video processor resizes each frame by the rule for pictures
 PUBLISHED_IDS = {"image_token_id": 151655, "video_token_id": 151656, "vision_start_token_id": 151652,
                  "vision_end_token_id": 151653}  # fmt: skip
 
@@ -131,25 +131,48 @@ class Qwen2VL(Family):
             first += t
         return clips
 
+    def clip_arguments(self, images: Callable, frames: Sequence, fps: float) -> tuple[dict[str, Tensor], int]:
+        """Pairs of frames side by side in each patch, where the video processor, too, limits the size of each frame and
+        not of the whole clip; and the seconds of a pair where the model asks for them."""
+        if self.model.config.model_type not in BY_FRAME:
+            return super().clip_arguments(images, frames, fps)
+        vision = self.tower.config
+        pixels, (t, h, w) = joined_frames(images, frames, vision.temporal_patch_size)
+        made = {"pixel_values_videos": pixels, "video_grid_thw": torch.tensor([[t, h, w]])}
+        if "second_per_grid_ts" in inspect.signature(type(self.model).forward).parameters:
+            made["second_per_grid_ts"] = torch.tensor([vision.temporal_patch_size / fps])
+        return made, t * h * w // vision.spatial_merge_size**2
+
     def image_layouts(self, arguments: dict) -> list[ImageLayout]:
         """One full raster of merged tokens per image, from `image_grid_thw` [images, 3] (patches)."""
         return [raster(i, *grid) for i, grid in enumerate(self.grids(arguments))]
 
     def views(self, images: object, size: tuple[int, int], layout: ImageLayout) -> tuple[View, ...]:
-        """The whole image, stretched to whole tokens, in one even raster."""
+        """The whole image, or each frame of a clip, stretched to whole tokens, in one even raster."""
+        if layout.frames:
+            return tuple(even_view(f"frame {f}", t.offsets, t.grid, size) for f, t in enumerate(layout.tiles))
         (tile,) = layout.tiles
         return (even_view("picture", tile.offsets, tile.grid, size),)
 
     def random_pictures(self, visual: int, native: int | None, generator: torch.Generator) -> tuple[list[int], dict]:
         """One image of rows x columns merged tokens, as close to square as the number allows (at most 1 : 2)."""
+        tokens, pixels, grid = self._random(1, visual, generator)
+        return [tokens], {"pixel_values": pixels, "image_grid_thw": grid}
+
+    def random_clip(self, frames: int, visual: int, generator: torch.Generator) -> tuple[list[int], dict]:
+        """Frames of this kind, each made of `temporal_patch_size` pictures."""
+        joined = -(-frames // self.tower.config.temporal_patch_size)
+        tokens, pixels, grid = self._random(joined, max(1, round(visual / joined)), generator)
+        return [tokens] * joined, {"pixel_values_videos": pixels, "video_grid_thw": grid}
+
+    def _random(self, frames: int, visual: int, generator: torch.Generator) -> tuple[int, Tensor, Tensor]:
         shapes = [(r, round(visual / r)) for r in range(max(1, int((visual / 2) ** 0.5)), int(visual**0.5) + 1)]
         rows, columns = min(shapes, key=lambda shape: (abs(shape[0] * shape[1] - visual), shape[1] - shape[0]))
         vision = self.tower.config
         merge = vision.spatial_merge_size
         width = getattr(vision, "in_channels", 3) * vision.temporal_patch_size * vision.patch_size**2
-        pixels = torch.randn(rows * columns * merge**2, width, generator=generator)
-        grid = torch.tensor([[1, rows * merge, columns * merge]])
-        return [rows * columns], {"pixel_values": pixels, "image_grid_thw": grid}
+        pixels = torch.randn(frames * rows * columns * merge**2, width, generator=generator)
+        return rows * columns, pixels, torch.tensor([[frames, rows * merge, columns * merge]])
 
     def token_side(self) -> int:
         """Side of a block of patches that are merged into one token."""
@@ -238,28 +261,7 @@ class Qwen2VL(Family):
     @classmethod
     def tiny_clips(cls, model: nn.Module, media: tuple[str, ...] = ("ci", "c", "icc"), seed: int = 0, **kwargs) -> dict:
         """The same with clips of 2 and 3 frames of different grids."""
-        generator, sizes = torch.Generator().manual_seed(seed), {"i": TINY_IMAGES, "c": TINY_CLIPS}
-        grids = {kind: [sizes[kind][i % 4] for i in range("".join(media).count(kind))] for kind in sizes}
-        rest = {kind: iter(found) for kind, found in grids.items()}
-        rows = []
-        for prompt in media:
-            found = [(kind, *next(rest[kind])) for kind in prompt]
-            rows.append([h * w // 4 if kind == "i" else cls.tiny_clip(t, h * w // 4) for kind, t, h, w in found])
-        inputs = prompts(rows, seed, image=([START], [END]), **kwargs)
-        for kind, pixels, size in (
-            ("i", "pixel_values", "image_grid_thw"),
-            ("c", "pixel_values_videos", "video_grid_thw"),
-        ):
-            if grids[kind]:
-                patches = sum(t * h * w for t, h, w in grids[kind])
-                inputs[pixels] = torch.randn(patches, 3 * 2 * 4 * 4, generator=generator)
-                inputs[size] = torch.tensor(grids[kind])
-        parameters, ids = inspect.signature(model.forward).parameters, inputs["input_ids"]
-        if "mm_token_type_ids" in parameters and any(grids.values()):
-            inputs["mm_token_type_ids"] = (ids == IMAGE_TOKEN).int() + 2 * (ids == VIDEO).int()
-        if "second_per_grid_ts" in parameters and grids["c"]:
-            inputs["second_per_grid_ts"] = torch.tensor([[0.5, 1.0, 2.0, 1.0][i % 4] for i in range(len(grids["c"]))])
-        return inputs
+        return tiny_patches(model, media, seed, cls.tiny_clip, **kwargs)
 
     @staticmethod
     def tiny_clip(frames: int, each: int) -> list[int]:

@@ -45,6 +45,7 @@ class Qwen3_5(Qwen2VL):
     since = "5.2"
     rounding = 1e-4
     follows = "qwen2_5_vl"
+    frames_apart = True
     published = Encoder("qwen3_5", 27, False, tuple(range(27)), cell=4)
     presets = {"qwen3.5-9b": Preset(_config, 9_409_813_744, "Qwen3.5-9B")}
 
@@ -52,6 +53,8 @@ class Qwen3_5(Qwen2VL):
     def softmax_layers(cls, depth: int) -> tuple[int, ...]:
         """Every fourth."""
         return tuple(range(EVERY - 1, depth, EVERY))
+
+    tiny_clip = staticmethod(Qwen3VL.tiny_clip)
 
     @staticmethod
     def vision_sizes() -> dict:
@@ -64,6 +67,8 @@ class Qwen3_5(Qwen2VL):
         rope = interleaved_rope([2, 1, 1], 10000.0, partial_rotary_factor=0.5)
         ends = dict(bos_token_id=BOS, eos_token_id=EOS, pad_token_id=PAD)
         return dict(TEXT, head_dim=16, rope_parameters=rope, **LINEAR, **ends)
+
+    tiny_clip = staticmethod(Qwen3VL.tiny_clip)
 
     @classmethod
     def tiny(cls, **overrides) -> nn.Module:

@@ -30,7 +30,8 @@ class Qwen3VLMoe(Qwen3VL):
     @classmethod
     def text_sizes(cls) -> dict:
         """Sizes of the tiny text model: 4 experts, 2 of them active."""
-        return dict(super().text_sizes(), moe_intermediate_size=48, num_experts=4, num_experts_per_tok=2)
+        experts = dict(num_experts=4, num_experts_per_tok=2, moe_intermediate_size=48, router_aux_loss_coef=0.001)
+        return {**super().text_sizes(), **experts}
 
     @classmethod
     def tiny(cls, **overrides) -> nn.Module:

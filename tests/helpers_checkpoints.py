@@ -14,7 +14,8 @@ from vtc.patches import FAMILIES
 
 CHARACTERS = [*string.ascii_letters, *string.digits, *string.punctuation, " ", "\n"]
 TEMPLATE = """{% for turn in messages %}{% if turn.role != 'system' %}{{ turn.role | upper }}: {% endif %}{%
-for part in turn.content %}{% if part.type == 'image' %}PLACE{% else %}{{ part.text }}{% endif %}{% endfor %}
+for part in turn.content %}{% if part.type == 'image' %}PLACE{% elif part.type == 'video' %}CLIP{%
+else %}{{ part.text }}{% endif %}{% endfor %}
 {% endfor %}{% if add_generation_prompt %}ASSISTANT:{% endif %}"""
 
 
@@ -80,9 +81,10 @@ def _marked_processor(model):
         config.vision_end_token_id: "<|vision_end|>",
     }  # fmt: skip
     place = "<|vision_start|><|image_pad|><|vision_end|>"
+    clip = place.replace("image", "video")
     vision = config.vision_config
     images = image_processor("Qwen2VLImageProcessor")(
         patch_size=vision.patch_size, merge_size=vision.spatial_merge_size, min_pixels=8 * 8, max_pixels=256 * 8 * 8
     )
-    template = TEMPLATE.replace("PLACE", place)
+    template = TEMPLATE.replace("PLACE", place).replace("CLIP", clip)
     return pictures_only(_class(config))(images, tokenizer_for(model, "<|image_pad|>", extra), chat_template=template)

@@ -9,7 +9,6 @@ import vtc
 from tests.helpers import IMAGE_TOKEN, spy
 from vtc.patching import find_family
 
-
 PICTURES = ("pixel_values", "image_grid_thw")  # of images; clips have the same under other names
 
 

@@ -5,10 +5,10 @@ import torch
 
 import vtc
 from tests.helpers import model_of
-from vtc.patches import FAMILIES
+from vtc.patches import FAMILIES, available
 
-VIDEO = [name for name in vtc.families() if FAMILIES[name].video]
-"""The families that take clips."""
+VIDEO = [name for name in vtc.families() if available(name) and issubclass(FAMILIES[name], FAMILIES["qwen2_vl"])]
+"""The families that take clips as packed patches with grids."""
 MEDIA = ("ci", "c", "icc")
 """Images and clips of each prompt of the batch, in order."""
 

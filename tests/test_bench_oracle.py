@@ -5,10 +5,12 @@ import torch
 
 import vtc
 from tests.helpers import model_of, state
+from tests.helpers_video import with_clips
 from vtc.bench.oracle import NoOracle, Oracle, difference, record
 from vtc.bench.prompts import inputs_of, pictures
 from vtc.bench.subject import _prepare
 from vtc.check.batch import cached_lengths
+from vtc.core.errors import UnsupportedError
 from vtc.patches import FAMILIES
 from vtc.patching import find_family
 
@@ -61,6 +63,32 @@ def test_equals_the_patched_model(asked, strategy):
     assert bool(oracle.columns) == any(s.site == "decoder" for s in recording.report.images[0].steps)
     for found, length in zip(cached_lengths(output.past_key_values), recording.report.prompt_lengths[0], strict=True):
         assert found in (None, length + NEW - 1)
+
+
+@with_clips
+@pytest.mark.parametrize("strategy", ["divprune", "visionzip", "tome", "fastv", "hiprune+transprune"])
+def test_clips(case, strategy, monkeypatch):
+    """A clip of four or eight frames in two equal prompts, with text between the frames where the family has it."""
+    model = model_of(case)
+    monkeypatch.setattr(model, "generation_config", model.generation_config)
+    _prepare(model)
+    family = find_family(model)
+    shown = pictures(family, 80, None, frames=8)
+    inputs = inputs_of(family, shown, 20, 2)
+    if strategy == "tome" and family.sizes != "image_grid_thw":
+        with pytest.raises(UnsupportedError, match="resamples the whole raster of a clip"):
+            ran(family, inputs, strategy)
+        return
+    recording = ran(family, inputs, strategy)
+    (first, second) = recording.report.images
+    assert (first.before, second.entered) == (shown.total, first.entered)
+    assert len(shown.tokens) == (4 if family.sizes == "image_grid_thw" else 8)
+    oracle = Oracle(family, inputs, recording)
+    with oracle.fed():
+        output = write(family, oracle.inputs)
+    assert difference(recording, output) < 1e-4
+    assert torch.equal(output.sequences[:, -NEW:], recording.ids)
+    assert oracle.inputs["input_ids"].shape[1] == inputs["input_ids"].shape[1] - first.before + first.entered
 
 
 def test_merging_inside_has_none(asked):

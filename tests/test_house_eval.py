@@ -9,7 +9,7 @@ from tests.test_house import Part, imports, objection, python_files
 
 OUTSIDE = ("=vtc", "vtc.core", "vtc.io", "vtc.config", "vtc.demo", "vtc.engine", "vtc.kernels", "vtc.patching")
 DATA, METRICS, TASKS, RESULTS = "vtc.eval.data", "vtc.eval.metrics", "vtc.eval.tasks", "vtc.eval.results"
-MODELS = ("vtc.eval.models", "vtc.eval.processors")
+MODELS = ("vtc.eval.models", "vtc.eval.processors", "vtc.eval.clip_inputs")
 
 # Each room with the rooms that it may import beside itself; a room stands below those that import it.
 ROOMS = {
@@ -17,7 +17,7 @@ ROOMS = {
     r"eval/metrics/.*": (),
     r"eval/tasks/.*": (DATA, METRICS),
     r"eval/results/.*": (METRICS,),
-    r"eval/(models|processors)\.py": (DATA, *MODELS),
+    r"eval/(models|processors|clip_inputs)\.py": (DATA, *MODELS),
     r"eval/running/.*": (DATA, TASKS, RESULTS, *MODELS),
     r"eval/lmms/.*": (RESULTS, *MODELS),
     r"eval/showing/.*": (TASKS, RESULTS),

@@ -95,13 +95,14 @@ class Answerer:
         questions = [self.task.asked(doc) for doc in docs]
         prompts = [row["prompt"] for row in questions]
         pictures = [self.task.images(doc) for doc in docs]
+        clips = [self.task.clips(doc) for doc in docs]
         full: list[int | None] = [None] * len(docs)
         if self.downsample is not None:
             pictures, full = zip(*[self.downsample.apply(prompt_images) for prompt_images in pictures])
-        inputs = loaded.encode([self._parts(prompt) for prompt in prompts], pictures, **self.encoding)
+        inputs = loaded.encode([self._parts(prompt) for prompt in prompts], pictures, clips=clips, **self.encoding)
         placed = loaded.visual_tokens(inputs)
         generate = functools.partial(loaded.answer, inputs, self.max_new_tokens)
-        get_report = self._report if any(pictures) else lambda: None
+        get_report = self._report if any(pictures) or any(clips) else lambda: None
         compared = self.agreement and self.downsample is None and loaded.family is not None
         agreed: dict = {"agreement": [None] * len(docs)} if self.agreement else {}
         with torch.inference_mode():
@@ -127,7 +128,8 @@ class Answerer:
         return [
             (
                 self._row(questions[b], texts[b].strip())
-                | {"images": len(pictures[b]), **measured[b], "text_in": text_in[b], "tokens_out": written[b]}
+                | {"images": len(pictures[b]) + len(clips[b]), **measured[b]}
+                | {"text_in": text_in[b], "tokens_out": written[b]}
                 | {name: values[b] for name, values in agreed.items()}
                 | {"error": None},
                 {"batch": len(docs), "seconds": share},

@@ -13,7 +13,7 @@ from vtc.eval.data.docs import SUFFIXES, local
 from vtc.io.plain_yaml import load, parse
 
 GENERATED = "demo"  # the task that takes no data
-_NUMBERS = {"limit": 1, "batch_size": 1, "max_new_tokens": 1, "seed": 0}  # the least value of each
+_NUMBERS = {"limit": 1, "frames": 1, "batch_size": 1, "max_new_tokens": 1, "seed": 0}  # the least value of each
 
 
 @dataclass(frozen=True)
@@ -22,9 +22,10 @@ class EvalSettings:
 
     keeps: as text, None for each strategy's own budget. overrides: knobs and budget options for every strategy.
     batch_size, max_new_tokens, device, split, limit: None for the default of the model or task. dataset_path: data
-    locations by task, with "" for all tasks that are not listed. system: the text of a system turn. pad_square: pad
-    pictures to squares with the processor's mean colour. against: paper cards to compare with. agreement: also run each
-    sample unpruned, see `vtc.eval.running.agreement`.
+    locations by task, with "" for all tasks that are not listed. videos: folders of videos, in the same form. frames:
+    of each video, None for the task's own number. system: the text of a system turn. pad_square: pad pictures to
+    squares with the processor's mean colour. against: paper cards to compare with. agreement: also run each sample
+    unpruned, see `vtc.eval.running.agreement`.
     """
 
     output: Path
@@ -37,6 +38,8 @@ class EvalSettings:
     dialect: str = "llava"
     split: str | None = None
     dataset_path: dict = field(default_factory=dict)
+    videos: dict = field(default_factory=dict)
+    frames: int | None = None
     limit: int | None = None
     batch_size: int | None = None
     max_new_tokens: int | None = None
@@ -85,11 +88,16 @@ class EvalSettings:
             )
         return shared
 
+    def task(self, kind: type) -> object:
+        """The benchmark of this class in the dialect, with the videos and frames of one that takes them."""
+        clips = {"frames": self.frames, "videos": self.videos.get(kind.name, self.videos.get(""))}
+        return kind(dialect=self.dialect, **(clips if kind.takes_clips else {}))
+
 
 _LISTS = {"strategy": "strategies", "keep": "keeps", "tasks": "tasks", "against": "against"}
 _PLAIN = (
-    "model", "dialect", "split", "limit", "batch_size", "max_new_tokens", "seed", "device", "system", "pad_square",
-    "overwrite",
+    "model", "dialect", "split", "limit", "frames", "batch_size", "max_new_tokens", "seed", "device", "system",
+    "pad_square", "overwrite",
 )  # fmt: skip
 
 
@@ -97,7 +105,7 @@ _TEXT, _WORD, _NESTED = "text", "true or false", "KEY=VALUE,KEY=VALUE or a mappi
 _KINDS = {
     **dict.fromkeys(("model", "dialect", "split", "device", "system", "output"), (_TEXT, (str, Path))),
     **dict.fromkeys(("pad_square", "overwrite"), (_WORD, bool)), "set": ("a mapping of names to values", Mapping),
-    **dict.fromkeys(("model_args", "dataset_path"), (_NESTED, (str, Mapping))),
+    **dict.fromkeys(("model_args", "dataset_path", "videos"), (_NESTED, (str, Mapping))),
 }  # fmt: skip
 
 
@@ -128,24 +136,25 @@ def settings_from(suite: str | None, options: Mapping) -> EvalSettings:
     if "keep" in overrides:
         raise ConfigError("--set keep=... is not possible here; possible: --keep")
     model_args = parse_model_args(merged.get("model_args", {}))
-    places = parse_places(merged.get("dataset_path", {}))
-    if "dataset_path" in given:
-        check_places(places, values.get("tasks"))
-    return EvalSettings(
-        output=Path(merged["output"]), overrides=overrides, model_args=model_args, dataset_path=places, **values
-    )
+    folders = {}
+    for name in ("dataset_path", "videos"):
+        folders[name] = parse_places(merged.get(name, {}), name)
+        if name in given:
+            check_places(folders[name], values.get("tasks"), name)
+    return EvalSettings(output=Path(merged["output"]), overrides=overrides, model_args=model_args, **folders, **values)
 
 
-def check_places(places: Mapping, tasks: tuple[str, ...] | None) -> None:
+def check_places(places: Mapping, tasks: tuple[str, ...] | None, option: str = "dataset_path") -> None:
     """Raises ConfigError for data locations that no task of the run would use."""
+    option = option.replace("_", "-")
     if tasks is None:
         raise ConfigError(
-            f"--dataset-path {shown(next(iter(places.values())))} has data, but --tasks does not say of what; "
+            f"--{option} {shown(next(iter(places.values())))} has data, but --tasks does not say of what; "
             "possible: --tasks with the benchmark of the data, see `vtc eval tasks`"
         )
     for task in places:
         if task and task not in tasks:
-            raise ConfigError(unknown("task in --dataset-path", task, list(tasks)))
+            raise ConfigError(unknown(f"task in --{option}", task, list(tasks)))
 
 
 def _suite(name: str, possible: list[str]) -> dict:
@@ -172,7 +181,7 @@ def split_list(name: str, value: object) -> tuple[str, ...]:
     return parts
 
 
-def parse_places(value: str | Mapping) -> dict[str, str]:
+def parse_places(value: str | Mapping, name: str = "dataset_path") -> dict[str, str]:
     """Locations by task ("" for all) from `PATH` or `task=PATH,task=PATH`; raises ConfigError for an empty path."""
     if isinstance(value, Mapping):
         return {str(key): str(path) for key, path in value.items()}
@@ -180,7 +189,7 @@ def parse_places(value: str | Mapping) -> dict[str, str]:
     for part in value.split(",") if re.match(r"\w+=", value) else [value]:
         task, _, path = part.partition("=") if re.match(r"\w+=", part) else ("", "=", part)
         if not path.strip():
-            option = f"--dataset-path {shown(value)}"
+            option = f"--{name.replace('_', '-')} {shown(value)}"
             raise ConfigError(f"{option} has an empty path; possible: PATH, or task=PATH,task=PATH")
         places[task] = path.strip()
     return places

@@ -13,6 +13,7 @@ from typing import ClassVar
 
 from vtc.core.errors import ConfigError, shown
 from vtc.core.registry import Registry, unknown
+from vtc.eval.data.clips import Clip
 from vtc.eval.data.docs import FAULT, FOLDER, ROW, Docs, Source, open_source
 from vtc.eval.data.pictures import nothing, picture
 from vtc.eval.metrics import aggregate
@@ -23,7 +24,7 @@ DIALECTS = {
     "lmms": "of lmms-eval",
     "qwen": "of VLMEvalKit for Qwen2-VL and Qwen2.5-VL",
 }
-PICTURE = "<picture>"  # in prompts of `inline` tasks: the place of a picture
+PICTURE = "<picture>"  # in prompts of `inline` tasks: the place of a picture or clip
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,8 @@ class Task(ABC):
     version: increased whenever prompts or scores change, so that old logs are not continued. source: the data on the
     hub, None for a task that needs `--dataset-path` or generates its data. splits: the first is the default. columns:
     the required columns; of several in a tuple one is enough. pictures: columns with pictures. inline: prompts contain
-    `PICTURE` in place of each picture; otherwise all pictures come before the text. max_new_tokens: per answer.
+    `PICTURE` in place of each picture or clip; otherwise these all come before the text. takes_clips: questions are
+    about videos, see `vtc.eval.tasks._video`. max_new_tokens: per answer.
     primary: the figure that tables and plots show, printed times `scale`. test_only_online: splits whose answers are
     not public.
     """
@@ -47,6 +49,7 @@ class Task(ABC):
     columns: ClassVar[tuple[str | tuple[str, ...], ...]] = ()
     pictures: ClassVar[tuple[str, ...]] = ("image",)
     inline: ClassVar[bool] = False
+    takes_clips: ClassVar[bool] = False
     max_new_tokens: ClassVar[int]
     primary: ClassVar[str] = "accuracy"
     scale: ClassVar[float] = 100.0
@@ -150,6 +153,10 @@ class Task(ABC):
         if not values and self.needs_picture(doc):
             raise ConfigError(f"no picture in {' or '.join(map(repr, self.pictures))}")
         return [picture(one, doc.get(FOLDER)) for one in values]
+
+    def clips(self, doc: Mapping) -> list[Clip]:
+        """The clips, in the order of the prompt; raises ConfigError for a video that is missing or cannot be read."""
+        return []
 
     def reference(self, doc: Mapping) -> object:
         """Everything that `score` needs from the doc, as JSON values."""

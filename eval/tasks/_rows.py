@@ -128,6 +128,17 @@ def letter_of(answer: object, options: Mapping[str, str], where: str = "answer")
     return place
 
 
+def letter_of_text(answer: object, options: Mapping[str, str], where: str = "answer") -> str:
+    """The letter of the option whose text is the answer; raises ConfigError if that is none, or several are equal."""
+    text = plain(answer, where).strip()
+    letters = [letter for letter, option in options.items() if option.strip() == text]
+    if len(letters) != 1:
+        raise ConfigError(
+            f"{where}={shown(answer)} is {len(letters)} of the options; possible: one of {shown(options)}"
+        )
+    return letters[0]
+
+
 def _number(text: str) -> float | None:
     try:
         return float(text)

@@ -21,6 +21,8 @@ PLACE = typer.Option(
     metavar="PATH|T=PATH,..",
     help="Data from a local folder or file (parquet, arrow, JSON lines) or another hub id, for all tasks or per task.",
 )
+VIDEOS = typer.Option(metavar="DIR|T=DIR,..", help="Folder of the videos. Default: that of a local data file.")
+FRAMES = typer.Option(metavar="N", help="Evenly spaced frames of each video. Default: the task's own.")
 AGAINST = typer.Option(metavar="P,P", help="Paper cards, shipped or FILE.yaml: print measured beside published.")
 
 
@@ -61,6 +63,8 @@ def eval_(
     tasks: Annotated[str | None, TASKS] = None,
     dialect: Annotated[str | None, DIALECT] = None,
     dataset_path: Annotated[str | None, PLACE] = None,
+    videos: Annotated[str | None, VIDEOS] = None,
+    frames: Annotated[str | None, FRAMES] = None,
     split: Annotated[
         str | None, typer.Option(metavar="NAME", help="Split of the benchmark. Default: the task's own.")
     ] = None,
@@ -107,6 +111,8 @@ def eval_(
           --strategy none,hiprune --keep 192,128,64 --tasks gqa,pope,textvqa_ocr --pad-square --against hiprune \\
           --output results/llava
       vtc eval --model demo --strategy none --tasks mmbench_en --dataset-path my/mmbench --output results/mmbench
+      vtc eval --model path/to/qwen2.5-vl --strategy none,divprune --keep 0.25 --tasks videomme --videos my/videos \\
+          --frames 32 --dialect qwen --output results/videomme
       accelerate launch --num_processes 8 -m vtc.eval --model ... (the same options; on CPUs with --multi_gpu)
       vtc eval --against hiprune                        (the command lines that would measure a paper's card)
       vtc eval --against hiprune --output results/llava (results that are there beside it)
@@ -114,9 +120,10 @@ def eval_(
     """
     options = {
         "model": model, "model_args": model_args, "strategy": strategy, "keep": keep, "set": overrides(settings),
-        "tasks": tasks, "dialect": dialect, "dataset_path": dataset_path, "split": split, "limit": limit,
-        "batch_size": batch_size, "max_new_tokens": max_new_tokens, "seed": seed, "device": device, "system": system,
-        "pad_square": pad_square or None, "against": against, "output": output, "overwrite": overwrite or None,
+        "tasks": tasks, "dialect": dialect, "dataset_path": dataset_path, "videos": videos, "frames": frames,
+        "split": split, "limit": limit, "batch_size": batch_size, "max_new_tokens": max_new_tokens, "seed": seed,
+        "device": device, "system": system, "pad_square": pad_square or None, "against": against, "output": output,
+        "overwrite": overwrite or None,
     }  # fmt: skip
     if context.invoked_subcommand is not None:
         _without({**options, "suite": suite}, f"before `{context.invoked_subcommand}`; possible: behind it")

@@ -55,7 +55,7 @@ class View:
 
     offsets [n]: places of the tokens in the image's run. boxes [n, 4] float64: what each token shows. crops [c, 4]:
     what each crop of the encoder shows; the encoder sees nothing outside of them. name: "picture"; "base" or "tiles" if
-    an image is several crops.
+    an image is several crops; "frame 0", ... for those of a clip.
     """
 
     name: str

@@ -16,6 +16,7 @@ from vtc.engine.calls import Frame, named
 from vtc.engine.changing import decoded
 from vtc.engine.cut import PromptCut
 from vtc.engine.encoder import plan_of
+from vtc.engine.experts import FLAG
 from vtc.engine.inside import Plan, Prefill
 from vtc.engine.labels import Labels
 from vtc.engine.planes import adding
@@ -133,6 +134,7 @@ class Patch:
         self.thread.call = call
         if outer is not None:
             outer.entered = True
+            kwargs = {**kwargs, FLAG: True} if outer.routers else kwargs
         ids, embeds = given.get("input_ids"), given.get("inputs_embeds")
         if kinds:
             call.ids, call.runs = ids, media.encoded(given, kinds, self.thread)
@@ -216,8 +218,8 @@ class Patch:
                 f"{type(module).__name__} was given images, but its language model did not run as a module, so nothing "
                 "was dropped; possible: vtc.patch(model, ...) on the model as it is now"
             )
-        if outer is not None and outer.labels is not None:
-            outer.pruned = call.pruned
+        if outer is not None and (outer.labels is not None or outer.routers):
+            outer.pruned, outer.router_logits = call.pruned, getattr(output, "router_logits", None)
         self._end(call)
 
     def _end(self, call: Call) -> None:

@@ -40,8 +40,8 @@ class Reporter:
         run: VisionRun, encoder_kept: list[Kept] | None = None, frames: list[int] | None = None,
     ) -> Report:  # fmt: skip
         """requests: per prompt, indices of its images. tokens, kept: of each image; encoder_kept: what the
-        stage inside the encoder kept of each, None without one; frames: of each, 0 for an image. before, after: real tokens of each prompt. Raises
-        PatchError where the budget required a drop and nothing was dropped."""
+        stage inside the encoder kept of each, None without one; frames: of each, 0 for an image. before, after: real
+        tokens of each prompt. Raises PatchError where the budget required a drop and nothing was dropped."""
         images = []
         for b, prompt_images in enumerate(requests):
             for j, i in enumerate(prompt_images):

@@ -16,7 +16,7 @@ NEIGHBOURS = 7  # of a token whose density is estimated
 LOWEST = -1 + 1e-6
 
 
-class MergedTrees(NamedTuple):
+class TreeJoins(NamedTuple):
     """Of each token [F * n] the place that it goes to, -1 where it is dropped, and its weight there."""
 
     into: Tensor
@@ -36,7 +36,7 @@ def segments(means: Tensor, cut: float, least: int) -> list[int]:
 
 
 @torch.no_grad()
-def join(x: Tensor, apart: Tensor, quota: list[int], link: float, mean: bool, exact: bool) -> MergedTrees:
+def join(x: Tensor, apart: Tensor, quota: list[int], link: float, mean: bool, exact: bool) -> TreeJoins:
     """Merges the tokens of a segment that are not set apart into about `quota` tokens of each frame.
 
     A token is linked to the most similar one in the frame before if their cosine is above `link`. If fewer tokens are
@@ -72,7 +72,7 @@ def join(x: Tensor, apart: Tensor, quota: list[int], link: float, mean: bool, ex
     free = ~linked & ~apart
     centre, share = _clustered(tree.view_as(x), free, _clusters(free.sum(1).tolist(), quota, exact))
     into = torch.where(apart.flatten(), -1, centre[root])
-    return MergedTrees(into, weight * share[root])
+    return TreeJoins(into, weight * share[root])
 
 
 def _nearest(x: Tensor, apart: Tensor) -> tuple[Tensor, Tensor]:
