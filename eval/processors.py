@@ -29,7 +29,21 @@ def pictures_only(kind: type) -> type:
     def get_attributes(cls) -> list[str]:
         return [name for name in super(reduced, cls).get_attributes() if name != "video_processor"]
 
-    reduced = type(kind.__name__, (kind,), {"get_attributes": classmethod(get_attributes)})
+    from transformers import ProcessorMixin
+
+    class PicturesOnly(ProcessorMixin):
+        """Between a processor class and its base, to which some classes give their video part first."""
+
+        def __init__(self, *parts, **options):
+            super().__init__(*(part for part in parts if part is not None), **options)
+
+    def from_args_and_dict(cls, args: list, *more, **options):
+        parts = dict(zip(cls.get_attributes(), args, strict=False))
+        args = [parts.get(name) for name in kind.get_attributes()]  # in the order of the class's constructor
+        return super(reduced, cls).from_args_and_dict(args, *more, **options)
+
+    members = {f.__name__: classmethod(f) for f in (get_attributes, from_args_and_dict)}
+    reduced = type(kind.__name__, (kind, PicturesOnly), members)
     return reduced
 
 

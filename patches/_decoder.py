@@ -19,28 +19,32 @@ def _parameters(function: Callable) -> frozenset[str]:
     return frozenset(inspect.signature(function).parameters)
 
 
-def _sliding(config: object, layers: int) -> list[bool]:
-    """Which layers have a sliding window."""
-    kinds = getattr(config, "layer_types", None) or []
-    every = getattr(config, "sliding_window", None) is not None
-    return [kinds[i] == "sliding_attention" if kinds else every for i in range(layers)]
+FULL, SLIDING, LINEAR = "full_attention", "sliding_attention", "linear_attention"
+
+
+def layer_kinds(config: object) -> list[str]:
+    """The kind of attention of each layer, by transformers' names of them."""
+    every = FULL if getattr(config, "sliding_window", None) is None else SLIDING
+    return list(getattr(config, "layer_types", None) or [every] * config.num_hidden_layers)
 
 
 class DecoderSite:
     """The layers of a text model. Constructing it changes nothing; a missing part raises UnsupportedError.
 
-    language_model: has `layers` (each with self_attn, mlp, input_layernorm), `rotary_emb` and a config.
+    language_model: has `layers` (each with self_attn, mlp, input_layernorm; linear_attn instead of self_attn where
+    attention is linear), `rotary_emb` and a config. kinds: of each layer's attention, see `layer_kinds`.
     """
 
     def __init__(self, language_model: nn.Module):
         self.model, self.layers = language_model, list(language_model.layers)
-        self._sliding = _sliding(language_model.config, len(self.layers))
-        for name in ("self_attn", "mlp", "input_layernorm"):
-            if not all(hasattr(layer, name) for layer in self.layers):
-                raise UnsupportedError(
-                    f"{type(self.layers[0]).__name__} has no {name!r}: tokens cannot be dropped inside this language "
-                    "model; possible: a stage at the projector (`vtc list`)"
-                )
+        self.kinds = layer_kinds(language_model.config)
+        for layer, kind in zip(self.layers, self.kinds, strict=True):
+            for name in ("linear_attn" if kind == LINEAR else "self_attn", "mlp", "input_layernorm"):
+                if not hasattr(layer, name):
+                    raise UnsupportedError(
+                        f"{type(layer).__name__} has no {name!r}: tokens cannot be dropped inside this language model; "
+                        "possible: a stage at the projector (`vtc list`)"
+                    )
         obstacle = self._obstacle()
         if obstacle:
             raise UnsupportedError(
@@ -57,9 +61,10 @@ class DecoderSite:
             return "rotary embeddings that differ between layers"
         if getattr(self.model.config, "attn_logit_softcapping", None) is not None:
             return "soft-capped attention"
-        if any(not hasattr(layer.self_attn, "config") for layer in self.layers):
+        softmax = [layer.self_attn for layer, kind in zip(self.layers, self.kinds, strict=True) if kind != LINEAR]
+        if not softmax or any(not hasattr(attention, "config") for attention in softmax):
             return "layers without softmax attention"
-        if any(hasattr(layer.self_attn, "sinks") for layer in self.layers):
+        if any(hasattr(attention, "sinks") for attention in softmax):
             return "attention sinks"
         return None
 
@@ -71,8 +76,8 @@ class DecoderSite:
         observe(patchwork, self.layers[layer].self_attn, record, rewrite)
 
     def watch(self, patchwork: Patchwork, layer: int, record: Callable) -> None:
-        """Calls record(input [B, S, D], output [B, S, D]) for the attention and for the MLP of a layer: the input comes
-        from the norm, the output is added to the residual stream."""
+        """Calls record(input [B, S, D], output [B, S, D]) for the attention (softmax or linear) and for the MLP of a
+        layer: the input comes from the norm, the output is added to the residual stream."""
 
         def attention(module: nn.Module, args: tuple, kwargs: dict, output):
             record(args[0] if args else kwargs["hidden_states"], output[0] if isinstance(output, tuple) else output)
@@ -80,8 +85,9 @@ class DecoderSite:
         def mlp(module: nn.Module, args: tuple, kwargs: dict, output):
             record(args[0], output[0] if isinstance(output, tuple) else output)
 
-        patchwork.post_hook(self.layers[layer].self_attn, attention)
-        patchwork.post_hook(self.layers[layer].mlp, mlp)
+        block = self.layers[layer]
+        patchwork.post_hook(block.linear_attn if self.kinds[layer] == LINEAR else block.self_attn, attention)
+        patchwork.post_hook(block.mlp, mlp)
 
     def run_up_to_attention(self, layer: int, hidden: Tensor, rotary: tuple[Tensor, Tensor]) -> None:
         """Runs a layer's norm and projections on hidden [B, S, D] up to its (observed) attention, whose `record` must
@@ -121,7 +127,7 @@ class DecoderSite:
 
     def sliding(self, layer: int) -> bool:
         """Whether a layer has a sliding window."""
-        return self._sliding[layer]
+        return self.kinds[layer] == SLIDING
 
     def _is_one_row(self, layer: int, hidden: Tensor, mask: Tensor | None, cache: object) -> bool:
         """Whether a 2-D mask over a growing cache is already the complete SDPA mask for one new token. The model's own
@@ -138,10 +144,13 @@ class DecoderSite:
 
         hidden [B, S, D]: the layer's input. mask: None, 2-D over the layer's cache and hidden, or a ready-made 4-D one.
         padded: something is masked, so newer versions of transformers need not read the mask to see whether it can be
-        left out (the host would wait for the device).
+        left out (the host would wait for the device). A layer with linear attention takes the 2-D mask of its input.
         """
         from transformers.masking_utils import create_causal_mask, create_sliding_window_causal_mask
 
+        if self.kinds[layer] == LINEAR:
+            flat = mask is not None and mask.ndim == 2 and hidden.shape[1] > 1
+            return mask[:, -hidden.shape[1] :].to(hidden.device) if flat else None
         if self._is_one_row(layer, hidden, mask, cache):
             return mask[:, None, None].bool()
         make = create_sliding_window_causal_mask if self.sliding(layer) else create_causal_mask

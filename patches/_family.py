@@ -20,6 +20,7 @@ from vtc.patches._preset import Preset
 from vtc.patches._reduce import reduce_attention
 from vtc.patches._shape import language_shape
 
+TYPES = {"image": 1, "video": 2}  # of `mm_token_type_ids`
 COMPILED = "_orig_mod"  # where torch.compile keeps the module that it wraps
 
 
@@ -32,9 +33,12 @@ class Family(ABC):
     `get_image_features` with the images' sizes, if these determine the layout; None if tensor shapes do. marks: names
     in the config of the token ids before and after an image's placeholders, if there are any. video: the arguments of
     `get_video_features`, each with the name that `get_image_features` has for it; None where clips are not supported.
+    frames_apart: each frame of a clip stands between marks of its own, not all of them together.
     planes_method: the method of the text model that adds DeepStack planes, if it has any. groups_crops: only the
-    prompt shows which crops form an image (`image_groups`). since: the version of transformers that brought its class,
-    None if all supported versions have it.
+    prompt shows which crops form an image (`image_groups`). clip_end: structural tokens at the end of a clip, which
+    older versions of transformers append to what `get_video_features` returns. since: the version of transformers that
+    brought its class, None if all supported versions have it. rounding: how far logits in float64 may be off where a
+    part of the model computes in float32 whatever its type.
 
     Not inherited by subclasses: follows: the family whose section of a strategy file also applies to this one, if the
     file has none for it. served: its vLLM class as "module:Vtc" followed by the name of the architecture, None if it
@@ -54,8 +58,11 @@ class Family(ABC):
     marks: ClassVar[tuple[str, str] | tuple[()]] = ()
     video: ClassVar[Mapping[str, str] | None] = None
     planes_method: ClassVar[str | None] = None
+    frames_apart: ClassVar[bool] = False
     groups_crops: ClassVar[bool] = False
+    clip_end: ClassVar[int] = 0
     since: ClassVar[str | None] = None
+    rounding: ClassVar[float] = 0.0
     inner_path: ClassVar[str] = "model"
     language_path: ClassVar[str] = "model.language_model"
     attention_path: ClassVar[str]
@@ -121,6 +128,11 @@ class Family(ABC):
         """The layout of each clip, from the arguments of `get_video_features` under the names of `video`."""
         raise UnsupportedError(f"{self.name} takes no clips; possible: images")
 
+    @classmethod
+    def softmax_layers(cls, depth: int) -> tuple[int, ...] | None:
+        """The layers with softmax attention in its published text models of this depth, None if all have it."""
+        return None
+
     def clip_arguments(self, images: Callable, frames: Sequence, fps: float) -> tuple[dict[str, Tensor], int]:
         """The arguments of generate() for one clip, without `input_ids`, made by an image processor, and its number of
         placeholders; for evaluation without torchvision. frames: PIL pictures of one size, `fps` a second. Raises
@@ -147,15 +159,20 @@ class Family(ABC):
 
     @abstractmethod
     def views(self, images: object, size: tuple[int, int], layout: ImageLayout) -> tuple[View, ...]:
-        """Which part of a picture of `size` (height, width) each token of its `layout` shows. images: the image
-        processor that prepared it. Structural tokens are in no view. Raises UnsupportedError for a processor whose
-        resizing is not supported."""
+        """Which part of a picture of `size` (height, width) each token of its `layout` shows; of a clip, a view of each
+        frame, named "frame 0" and so on. images: the image (or video) processor that prepared it. Structural tokens are
+        in no view. Raises UnsupportedError for a processor whose resizing is not supported."""
 
     @abstractmethod
     def random_pictures(self, visual: int, native: int | None, generator: torch.Generator) -> tuple[list[int], dict]:
         """Random images for benchmarks whose layout comes closest to `visual` tokens in one prompt: the tokens of each,
         and the arguments of `get_image_features` (their first axis is images, or patches of all images). native:
         patches along the side of a crop of a tower that may be resized, None where it must keep its size."""
+
+    def random_clip(self, frames: int, visual: int, generator: torch.Generator) -> tuple[list[int], dict]:
+        """A random clip of `frames` pictures for benchmarks, of about `visual` tokens: the tokens of each frame that
+        the encoder makes of them, and the model's arguments (their first axis is clips, or patches of all clips)."""
+        raise UnsupportedError(f"{self.name} takes no clips; possible: images")
 
     def native_side(self) -> int | None:
         """Patches along the side of a crop if a tower with random weights may get another crop size (`fit_tower`); None
@@ -177,11 +194,19 @@ class Family(ABC):
         marks = [getattr(self.model.config, name) for name in self.marks]
         return [*marks[:1], *[self.image_token_id] * tokens, *marks[1:]]
 
+    def clip_ids(self, tokens: list[int]) -> list[int]:
+        """The ids of a clip in a prompt, without timestamps: its placeholders between the marks. tokens: of each
+        frame."""
+        marks, token = [getattr(self.model.config, name) for name in self.marks], self.token_ids()["video"]
+        runs = tokens if self.frames_apart else [sum(tokens)]
+        return [i for run in runs for i in (*marks[:1], *[token] * run, *marks[1:])]
+
     def prompt_inputs(self, ids: Tensor) -> dict[str, Tensor]:
-        """Arguments of generate() for prompts [B, L] without padding, except the images."""
+        """Arguments of generate() for prompts [B, L] without padding, except images and clips."""
         inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
         if "mm_token_type_ids" in inspect.signature(type(self.model).forward).parameters:
-            inputs["mm_token_type_ids"] = (ids == self.image_token_id).int()
+            kinds = self.token_ids() if self.video is not None else {"image": self.image_token_id}
+            inputs["mm_token_type_ids"] = sum(TYPES[kind] * (ids == i).int() for kind, i in kinds.items())
         return inputs
 
     def special_ids(self) -> list[int]:
@@ -244,6 +269,11 @@ class Family(ABC):
     @abstractmethod
     def tiny_inputs(cls, model: nn.Module, images: tuple[int, ...] = (1, 2, 1), seed: int = 0, **kwargs) -> dict:
         """Inputs for `tiny()`: one prompt per entry of `images` with that many images, padded to one length."""
+
+    @classmethod
+    def tiny_clips(cls, model: nn.Module, media: tuple[str, ...] = ("ci", "c", "icc"), seed: int = 0, **kwargs) -> dict:
+        """As `tiny_inputs`, with clips. media: per prompt, a letter for each image ("i") and clip ("c") in order."""
+        raise NotImplementedError(f"{cls.__name__} has no tiny_clips")
 
     def observe(self, patchwork: Patchwork, layer: int, record: Callable) -> None:
         """Calls `record` with the inputs of each attention call of an encoder layer (0-based), see

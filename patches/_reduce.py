@@ -33,9 +33,7 @@ def reduce_attention(
     elif isinstance(signal, ImportantAttention):
         scores = important_columns(query, key, scale, signal.t, cu_seqlens)
     elif isinstance(signal, AttentionColumns):
-        scores = attention_columns(
-            query, key, scale=scale, reduce_queries=signal.reduce_queries, cu_seqlens=cu_seqlens
-        )
+        scores = attention_columns(query, key, scale=scale, reduce_queries=signal.reduce_queries, cu_seqlens=cu_seqlens)
     elif isinstance(signal, PatchAttention):
         options = dict(scale=scale, cu_seqlens=cu_seqlens)
         scores = attention_columns(query, key, reduce_queries="sum", **options)

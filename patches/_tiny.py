@@ -18,11 +18,11 @@ def finish(model: nn.Module) -> nn.Module:
 
 
 def prompts(
-    tokens_per_image: list[list[int]], seed: int, padding: str = "left", image: list[int] | None = None
+    tokens_per_image: list[list[int | list[int]]], seed: int, padding: str = "left", image: list[int] | None = None
 ) -> dict:
     """input_ids and attention_mask [B, L]: text, then each image followed by text; `image` wraps the placeholders.
 
-    tokens_per_image: per prompt, the number of placeholder tokens of each of its images.
+    tokens_per_image: per prompt, the number of placeholder tokens of each of its images; or all ids, as of a clip.
     """
     generator = torch.Generator().manual_seed(seed)
 
@@ -34,7 +34,7 @@ def prompts(
     for i, images in enumerate(tokens_per_image):
         row = [BOS, *text(3 + 2 * i)]
         for n in images:
-            row += [*before, *[IMAGE_TOKEN] * n, *after, *text(4 + i)]
+            row += [*([*before, *[IMAGE_TOKEN] * n, *after] if isinstance(n, int) else n), *text(4 + i)]
         rows.append(row)
     length = max(map(len, rows))
     ids, mask = [], []

@@ -181,19 +181,29 @@ class Llava(Family):
 
     def tile_scores(self, captured: list[Tensor], images: list[ImageLayout], arguments: dict) -> list[list[Tensor]]:
         """captured: [crops, N] per call; a tile takes all patches of its crop, or those left after unpadding."""
-        scores = captured[0] if len(captured) == 1 else torch.cat(captured)
+        return self.by_tile(captured[0] if len(captured) == 1 else torch.cat(captured), images, arguments)
 
-        def tile_rows(tile: Tile) -> Tensor:
-            crop = scores[tile.crop]
-            return crop if tile.tokens == len(crop) else crop[upload(tile.patches, crop.device)]
+    def by_tile(self, x: Tensor, images: list[ImageLayout], arguments: dict, lead: int = 0) -> list[list[Tensor]]:
+        """Rows x [crops, lead + N, ...] of all crops, sorted by image and tile; the `lead` rows of [CLS] stay first."""
+        first = torch.arange(lead)
 
-        return [[tile_rows(tile) for tile in image.tiles] for image in images]
+        def rows(tile: Tile) -> Tensor:
+            crop = x[tile.crop]
+            if tile.tokens + lead == len(crop):
+                return crop
+            return crop[upload(torch.cat([first, tile.patches + lead]), crop.device)]
+
+        return [[rows(tile) for tile in image.tiles] for image in images]
+
+    def crop_counts(self, images: list[ImageLayout], arguments: dict) -> list[int]:
+        """Crops of each image, or frames of each clip."""
+        return [len(image.tiles) for image in images]
 
     def pixel_scores(self, arguments: dict, images: list[ImageLayout], score: Callable) -> list[list[Tensor]]:
         """pixel_values [crops, 3, H, W], or [images, crops, 3, H, W] with filler after an image's crops."""
         pixels, patch = arguments["pixel_values"], self.tower.config.patch_size
         if pixels.ndim == 5:
-            pixels = torch.cat([x[: len(image.tiles)] for x, image in zip(pixels, images, strict=True)])
+            pixels = torch.cat([x[:n] for x, n in zip(pixels, self.crop_counts(images, arguments), strict=True)])
         patches = pixels.unfold(2, patch, patch).unfold(3, patch, patch).permute(0, 2, 3, 1, 4, 5)
         crops = patches.reshape(len(pixels), -1, 3, patch**2)
         return self.tile_scores([torch.stack([score(crop) for crop in crops])], images, arguments)
@@ -207,15 +217,7 @@ class Llava(Family):
         layers = arguments.get("vision_feature_layer") or self.model.config.vision_feature_layer
         layers = [layers] if isinstance(layers, int) else layers
         hidden = torch.cat([torch.cat([states[layer] for layer in layers], -1) for states in captured])
-        first = torch.arange(int(self.encoder.has_cls))
-
-        def rows(tile: Tile) -> Tensor:
-            crop = hidden[tile.crop]
-            if tile.tokens + len(first) == len(crop):
-                return crop
-            return crop[upload(torch.cat([first, tile.patches + len(first)]), crop.device)]
-
-        return [[rows(tile) for tile in image.tiles] for image in images]
+        return self.by_tile(hidden, images, arguments, int(self.encoder.has_cls))
 
     def project(self, tokens: Tensor) -> Tensor:
         """The multi-modal projector."""

@@ -14,6 +14,12 @@ from vtc.patches._preset import Preset
 from vtc.patches._tiny import BOS, EOS, IMAGE_TOKEN, PAD, TEXT, finish, prompts
 from vtc.patches.llava import VICUNA_7B, Llava, clip_config, llama_config
 
+TILINGS = [[24, 48], [48, 24], [48, 48]]
+TOWER = {
+    "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 4, "num_attention_heads": 2, "image_size": 24,
+    "patch_size": 4,
+}  # fmt: skip
+
 
 def _config(**text) -> object:
     from transformers import LlavaNextConfig
@@ -67,6 +73,11 @@ def anyres_tiles(size: tuple[int, int], tiles: tuple[int, int], side: int, unpad
     return side * side + height * (width + newline), tuple(all_tiles)
 
 
+def sizes_of(arguments: dict) -> list[tuple[int, int]]:
+    """The (height, width) of each picture in `image_sizes`."""
+    return [tuple(size) for size in torch.as_tensor(arguments["image_sizes"]).tolist()]
+
+
 @FAMILIES.register("llava_next")
 class LlavaNext(Llava):
     """LLaVA-NeXT / 1.6 (`llava_next`), anyres. Newline tokens mark rows of the full canvas; these rows no
@@ -97,43 +108,42 @@ class LlavaNext(Llava):
 
     def image_layouts(self, arguments: dict) -> list[ImageLayout]:
         """Base and tiles of each image from `image_sizes` [images, 2] (height, width in pixels)."""
-        from transformers.models.llava_next.modeling_llava_next import (
-            get_anyres_image_grid_shape,
-            image_size_to_num_patches,
-        )
-
-        config, vision = self.model.config, self.tower.config
-        side, layouts, crops = vision.image_size // vision.patch_size, [], 0
-        for size in torch.as_tensor(arguments["image_sizes"]).tolist():
-            count = image_size_to_num_patches(size, config.image_grid_pinpoints, vision.image_size)
-            if count > 1:
-                shape = get_anyres_image_grid_shape(size, config.image_grid_pinpoints, vision.image_size)
-                tokens, tiles = anyres_tiles(tuple(size), tuple(shape), side)
-            else:
-                every = torch.arange(side * side)
-                tokens, tiles = side * side + 1, (Tile(0, every, every, (side, side)),)
-            tiles = tuple(replace(t, crop=crops + t.crop) for t in tiles)
-            layouts.append(ImageLayout(tokens, tiles))
+        layouts, crops = [], 0
+        for size, count in zip(sizes_of(arguments), self.tile_counts(arguments), strict=True):
+            layout = self.image_layout(size, count, arguments)
+            layouts.append(replace(layout, tiles=tuple(replace(t, crop=crops + t.crop) for t in layout.tiles)))
             crops += count
         return layouts
 
-    def views(self, images: object, size: tuple[int, int], layout: ImageLayout) -> tuple[View, ...]:
-        """The base crop, stretched over the whole image, and the tiles, on whose canvas the image is centred."""
+    def tile_counts(self, arguments: dict) -> list[int]:
+        """Crops of each image."""
+        return [1 + math.prod(self.tiling(size)) for size in sizes_of(arguments)]
+
+    def tiling(self, size: tuple[int, int]) -> tuple[int, int]:
+        """(rows, columns) of the tiles of a picture of this size."""
         from transformers.models.llava_next.modeling_llava_next import get_anyres_image_grid_shape
 
+        pinpoints, side = self.model.config.image_grid_pinpoints, self.tower.config.image_size
+        return tuple(get_anyres_image_grid_shape(size, pinpoints, side))
+
+    def image_layout(self, size: tuple[int, int], count: int, arguments: dict) -> ImageLayout:
+        """The layout of one image of `count` crops, numbered from 0."""
+        side = self.tower.config.image_size // self.tower.config.patch_size
+        return ImageLayout(*anyres_tiles(size, self.tiling(size), side))
+
+    def token_count(self, size: tuple[int, int]) -> tuple[int, int]:
+        """Tokens and crops of one image of this size."""
+        count = 1 + math.prod(self.tiling(size))
+        return self.image_layout(size, count, {}).tokens, count
+
+    def views(self, images: object, size: tuple[int, int], layout: ImageLayout) -> tuple[View, ...]:
+        """The base crop, stretched over the whole image, and the tiles, on whose canvas the image is centred."""
         base, *tiles = layout.tiles
         first = even_view("base", base.offsets, base.grid, size)
         if not tiles:
             return (first,)
         side, patch = self.tower.config.image_size, self.tower.config.patch_size
-        rows, columns = get_anyres_image_grid_shape(size, self.model.config.image_grid_pinpoints, side)
-        canvas, (down, across) = (rows * side, columns * side), ((rows * side) / size[0], (columns * side) / size[1])
-        if across < down:
-            shown = min(math.ceil(size[0] * across), canvas[0]), canvas[1]
-        else:
-            shown = canvas[0], min(math.ceil(size[1] * down), canvas[1])
-        scale = shown[0] / size[0], shown[1] / size[1]
-        shift = (canvas[0] - shown[0]) // 2, (canvas[1] - shown[1]) // 2
+        columns, (scale, shift) = self.tiling(size)[1], self.on_canvas(size)
         tile_boxes, per = [], side // patch
         for tile in tiles:
             row, column = divmod(tile.crop - base.crop - 1, columns)
@@ -144,67 +154,72 @@ class LlavaNext(Llava):
         placed = [on_picture(x, size, scale, shift) for x in (torch.cat(tile_boxes), crops)]
         return first, View("tiles", offsets, *placed)
 
+    def on_canvas(self, size: tuple[int, int]) -> tuple[tuple[float, float], tuple[int, int]]:
+        """The scale and shift (each vertical, horizontal) by which a picture lies on the canvas of its tiles."""
+        side = self.tower.config.image_size
+        canvas = tuple(n * side for n in self.tiling(size))
+        down, across = canvas[0] / size[0], canvas[1] / size[1]
+        if across < down:
+            shown = min(math.ceil(size[0] * across), canvas[0]), canvas[1]
+        else:
+            shown = canvas[0], min(math.ceil(size[1] * down), canvas[1])
+        scale = shown[0] / size[0], shown[1] / size[1]
+        return scale, ((canvas[0] - shown[0]) // 2, (canvas[1] - shown[1]) // 2)
+
     def random_pictures(self, visual: int, native: int | None, generator: torch.Generator) -> tuple[list[int], dict]:
         """Images of a size that fills one side of a tiling and part of the other; ties go to the fewest crops."""
         size = self.tower.config.image_size
-
-        def layout(height: int, width: int) -> ImageLayout:
-            return self.image_layouts({"image_sizes": [[height, width]]})[0]
-
         tilings = [tuple(tiling) for tiling in self.model.config.image_grid_pinpoints]
-        images = -(-visual // max(layout(*tiling).tokens for tiling in tilings))
+        images = -(-visual // max(self.token_count(tiling)[0] for tiling in tilings))
         step = max(1, size // 24)
         sizes = {(h, w) for h, w in tilings}
         sizes |= {(h, part) for h, w in tilings for part in range(step, w, step)}
         sizes |= {(part, w) for h, w in tilings for part in range(step, h, step)}
-        ranked = ((abs(trial.tokens * images - visual), len(trial.tiles), s) for s in sizes for trial in [layout(*s)])
-        best = min(ranked)[2]
-        tokens, crops = layout(*best).tokens, len(layout(*best).tiles)
+        counts = {s: self.token_count(s) for s in sizes}
+        best = min((abs(tokens * images - visual), crops, s) for s, (tokens, crops) in counts.items())[2]
+        tokens, crops = counts[best]
         pixels = torch.randn(images, crops, 3, size, size, generator=generator)
         return [tokens] * images, {"pixel_values": pixels, "image_sizes": torch.tensor([best] * images)}
 
     @classmethod
     def tiny(cls, **overrides) -> nn.Module:
         """4 encoder layers, 6 x 6 patches per crop, 2 x 2 and 1 x 2 tilings."""
-        from transformers import CLIPVisionConfig, LlamaConfig, LlavaNextConfig, LlavaNextForConditionalGeneration
+        from transformers import LlavaNextConfig, LlavaNextForConditionalGeneration
 
-        vision = CLIPVisionConfig(
-            hidden_size=32,
-            intermediate_size=48,
-            num_hidden_layers=4,
-            num_attention_heads=2,
-            image_size=24,
-            patch_size=4,
-        )
+        options = {"image_seq_length": 36, "vision_feature_select_strategy": "default", **overrides}
+        return cls.build(LlavaNextConfig, LlavaNextForConditionalGeneration, **options)
+
+    @classmethod
+    def build(cls, config_class: type, model_class: type, **options) -> nn.Module:
+        """The tiny model of these classes."""
+        from transformers import CLIPVisionConfig, LlamaConfig
+
+        vision = CLIPVisionConfig(**TOWER)
         torch.manual_seed(0)
-        config = LlavaNextConfig(
-            vision_config=vision,
-            text_config=LlamaConfig(**TEXT, bos_token_id=BOS, eos_token_id=EOS, pad_token_id=PAD),
-            image_token_id=IMAGE_TOKEN,
-            image_grid_pinpoints=[[24, 48], [48, 24], [48, 48]],
-            image_seq_length=36,
-            vision_feature_select_strategy="default",
-            **overrides,
-        )
-        return finish(LlavaNextForConditionalGeneration(config))
+        config = config_class(
+            vision_config=vision, text_config=LlamaConfig(**TEXT, bos_token_id=BOS, eos_token_id=EOS, pad_token_id=PAD),
+            image_token_id=IMAGE_TOKEN, image_grid_pinpoints=TILINGS, **options,
+        )  # fmt: skip
+        return finish(model_class(config))
 
     @classmethod
     def tiny_inputs(cls, model: nn.Module, images: tuple[int, ...] = (1, 2, 1), seed: int = 0, **kwargs) -> dict:
         """Random crops [images, tiles, 3, 24, 24] of pictures of four different sizes."""
-        from transformers.models.llava_next.modeling_llava_next import (
-            get_anyres_image_grid_shape,
-            image_size_to_num_patches,
-        )
-
-        generator = torch.Generator().manual_seed(seed)
-        sizes = [[(40, 44), (24, 48), (50, 20), (48, 33)][i % 4] for i in range(sum(images))]
-        counts = [image_size_to_num_patches(list(s), model.config.image_grid_pinpoints, 24) for s in sizes]
-        shapes = [get_anyres_image_grid_shape(list(s), model.config.image_grid_pinpoints, 24) for s in sizes]
-        tokens = iter([anyres_tiles(s, tuple(g), 6)[0] for s, g in zip(sizes, shapes, strict=True)])
+        generator, family, count = torch.Generator().manual_seed(seed), cls(model), sum(images)
+        sizes = torch.tensor([[(40, 44), (24, 48), (50, 20), (48, 33)][i % 4] for i in range(count)])
+        given = {"image_sizes": sizes, **cls.more_inputs(images)}
+        layouts = family.image_layouts(given) if count else []
+        tokens = iter([layout.tokens for layout in layouts])
         inputs = prompts([[next(tokens) for _ in range(n)] for n in images], seed, **kwargs)
-        if not sizes:
+        if not count:
             return inputs
-        pixels = torch.zeros(len(sizes), max(counts), 3, 24, 24)
-        for i, count in enumerate(counts):
-            pixels[i, :count] = torch.randn(count, 3, 24, 24, generator=generator)
-        return {**inputs, "pixel_values": pixels, "image_sizes": torch.tensor(sizes)}
+        counts = family.tile_counts(given)
+        pixels = torch.zeros(count, max(counts), 3, 24, 24)
+        for i, crops in enumerate(counts):
+            pixels[i, :crops] = torch.randn(crops, 3, 24, 24, generator=generator)
+        return {**inputs, "pixel_values": pixels, **given}
+
+    @staticmethod
+    def more_inputs(images: tuple[int, ...]) -> dict:
+        """What else the model is told about pictures. images: of each prompt."""
+        return {}

@@ -22,6 +22,8 @@ from vtc.patches._preset import Preset
 from vtc.patches._tiny import BOS, EOS, IMAGE_TOKEN, PAD, TEXT, finish, prompts
 
 START, END, VIDEO = 121, 122, 123
+TINY_IMAGES = (1, 12, 16), (1, 8, 12), (1, 20, 8), (1, 10, 10)
+TINY_CLIPS = (3, 8, 8), (2, 8, 12), (2, 12, 4), (3, 4, 8)
 PICTURE = 672  # pixels along a picture that a preset is served with: 24 x 24 visual tokens, as LLaVA has
 ROPE = {"type": "mrope", "rope_type": "default", "mrope_section": [2, 3, 3], "rope_theta": 10000.0}
 
@@ -148,20 +150,31 @@ class Qwen2VL(Family):
         return [raster(i, *grid) for i, grid in enumerate(self.grids(arguments))]
 
     def views(self, images: object, size: tuple[int, int], layout: ImageLayout) -> tuple[View, ...]:
-        """The whole image, stretched to whole tokens, in one even raster."""
+        """The whole image, or each frame of a clip, stretched to whole tokens, in one even raster."""
+        if layout.frames:
+            return tuple(even_view(f"frame {f}", t.offsets, t.grid, size) for f, t in enumerate(layout.tiles))
         (tile,) = layout.tiles
         return (even_view("picture", tile.offsets, tile.grid, size),)
 
     def random_pictures(self, visual: int, native: int | None, generator: torch.Generator) -> tuple[list[int], dict]:
         """One image of rows x columns merged tokens, as close to square as the number allows (at most 1 : 2)."""
+        tokens, pixels, grid = self._random(1, visual, generator)
+        return [tokens], {"pixel_values": pixels, "image_grid_thw": grid}
+
+    def random_clip(self, frames: int, visual: int, generator: torch.Generator) -> tuple[list[int], dict]:
+        """Frames of this kind, each made of `temporal_patch_size` pictures."""
+        joined = -(-frames // self.tower.config.temporal_patch_size)
+        tokens, pixels, grid = self._random(joined, max(1, round(visual / joined)), generator)
+        return [tokens] * joined, {"pixel_values_videos": pixels, "video_grid_thw": grid}
+
+    def _random(self, frames: int, visual: int, generator: torch.Generator) -> tuple[int, Tensor, Tensor]:
         shapes = [(r, round(visual / r)) for r in range(max(1, int((visual / 2) ** 0.5)), int(visual**0.5) + 1)]
         rows, columns = min(shapes, key=lambda shape: (abs(shape[0] * shape[1] - visual), shape[1] - shape[0]))
         vision = self.tower.config
         merge = vision.spatial_merge_size
         width = getattr(vision, "in_channels", 3) * vision.temporal_patch_size * vision.patch_size**2
-        pixels = torch.randn(rows * columns * merge**2, width, generator=generator)
-        grid = torch.tensor([[1, rows * merge, columns * merge]])
-        return [rows * columns], {"pixel_values": pixels, "image_grid_thw": grid}
+        pixels = torch.randn(frames * rows * columns * merge**2, width, generator=generator)
+        return rows * columns, pixels, torch.tensor([[frames, rows * merge, columns * merge]])
 
     def token_side(self) -> int:
         """Side of a block of patches that are merged into one token."""
@@ -245,17 +258,36 @@ class Qwen2VL(Family):
     @classmethod
     def tiny_inputs(cls, model: nn.Module, images: tuple[int, ...] = (1, 2, 1), seed: int = 0, **kwargs) -> dict:
         """Random patches of images of four different grids, with `mm_token_type_ids` where transformers takes it."""
-        generator = torch.Generator().manual_seed(seed)
-        grids = [[(1, 12, 16), (1, 8, 12), (1, 20, 8), (1, 10, 10)][i % 4] for i in range(sum(images))]
-        tokens = iter([h * w // 4 for _, h, w in grids])
-        inputs = prompts([[next(tokens) for _ in range(n)] for n in images], seed, image=([START], [END]), **kwargs)
-        if not grids:
-            return inputs
-        inputs["pixel_values"] = torch.randn(sum(h * w for _, h, w in grids), 3 * 2 * 4 * 4, generator=generator)
-        inputs["image_grid_thw"] = torch.tensor(grids)
-        if "mm_token_type_ids" in inspect.signature(model.forward).parameters:
-            inputs["mm_token_type_ids"] = (inputs["input_ids"] == IMAGE_TOKEN).int()
+        return cls.tiny_clips(model, tuple("i" * n for n in images), seed, **kwargs)
+
+    @classmethod
+    def tiny_clips(cls, model: nn.Module, media: tuple[str, ...] = ("ci", "c", "icc"), seed: int = 0, **kwargs) -> dict:
+        """The same with clips of 2 and 3 frames of different grids."""
+        generator, sizes = torch.Generator().manual_seed(seed), {"i": TINY_IMAGES, "c": TINY_CLIPS}
+        grids = {kind: [sizes[kind][i % 4] for i in range("".join(media).count(kind))] for kind in sizes}
+        rest = {kind: iter(found) for kind, found in grids.items()}
+        rows = []
+        for prompt in media:
+            found = [(kind, *next(rest[kind])) for kind in prompt]
+            rows.append([h * w // 4 if kind == "i" else cls.tiny_clip(t, h * w // 4) for kind, t, h, w in found])
+        inputs = prompts(rows, seed, image=([START], [END]), **kwargs)
+        pixels = {"i": "pixel_values", "c": "pixel_values_videos"}
+        for kind, size in (("i", "image_grid_thw"), ("c", "video_grid_thw")):
+            if grids[kind]:
+                patches = sum(t * h * w for t, h, w in grids[kind])
+                inputs[pixels[kind]] = torch.randn(patches, 3 * 2 * 4 * 4, generator=generator)
+                inputs[size] = torch.tensor(grids[kind])
+        parameters, ids = inspect.signature(model.forward).parameters, inputs["input_ids"]
+        if "mm_token_type_ids" in parameters and any(grids.values()):
+            inputs["mm_token_type_ids"] = (ids == IMAGE_TOKEN).int() + 2 * (ids == VIDEO).int()
+        if "second_per_grid_ts" in parameters and grids["c"]:
+            inputs["second_per_grid_ts"] = torch.tensor([[0.5, 1.0, 2.0, 1.0][i % 4] for i in range(len(grids["c"]))])
         return inputs
+
+    @staticmethod
+    def tiny_clip(frames: int, each: int) -> list[int]:
+        """The ids of a clip of so many (pairs of) frames with `each` tokens."""
+        return [START, *[VIDEO] * (frames * each), END]
 
 
 def by_tile(x: Tensor, images: list[ImageLayout]) -> list[list[Tensor]]:

@@ -42,6 +42,22 @@ def pytest_collection_modifyitems(config, items):
         items[:] = [item for item in items if item not in left_out]
 
 
+def pytest_runtest_setup(item):
+    """Skips, with the reason, what a family cannot have: its class is not in the installed transformers, or it refuses
+    the strategy by name (test_hybrid.py shows that it does)."""
+    if not hasattr(item, "callspec"):
+        return
+    from vtc.patches import FAMILIES, available
+
+    values = [value for value in item.callspec.params.values() if isinstance(value, str)]
+    words = [word for value in values for word in value.split("+")]
+    for family in (word for word in words if word in FAMILIES):
+        if not available(family):
+            pytest.skip(f"{family} is in transformers {FAMILIES[family].since} and later")
+        if FAMILIES[family].softmax_layers(4) is not None and {*words} & {"autoprune", "var"}:
+            pytest.skip(f"{family} has linear attention, and the method needs softmax attention in every layer")
+
+
 def cover(cases: list, size: int) -> set:
     """Few of the cases of a test, among which each value of each parameter occurs (size 1), or each pair of values that
     two parameters can have together (size 2). Which ones depends on the test's name, so that the values meet others in

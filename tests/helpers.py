@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from transformers import MistralConfig, Qwen2Config
 
 import vtc
+from tests import helpers_delta
 from vtc.check.batch import IMAGES, Generated, Words, forward, generate, grow, positions_of, split
 from vtc.check.trace import shape_of, state
 from vtc.check.trial import Tiny, Trial
@@ -21,6 +22,7 @@ from vtc.patches._tiny import BOS, EOS, IMAGE_TOKEN, PAD, TEXT
 
 __all__ = ["IMAGES", "Words", "Generated", "forward", "generate", "grow", "positions_of", "shape_of", "split", "state"]
 
+helpers_delta.install()
 SPECIAL = dict(bos_token_id=BOS, eos_token_id=EOS, pad_token_id=PAD)
 VARIANTS = {
     "llava-siglip": ("llava", lambda: dict(tower="siglip")),
@@ -28,13 +30,17 @@ VARIANTS = {
     "llava-qwen2": ("llava", lambda: dict(text=Qwen2Config(**TEXT, **SPECIAL))),
 }
 CASES = [*vtc.families(), *VARIANTS]
+HYBRIDS = [name for name in vtc.families() if FAMILIES[name].softmax_layers(4) is not None]  # see test_hybrid.py
+WITH_ENCODER_SITE = [case for case in CASES if case not in ("mistral3",)]  # a refusal says why
 IN_ENCODER = [name for name in vtc.strategies() if vtc.load_strategy(name).encoder]
 INSIDE = [name for name in vtc.strategies() if vtc.load_strategy(name).decoder and name not in IN_ENCODER]
 # Those whose choice depends on the prompt's text: without a cache they choose anew when the text has grown.
 READERS = ("cdpruner", "mmtok", "recoverable", "visiontrim")
 ADAPTIVE = [name for name in vtc.strategies() if any(s.stage.adaptive for s in vtc.load_strategy(name).stages)]
 CHANGING = [name for name in vtc.strategies() if vtc.load_strategy(name).attention]  # attention, dropping nothing
-STRATEGIES = [name for name in vtc.strategies() if name not in (*INSIDE, *IN_ENCODER, *CHANGING)]  # projector only
+PROJECTOR = [name for name in vtc.strategies() if name not in (*INSIDE, *IN_ENCODER, *CHANGING)]  # there only
+CLIPS = [name for name in PROJECTOR if vtc.load_strategy(name).projector.stage.clips]  # keep images whole
+STRATEGIES = [name for name in PROJECTOR if name not in CLIPS]
 
 
 def family_of(case: str) -> str:

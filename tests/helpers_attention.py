@@ -7,17 +7,19 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from tests.helpers import IMAGE_TOKEN
 from tests.helpers_decoder import truth
+from tests.helpers_oracle import layouts
 
 ORACLE, STEPS = "tests_whole_matrices", 4
 LOW = {"tau": 1.5, "min_image_attention": 0.05, "min_nonsink_share": 0.3}
 
 
 class Whole:
-    """An attention function of whole matrices. stage: the knobs; ids [L]: the prompt's; hidden, order: of each layer,
-    what enters it and the places that are left, as the oracle's `watch` tells them."""
+    """An attention function of whole matrices. stage: the knobs; ids [L]: the prompt's; end: the last place of its
+    first image; hidden, order: of each layer, what enters it and the places that are left, as the oracle's `watch`
+    tells them."""
 
-    def __init__(self, stage, ids):
-        self.stage, self.ids, self.hidden, self.order, self.changed = stage, ids, {}, {}, 0
+    def __init__(self, stage, ids, end):
+        self.stage, self.ids, self.end, self.hidden, self.order, self.changed = stage, ids, end, {}, {}, 0
 
     def watch(self, layer, before, view_before, hidden, view):
         self.hidden[layer], self.order[layer] = hidden[0], view.order
@@ -52,7 +54,7 @@ class Whole:
         whole = torch.arange(len(visual))
         image = torch.zeros_like(visual)
         image[: len(self.ids)] = self.ids == IMAGE_TOKEN
-        rows = whole[(whole > places[0]) & ~image]
+        rows = whole[(whole > self.end) & ~image]
         for head in attention:
             for row in rows.tolist():
                 a = head[row].clone()
@@ -81,6 +83,9 @@ def whole_matrices(model, oracle):
 
 def expected(model, single, drops, config, entered, draft):
     """The oracle's answer for one prompt, and how many rows of heads it changed in the end."""
-    oracle = Whole(config.attention.stage, single["input_ids"][0])
+    ids = single["input_ids"][0]
+    places = (ids == IMAGE_TOKEN).nonzero().flatten()
+    end = int(places[layouts(model, single)[0].tokens - 1]) if len(places) else -1
+    oracle = Whole(config.attention.stage, ids, end)
     with whole_matrices(model, oracle):
         return truth(model, single, drops, STEPS, entered, draft, oracle.watch), oracle.changed

@@ -3,6 +3,7 @@
 import string
 from pathlib import Path
 
+import pytest
 import transformers
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
@@ -35,6 +36,8 @@ def tokenizer_for(model, image: str, extra: dict[int, str] | None = None) -> Pre
 
 def save_tiny(kind: str, folder: Path) -> Path:
     """Writes the tiny random model of a family with its processor; returns the folder."""
+    if kind == "mistral3":
+        pytest.skip("transformers' PixtralProcessor needs torchvision, which the tests do without")
     model = FAMILIES[kind].tiny()
     processor = (_marked_processor if FAMILIES[kind].marks else _plain_processor)(model)
     processor.save_pretrained(folder)
@@ -58,10 +61,15 @@ def _plain_processor(model):
     images = "CLIPImageProcessor"
     if hasattr(config, "image_grid_pinpoints"):
         sizes["image_grid_pinpoints"], images = config.image_grid_pinpoints, "LlavaNextImageProcessor"
-    return _class(config)(
-        image_processor(images)(**sizes), tokenizer_for(model, "<image>"),
-        patch_size=config.vision_config.patch_size, vision_feature_select_strategy="default",
-        num_additional_image_tokens=1, chat_template=TEMPLATE.replace("PLACE", "<image>\n"),
+    strategy, kind = config.vision_feature_select_strategy, _class(config)
+    grid = {"patch_size": config.vision_config.patch_size, "num_additional_image_tokens": 1}
+    if strategy == "full":
+        images, sizes["size"] = "LlavaOnevisionImageProcessor", sizes["crop_size"]
+        grid = {"num_image_tokens": (side // config.vision_config.patch_size) ** 2}
+    extra = {config.video_token_id: "<video>"} if hasattr(config, "video_token_id") else None
+    return (kind if extra is None else pictures_only(kind))(
+        image_processor=image_processor(images)(**sizes), tokenizer=tokenizer_for(model, "<image>", extra),
+        vision_feature_select_strategy=strategy, chat_template=TEMPLATE.replace("PLACE", "<image>\n"), **grid,
     )  # fmt: skip
 
 

@@ -4,16 +4,20 @@ It is told which places survive each drop and does the rest by itself: the whole
 what is gone, positions are worked out per layer, and each written token is computed with the whole text before it.
 """
 
-from collections.abc import Callable
+import functools
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 import vtc
-from tests.helpers import IMAGE_TOKEN, family_of, forward, patched, spy
+from tests.helpers import family_of, forward, model_of, patched, spy
+from tests.helpers_costs import kinds_of
 from tests.helpers_merging import MERGED_BEFORE, merging_of
-from tests.helpers_oracle import layouts, unpruned
+from tests.helpers_oracle import planes_of, unpruned, visual_places
+from vtc.core.signals import Decoder
 
 
 @dataclass(frozen=True)
@@ -23,7 +27,8 @@ class Drop:
     layer: the first to see fewer tokens (0 for a stage at the projector). kept: per image, the places that stay in its
     own run of tokens, in the order in which they then stand. compact: positions are renumbered. contextual: per image,
     how many of the kept tokens, at the end, take in those that go (None: nothing merges here). merging: of other
-    methods that merge, what hidden states become: (them, the view, the drop, where each image's tokens are) -> them.
+    methods that merge, what hidden states or planes become: (they, the hidden states, the view, the drop, where each
+    image's tokens are) -> they.
     """
 
     layer: int
@@ -63,12 +68,21 @@ def drops_of(report, prompt: int, config) -> list[Drop]:
         inside = [step for step in images[0].steps[:number] if step.stage == stage.method]
         contextual, merging = None, merging_of(stage, steps)
         if stage.method == "visiondrop":
-            share = stage.stage.contextual[len(inside)]
+            share = stage.stage.contextual[_step_at(stage.stage.layers, steps[0].layer, len(inside), report.shape)]
             contextual = [round(step.after * share) if step.after < step.before else 0 for step in steps]
         layer = 0 if steps[0].layer is None else steps[0].layer
         kept, compact = [step.kept.cpu() for step in steps], stage.positions == "compact"
         drops.append(Drop(layer, kept, compact, contextual, merging))
     return drops
+
+
+def _step_at(layers, layer: int, number: int, shape) -> int:
+    """Which of the steps asked for before `layers` took place before `layer`, the `number`-th in the report: where
+    several come to lie before one layer with softmax attention, the last."""
+    if shape.softmax is None:
+        return number
+    asked = [Decoder("", shape.layers).layer(value, "") for value in layers]
+    return max(i for i, a in enumerate(asked) if min(s for s in shape.softmax if s >= a) == layer)
 
 
 @torch.no_grad()
@@ -77,26 +91,27 @@ def truth(
     single: dict,
     drops: list[Drop],
     steps: int = 1,
-    entered: Tensor | None = None,
+    entered: list[Tensor] | None = None,
     draft=(),
     watch=None,
 ) -> Truth:
     """One unpadded prompt through the unpatched model, and what greedy decoding writes after it.
 
-    entered [n, D]: what the language model receives after a stage at the projector, where the oracle does not redo it.
+    entered: what the language model receives [n, D] after a stage at the projector, and what it adds after its first
+    layers, where the oracle does not redo it.
     draft: a guess of the tokens. It saves passes, since one pass checks them all, and does not influence the result.
     watch(layer, hidden, view, hidden after drops, view after drops) is called before each layer runs.
     """
     assert "_vtc_patch" not in vars(model)
-    embeds, positions = unpruned(model, single)
+    (embeds, positions), planes = unpruned(model, single), planes_of(model, single)
     guess = (list(draft) + [0] * steps)[: steps - 1]
-    is_image = single["input_ids"][0] == IMAGE_TOKEN
-    sizes = [layout.tokens for layout in layouts(model, single)] if is_image.any() else []
-    runs = list(is_image.nonzero().flatten().split(sizes)) if sizes else []
+    runs = visual_places(model, single)
     while True:
         hidden = torch.cat([embeds, model.get_input_embeddings()(torch.tensor([guess], dtype=torch.long))], 1)
-        view = View(torch.arange(embeds.shape[1]), positions.reshape(-1, embeds.shape[1]), int(positions.max()) + 1)
-        hidden, view = _layers(model, hidden, view, drops, runs, len(guess), entered, watch)
+        view = View(
+            torch.arange(embeds.shape[1]), positions.reshape(-1, embeds.shape[1]), int(positions[..., -1].max()) + 1
+        )
+        hidden, view = _layers(model, hidden, view, drops, runs, len(guess), entered, watch, planes)
         rows = torch.cat([view.order, torch.arange(embeds.shape[1], hidden.shape[1])])
         logits = model.lm_head(model.model.language_model.norm(hidden[0, rows]))
         allowed = logits[len(view.order) - 1 :].clone()
@@ -108,31 +123,38 @@ def truth(
         guess = tokens[: wrong + 1] + guess[wrong + 1 :]
 
 
-def _layers(model, hidden, view: View, drops, runs, written: int, entered, watch) -> tuple[Tensor, View]:
+def _layers(model, hidden, view: View, drops, runs, written: int, entered, watch, planes) -> tuple[Tensor, View]:
     """All layers over [1, L + written, D]; returns the last one's output and the last view."""
-    language, length = model.model.language_model, hidden.shape[1] - written
+    language, length, planes = model.model.language_model, hidden.shape[1] - written, list(planes)
     for index, layer in enumerate(language.layers):
         given = hidden, view
         for drop in (d for d in drops if d.layer == index):
             before, view = view, _dropped(view, drop, runs)
-            if drop.merging is not None:
-                hidden = drop.merging(hidden, before, drop, runs)
-            elif drop.contextual is not None:
+            merging = drop.merging
+            if drop.contextual is not None:
                 keys = heads_of(language, layer, "k_proj", hidden[:, :length], before).mean(1)
-                hidden = _merged(hidden, before, drop, runs, keys)
+                merging = functools.partial(_merged, keys)
+            if merging is not None:
+                planes[index:] = [merging(x[None], hidden, before, drop, runs)[0] for x in planes[index:]]
+                hidden = merging(hidden, hidden, before, drop, runs)
             if index == 0 and entered is not None:
                 hidden = hidden.clone()
-                hidden[0, view.order] = entered
+                hidden[0, view.order] = entered[0]
         if watch is not None:
             watch(index, *given, hidden, view)
         where = torch.cat([view.positions, view.following + torch.arange(written).expand(len(view.positions), -1)], 1)
-        out = layer(
-            hidden,
-            attention_mask=_mask(view, length, written, getattr(language.config, "sliding_window", None)),
-            position_embeddings=_rotary(language, hidden, where),
-            position_ids=None,
-        )
-        hidden = out[0] if isinstance(out, tuple) else out
+        mask = _mask(view, length, written, getattr(language.config, "sliding_window", None))
+        options = dict(position_embeddings=_rotary(language, hidden, where), position_ids=None)
+        if hasattr(layer, "linear_attn"):  # a state would take in what is masked, so what is gone is taken out
+            rows = torch.cat([view.order, torch.arange(length, hidden.shape[1])])
+            hidden = hidden.index_copy(1, rows, layer(hidden[:, rows], attention_mask=None, **options))
+        else:
+            out = layer(hidden, attention_mask=mask, **options)
+            hidden = out[0] if isinstance(out, tuple) else out
+        if entered is not None and index + 1 < len(entered):
+            hidden[0, view.order] += entered[index + 1]
+        elif entered is None and index < len(planes):
+            hidden[0, :length] += planes[index]
     return hidden, view
 
 
@@ -155,15 +177,15 @@ def _mask(view: View, length: int, written: int, window: int | None) -> Tensor:
 
 
 def _dropped(view: View, drop: Drop, runs: list[Tensor]) -> View:
-    """The sequence after a drop: each image's survivors stand where the image stood."""
-    order = view.order.tolist()
-    for run, kept in zip(runs, drop.kept, strict=True):
-        mine, left = set(run.tolist()), run[kept].tolist()
-        assert drop.layer == 0 or set(left) <= set(order)
-        first = next(i for i, place in enumerate(order) if place in mine)
-        after = [place for place in order[first:] if place not in mine]
-        order = [*order[:first], *left, *after]
-    order = torch.tensor(order)
+    """The sequence after a drop: an image's survivors stand in their own order in the places that they had."""
+    visual = {place for run in runs for place in run.tolist()}
+    text, left = (
+        set(view.order.tolist()) - visual,
+        [run[kept].tolist() for run, kept in zip(runs, drop.kept, strict=True)],
+    )
+    assert drop.layer == 0 or set().union(*left) <= set(view.order.tolist())
+    stands = {slot: place for mine in left for slot, place in zip(sorted(mine), mine, strict=True)}
+    order = torch.tensor([stands.get(slot, slot) for slot in sorted(text.union(*left))])
     if not drop.compact:
         return View(order, view.positions, view.following)
     positions = view.positions.clone()
@@ -175,10 +197,14 @@ def heads_of(language: nn.Module, layer: nn.Module, projection: str, hidden: Ten
     """Queries ("q_proj") or keys ("k_proj") [L, heads, e] of what is about to enter a layer, after RoPE."""
     states = getattr(layer.self_attn, projection)(layer.input_layernorm(hidden))[0]
     width = layer.self_attn.head_dim
-    states = states.view(len(states), -1, width)
+    norm = getattr(layer.self_attn, f"{projection[0]}_norm", nn.Identity())
+    gated = projection == "q_proj" and states.shape[1] == 2 * language.config.num_attention_heads * width
+    states = norm(states.view(len(states), -1, 2 * width if gated else width)[..., :width])  # a head's gate comes last
     cos, sin = (_one_axis(language, x)[0].unsqueeze(1) for x in _rotary(language, hidden, view.positions))
-    turned = torch.cat([-states[..., width // 2 :], states[..., : width // 2]], -1)
-    return states * cos + turned * sin
+    half = cos.shape[-1] // 2  # the rest of a head is not turned
+    first, second, rest = states[..., :half], states[..., half : 2 * half], states[..., 2 * half :]
+    turned = states[..., : 2 * half] * cos + torch.cat([-second, first], -1) * sin
+    return torch.cat([turned, rest], -1)
 
 
 def turned_ones(language: nn.Module, hidden: Tensor, view: View) -> Tensor:
@@ -196,9 +222,9 @@ def _one_axis(language: nn.Module, x: Tensor) -> Tensor:
     return torch.cat([part[i % 3] for i, part in enumerate(x.split(sections, -1))], -1)
 
 
-def _merged(hidden: Tensor, view: View, drop: Drop, runs: list[Tensor], keys: Tensor) -> Tensor:
+def _merged(keys: Tensor, x: Tensor, hidden, view: View, drop: Drop, runs: list[Tensor]) -> Tensor:
     """Contextual tokens take in the mean of the dropped tokens whose key is most like theirs."""
-    out = hidden.clone()
+    out = x.clone()
     for run, kept, count in zip(runs, drop.kept, drop.contextual, strict=True):
         mine = [place for place in view.order.tolist() if place in set(run.tolist())]
         left = run[kept].tolist()
@@ -214,7 +240,7 @@ def _merged(hidden: Tensor, view: View, drop: Drop, runs: list[Tensor], keys: Te
             groups[contextual[int((unit[contextual] @ unit[place]).argmax())]].append(place)
         for place, members in groups.items():
             if members:
-                out[0, place] = hidden[0, place] + hidden[0, members].mean(0)
+                out[0, place] = x[0, place] + x[0, members].mean(0)
     return out
 
 
@@ -248,16 +274,45 @@ def truths(model: nn.Module, singles: list[dict], report, config, entered=None, 
     ]  # fmt: skip
 
 
-def entered_of(model: nn.Module, inputs: dict, config) -> list[Tensor] | None:
+def entered_of(model: nn.Module, inputs: dict, config) -> list[list[Tensor]] | None:
     """What the language model of a patched model receives of each prompt [n, D], where a stage merges before the
-    projector (the oracle does not redo the encoder); else None."""
+    projector (the oracle does not redo the encoder), and what it adds after its first layers; else None."""
     if config.projector is None or config.projector.method not in MERGED_BEFORE:
         return None
-    with spy(model) as seen:
+    with spy(model) as seen, _additions(model) as added:
         forward(model, inputs)
-    mask, embeds = seen[0]["attention_mask"], seen[0]["inputs_embeds"]
-    real = torch.ones(embeds.shape[:2], dtype=torch.bool) if mask is None else mask.bool()
-    return [row[stays] for row, stays in zip(embeds, real, strict=True)]
+    right, found = bool((inputs["attention_mask"][:, -1] == 0).any()), [seen[0]["inputs_embeds"], *added]
+    return [
+        [x[b, :n] if right else x[b, -n:] for x, n in zip(found, [mine[0], *mine], strict=False)]
+        for b, mine in enumerate(vtc.report(model).prompt_lengths)
+    ]
+
+
+@contextmanager
+def _additions(model: nn.Module) -> Iterator[list[Tensor]]:
+    """What the text model adds to hidden states [B, K, D] after its first layers, see `helpers_oracle.planes_of`."""
+    language, name, seen = model.model.language_model, "_deepstack_process", []
+    if not hasattr(language, name):
+        yield seen
+        return
+    stock, original = name not in vars(language), getattr(language, name)
+
+    def noting(hidden: Tensor, *rows: Tensor) -> Tensor:
+        seen.append(original(hidden, *rows) - hidden)
+        return hidden + seen[-1]
+
+    setattr(language, name, noting)
+    try:
+        yield seen
+    finally:
+        delattr(language, name) if stock else setattr(language, name, original)
+
+
+def decoder_of(case: str) -> Decoder:
+    """The facts about the language model of a case."""
+    kinds = kinds_of(model_of(case).config.get_text_config())
+    softmax = tuple(i for i, linear in enumerate(kinds) if not linear)
+    return Decoder(family_of(case), len(kinds), softmax if any(kinds) else None)
 
 
 def resolved(strategy, case: str, **options):

@@ -5,13 +5,12 @@ windows and log sizes, and nothing is batched. Of a stage it uses `select`, with
 """
 
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
 
-from tests.helpers import IMAGE_TOKEN
-from tests.helpers_oracle import layouts, truth
+from tests.helpers_oracle import layouts, truth, visual_places
 from vtc.core.selection import Merge, Selection
 from vtc.core.signals import (
     AttentionColumns,
@@ -130,13 +129,15 @@ def watched(module: nn.Module):
 @dataclass
 class Unit:
     """One crop or packed image. h [lead + n * cell, D] in the stage's order; place [n]: of each token; size [n]; carry
-    [n]; gone: members of each token, by place."""
+    [n]; members of each token, by place; planes: the places of the tokens that each DeepStack plane was made of, and
+    its rows."""
 
     h: Tensor
     place: Tensor
     size: Tensor
     carry: Tensor
     members: list
+    planes: list = field(default_factory=list)
 
 
 class Hand:
@@ -149,6 +150,8 @@ class Hand:
         self.singly = stage.singly(self.encoder) and self.encoder.cell > 1
         self.cell = 1 if self.singly else self.encoder.cell
         self.packed = self.encoder.cell > 1
+        layers = getattr(self.family.tower, "deepstack_visual_indexes", ())
+        self.planes = dict(zip(layers, self.family.tower.deepstack_merger_list, strict=True)) if layers else {}
 
     def rows(self, tokens: Tensor) -> Tensor:
         """Rows of h, or patches of the unpruned sequence, of these tokens."""
@@ -272,6 +275,9 @@ class Hand:
                 norm = block.norm2 if self.packed else block.layer_norm2
                 unit.h = unit.h + block.mlp(norm(unit.h))
             self.due(layer, False, units, found, counts)
+            for unit in units if layer in self.planes else ():
+                order = unit.place.argsort()
+                unit.planes.append((unit.place[order], self.planes[layer](unit.h[self.rows(order)])))
         return units
 
     def due(self, layer, within, units, found, counts) -> None:
@@ -295,16 +301,15 @@ def encoded(model: nn.Module, single: dict, stage: EncoderStage, targets) -> lis
     """
     hand = Hand(model, stage)
     assert "_vtc_patch" not in vars(model)
-    contexts = [None] * len(hand.blocks)
-    with watched(hand.blocks[0]) as first, _all(hand.blocks, contexts):
+    images, found = layouts(model, single), []
+    if hand.packed:
+        media = {kind: _packed(model, hand, single, kind, targets) for kind in NAMES}
+        return [next(media["video" if image.frames else "image"]) for image in images]
+    with watched(hand.blocks[0]) as first:
         model(**single)
     args, kwargs = first[0]
     h = args[0] if args else kwargs["hidden_states"]
-    images, found = layouts(model, single), []
-    for i, image in enumerate(images):
-        if hand.packed:
-            found.append(_packed_image(model, hand, single, i, h, contexts, targets))
-            continue
+    for image in images:
         crops = [h[tile.crop] for tile in image.tiles]
         units = hand.run(crops, targets([len(c) - hand.lead for c in crops]), {})
         full, alive = torch.zeros(image.tokens, model.config.text_config.hidden_size).to(h.dtype), []
@@ -339,34 +344,49 @@ def _all(blocks: list[nn.Module], contexts: list):
             handle.remove()
 
 
-def _packed_image(model, hand, single, i, h, contexts, targets):
-    """As in `encoded`, image i of a packed encoder."""
-    grids = single["image_grid_thw"].tolist()
-    sizes = [t * a * b for t, a, b in grids]
-    start, size = sum(sizes[:i]), sizes[i]
-    mine = {}
-    for layer, ((cos, sin), bounds) in enumerate(contexts):
-        inside = bounds[(bounds >= start) & (bounds <= start + size)] - start
-        mine[layer] = (cos[start : start + size], sin[start : start + size]), inside
-    cells = size // hand.encoder.cell
-    (unit,) = hand.run([h[start : start + size]], targets([cells]), mine)
-    order = unit.place.argsort()
-    rows = unit.h[hand.rows(order)]
-    features = model.model.visual.merger(rows)
-    if hand.singly:
-        return torch.arange(len(features)), features, [unit]
-    raster = torch.arange(cells)
-    if hand.family.name == "qwen2_5_vl":
-        vision = model.config.vision_config
-        _, a, b = grids[i]
-        raster = window_index(a // 2, b // 2, vision.window_size // 2 // vision.patch_size)
-    places = raster[unit.place[order]]
-    return places.sort().values, features[places.argsort()], [unit]
+NAMES = {"image": ("pixel_values", "image_grid_thw"), "video": ("pixel_values_videos", "video_grid_thw")}
+
+
+def _packed(model, hand, single, kind, targets):
+    """As in `encoded`, the images or the clips of a prompt one by one, from a packed encoder; a frame is a unit."""
+    pixels, sizes = NAMES[kind]
+    contexts, start = [None] * len(hand.blocks), 0
+    with watched(hand.blocks[0]) as first, _all(hand.blocks, contexts):
+        getattr(model.model, f"get_{kind}_features")(single[pixels], single[sizes])
+    args, kwargs = first[0]
+    h = args[0] if args else kwargs["hidden_states"]
+    for frames, a, b in single[sizes].tolist():
+        size, mine = a * b, {}
+        for layer, ((cos, sin), bounds) in enumerate(contexts):
+            inside = bounds[(bounds >= start) & (bounds <= start + size)] - start
+            mine[layer] = (cos[start : start + size], sin[start : start + size]), inside
+        cells = size // hand.encoder.cell
+        parts = h[start : start + frames * size].split(size)
+        units = hand.run(list(parts), targets([cells] * frames), mine)
+        start += frames * size
+        raster, places, features = torch.arange(cells), [], []
+        if hand.family.name == "qwen2_5_vl":
+            vision = model.config.vision_config
+            raster = window_index(a // 2, b // 2, vision.window_size // 2 // vision.patch_size)
+        for number, unit in enumerate(units):
+            order = unit.place.argsort()
+            rows = model.model.visual.merger(unit.h[hand.rows(order)])
+            where = torch.arange(len(rows)) if hand.singly else raster[unit.place[order]]
+            places.append(where.sort().values + number * cells)
+            features.append(rows[where.argsort()])
+        yield torch.cat(places), torch.cat(features), units
 
 
 def truth_of(model: nn.Module, single: dict, stage: EncoderStage, targets, positions: str):
     """What the language model of an unpatched model gives for the shortened prompt; see `helpers_oracle.truth`."""
     found = encoded(model, single, stage, targets)
     kept = [places for places, _, _ in found]
-    assert int((single["input_ids"] == IMAGE_TOKEN).sum()) >= sum(map(len, kept))
-    return truth(model, single, kept, positions, features=[features for _, features, _ in found]), found
+    assert sum(map(len, visual_places(model, single))) >= sum(map(len, kept))
+    features, planes = [features for _, features, _ in found], [_planes(*units) for *_, units in found]
+    return truth(model, single, kept, positions, features=features, planes=planes), found
+
+
+def _planes(*units: Unit) -> list[Tensor]:
+    """The rows of each plane whose tokens are left of an image; a token has those made of itself before it merged."""
+    rows = [[plane[torch.isin(places, unit.place)] for places, plane in unit.planes] for unit in units]
+    return [torch.cat(parts) for parts in zip(*rows, strict=True)]

@@ -17,6 +17,7 @@ MERGED_BEFORE = (
     "prunesid",
     "visiontrim",
     "vscan_projector",
+    "flashvid",
 )
 ORDERED = ("visiondrop", "sparsevlm", "autoprune")  # strategies that put merged tokens last
 
@@ -58,32 +59,34 @@ def clusters_of(step, members) -> int:
     return min(found)
 
 
-def recycled(members, counts, hidden: Tensor, view, drop, runs: list[Tensor], divisor: float = 1e-6) -> Tensor:
+def recycled(members, counts, x: Tensor, hidden, view, drop, runs: list[Tensor], divisor: float = 1e-6) -> Tensor:
     """SparseVLM: the last tokens are the mean of what flows into them, divided by its number plus 1e-6."""
-    out = hidden.clone()
+    out = x.clone()
     for run, kept, count, mine in zip(runs, drop.kept, counts, members, strict=True):
         for place in kept[len(kept) - count :].tolist():
             assert place in mine[place]
             assert not set(mine[place]) & set(kept[: len(kept) - count].tolist())
-            out[0, run[place]] = hidden[0, run[mine[place]]].sum(0) / (len(mine[place]) + divisor)
+            out[0, run[place]] = x[0, run[mine[place]]].sum(0) / (len(mine[place]) + divisor)
     return out
 
 
-def reconstructed(basis: int, hidden: Tensor, view, drop, runs: list[Tensor]) -> Tensor:
+def reconstructed(basis: int, x: Tensor, hidden: Tensor, view, drop, runs: list[Tensor]) -> Tensor:
     """ApET: see `apet`, on the tokens that are left of each image."""
-    out = hidden.clone()
+    out = x.clone()
     for run, kept in zip(runs, drop.kept, strict=True):
         order = [place for place in view.order.tolist() if place in set(run.tolist())]
-        places, tokens = apet(hidden[0, order], len(kept), basis, by_error=True)
+        places, tokens = apet(hidden[0, order], len(kept), basis, by_error=True, made_of=x[0, order])
         assert [order[i] for i in places] == run[kept].tolist()
         out[0, run[kept]] = tokens
     return out
 
 
-def apet(x: Tensor, count: int, many: int, by_error: bool = False, own: float = 0.0, first: int = 0):
-    """The kept tokens of x [n, D], ascending, and what becomes of them [count, D]."""
+def apet(x: Tensor, count: int, many: int, by_error=False, own: float = 0.0, first: int = 0, made_of=None):
+    """The kept tokens of x [n, D], ascending, and what becomes of them [count, D]; or of the rows of another tensor, by
+    the same weights."""
+    made_of = x if made_of is None else made_of
     if count == len(x):
-        return list(range(count)), x
+        return list(range(count)), made_of
     basis = [first]
     while len(basis) < min(many, max(1, count - 1)):
         away = [min(float((a - x[j]).square().sum()) for j in basis) for a in x]
@@ -99,8 +102,8 @@ def apet(x: Tensor, count: int, many: int, by_error: bool = False, own: float = 
         if i not in listed:
             alike = [float(torch.cosine_similarity(x[i], x[j], dim=0)) for j in strong]
             members[strong[alike.index(max(alike))]].append(i)
-    tokens = {i: x[mine].mean(0) for i, mine in members.items()}
+    tokens = {i: made_of[mine].mean(0) for i, mine in members.items()}
     for i, j in zip(weak if by_error else sorted(weak), basis, strict=False):
-        tokens[i] = (1 - own) * x[j] + own * x[i]
+        tokens[i] = (1 - own) * made_of[j] + own * made_of[i]
     kept = sorted(listed)
     return kept, torch.stack([tokens[i] for i in kept])

@@ -9,6 +9,8 @@ import vtc
 from tests.helpers import IMAGE_TOKEN, spy
 from vtc.patching import find_family
 
+PICTURES = ("pixel_values", "image_grid_thw")  # of images; clips have the same under other names
+
 
 @dataclass
 class Truth:
@@ -30,9 +32,41 @@ def unpruned(model: nn.Module, single: dict) -> tuple[Tensor, Tensor]:
     return embeds, positions[-3:, 0] if positions.ndim == 3 else positions[0]
 
 
+def planes_of(model: nn.Module, single: dict) -> list[Tensor]:
+    """What the stock model adds to hidden states [L, D] after each of its first layers (DeepStack), zero for text;
+    empty for most models."""
+    with spy(model) as seen, torch.no_grad():
+        model(**single)
+    rows, planes = seen[0].get("visual_pos_masks"), []
+    for plane in seen[0].get("deepstack_visual_embeds") or ():
+        planes.append(plane.new_zeros(rows.shape[1], plane.shape[1]))
+        planes[-1][rows[0]] = plane
+    return planes
+
+
 def layouts(model: nn.Module, single: dict) -> list:
-    """The images' layouts as the family tells them."""
-    return find_family(model).image_layouts(single)
+    """The layouts of a prompt's images and clips as the family tells them, in the order of the prompt."""
+    family, ids, kinds = find_family(model), single["input_ids"][0], []
+    if "pixel_values_videos" not in single:
+        return family.image_layouts(single) if "pixel_values" in single else []
+    if "pixel_values" in single:
+        kinds.append((ids == IMAGE_TOKEN, family.image_layouts(single)))
+    named = {family.video.get(name, name): value for name, value in single.items() if name not in PICTURES}
+    kinds.append((ids == model.config.video_token_id, family.clip_layouts(named)))
+    found = []
+    for where, media in kinds:
+        runs = where.nonzero().flatten().split([layout.tokens for layout in media])
+        found += zip((int(run[0]) for run in runs), media, strict=True)
+    return [layout for _, layout in sorted(found, key=lambda entry: entry[0])]
+
+
+def visual_places(model: nn.Module, single: dict) -> list[Tensor]:
+    """Where each image and clip of a prompt lies."""
+    ids = single["input_ids"][0]
+    is_visual = ids == IMAGE_TOKEN
+    if "pixel_values_videos" in single:
+        is_visual |= ids == model.config.video_token_id
+    return list(is_visual.nonzero().flatten().split([layout.tokens for layout in layouts(model, single)]))
 
 
 def pooled(features: Tensor, kept: Tensor, layout) -> Tensor:
@@ -53,40 +87,50 @@ def pooled(features: Tensor, kept: Tensor, layout) -> Tensor:
 @torch.no_grad()
 def truth(
     model: nn.Module, single: dict, kept: list[Tensor], positions: str, steps: int = 1, pool: bool = False,
-    features: list[Tensor] | None = None,
+    features: list[Tensor] | None = None, planes: list[list[Tensor]] | None = None,
 ) -> Truth:  # fmt: skip
     """Runs the shortened prompt through `language_model` and `lm_head` of the unpatched model, then greedy steps.
 
     kept: per image of the prompt, the places kept in its own run of tokens; features: what stands there, if not the
-    model's own. The model must not be patched.
+    model's own; planes: and what is added there after the first layers. The model must not be patched.
     """
     assert "_vtc_patch" not in vars(model)
     embeds, where = unpruned(model, single)
     embeds = embeds.clone()
-    is_image = single["input_ids"][0] == IMAGE_TOKEN
-    stays, sizes = ~is_image, [layout.tokens for layout in layouts(model, single)] if kept else []
-    for image, places in enumerate(is_image.nonzero().flatten().split(sizes) if kept else []):
+    added, stays = planes_of(model, single), torch.ones(embeds.shape[1], dtype=torch.bool)
+    runs = visual_places(model, single) if kept else []
+    for image, places in enumerate(runs):
         if pool:
-            embeds[0, places] = pooled(embeds[0, places], kept[image], layouts(model, single)[image])
+            for x in (embeds[0], *added):
+                x[places] = pooled(x[places], kept[image], layouts(model, single)[image])
         if features is not None:
             embeds[0, places[kept[image]]] = features[image]
+            for plane, rows in zip(added, planes[image], strict=True):
+                plane[places[kept[image]]] = rows
+        stays[places] = False
         stays[places[kept[image]]] = True
     places = stays.nonzero().flatten()
     short = torch.arange(len(places)).expand(*where.shape[:-1], -1) if positions == "compact" else where[..., places]
-    following = int(short.max()) + 1 if positions == "compact" else int(where.max()) + 1
-    return Truth(*_greedy(model, embeds[:, places], short, following, steps), places)
+    following = int(short.max()) + 1 if positions == "compact" else int(where[..., -1].max()) + 1
+    more = {}
+    if added:
+        is_visual = torch.isin(places, torch.cat(runs)) if runs else torch.zeros(len(places), dtype=torch.bool)
+        rows = [plane[places[is_visual]] for plane in added]
+        more = {"visual_pos_masks": is_visual[None], "deepstack_visual_embeds": rows}
+    return Truth(*_greedy(model, embeds[:, places], short, following, steps, more), places)
 
 
-def _greedy(model, embeds, where, following, steps) -> tuple[Tensor, list[int]]:
+def _greedy(model, embeds, where, following, steps, more) -> tuple[Tensor, list[int]]:
     axes = where.ndim - 1
     position_ids = where.unsqueeze(-2)
     mask = torch.ones(embeds.shape[:2], dtype=torch.long)
     logits, tokens, cache = [], [], None
     for step in range(steps):
         out = model.model.language_model(
-            inputs_embeds=embeds, position_ids=position_ids, attention_mask=mask, past_key_values=cache, use_cache=True
-        )
-        cache = out.past_key_values
+            inputs_embeds=embeds, position_ids=position_ids, attention_mask=mask, past_key_values=cache, use_cache=True,
+            **more,
+        )  # fmt: skip
+        more, cache = {}, out.past_key_values
         logits.append(model.lm_head(out.last_hidden_state)[0])
         allowed = logits[-1][-1].clone()
         allowed[model.generation_config.suppress_tokens] = -torch.inf

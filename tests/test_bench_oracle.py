@@ -5,9 +5,11 @@ import torch
 
 import vtc
 from tests.helpers import model_of, state
+from tests.helpers_video import with_clips
 from vtc.bench.oracle import NoOracle, Oracle, difference, record
 from vtc.bench.prompts import inputs_of, pictures
 from vtc.bench.subject import _prepare
+from vtc.check.batch import cached_lengths
 from vtc.patches import FAMILIES
 from vtc.patching import find_family
 
@@ -58,8 +60,30 @@ def test_equals_the_patched_model(asked, strategy):
     shorter = oracle.inputs["input_ids"].shape[1] < inputs["input_ids"].shape[1]
     assert shorter == (recording.report.images[0].entered < recording.report.images[0].before)
     assert bool(oracle.columns) == any(s.site == "decoder" for s in recording.report.images[0].steps)
-    lengths = [layer.keys.shape[2] for layer in output.past_key_values.layers]
-    assert lengths == [n + NEW - 1 for n in recording.report.prompt_lengths[0]]
+    for found, length in zip(cached_lengths(output.past_key_values), recording.report.prompt_lengths[0], strict=True):
+        assert found in (None, length + NEW - 1)
+
+
+@with_clips
+@pytest.mark.parametrize("strategy", ["divprune", "visionzip", "tome", "fastv", "hiprune+transprune"])
+def test_clips(case, strategy):
+    """A clip of four frames in two equal prompts, with text between the frames where the family has it."""
+    model = model_of(case)
+    before = model.generation_config
+    _prepare(model)
+    family = find_family(model)
+    shown = pictures(family, 100, None, frames=8)
+    inputs = inputs_of(family, shown, 20, 2)
+    recording = ran(family, inputs, strategy)
+    (first, second) = recording.report.images
+    assert (len(shown.tokens), first.before, second.entered) == (4, shown.total, first.entered)
+    oracle = Oracle(family, inputs, recording)
+    with oracle.fed():
+        output = write(family, oracle.inputs)
+    assert difference(recording, output) < 1e-4
+    assert torch.equal(output.sequences[:, -NEW:], recording.ids)
+    assert oracle.inputs["input_ids"].shape[1] == inputs["input_ids"].shape[1] - first.before + first.entered
+    model.generation_config = before
 
 
 def test_merging_inside_has_none(asked):

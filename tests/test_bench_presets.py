@@ -4,10 +4,11 @@ import pytest
 import torch
 
 from tests.helpers import model_of
+from tests.helpers_video import with_clips
 from vtc.bench.presets import build, config_of, count, presets
 from vtc.bench.prompts import inputs_of, pictures
 from vtc.bench.subject import check_attention, check_fits, choose, device_of, dtype_of
-from vtc.core.errors import ConfigError
+from vtc.core.errors import ConfigError, UnsupportedError
 from vtc.patches import FAMILIES
 from vtc.patches._preset import Preset
 from vtc.patches.llava import resize_tower
@@ -33,8 +34,9 @@ def test_parameters(name):
 
 
 def test_small_presets():
-    """`tiny` has tens of millions of parameters, `llava-mini` more than 300."""
+    """`tiny` and `qwen3-vl-mini` have tens of millions of parameters, `llava-mini` more than 300."""
     assert 20e6 < count(config_of("tiny")) < 100e6
+    assert 20e6 < count(config_of("qwen3-vl-mini")) < 100e6
     assert 300e6 < count(config_of("llava-mini")) < 400e6
 
 
@@ -75,6 +77,54 @@ def test_visual_tokens(name, asked, found):
     assert abs(shown.total - found) <= 0.02 * found
     layouts = find_family(family.model).image_layouts(shown.inputs)
     assert [layout.tokens for layout in layouts] == list(shown.tokens)
+
+
+@pytest.mark.parametrize(
+    "name, frames, asked, found",
+    [
+        ("qwen3-vl-mini", 16, 576, [72] * 8),
+        ("qwen3-vl-8b", 9, 1000, [200] * 5),
+        ("qwen2.5-vl-7b", 64, 8192, [256] * 32),
+        ("qwen2-vl-7b", 1, 64, [64]),
+    ],
+)
+def test_visual_tokens_of_a_clip(name, frames, asked, found):
+    """As many of each frame; layouts and pixels agree with the family's own account."""
+    family = family_of(name)
+    shown = pictures(family, asked, None, frames=frames)
+    assert list(shown.tokens) == found
+    arguments = {family.video[name]: value for name, value in shown.inputs.items()}
+    (layout,) = family.clip_layouts(arguments)
+    assert [tile.tokens for tile in layout.tiles] == found
+    patches, merge = arguments["pixel_values"], family.tower.config.spatial_merge_size**2
+    assert len(patches) == shown.total * merge
+
+
+def test_a_clip_where_none_is_possible():
+    """A family without clips, and frames with less than a token each."""
+    with pytest.raises(UnsupportedError, match="llava takes no clips; possible: images"):
+        pictures(family_of("tiny"), 576, 24, frames=8)
+    with pytest.raises(ConfigError, match="--visual-tokens 4 .*possible: such as 32"):
+        pictures(family_of("qwen3-vl-mini"), 4, None, frames=64)
+
+
+@with_clips
+def test_prompts_with_a_clip(case):
+    """Text of the wanted length, placeholders for the clip alone, told from images where transformers wants that."""
+    model = model_of(case)
+    family = find_family(model)
+    shown = pictures(family, 60, None, frames=6)
+    inputs = inputs_of(family, shown, 20, 2)
+    ids, token = inputs["input_ids"], family.token_ids()
+    assert ids.shape == (2, 20 + shown.total)
+    assert int((ids == token["video"]).sum()) == 2 * shown.total
+    assert not (ids == token["image"]).any()
+    if "mm_token_type_ids" in inputs:
+        assert torch.equal(inputs["mm_token_type_ids"] == 2, ids == token["video"])
+        assert set(inputs["mm_token_type_ids"].unique().tolist()) == {0, 2}
+    assert torch.isfinite(model(**inputs).logits).all()
+    with pytest.raises(ConfigError, match=r"too short for 3 frame\(s\).*possible: at least"):
+        inputs_of(family, shown, 1, 1)
 
 
 @pytest.mark.parametrize("name, asked", [("llava-next-7b", 64), ("tiny", 2), ("llava-next-7b", 400)])

@@ -4,7 +4,6 @@ import copy
 import io
 import json
 from contextlib import redirect_stdout
-from dataclasses import astuple
 
 import pytest
 import torch
@@ -120,8 +119,8 @@ def test_a_strategy_that_changed_is_measured_again(tmp_path, done):
     row = {**done[1]["rows"][0], **row}
     results.add(row)
     again = Results(SPEED, tmp_path, {"a": 1}, {"b": 2})
-    assert again.has(astuple(case), {"alpha": 0.1})
-    assert not again.has(astuple(case), {"alpha": 0.2})
+    assert again.has(case.key, {"alpha": 0.1})
+    assert not again.has(case.key, {"alpha": 0.2})
     assert again.rows == []
     assert Results(SPEED, tmp_path, {"a": 2}, {"b": 2}, overwrite=True).rows == []
     with pytest.raises(ConfigError, match="a 1 and 2; b 2 and 3"):
@@ -149,6 +148,27 @@ def test_compare(capsys, done):
     other["rows"] = [row for row in other["rows"] if (row["strategy"], row["asked"]) != ("x", 64)][:3]
     with pytest.raises(ConfigError, match=r"visual tokens \[64, 128\] and \[64\]"):
         check_comparable(SPEED, data, other)
+
+
+def test_a_clip(capsys, tmp_path):
+    """A row with its oracle; the number of frames is one of the settings."""
+    model = copy.deepcopy(model_of("qwen3_vl")).float()
+    model.generation_config = type(model.generation_config)()
+    model.save_pretrained(tmp_path / "model")
+    out = tmp_path / "out"
+    command = ("bench", "--model", tmp_path / "model", "--strategy", "divprune", "--visual-tokens", "60", *SMALL[2:])
+    command = (*command, "--prompt-lengths", "20", "--output", out)
+    capsys.readouterr()
+    assert run(capsys, *command, "--frames", "6")[0] == 0
+    data = json.loads((out / "results.json").read_text())
+    (row,) = data["rows"]
+    assert data["settings"]["frames"] == 6
+    assert row["tokens"] == {"visual": 60, "entered": 15, "average": 15.0, "images": 1}
+    assert row["oracle"]["difference"] <= 1e-4
+    assert set(row["systems"]) == {"baseline", "strategy", "oracle"}
+    for frames, words in ((("--frames", "8"), "frames 6 and 8"), ((), "frames 6 and None")):
+        code, _, err = run(capsys, *command, *frames)
+        assert (code, words in err) == (2, True), err
 
 
 @pytest.mark.parametrize(
@@ -223,6 +243,8 @@ BAD = {
     "list": (["--preset", "tiny", "--visual-tokens", "64,,5"], "--visual-tokens '64,,5' has an empty entry"),
     "visual": (["--preset", "qwen2-vl-7b", "--visual-tokens", "64", "--prompt-lengths", "2"], "--prompt-lengths 2"),
     "tokens": (["--preset", "tiny", "--new-tokens", "1"], "--new-tokens 1"),
+    "frames": (["--preset", "tiny", "--frames", "0"], "--frames 0"),
+    "no clips": (["--preset", "tiny", "--frames", "8"], "llava takes no clips"),
     "device": (["--preset", "tiny", "--device", "tpu"], "--device 'tpu' is not there"),
 }
 

@@ -5,22 +5,14 @@ import torch
 
 import vtc
 from tests.helpers import CASES, STRATEGIES, build, forward, generate, inputs_of, model_of, patched, split, spy
+from tests.helpers_costs import cached_bytes, prompt_flops
 from tests.helpers_oracle import layouts
+from vtc.check.batch import cached_lengths
 
 pytestmark = pytest.mark.product
 
 both = pytest.mark.parametrize("strategy", STRATEGIES)
 cases = pytest.mark.parametrize("case", CASES)
-
-
-def flops_of(config, tokens):
-    """Prefill FLOPs of one prompt, written out: q, o, k, v projections, scores and values, three MLP matrices."""
-    d, m = config.hidden_size, config.intermediate_size
-    heads, kv = config.num_attention_heads, config.num_key_value_heads
-    e = getattr(config, "head_dim", None) or d // heads
-    layer = 2 * tokens * d * heads * e * 2 + 2 * tokens * d * kv * e * 2
-    layer += 2 * heads * tokens * tokens * e * 2 + 2 * tokens * d * m * 3
-    return layer * config.num_hidden_layers
 
 
 @both
@@ -46,13 +38,12 @@ def test_report_is_true(strategy, case):
     width = seen[0]["inputs_embeds"].shape[1]
     after = [width] * 3 if mask is None else mask.sum(1).tolist()
     assert report.prompts_after == after
-    lengths = [layer.keys.shape[2] for layer in cache.layers]
-    assert report.kv_lengths == lengths == [width] * 6
+    lengths = cached_lengths(cache)
+    assert report.kv_lengths == lengths
+    assert {*lengths} - {None} == {width}
     config = model.config.get_text_config()
-    assert report.prefill_flops == tuple(sum(flops_of(config, n) for n in each) for each in (before, after))
-    keys = cache.layers[0].keys
-    per_token = 2 * keys.shape[1] * keys.shape[3] * keys.element_size() * len(cache.layers)
-    assert report.kv_bytes == (per_token * sum(before), per_token * sum(after))
+    assert report.prefill_flops == tuple(sum(prompt_flops(config, [n] * 6) for n in each) for each in (before, after))
+    assert report.kv_bytes == tuple(cached_bytes(model, cache, [[n] * 6 for n in each]) for each in (before, after))
     data = report.to_dict()
     kept = report.tokens_after
     assert data["tokens"] == {"before": sum(sizes), "after": kept, "average": kept}
@@ -60,7 +51,7 @@ def test_report_is_true(strategy, case):
     assert report.prompt_lengths == [[n] * 6 for n in after]
     assert data["kv_bytes"]["saved"] == report.kv_bytes[0] - report.kv_bytes[1]
     assert [image["kept"] for image in data["images"]] == [i.kept.tolist() for i in report.images]
-    assert f"{width} in all 6 layers" in str(report)
+    assert f"{width} in all {6 - lengths.count(None)} layers" in str(report)
 
 
 def test_report_without_a_cache():

@@ -10,7 +10,6 @@ from tests.helpers import (
     CASES,
     INSIDE,
     check_no_trace,
-    family_of,
     forward,
     generate,
     grow,
@@ -22,12 +21,13 @@ from tests.helpers import (
     subject_of,
     unharmed,
 )
-from tests.helpers_decoder import options_of, resolved
+from tests.helpers_costs import cached_bytes, prompt_flops
+from tests.helpers_decoder import decoder_of, options_of, resolved
 from tests.helpers_merging import ORDERED
 from tests.helpers_oracle import layouts
 from vtc.check import behaviour, choices
+from vtc.check.batch import cached_lengths
 from vtc.core.errors import ConfigError
-from vtc.core.signals import Decoder
 
 pytestmark = pytest.mark.product
 
@@ -71,8 +71,9 @@ def test_counts_are_the_schedules(strategy, case):
         pytest.skip("its counts follow the prompt, see test_autoprune.py")
     _, report = run(strategy, case)
     config = resolved(strategy, case, **options_of(strategy))
-    decoder = Decoder(family_of(case), model_of(case).config.get_text_config().num_hidden_layers)
+    decoder = decoder_of(case)
     assert decoder.depth == DEPTH
+    drops = config.allocate(decoder).steps
     all_layouts = [layout for single in split(inputs_of(case)) for layout in layouts(model_of(case), single)]
     for image, layout in zip(report.images, all_layouts, strict=True):
         expected, left = [], layout.tokens
@@ -80,9 +81,9 @@ def test_counts_are_the_schedules(strategy, case):
             ((*counts,),) = config.allocate(decoder).projector.quotas([[tile.tokens for tile in layout.tiles]])
             left = image.steps[0].after if config.projector.stage.adaptive else sum(counts)
             expected = [(config.projector.method, None, layout.tokens, left)]
-        for stage in config.decoder:
+        for number, stage in enumerate(config.decoder):
             entered = left
-            for step in stage.stage.steps(decoder):
+            for step in (drop for drop in drops if drop.index == number):
                 count = min(left, stage.stage.count(entered, step.share))
                 expected.append((stage.method, step.layer, left, count))
                 left = count
@@ -165,16 +166,6 @@ def test_without_cache_each_step_is_a_prefill(strategy, case):
             assert same or strategy != "visiondrop"
 
 
-def layer_flops(config, tokens) -> int:
-    """Prefill FLOPs of one layer, written out: q, o, k, v projections, scores and values, three MLP matrices."""
-    d, m, heads, kv = (
-        config.hidden_size, config.intermediate_size, config.num_attention_heads, config.num_key_value_heads,
-    )  # fmt: skip
-    e = getattr(config, "head_dim", None) or d // heads
-    projections = 2 * tokens * d * heads * e * 2 + 2 * tokens * d * kv * e * 2
-    return projections + 2 * heads * tokens * tokens * e * 2 + 2 * tokens * d * m * 3
-
-
 @both
 @cases
 def test_report_is_true(strategy, case):
@@ -182,21 +173,21 @@ def test_report_is_true(strategy, case):
     inputs, config = inputs_of(case), model_of(case).config.get_text_config()
     output, report = run(strategy, case, inputs)
     rows = lengths_by_layer(report, inputs)
-    shapes = [layer.keys.shape[2] for layer in output.past_key_values.layers]
-    assert report.kv_lengths == shapes == [max(row[layer] for row in rows) for layer in range(DEPTH)]
-    assert output.logits.shape[1] == shapes[-1]
+    shapes, longest = cached_lengths(output.past_key_values), list(map(max, zip(*rows, strict=True)))
+    assert report.kv_lengths == shapes
+    assert [n for n in shapes if n is not None] == [n for n, m in zip(longest, shapes, strict=True) if m is not None]
+    assert output.logits.shape[1] == longest[-1]
     full = inputs["attention_mask"].sum(1).tolist()
-    before = sum(layer_flops(config, n) * DEPTH for n in full)
-    assert report.prefill_flops == (before, sum(layer_flops(config, n) for row in rows for n in row))
-    keys = output.past_key_values.layers[0].keys
-    per_token = 2 * keys.shape[1] * keys.shape[3] * keys.element_size()
-    assert report.kv_bytes == (per_token * sum(full) * DEPTH, per_token * sum(map(sum, rows)))
+    both_rows = [[n] * DEPTH for n in full], rows
+    assert report.prefill_flops == tuple(sum(prompt_flops(config, row) for row in each) for each in both_rows)
+    cache = output.past_key_values
+    assert report.kv_bytes == tuple(cached_bytes(model_of(case), cache, each) for each in both_rows)
     visual = [sum(seen_by_layer(image)[layer] for image in report.images) for layer in range(DEPTH)]
     assert report.average_tokens == pytest.approx(sum(visual) / DEPTH)
     assert report.average_share == pytest.approx(sum(visual) / DEPTH / sum(i.before for i in report.images))
     assert (report.prompts_before, report.prompts_after) == (full, [row[-1] for row in rows])
     assert json.loads(json.dumps(report.to_dict()))["kv_lengths"] == shapes
-    assert str(shapes[-1]) in str(report)
+    assert str(next(n for n in reversed(shapes) if n is not None)) in str(report)
 
 
 BUDGETS = [0.55, 40]
@@ -244,5 +235,7 @@ def test_a_keep_out_of_reach_is_refused(strategy):
 def test_hidden_states_have_each_layers_length(strategy, case):
     """hidden_states[i + 1] is what layer i gives: as long as its cache."""
     output, report = run(strategy, case, output_hidden_states=True)
-    assert [h.shape[1] for h in output.hidden_states[1:]] == report.kv_lengths
-    assert output.hidden_states[0].shape[1] == report.kv_lengths[0]
+    widths = [h.shape[1] for h in output.hidden_states]
+    assert widths[1:] == list(map(max, zip(*report.prompt_lengths, strict=True)))
+    assert all(n in (None, width) for n, width in zip(report.kv_lengths, widths[1:], strict=True))
+    assert widths[0] == widths[1]

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import vtc
-from tests.helpers import CASES, forward, inputs_of, model_of, split
+from tests.helpers import CASES, HYBRIDS, forward, inputs_of, model_of, split
 from tests.helpers_decoder import drops_of, heads_of, resolved, truth, turned_ones
 from tests.helpers_oracle import layouts
 from vtc.core.selection import Selection
@@ -120,7 +120,7 @@ class Definitions:
     def rows(self, queries, order, image):
         """Which columns are the chosen queries."""
         text, own = ~self.is_image[order], torch.isin(order, self.runs[image])
-        behind = text & (torch.arange(len(text)) > own.nonzero().max())
+        behind = text & (order > self.runs[image].max())
         last = torch.arange(len(text)) == len(text) - 1
         rows = {"last": last, "after": behind if behind.any() else last, "image": own}
         return self.raters(rows["after"], order, image) if queries == "raters" else rows[queries]
@@ -180,7 +180,7 @@ def compare(model, inputs, images, case, contexts, **options):
                     )
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", [case for case in CASES if case not in HYBRIDS])  # where steps move
 @pytest.mark.parametrize("padding", ["left", "right"])
 def test_signals_in_a_padded_batch(shown, case, padding):
     """Three prompts with one, two and one image, padded."""

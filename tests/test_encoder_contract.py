@@ -5,8 +5,8 @@ import torch
 
 import vtc
 from tests.helpers import (
-    CASES,
     IN_ENCODER,
+    WITH_ENCODER_SITE,
     check_no_trace,
     family_of,
     forward,
@@ -24,14 +24,15 @@ from vtc.patching import find_family
 pytestmark = pytest.mark.product
 
 both = pytest.mark.parametrize("strategy", IN_ENCODER)
-cases = pytest.mark.parametrize("case", CASES)
+cases = pytest.mark.parametrize("case", WITH_ENCODER_SITE)
 KEEP = 0.4
 
 
 def allocation(model, strategy, keep):
     """What the stages of a strategy keep on a model."""
     config = vtc.load_strategy(strategy, find_family(model).name, keep=keep)
-    return config, config.allocate(Decoder("test", model.config.text_config.num_hidden_layers))
+    shape = find_family(model).language_shape()
+    return config, config.allocate(Decoder("test", shape.layers, shape.softmax))
 
 
 @both

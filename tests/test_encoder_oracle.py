@@ -4,13 +4,13 @@ import pytest
 import torch
 
 import vtc
-from tests.helpers import CASES, IMAGES, forward, inputs_of, kept_of, model_of, patched, split, spy
+from tests.helpers import IMAGES, WITH_ENCODER_SITE, forward, inputs_of, kept_of, model_of, patched, split, spy
 from tests.helpers_encoder import Pairs, Strided, Uneven, truth_of
 from vtc.core.budget import Budget
 
 pytestmark = pytest.mark.product
 
-cases = pytest.mark.parametrize("case", CASES)
+cases = pytest.mark.parametrize("case", WITH_ENCODER_SITE)
 STAGES = {
     "strided": Strided(),
     "late": Strided((1, 2)),

@@ -6,7 +6,19 @@ import pytest
 import torch
 
 import vtc
-from tests.helpers import build, forward, generate, grow, inputs_of, model_of, proceed, refusal, refused, unharmed
+from tests.helpers import (
+    HYBRIDS,
+    build,
+    forward,
+    generate,
+    grow,
+    inputs_of,
+    model_of,
+    proceed,
+    refusal,
+    refused,
+    unharmed,
+)
 from tests.helpers_decoder import on, options_of
 from vtc.core.errors import PatchError, UnsupportedError, VtcError
 from vtc.patches import FAMILIES
@@ -54,13 +66,18 @@ def continued(inputs, first, *more):
 def test_assisted_generation(patched):
     """An assistant model rolls the cache back."""
     model, inputs = patched
-    assistant = build(vtc.report(model).family)
+    family = vtc.report(model).family
+    if family in HYBRIDS:
+        pytest.skip("transformers itself refuses assisted generation with linear attention")
+    assistant = build(family)
     rejected(lambda: generate(model, inputs, 8, assistant_model=assistant), "assisted generation", kind=PatchError)
 
 
 def test_prompt_lookup(patched):
     """Prompt lookup rolls the cache back as well. A draft that is always right would pass, so the text repeats."""
     model, inputs = patched
+    if vtc.report(model).family in HYBRIDS:
+        pytest.skip("transformers itself refuses prompt lookup with linear attention")
     text = torch.tensor([[7, 8, 9, 7, 8, 30, 7, 8]])
     lookup = dict(prompt_lookup_num_tokens=3, max_matching_ngram_size=1, eos_token_id=2)
     kinds = (PatchError, UnsupportedError)
@@ -122,7 +139,7 @@ def test_cropped_cache(patched, how, layers):
     model, inputs = patched
     first = generate(model, inputs, 4)
     cache = first.output.past_key_values
-    for layer in cache.layers[layers]:
+    for layer in [layer for layer in cache.layers if hasattr(layer, "keys")][layers]:
         if how == "crop":
             layer.crop(-2)
         else:

@@ -14,6 +14,7 @@ import vtc
 import vtc.demo
 from tests.helpers import kept_of, model_of, patched
 from tests.helpers_oracle import layouts
+from vtc.eval.processors import pictures_only
 from vtc.patches._tiny import IMAGE_TOKEN
 from vtc.patching import find_family
 
@@ -64,6 +65,42 @@ def llava_next():
     return transformers.LlavaNextProcessor(image_processor=images, tokenizer=tokenizer(), **GRID)
 
 
+def llava_next_video():
+    """As LLaVA-NeXT's, without the part for videos, which needs torchvision."""
+    processor = llava_next()
+    kind = pictures_only(transformers.LlavaNextVideoProcessor)
+    return kind(image_processor=processor.image_processor, tokenizer=processor.tokenizer, **GRID)
+
+
+def llava_onevision():
+    """Crops of 24 x 24 pixels; without the part for videos."""
+    side = {"height": 24, "width": 24}
+    images = pillow("LlavaOnevisionImageProcessor")(
+        size=side, image_grid_pinpoints=model_of("llava_onevision").config.image_grid_pinpoints, **PLAIN
+    )
+    kind = pictures_only(transformers.LlavaOnevisionProcessor)
+    options = dict(num_image_tokens=36, vision_feature_select_strategy="full")
+    return kind(image_processor=images, tokenizer=tokenizer(), **options)
+
+
+def pixtral(texts, pictures):
+    """The image processor alone, since the joint one needs torchvision; rows of placeholders end as it ends them."""
+    sizes = dict(size={"longest_edge": 64}, patch_size={"height": 8, "width": 8})
+    processor = pillow("PixtralImageProcessor")(**sizes, **PLAIN)
+    found = processor(images=pictures, return_tensors="pt")
+    grids, expanded = iter((torch.as_tensor(found["image_sizes"]) // 8).tolist()), []
+    for text in texts:
+        head, *parts = text.split("<image>")
+        images = ["<start> ".join(["<image> " * w] * h) + "<end>" for h, w in (next(grids) for _ in parts)]
+        expanded.append(head + "".join(image + part for image, part in zip(images, parts, strict=True)))
+    return {**tokenizer()(expanded, padding=True, return_tensors="pt"), **found}
+
+
+LLAVAS = {
+    "llava": llava, "llava_next": llava_next, "llava_next_video": llava_next_video, "llava_onevision": llava_onevision
+}  # fmt: skip
+
+
 def qwen():
     """The image processor alone: the joint processor wants a video processor, which needs torchvision."""
     return pillow("Qwen2VLImageProcessor")(
@@ -73,9 +110,13 @@ def qwen():
 
 def inputs_of(case, texts, pictures):
     """What the family's processor makes of prompts with <image> in them."""
-    if case in ("llava", "llava_next"):
-        processor = llava() if case == "llava" else llava_next()
-        return dict(processor(images=pictures, text=texts, padding=True, return_tensors="pt"))
+    if case in LLAVAS:
+        if case == "llava_onevision":  # it is told which pictures are of one prompt
+            rest = iter(pictures)
+            pictures = [[next(rest) for _ in range(text.count("<image>"))] for text in texts]
+        return dict(LLAVAS[case]()(images=pictures, text=texts, padding=True, return_tensors="pt"))
+    if case == "mistral3":
+        return pixtral(texts, pictures)
     found = qwen()(images=pictures, return_tensors="pt")
     sizes = iter((found["image_grid_thw"].prod(1) // 4).tolist())
     expanded = []

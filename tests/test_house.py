@@ -19,7 +19,16 @@ LONGEST, LONGEST_TEST = 300, 400  # lines of a Python file
 LINKED = ("patches", "eval", "configs")  # beside vtc/, and in it by a link
 
 # Families that may use another family's file, beside files whose name starts with an underscore.
-RELATED_FAMILIES = {"llava_next": {"llava"}, "qwen2_5_vl": {"qwen2_vl"}, "qwen3_vl": {"qwen2_vl"}}
+RELATED_FAMILIES = {
+    "llava_next": {"llava"},
+    "qwen2_5_vl": {"qwen2_vl"},
+    "qwen3_vl": {"qwen2_vl"},
+    "llava_onevision": {"llava_next"},
+    "llava_next_video": {"llava", "llava_next"},
+    "qwen3_vl_moe": {"qwen3_vl"},
+    "qwen3_5": {"qwen2_vl", "qwen3_vl"},
+    "qwen3_5_moe": {"qwen3_5", "qwen2_vl", "qwen3_vl"},
+}
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ PLACES = {
         "eval/sweep/cells.py", "eval/sweep/study.py",  # locks
         "eval/results/samples.py",  # logs, a line at a time
     )),
-    r"\.savefig\(": ("vtc/io/drawing.py", "eval/report/svg.py", "eval/inspect/draw.py"),  # into the page, into memory
+    r"\.savefig\(": ("vtc/io/drawing.py", "eval/report/svg.py", "eval/inspect/sheet.py"),  # into the page, into memory
     r"(?<![\w.])print\(|typer\.echo|sys\.std(out|err)\.write|\bConsole\b|rich\.(console|markup|progress)": (
         "vtc/io/terminal.py", "eval/running/progress.py",
     ),

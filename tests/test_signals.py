@@ -12,7 +12,7 @@ from vtc.core.signals import AttentionColumns, ClsAttention, EncoderKeys, Import
 from vtc.patching import find_family
 
 CASES = [*vtc.families(), "llava-siglip"]
-PICTURES = ("pixel_values", "image_sizes", "image_grid_thw")
+PICTURES = ("pixel_values", "image_sizes", "image_grid_thw", "batch_num_images")
 
 
 def pictures_of(inputs):
@@ -45,7 +45,7 @@ def expected_scores(model, family, pictures, layer, kind):
     with eager_attention(family.attention) as seen, torch.no_grad():
         model.model.get_image_features(**pictures)
     rows = []
-    for query, key, weights, scale in seen[layer]:
+    for query, key, weights, scale in apart(family, pictures, seen[layer]):
         if isinstance(kind, tuple):
             kind, t = kind
         if kind == "joined":
@@ -70,9 +70,25 @@ def expected_scores(model, family, pictures, layer, kind):
     return rows
 
 
+def apart(family, pictures, calls):
+    """The calls as one per sequence, where a mask keeps the images in a call apart."""
+    if family.name != "mistral3":
+        return calls
+    ((query, key, weights, scale),) = calls
+    sizes = [h // 4 * (w // 4) for h, w in pictures["image_sizes"].tolist()]
+    ends = torch.tensor(sizes).cumsum(0).tolist()
+    spans = [slice(end - n, end) for n, end in zip(sizes, ends, strict=True)]
+    assert all(float(weights[:, :, s, s].sum(-1).min()) > 1 - 1e-5 for s in spans)
+    return [(query[:, :, s], key[:, :, s], weights[:, :, s, s], scale) for s in spans]
+
+
 def in_tokens(model, family, pictures, rows):
     """The values sorted to images and tiles, by means of the model's own window order and the layouts."""
     layouts = family.image_layouts(pictures)
+    if family.name == "mistral3":
+        grids = [(h // 4, w // 4) for h, w in pictures["image_sizes"].tolist()]
+        maps = [row.view(1, *grid) for row, grid in zip(rows, grids, strict=True)]
+        return [[torch.nn.functional.avg_pool2d(x, 2).flatten()] for x in maps]
     if "image_grid_thw" not in pictures:
         crops = torch.cat(rows)
         return [[crops[t.crop][t.patches] for t in layout.tiles] for layout in layouts]
@@ -83,9 +99,19 @@ def in_tokens(model, family, pictures, rows):
 
 
 def window_order(model, pictures):
-    """The merged token at each place of the encoder's sequence, found by what enters the first block."""
-    seen = {}
-    visual = model.model.visual
+    """The merged token at each place of the encoder's sequence, found by what enters the first block. Positions may be
+    added there, so both are compared with those of a black picture."""
+    black = dict(pictures, pixel_values=torch.zeros_like(pictures["pixel_values"]))
+    seen = zip(patches_of(model, pictures), patches_of(model, black), strict=True)
+    embedded, entered = ((x - y).reshape(-1, 4, x.shape[-1])[:, 0] for x, y in seen)
+    match = (entered[:, None] - embedded[None]).abs().amax(-1) < 1e-5
+    assert bool((match.sum(1) == 1).all())
+    return match.int().argmax(1)
+
+
+def patches_of(model, pictures):
+    """What the patch embedding gives, and what enters the first block of the encoder."""
+    seen, visual = {}, model.model.visual
 
     def enters(module, args, options):
         seen["entered"] = args[0] if args else options["hidden_states"]
@@ -98,10 +124,7 @@ def window_order(model, pictures):
         model.model.get_image_features(**pictures)
     for handle in handles:
         handle.remove()
-    embedded, entered = (seen[k].reshape(-1, 4, seen[k].shape[-1])[:, 0] for k in ("embedded", "entered"))
-    match = (entered[:, None] == embedded[None]).all(-1)
-    assert bool((match.sum(1) == 1).all())
-    return match.int().argmax(1)
+    return seen["embedded"], seen["entered"]
 
 
 def observed(model, pictures, **patch):
@@ -194,6 +217,10 @@ def test_pixels_of_each_token(case):
     if "image_grid_thw" in pictures:
         sums = pixels.view(-1, 4, pixels.shape[1]).sum((1, 2))
         expected = [[part] for part in sums.split([i.tokens for i in layouts])]
+    elif case == "mistral3":
+        grids = [layout.tiles[0].grid for layout in layouts]
+        sums = [torch.nn.functional.avg_pool2d(x.sum(0, keepdim=True), 8) * 64 for x in pixels]
+        expected = [[x[0, :h, :w].flatten()] for x, (h, w) in zip(sums, grids, strict=True)]
     else:
         crops = pixels if pixels.ndim == 4 else torch.cat([x[: len(i.tiles)] for x, i in zip(pixels, layouts)])
         sums = torch.nn.functional.avg_pool2d(crops.sum(1, keepdim=True), 4).flatten(1) * 16

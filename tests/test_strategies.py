@@ -43,8 +43,10 @@ ROWS = AttentionColumns | ClsAttention | PatchAttention | Transition | DecoderAt
 ROWS |= TextRelevance | Importance | ImageAttention | ValueNorms  # [B, N]
 WIDE = Features | ClipPatches | EncoderFeatures | EncoderKeys | DecoderKeys | FinalHidden | Hidden  # [B, N, D]
 TEXT = TextEmbeddings | ClipWords | TextPivots  # [B, m, D]
-# Those inside the encoder are in test_encoder_methods.py, those that change attention in test_attention_stage.py.
+# Those inside the encoder are in test_encoder_methods.py, those that change attention in test_attention_stage.py, those
+# that compare frames, and keep images whole, in test_video_methods.py.
 OUTSIDE = [name for name in METHODS if METHODS[name].site in ("projector", "decoder")]
+OUTSIDE = [name for name in OUTSIDE if not getattr(METHODS[name], "clips", False)]
 methods = pytest.mark.parametrize("method", [name for name in OUTSIDE if not METHODS[name].adaptive])
 encoders = pytest.mark.parametrize("encoder", [ENCODER, NO_CLS], ids=["cls", "no-cls"])
 shapes = st.tuples(st.integers(1, 9), st.integers(1, 9), st.integers(1, 3), st.integers(0, 10**6), st.data())

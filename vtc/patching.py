@@ -59,6 +59,19 @@ def check_fits(config: StrategyConfig, encoder: Encoder) -> None:
         )
 
 
+def check_clips(config: StrategyConfig, family: "Family") -> None:
+    """Raises UnsupportedError for a method that compares frames on a family of which vtc takes no clips."""
+    from vtc.patches import FAMILIES
+
+    stage = config.projector
+    if stage is not None and stage.stage.clips and family.video is None:
+        possible = ", ".join(name for name in FAMILIES if FAMILIES[name].video is not None)
+        raise UnsupportedError(
+            f"{stage.method} compares the frames of clips, and vtc takes no clips of {family.name}; possible: a method "
+            f"for images, or a model of {possible}"
+        )
+
+
 def patch(
     model: Model,
     strategy: Strategy = "hiprune",
@@ -88,6 +101,7 @@ def patch(
     family = find_family(model)
     config = resolve_written(written, family.name, **overrides)
     check_fits(config, family.encoder)
+    check_clips(config, family)
     new, before = Patch(family, config, processor, clip), current(model)
     unpatch(model)
     try:

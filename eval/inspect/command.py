@@ -4,7 +4,8 @@ from PIL import Image
 
 import vtc
 from vtc.core.errors import ConfigError
-from vtc.eval.inspect.look import configs_of, look, open_picture
+from vtc.eval.inspect.look import configs_of, look
+from vtc.eval.inspect.opening import open_frames, open_picture
 from vtc.eval.models import load
 from vtc.eval.running.eval_settings import parse_model_args, split_list
 
@@ -13,6 +14,7 @@ def run(
     model: str,
     model_args: str | None,
     image: str | None,
+    frames: str | None,
     question: str | None,
     sample: int | None,
     strategy: str,
@@ -35,9 +37,16 @@ def run(
             if name not in ("none", "downsample"):
                 vtc.load_strategy(name, **options, **({} if budget is None else {"keep": budget}))
     reference = None
-    if image is None:
+    if frames is not None:
+        other = "--image" if image is not None else "--sample" if sample is not None else None
+        if other:
+            raise ConfigError(f"{other} is not for --frames; possible: one of them")
+        picture, source = open_frames(frames)
+    elif image is None:
         if model != "demo":
-            raise ConfigError("--image is missing; possible: a picture's file, or --model demo, which has pictures")
+            raise ConfigError(
+                "--image is missing; possible: a picture's file, --frames, or --model demo, which has pictures"
+            )
         from vtc.demo import benchmark
 
         row = benchmark.sample("test", sample or 0)

@@ -1,19 +1,20 @@
-"""Asks a model one question about one picture, unpruned and under each strategy, and records whether each visual token
-was kept, merged or dropped."""
+"""Asks a model one question about one picture or clip, unpruned and under each strategy, and records whether each
+visual token was kept, merged or dropped."""
 
 import contextlib
 import datetime
 import platform
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import nn
 
 import vtc
-from vtc.core.errors import ConfigError
-from vtc.eval.data.pictures import rgb
+from vtc.core.errors import ConfigError, UnsupportedError
+from vtc.core.layout import ImageLayout, View
+from vtc.eval.clip_inputs import check_clips
+from vtc.eval.inspect.filmstrip import clip_prompt, sheet_of, shown_frames
 from vtc.eval.inspect.record import IN_ENCODER, SCHEMA
 from vtc.eval.models import Loaded
 from vtc.eval.processors import prepare
@@ -21,23 +22,6 @@ from vtc.eval.results.versions import PACKAGES, version
 from vtc.patching import find_family
 
 LARGEST = 1024  # pixels: the longer side of the picture stored with a record
-
-
-def open_picture(image: object) -> tuple[Image.Image, str | None]:
-    """A picture in RGB, from a path (rotated upright by its EXIF data) or from PIL, and the file's name, if any.
-    Raises ConfigError."""
-    if isinstance(image, Image.Image):
-        return rgb(image), None
-    if not isinstance(image, str | Path):
-        raise ConfigError(f"image has type {type(image).__name__}; possible: a path, or a PIL picture")
-    try:
-        with Image.open(Path(image).expanduser()) as opened:
-            return rgb(ImageOps.exif_transpose(opened)), Path(image).name
-    except FileNotFoundError:
-        raise ConfigError(f"image {str(image)!r} does not exist; possible: a picture's file") from None
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        why = getattr(error, "strerror", None) or "it is no picture that Pillow can read, or it is damaged"
-        raise ConfigError(f"image {str(image)!r} cannot be opened: {why}; possible: a picture's file") from None
 
 
 def wrap(model: nn.Module, processor: object) -> Loaded:
@@ -62,7 +46,7 @@ def configs_of(family: object, strategies: Sequence, keeps: Sequence, options: M
 
 def look(
     loaded: Loaded,
-    picture: Image.Image,
+    picture: Image.Image | Sequence[Image.Image],
     question: str,
     configs: Sequence,
     max_new_tokens: int = 32,
@@ -72,6 +56,7 @@ def look(
     """Asks the full model and the model under each strategy; returns the record (see `vtc.eval.inspect.record`) and
     its picture, shrunk if it is large. The model is left as it was.
 
+    picture: one in RGB, or the frames of a clip, all of one size; what is returned is then the sheet of its frames.
     reference: the right answer, if known. source: the picture's name.
     """
     if loaded.unsupported is not None:
@@ -82,11 +67,7 @@ def look(
     for config in configs:  # refuse whatever can be refused before anything takes time
         with vtc.patched(model, config.dump(), processor=loaded.processor):
             pass
-    with _padding_side(loaded):
-        inputs = loaded.encode([question], [[picture]])
-    (layout,) = family.image_layouts(inputs)
-    size = (picture.height, picture.width)
-    views = family.views(loaded.processor.image_processor, size, layout)
+    inputs, layout, views, stored = _prepared(loaded, picture, question)
 
     def answer() -> str:
         with torch.inference_mode():
@@ -100,8 +81,8 @@ def look(
         with vtc.patched(model, config.dump(), processor=loaded.processor):
             text = answer()
             runs.append(_run(config, text, None if config.keeps_all else vtc.report(model), layout.tokens))
-    shown = picture.copy()
-    shown.thumbnail((LARGEST, LARGEST), Image.Resampling.LANCZOS)
+    first = picture if isinstance(picture, Image.Image) else picture[0]
+    clip = {} if first is picture else {"frames": layout.frames, "pictures": len(picture)}
     record = {
         "schema": SCHEMA,
         "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
@@ -114,7 +95,7 @@ def look(
         "question": question,
         "reference": reference,
         "max_new_tokens": max_new_tokens,
-        "picture": {"source": source, "width": picture.width, "height": picture.height},
+        "picture": {"source": source, "width": first.width, "height": first.height, **clip},
         "tokens": layout.tokens,
         "views": [
             {
@@ -128,7 +109,28 @@ def look(
         "full": {"answer": full},
         "runs": runs,
     }
-    return record, shown
+    return record, stored
+
+
+def _prepared(
+    loaded: Loaded, picture: Image.Image | Sequence[Image.Image], question: str
+) -> tuple[dict, ImageLayout, tuple[View, ...], Image.Image]:
+    """The inputs, the layout, its views, and the picture to store."""
+    family, processor = loaded.family, loaded.processor
+    if isinstance(picture, Image.Image):
+        with _padding_side(loaded):
+            inputs = loaded.encode([question], [[picture]])
+        (layout,) = family.image_layouts(inputs)
+        stored = picture.copy()
+        stored.thumbnail((LARGEST, LARGEST), Image.Resampling.LANCZOS)
+        return inputs, layout, family.views(processor.image_processor, picture.size[::-1], layout), stored
+    check_clips(loaded)
+    with _padding_side(loaded):
+        inputs, layout = clip_prompt(loaded, picture, question)
+    views = family.views(processor.video_processor, picture[0].size[::-1], layout)
+    if len(views) != layout.frames:
+        raise UnsupportedError(f"{family.name} does not say what the frames of a clip show; possible: images")
+    return inputs, layout, views, sheet_of(shown_frames(picture, layout.frames))
 
 
 def _run(config: object, answer: str, report: object, tokens: int) -> dict:

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 import numpy as np
 from PIL import Image
 
-from vtc.eval.inspect.record import DROPPED, GONE, KEPT, MERGED, Outcome, columns, keys, outcomes
+from vtc.eval.inspect.record import DROPPED, GONE, KEPT, MERGED, Outcome, across, columns, keys, outcomes
 from vtc.eval.inspect.style import (
     ACCENT,
     DEEPEST,
@@ -17,7 +17,9 @@ from vtc.eval.inspect.style import (
     Color,
     budget,
     caption,
+    clip_words,
     column_title,
+    frame_words,
     group_color,
     groups,
     inner,
@@ -37,21 +39,30 @@ def page(record: Mapping, picture: Image.Image) -> str:
     """The HTML of a record (see `vtc.eval.inspect.record`) and its picture."""
     outcome_rows = [outcomes(run, record["tokens"]) for run in record["runs"]]
     stages, size = columns(record) or [(None, 0)], record["picture"]
-    aspect = size["width"] / size["height"] * len(record["views"])
+    frames = size.get("frames", 0)
+    aspect = size["width"] / size["height"] * (1 if frames else len(record["views"]))
     cell = min(34.0, max(11.0, 15.0 * aspect**0.5))
     legend = [(words, _swatch(kind)) for words, kind in used(record, outcome_rows)]
     runs = [_run(record, run, row, stages) for run, row in zip(record["runs"], outcome_rows)]
-    shown = {"about": _about(record), "picture": _encoded(picture), "cell": cell, "single": len(stages) == 1}
+    shown = {"about": _about(record), "picture": _encoded(picture), "cell": cell, "frames": frames}
     title = f"vtc inspect: {record['question']}"
     return render(
-        __package__, "inspect.html.j2", title=title, record=record, runs=runs, legend=legend, quoted=quoted, **shown
+        __package__,
+        "inspect.html.j2",
+        title=title,
+        record=record,
+        runs=runs,
+        legend=legend,
+        quoted=quoted,
+        single=len(stages) == 1,
+        **shown,
     )
 
 
 def _about(record: Mapping) -> str:
     model, size = record["model"], record["picture"]
     about = [f"{model['name'] or model['family']} ({model['family']}, {model['layers']} layers)"]
-    about += [f"{record['tokens']} visual tokens", f"{size['width']} × {size['height']} pixels"]
+    about += [*clip_words(record), f"{record['tokens']} visual tokens", f"{size['width']} × {size['height']} pixels"]
     return ", ".join(about + ([size["source"]] if size["source"] else []))
 
 
@@ -72,9 +83,12 @@ def _run(record: Mapping, run: Mapping, row: list[Outcome], stages: list) -> dic
 def _step(record: Mapping, outcome: Outcome) -> dict:
     every = np.concatenate([view["offsets"] for view in record["views"]])
     names = ["" if view["name"] == "picture" else f" ({view['name']})" for view in record["views"]]
-    views = [(name, _shapes(record, view, outcome)) for name, view in zip(names, record["views"])]
+    clip = "frames" in record["picture"]
+    below = [frame_words(view, outcome) if clip else None for view in record["views"]]
+    views = [(*texts, _shapes(record, view, outcome)) for *texts, view in zip(names, below, record["views"])]
     counts = {"merged": outcome.merged, "several": outcome.several, "dropped": outcome.dropped}
-    return {**outcome.step, **counts, "words": caption(outcome, every), "views": views}
+    flows = across(record, outcome) if clip else []
+    return {**outcome.step, **counts, "words": caption(outcome, every), "views": views, "flows": flows}
 
 
 def _shapes(record: Mapping, view: Mapping, outcome: Outcome) -> list[dict]:

@@ -2,10 +2,11 @@
 
     {"schema": "vtc.inspect/1", "created", "versions", "model": {"name", "family", "layers"}, "question",
      "reference": the right answer or null, "max_new_tokens",
-     "picture": {"source": its name or null, "width", "height"},
+     "picture": {"source": its name or null, "width", "height"; of a clip, "frames", and "pictures" that they were
+                 made of; width and height are then those of one},
      "tokens": visual tokens of the picture,
-     "views": [{"name": "picture" | "base" | "tiles", "offsets": positions of its tokens, "boxes": the area of each,
-                "crops": the area of each crop}],                    (left, top, right, bottom in pixels)
+     "views": [{"name": "picture" | "base" | "tiles" | "frame 0" ..., "offsets": positions of its tokens,
+                "boxes": the area of each, "crops": the area of each crop}], (left, top, right, bottom in pixels)
      "full": {"answer"},
      "runs": [{"strategy", "keep": asked or null, "average": tokens in the average layer, "last": in the last layer,
                "answer", "notes", "resolved": the strategy with its knobs,
@@ -13,9 +14,11 @@
                           positions, "merged_into": a position or -1 for every token, or null,
                           "also_into": pairs of positions, of a token and of one more that it goes into; or absent}]}]}
 
-Positions count the picture's visual tokens in the prompt from 0, including row ends (LLaVA-NeXT).
+Positions count the visual tokens of the picture, or of the clip, in the prompt from 0, including row ends (LLaVA-NeXT).
+A clip has a view for each frame, and `picture.png` shows one picture of each, one under another.
 """
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -115,6 +118,25 @@ def keys(run: Mapping) -> list[tuple[int | None, int]]:
     return [(layer, layers[:i].count(layer)) for i, layer in enumerate(layers)]
 
 
+def across(record: Mapping, outcome: Outcome) -> list[tuple[str, str, int]]:
+    """Of a clip: the names of the frames between which tokens flow, and how many do."""
+    frame = {place: v for v, view in enumerate(record["views"]) for place in view["offsets"]}
+    flows = [(token, int(outcome.into[token])) for token in np.flatnonzero(outcome.state == MERGED).tolist()]
+    flows += [(token, aim) for token, aims in outcome.also.items() for aim in aims]
+    pairs = Counter((frame[token], frame[aim]) for token, aim in flows if frame[token] != frame[aim])
+    names = [view["name"] for view in record["views"]]
+    return [(names[source], names[aim], count) for (source, aim), count in sorted(pairs.items())]
+
+
+def frames_of(record: Mapping, picture: Image.Image) -> list[Image.Image]:
+    """What each view of a record is drawn on: the picture, or the frame of a clip's sheet."""
+    frames = record["picture"].get("frames")
+    if frames is None:
+        return [picture] * len(record["views"])
+    edges = [round(i * picture.height / frames) for i in range(frames + 1)]
+    return [picture.crop((0, top, picture.width, bottom)) for top, bottom in zip(edges, edges[1:])]
+
+
 def _box(value: object, where: str) -> list[float]:
     left, top, right, bottom = list_of(number(-FARTHEST, FARTHEST), 4, 4)(value, where)
     if left > right or top > bottom:
@@ -135,7 +157,10 @@ RECORD_SHAPE = record(
         "schema": one_of(SCHEMA), "created": text, "versions": mapping_of(or_none(text)), "question": text,
         "model": record({"name": or_none(text), "family": text, "layers": whole(0, MOST)}),
         "reference": or_none(text), "tokens": whole(1, MOST),
-        "picture": record({"source": or_none(text), "width": whole(1, MOST), "height": whole(1, MOST)}),
+        "picture": record(
+            {"source": or_none(text), "width": whole(1, MOST), "height": whole(1, MOST)},
+            {"frames": whole(1, MOST), "pictures": whole(1, MOST)},
+        ),
         "views": list_of(
             record({"name": text, "offsets": _places, "boxes": list_of(_box), "crops": list_of(_box, 1)}), 1
         ),
@@ -163,7 +188,7 @@ def read(path: Path) -> tuple[dict, Image.Image]:
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         why = "does not exist" if isinstance(error, FileNotFoundError) else "is no picture"
         raise ConfigError(f"{str(picture_path)!r} {why}; possible: the one that was written with {RECORD}") from None
-    aspect = saved["picture"]["width"] / saved["picture"]["height"]
+    aspect = saved["picture"]["width"] / (saved["picture"]["height"] * saved["picture"].get("frames", 1))
     if abs(picture.width - picture.height * aspect) > 1 + aspect:
         raise ConfigError(
             f"{str(picture_path)!r} has another shape than the picture of {RECORD}; possible: its own picture"
@@ -176,7 +201,9 @@ def _whole(value: object, where: str) -> dict:
     if (schema := record({"schema": anything})(value, where)["schema"]) != SCHEMA:
         raise wrong("schema", schema, repr(SCHEMA))
     data = RECORD_SHAPE(value, where)
-    tokens = data["tokens"]
+    tokens, size = data["tokens"], data["picture"]
+    if "frames" in size and ("pictures" not in size or size["frames"] != len(data["views"])):
+        raise wrong("picture.frames", size["frames"], f"as many as views, {len(data['views'])}, beside pictures")
     for v, view in enumerate(data["views"]):
         _within(view["offsets"], tokens, f"views[{v}].offsets")
         if len(view["boxes"]) != len(view["offsets"]):

@@ -68,6 +68,20 @@ def caption(outcome: Outcome, shown: np.ndarray) -> str:
     return ", ".join(parts)
 
 
+def clip_words(record: Mapping) -> list[str]:
+    """How many pictures form how many frames of a clip; nothing for a picture."""
+    size = record["picture"]
+    if "frames" not in size:
+        return []
+    return [f"{size['pictures']} pictures as {size['frames']} frame{'s' if size['frames'] > 1 else ''}"]
+
+
+def frame_words(view: Mapping, outcome: Outcome) -> str:
+    """A frame of a clip, and how many of its tokens stay."""
+    stay = len(set(outcome.step["kept"]) & set(view["offsets"]))
+    return f"{view['name']}: {stay} of {len(view['offsets'])}"
+
+
 def budget(run: Mapping, tokens: int) -> tuple[str, str]:
     """The requested budget, and the share of tokens that was kept."""
     requested = "its stages' own budgets" if run["keep"] is None else f"keep {run['keep']} asked"

@@ -7,9 +7,10 @@ from pathlib import Path
 
 from PIL import Image
 
-from vtc.eval.inspect.draw import draw, save
+from vtc.eval.inspect.draw import draw
 from vtc.eval.inspect.page import page
 from vtc.eval.inspect.record import PICTURE, RECORD
+from vtc.eval.inspect.sheet import save
 from vtc.io.files import finite, replacing, write_text
 
 FIGURE, PAGE = "inspect.png", "inspect.html"

@@ -32,7 +32,7 @@ def right(model: Model, processor: object) -> None:
     assert_type(vtc.patch(model, [UniformLike(), UniformLike, "fastv"], keep=0.5), Model)
     assert_type(vtc.patch(model, UniformLike(), keep=0.5), Model)
     assert_type(vtc.report(model), Report)
-    assert_type(vtc.report(model).kv_lengths, list[int])
+    assert_type(vtc.report(model).kv_lengths, list[int | None])
     assert_type(vtc.report(model).images[0].stages, list[tuple[str, int, int]])
     assert_type(vtc.unpatch(model), Model)
     with vtc.patched(model, {"stages": [{"method": "uniform"}]}, keep=64) as same:

@@ -1,13 +1,15 @@
 """The oracle of a strategy: the same unpatched model, fed the tokens that the strategy chose when it ran once.
 
 It shows what the strategy would gain if choosing and bookkeeping were free. The vision encoder still runs in full. At
-the projector, the prompt holds as many placeholders as tokens were kept, and `get_image_features` gives the chosen
-rows. Inside the language model, hooks before the recorded layers gather the recorded columns; later layers get the
-rotary embeddings that they had in the recorded run.
+the projector, the prompt holds as many placeholders as tokens were kept, and `get_image_features` gives the chosen rows
+(`get_video_features` those of a clip). Inside the language model, hooks before the recorded layers gather the recorded
+columns; later layers get the rotary embeddings that they had in the recorded run. Where the language model adds
+DeepStack planes after its first layers, it is given what was added in the recorded run.
 """
 
 import functools
 import inspect
+import itertools
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -16,7 +18,10 @@ import torch
 from torch import Tensor, nn
 
 from vtc.core.hooks import Patchwork
-from vtc.core.report import ImageReport, Report
+from vtc.core.image_report import ImageReport
+from vtc.core.report import Report
+
+FEATURES = {"image": "get_image_features", "video": "get_video_features"}  # the second may call the first
 
 
 class NoOracle(Exception):
@@ -28,13 +33,15 @@ class Recording:
     """What was recorded of one patched generate(). features: all visual tokens of each image; embeds [B, S, D]: what
     entered the language model at prefill; positions, rotary: per forward, the position ids of the language model and
     the rotary embeddings of each of its layers; drops: per layer before which tokens were dropped at prefill, the
-    hidden states before and after; logits [B, V]: of the first token; ids [B, T]: the generated tokens."""
+    hidden states before and after; planes: what the language model adds after its first layers [B, K, D]; logits
+    [B, V]: of the first token; ids [B, T]: the generated tokens."""
 
     features: list[Tensor] = field(default_factory=list)
     embeds: Tensor | None = None
     positions: list[Tensor | None] = field(default_factory=list)
     rotary: list[list[tuple[Tensor, Tensor]]] = field(default_factory=list)
     drops: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
+    planes: list[Tensor] = field(default_factory=list)
     report: Report | None = None
     logits: Tensor | None = None
     ids: Tensor | None = None
@@ -62,15 +69,26 @@ def record(family, run: Callable[[], object], get_report: Callable[[], Report]) 
         nonlocal last
         last = output[0] if isinstance(output, tuple) else output
 
-    original = family.inner.get_image_features
+    def features(original: Callable) -> Callable:
+        @functools.wraps(original)
+        def get_features(*args, **kwargs):
+            output = original(*args, **kwargs)
+            recording.features = list(output.pooler_output)
+            return output
 
-    @functools.wraps(original)
-    def features(*args, **kwargs):
-        output = original(*args, **kwargs)
-        recording.features = list(output.pooler_output)
-        return output
+        return get_features
 
-    patchwork.attribute(family.inner, "get_image_features", features)
+    def adding(add: Callable, hidden: Tensor, *rows: Tensor) -> Tensor:
+        nonlocal last
+        last = add(hidden, *rows)
+        recording.planes.append(last - hidden)
+        return last
+
+    for name in (FEATURES[kind] for kind in FEATURES if kind == "image" or family.video is not None):
+        patchwork.attribute(family.inner, name, features(getattr(family.inner, name)))
+    if family.planes_method is not None:
+        add = getattr(family.language_model, family.planes_method)
+        patchwork.attribute(family.language_model, family.planes_method, functools.partial(adding, add))
     patchwork.pre_hook(family.language_model, entering)
     for number, block in enumerate(family.language_model.layers):
         patchwork.pre_hook(block, functools.partial(layer, number))
@@ -101,16 +119,18 @@ class Oracle:
         self.device = inputs["input_ids"].device
         report = recording.report
         self.prompts = [[i for i in report.images if i.prompt == b] for b in range(len(inputs["input_ids"]))]
-        self.image_token = family.image_token_id
+        kind = "video" if "pixel_values_videos" in inputs else "image"
+        self.token, self.features = family.token_ids()[kind], FEATURES[kind]
         if report.attention:
             raise NoOracle(f"{report.attention[0].stage}, which changes attention")
         if any(s["positions"] == "keep" for s in self._stages(report) if s["site"]) and not family.mrope:
             raise NoOracle(f"positions=keep at the projector of {family.name}")
         self.inputs = self._shortened()
-        is_image = self.inputs["input_ids"] == self.image_token
+        is_image = self.inputs["input_ids"] == self.token
         self._choose(recording, is_image)
         self._place(recording)
         self._go_inside(recording, is_image.tolist())
+        self.planes = recording.planes
 
     @staticmethod
     def _stages(report: Report) -> list[dict]:
@@ -126,17 +146,9 @@ class Oracle:
         """The prompts with a placeholder for each token that entered the language model."""
         rows = []
         for b, row in enumerate(self.given["input_ids"].tolist()):
-            pending, new, images = 0, [], iter(self.prompts[b])
-            for token in row:
-                if token != self.image_token:
-                    new.append(token)
-                elif pending:
-                    pending -= 1
-                else:
-                    image = next(images)
-                    pending, entered = image.before - 1, image.entered
-                    new += [token] * entered
-            rows.append(new)
+            entered = [(set(_entered(image)), image.before) for image in self.prompts[b]]
+            stays = iter([place in places for places, before in entered for place in range(before)])
+            rows.append([token for token in row if token != self.token or next(stays)])
         if len({len(row) for row in rows}) > 1:
             raise NoOracle("the prompts of one batch keep different numbers of tokens")
         ids = torch.tensor(rows, device=self.device)
@@ -205,9 +217,13 @@ class Oracle:
         patchwork, inner = Patchwork(), self.family.inner
         try:
             if self.rows is not None or self.merged is not None:
-                patchwork.attribute(inner, "get_image_features", self._giving(inner.get_image_features))
+                patchwork.attribute(inner, self.features, self._giving(getattr(inner, self.features)))
             if self.positions is not None:
                 patchwork.attribute(inner, "get_rope_index", self._placing(inner.get_rope_index))
+            if self.planes:
+                planes = itertools.cycle(self.planes)
+                add = lambda hidden, *rows: hidden + next(planes)  # noqa: E731
+                patchwork.attribute(self.family.language_model, self.family.planes_method, add)
             if self.columns:
                 self.step = 0
                 layers = self.family.language_model.layers
@@ -219,7 +235,7 @@ class Oracle:
 
     def _giving(self, original: Callable) -> Callable:
         @functools.wraps(original)
-        def get_image_features(*args, **kwargs):
+        def get_features(*args, **kwargs):
             output = original(*args, **kwargs)
             if self.merged is not None:
                 output.pooler_output = self.merged
@@ -228,7 +244,7 @@ class Oracle:
                 output.pooler_output = [x.index_select(0, rows) for x, rows in pairs]
             return output
 
-        return get_image_features
+        return get_features
 
     def _placing(self, original: Callable) -> Callable:
         """Positions of the unpruned prompt are computed, as stock models do, and replaced by the recorded ones."""

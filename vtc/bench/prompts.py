@@ -1,4 +1,4 @@
-"""Prompts of a given size: random pictures of about N visual tokens between random words."""
+"""Prompts of a given size: random pictures, or a random clip, of about N visual tokens between random words."""
 
 from dataclasses import dataclass
 
@@ -12,11 +12,12 @@ OFF = 0.25  # how far the visual tokens may be from the number asked for, as a s
 
 @dataclass(frozen=True)
 class Pictures:
-    """The images of one prompt. tokens: visual tokens of each; inputs: the model's arguments for them (their first
-    axis is images, or patches of all images)."""
+    """The images of one prompt, or the frames of its clip. tokens: visual tokens of each; inputs: the model's
+    arguments for them (their first axis is images or clips, or patches of all of them)."""
 
     tokens: tuple[int, ...]
     inputs: dict[str, Tensor]
+    clip: bool = False
 
     @property
     def total(self) -> int:
@@ -24,20 +25,25 @@ class Pictures:
         return sum(self.tokens)
 
 
-def pictures(family, visual: int, native: int | None, seed: int = 0) -> Pictures:
+def pictures(family, visual: int, native: int | None, seed: int = 0, frames: int | None = None) -> Pictures:
     """Random pictures whose layout in this model comes nearest to `visual` tokens in one prompt; the family knows how.
 
     native: patches along a crop of a preset's tower, whose weights are random: it gets another crop size where the
-    pictures have one. Raises ConfigError when nothing comes within a quarter of what was asked.
+    pictures have one. frames: one clip of so many pictures instead. Raises ConfigError when nothing comes within a
+    quarter of what was asked, and UnsupportedError for a clip where the family takes none.
     """
-    tokens, inputs = family.random_pictures(visual, native, torch.Generator().manual_seed(seed))
-    images = Pictures(tuple(tokens), inputs)
+    generator = torch.Generator().manual_seed(seed)
+    if frames is None:
+        tokens, inputs = family.random_pictures(visual, native, generator)
+    else:
+        tokens, inputs = family.random_clip(frames, visual, generator)
+    images = Pictures(tuple(tokens), inputs, frames is not None)
     if abs(images.total - visual) > OFF * visual:
         raise ConfigError(
             f"--visual-tokens {visual} is not possible for {family.name}: the nearest is {images.total}; possible: "
             f"such as {images.total}"
         )
-    if native is not None:
+    if native is not None and frames is None:
         family.fit_tower(inputs)
     return images
 
@@ -48,11 +54,13 @@ def inputs_of(family, shown: Pictures, length: int, batch: int, seed: int = 0) -
 
     Equal prompts keep equal numbers of tokens whatever the method, and what they hold does not change the time.
     """
-    model, images = family.model, [family.image_ids(tokens) for tokens in shown.tokens]
+    model = family.model
+    images = [family.clip_ids(list(shown.tokens))] if shown.clip else [family.image_ids(n) for n in shown.tokens]
     words = length + shown.total - sum(map(len, images))
     if words < 2:
+        what = "frame(s)" if shown.clip else "image(s)"
         raise ConfigError(
-            f"--prompt-lengths {length} is too short for {len(shown.tokens)} image(s) of {family.name}; possible: at "
+            f"--prompt-lengths {length} is too short for {len(shown.tokens)} {what} of {family.name}; possible: at "
             f"least {length - words + 2}"
         )
     generator = torch.Generator().manual_seed(seed)

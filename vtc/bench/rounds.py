@@ -34,13 +34,20 @@ SAME = {torch.float32: 1e-4, torch.bfloat16: 2e-2, torch.float16: 5e-3}  # logit
 
 @dataclass(frozen=True)
 class SpeedCase:
-    """What a row measures. keep: as text; prompt: tokens that are not visual; visual: visual tokens asked for."""
+    """What a row measures. keep: as text; prompt: tokens that are not visual; visual: visual tokens asked
+    for; frames: pictures of the one clip that is shown instead of images, None for images."""
 
     strategy: str
     keep: str
     batch: int
     prompt: int
     visual: int
+    frames: int | None = None
+
+    @property
+    def key(self) -> tuple:
+        """The row's among those of one result, all of whose rows have the same `frames`."""
+        return self.strategy, self.keep, self.batch, self.prompt, self.visual
 
 
 @dataclass(frozen=True)
@@ -105,7 +112,7 @@ def measure(
 
 def prepare(subject: Subject, case: SpeedCase, overrides: dict, seed: int) -> tuple[object, dict[str, Tensor]]:
     """The family and the inputs of a case; raises ConfigError where the strategy cannot be put on the model."""
-    images = pictures(find_family(subject.model), case.visual, subject.native, seed)
+    images = pictures(find_family(subject.model), case.visual, subject.native, seed, case.frames)
     family = find_family(subject.model)
     resolved(case, family, overrides)
     with _putting(subject.model, case, overrides)():
@@ -261,6 +268,13 @@ def _ends(model: nn.Module, run: Callable[[], object]) -> list[float]:
     return [marks[0].elapsed_time(end) / 1000 for end in marks[1:]]
 
 
+def _tensors(layer: object) -> list[torch.Tensor]:
+    """What a layer of a cache holds: keys and values, or the states of linear attention."""
+    if hasattr(layer, "keys"):
+        return [layer.keys, layer.values]
+    return [x for states in (layer.conv_states, layer.recurrent_states) for x in states.values() if x is not None]
+
+
 def _memory(model: nn.Module, system: System, new_tokens: int) -> dict[str, int]:
     """Peak memory and KV bytes, from one more run."""
     existing = [*model.parameters(), *model.buffers(), *system.inputs.values()]
@@ -268,7 +282,7 @@ def _memory(model: nn.Module, system: System, new_tokens: int) -> dict[str, int]
 
     def run() -> None:
         cache = generate(model, system.inputs, new_tokens).past_key_values
-        kv_bytes.extend(x.nbytes for layer in cache.layers for x in (layer.keys, layer.values))
+        kv_bytes.extend(x.nbytes for layer in cache.layers for x in _tensors(layer))
 
     with system.context(), _no_collection():
         peak = peak_bytes(run, model.device, existing)

@@ -3,7 +3,7 @@
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import astuple, dataclass, field
+from dataclasses import dataclass, field
 from itertools import product
 from pathlib import Path
 
@@ -25,7 +25,7 @@ LIST = "possible: values with commas between, such as {}"
 @dataclass(frozen=True)
 class SpeedOptions:
     """The command line. keeps: as text; warmup: rounds before those that count (default: 1 on a CPU, 3 on a GPU);
-    overrides: of every strategy."""
+    overrides: of every strategy; frames: pictures of a clip that is shown instead of images."""
 
     output: Path
     preset: str | None = None
@@ -44,10 +44,11 @@ class SpeedOptions:
     kernels: str = "auto"
     seed: int = 0
     overrides: dict = field(default_factory=dict)
+    frames: int | None = None
     overwrite: bool = False
 
     def __post_init__(self):
-        for name, minimum in (("new_tokens", 2), ("rounds", 1), ("warmup", 0), ("seed", 0)):
+        for name, minimum in (("new_tokens", 2), ("rounds", 1), ("warmup", 0), ("seed", 0), ("frames", 1)):
             if getattr(self, name) is not None and getattr(self, name) < minimum:
                 option = name.replace("_", "-")
                 raise ConfigError(f"--{option} {getattr(self, name)} is out of range; possible: {minimum} or more")
@@ -60,7 +61,7 @@ class SpeedOptions:
     def cases(self) -> list[SpeedCase]:
         """Every row, each once."""
         rows = product(self.visual, self.batches, self.prompts, self.strategies, self.keeps)
-        return list(dict.fromkeys(SpeedCase(s, k, b, p, v) for v, b, p, s, k in rows))
+        return list(dict.fromkeys(SpeedCase(s, k, b, p, v, self.frames) for v, b, p, s, k in rows))
 
 
 def run(options: SpeedOptions, watch: Callable[[list[SpeedCase], int], object]) -> Results:
@@ -75,7 +76,7 @@ def run(options: SpeedOptions, watch: Callable[[list[SpeedCase], int], object]) 
     warmup = options.warmup if options.warmup is not None else 3 if device.type == "cuda" else 1
     results = Results(SPEED, options.output, _settings(options, warmup, chosen), environment(device), options.overwrite)
     family = find_family(chosen.skeleton.model)
-    todo = [c for c in options.cases() if not results.has(astuple(c), resolved(c, family, options.overrides))]
+    todo = [c for c in options.cases() if not results.has(c.key, resolved(c, family, options.overrides))]
     for case in todo:
         prepare(chosen.skeleton, case, options.overrides, options.seed)
     if not todo:
@@ -96,6 +97,7 @@ def _settings(options: SpeedOptions, warmup: int, chosen: Chosen) -> dict:
     return {
         **chosen.identity, "kernels": options.kernels, "new tokens": options.new_tokens, "rounds": options.rounds,
         "warm-up rounds": warmup, "seed": options.seed, "set": options.overrides,
+        **({} if options.frames is None else {"frames": options.frames}),
     }  # fmt: skip
 
 

@@ -22,7 +22,9 @@ def split(inputs: dict, images: tuple[int, ...] = IMAGES, sizes: str | None = "i
         one = {name: inputs[name][b : b + 1, real] for name in per_token}
         for name in set(inputs) - set(per_token) if count else ():
             value = inputs[name]
-            if len(value) != sum(images):
+            if name == "batch_num_images":
+                one[name] = value.new_tensor([count])
+            elif len(value) != sum(images):
                 rows = inputs[sizes].prod(1)
                 start = int(rows[:first].sum())
                 one[name] = value[start : start + int(rows[images_of_prompt].sum())]
@@ -49,9 +51,14 @@ def grow(inputs: dict, tokens: Tensor) -> dict:
     return grown
 
 
+def cached_lengths(cache: object) -> list[int | None]:
+    """The columns of keys that each layer of a cache holds; None for a layer without any (linear attention)."""
+    return [layer.keys.shape[2] if hasattr(layer, "keys") else None for layer in cache.layers]
+
+
 def positions_of(inputs: dict) -> dict:
     """`position_ids` that count real tokens, as generate() makes them, where the model itself would count padding."""
-    if "image_grid_thw" in inputs or "mm_token_type_ids" in inputs:
+    if {"image_grid_thw", "video_grid_thw", "mm_token_type_ids"} & set(inputs):
         return {}
     mask = inputs["attention_mask"]
     return {"position_ids": (mask.cumsum(-1) - 1).masked_fill(mask == 0, 0)}

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from vtc.check.batch import IMAGES, forward, generate, grow, padded
+from vtc.check.batch import IMAGES, cached_lengths, forward, generate, grow, padded
 from vtc.check.trace import state
 from vtc.check.trial import Trial, watch
 from vtc.check.verdicts import Violation
@@ -13,8 +13,14 @@ NEAR = 1e-6  # tolerance of logits in float64; weights of a merge may be float32
 STEPS = 6  # generated tokens
 
 
-def batch(trial: Trial, near: float = NEAR) -> None:
+def tolerance(trial: Trial) -> float:
+    """Tolerance of logits: larger where a part of the model computes in float32."""
+    return max(NEAR, trial.tiny.family.rounding)
+
+
+def batch(trial: Trial, near: float | None = None) -> None:
     """A batch, padded on either side, keeps what its prompts keep one by one, and has the same last logits."""
+    near = tolerance(trial) if near is None else near
     alone = [trial.run(single) for single in trial.tiny.singles(trial.inputs)]
     for side in ("left", "right"):
         run = trial.run(padded(trial.inputs, side))
@@ -26,8 +32,9 @@ def batch(trial: Trial, near: float = NEAR) -> None:
             )
 
 
-def padding(trial: Trial, near: float = NEAR) -> None:
+def padding(trial: Trial, near: float | None = None) -> None:
     """Whatever the padding contains, on either side: the same tokens are kept, and real columns do not change."""
+    near = tolerance(trial) if near is None else near
     for side in ("left", "right"):
         inputs = padded(trial.inputs, side)
         gone = inputs["attention_mask"] == 0
@@ -63,9 +70,10 @@ def keep_all(trial: Trial) -> None:
             raise Violation("keep=1.0 changes the logits")
 
 
-def decoding(trial: Trial, near: float = NEAR) -> None:
+def decoding(trial: Trial, near: float | None = None) -> None:
     """Greedy steps on the pruned cache give the logits of full forwards over prompt and text so far, with the same
     tokens kept."""
+    near = tolerance(trial) if near is None else near
     with trial.on():
         choices = watch(trial.model)
         cached = generate(trial.model, trial.inputs, STEPS)
@@ -98,7 +106,8 @@ def reported(trial: Trial) -> None:
     lengths = [width] * len(mask) if two is None else two.sum(1).tolist()
     projected = [c for c in choices if c.stage.stage.site == "projector"]
     stages = sum(len(c.selection.row(b)) for c in projected for b in range(len(c.selection.keep)))
-    placeholders = int((trial.inputs["input_ids"] == trial.tiny.family.image_token_id).sum())
+    ids, types = trial.inputs["input_ids"], trial.inputs.get("mm_token_type_ids")
+    placeholders = int(trial.tiny.family.placeholders(ids, types, trial.kind).sum())
     if not projected:  # what the encoder kept, if it drops anything
         stages = placeholders - (int(mask.sum()) - sum(lengths))
     facts = {
@@ -106,7 +115,7 @@ def reported(trial: Trial) -> None:
         "prompts before": (proof.prompts_before, mask.sum(1).tolist()),
         "prompts at the first layer": (proof.prompts_entered, lengths),
         "prompts at the last layer": (max(proof.prompts_after), output.logits.shape[1]),
-        "lengths of the KV cache": (proof.kv_lengths, [layer.keys.shape[2] for layer in output.past_key_values.layers]),
+        "lengths of the KV cache": (proof.kv_lengths, cached_lengths(output.past_key_values)),
         "visual tokens that enter": (sum(i.entered for i in proof.images), stages),
     }  # fmt: skip
     for what, (claimed, actual) in facts.items():

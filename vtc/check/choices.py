@@ -47,7 +47,8 @@ def _number(trial: Trial, run: CheckedCall) -> None:
     for layouts in trial.tiny.layouts(trial.inputs):
         budget = run.patch.allocation.projector
         projected = budget is not None and not budget.keeps_all
-        quotas = budget.quotas([[tile.tokens for tile in layout.tiles] for layout in layouts]) if projected else None
+        sizes, clips = [[tile.tokens for tile in x.tiles] for x in layouts], [bool(x.frames) for x in layouts]
+        quotas = budget.quotas(sizes, clips) if projected else None
         for j, (layout, image) in enumerate(zip(layouts, images)):
             inside = _left_by_encoder(run.patch.allocation.encoder, layout, image)
             entered = inside[-1] if inside else layout.tokens

@@ -69,18 +69,25 @@ class Tiny:
             self._by_dtype[dtype] = Tiny(self.name, dtype)
         return self._by_dtype[dtype]
 
-    def inputs(self, images: tuple[int, ...] = IMAGES) -> dict:
-        """A batch with so many images in each prompt, padded on the left."""
-        inputs = type(self.family).tiny_inputs(self.model, images)
+    def inputs(self, images: tuple[int, ...] = IMAGES, clips: bool = False) -> dict:
+        """A batch with so many images, or clips, in each prompt, padded on the left."""
+        family = type(self.family)
+        inputs = (
+            family.tiny_clips(self.model, tuple("c" * n for n in images))
+            if clips
+            else family.tiny_inputs(self.model, images)
+        )
         return {k: v.to(self.dtype) if v.is_floating_point() else v for k, v in inputs.items()}
 
     def singles(self, inputs: dict, images: tuple[int, ...] = IMAGES) -> list[dict]:
         """The prompts of a batch one by one, without padding."""
-        return split(inputs, images, self.family.sizes)
+        names = {argument: name for name, argument in (self.family.video or {}).items() if name in inputs}
+        return split(inputs, images, names.get(self.family.sizes, self.family.sizes))
 
     def layouts(self, inputs: dict, images: tuple[int, ...] = IMAGES) -> list[list[ImageLayout]]:
         """The layout of each image of each prompt."""
-        layouts = iter(self.family.image_layouts(inputs))
+        clips = {name: inputs[given] for given, name in (self.family.video or {}).items() if given in inputs}
+        layouts = iter(self.family.clip_layouts(clips) if clips else self.family.image_layouts(inputs))
         return [[next(layouts) for _ in range(count)] for count in images]
 
     @cached_property
@@ -112,7 +119,10 @@ class Trial:
         self.has_budget = bool({"keep", "prune_ratio"} & set(given))
         self.given = given if self.has_budget else _with_budget(strategy, tiny.name, given)
         self.config = self.resolved()
-        self.inputs = tiny.inputs()
+        projector = self.config.projector
+        clips = projector is not None and projector.stage.clips and tiny.family.video is not None
+        self.kind = "video" if clips else "image"
+        self.inputs = tiny.inputs(clips=clips)
 
     def resolved(self, **changes) -> StrategyConfig:
         """The strategy with other overrides on top."""

@@ -37,6 +37,10 @@ def speed(
     visual_tokens: Annotated[
         str, typer.Option(metavar="N,N", help="Visual tokens of a prompt; the nearest that the model can have.")
     ] = "576",
+    frames: Annotated[
+        int | None,
+        typer.Option(metavar="N", help="Show one clip of N pictures, with all the visual tokens, instead of images."),
+    ] = None,
     break_even: Annotated[
         bool,
         typer.Option("--break-even", help="Also 64,144,256,400,576 visual tokens, to find where it starts to pay."),
@@ -68,6 +72,7 @@ def speed(
       vtc bench --preset tiny --strategy hiprune --keep 0.25
       vtc bench --preset llava-1.5-7b --strategy hiprune,fastv --keep 0.25,0.11 --visual-tokens 576,2880 \\
           --batch-sizes 1,8 --output results/h100
+      vtc bench --preset qwen3-vl-mini --frames 16 --strategy divprune,hiprune --output results/clip
       vtc bench --preset tiny --break-even --output results/pays
       vtc bench compare results/a results/b
     """
@@ -82,7 +87,7 @@ def speed(
         output, preset, model, texts("--strategy", strategy), texts("--keep", keep, "0.25,192"),
         numbers("--batch-sizes", batch_sizes, "1,8"), numbers("--prompt-lengths", prompt_lengths, "64,512"),
         (*SWEEP, *visual) if break_even else visual, new_tokens, rounds, warmup, dtype, device, attention, kernels,
-        seed, overrides(settings), overwrite,
+        seed, overrides(settings), frames, overwrite,
     )  # fmt: skip
     results = run(options, Bar)
     Terminal(width=150).print(table(results.rows))

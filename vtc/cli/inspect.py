@@ -19,6 +19,10 @@ def inspect(
     image: Annotated[
         str | None, typer.Option(metavar="FILE", help="The picture. Default, for the demo model: one of its benchmark.")
     ] = None,
+    frames: Annotated[
+        str | None,
+        typer.Option(metavar="DIR", help="A clip instead: a folder of pictures of one size, sorted by name."),
+    ] = None,
     question: Annotated[
         str | None, typer.Option(metavar="TEXT", help="Default, without --image: the benchmark's own.")
     ] = None,
@@ -47,7 +51,8 @@ def inspect(
     ] = None,
     modules: Annotated[list[str] | None, IMPORT] = None,
 ) -> None:
-    """Show which patches of a picture strategies keep, drop and merge at each stage, and what the model then answers.
+    """Show which patches of a picture or clip strategies keep, drop and merge at each stage, and what the model then
+    answers.
 
     Writes inspect.png, inspect.html, and selection.json with picture.png, from which both are drawn again by --from. A
     row is a strategy, a column a stage: at the projector, then before a layer of the language model.
@@ -58,12 +63,13 @@ def inspect(
       vtc inspect --model demo --image photo.png --question "What color is the ring?" --strategy hiprune+transprune
       vtc inspect --model path/to/llava-1.5-7b-hf --model_args dtype=float16 --image photo.jpg \\
           --question "What is written on the sign?" --strategy hiprune,visionzip --keep 64 --output results/sign
+      vtc inspect --model path/to/Qwen3-VL-4B-Instruct --frames clip/ --question "What happens?" --strategy divprune
       vtc inspect --from results/sign/selection.json --output elsewhere
     """
     run_options = {
-        "--model": model, "--model_args": model_args, "--image": image, "--question": question, "--sample": sample,
-        "--strategy": strategy, "--keep": keep, "--set": settings, "--max-new-tokens": max_new_tokens,
-        "--device": device,
+        "--model": model, "--model_args": model_args, "--image": image, "--frames": frames, "--question": question,
+        "--sample": sample, "--strategy": strategy, "--keep": keep, "--set": settings,
+        "--max-new-tokens": max_new_tokens, "--device": device,
     }  # fmt: skip
     if saved is not None:
         given = [name for name, value in run_options.items() if value]
@@ -79,8 +85,8 @@ def inspect(
         from vtc.eval.inspect.write import write
 
         record, picture = run(
-            model or "demo", model_args, image, question, sample, strategy or "hiprune", keep, overrides(settings),
-            max_new_tokens or 32, device,
+            model or "demo", model_args, image, frames, question, sample, strategy or "hiprune", keep,
+            overrides(settings), max_new_tokens or 32, device,
         )  # fmt: skip
         files = write(record, picture, output or Path("results/inspect"))
     for line in [_line("full model", record["full"]["answer"], record["tokens"])] + [

@@ -15,7 +15,6 @@ def table(config: object, family: str | None, layers: int, tokens: int) -> list[
     config: a StrategyConfig. Raises ConfigError for a schedule or budget that does not fit.
     """
     from vtc.core.flops import LanguageShape, paper_flops
-    from vtc.core.signals import Decoder
 
     allocation = _allocation(config, family, layers, tokens)
     entered = allocation.entered(tokens)
@@ -26,7 +25,7 @@ def table(config: object, family: str | None, layers: int, tokens: int) -> list[
         name = f"layer {start}" if end == start + 1 else f"layers {start}-{end - 1}"
         lines.append(f"  {name.ljust(len(f'layers {layers}-{layers}'))}  {per_layer[start]:>{len(str(tokens))}}")
     if config.attention is not None:
-        changed = config.attention.stage.layers(Decoder(family or "", layers), HIDDEN)
+        changed = config.attention.stage.layers(_decoder(family, layers), HIDDEN)
         where = f"layers {changed[0]}-{changed[-1]}" if changed else "no layer"
         lines.append(f"  {config.attention.method} changes attention in {where}, and drops nothing")
     mean = sum(per_layer) / layers
@@ -60,6 +59,11 @@ def check_depths(config: object) -> None:
 
 
 def _allocation(config: object, family: str | None, layers: int, tokens: int | None = None):
-    from vtc.core.signals import Decoder
+    return config.allocate(_decoder(family, layers), tokens)
 
-    return config.allocate(Decoder(family or "", layers), tokens)
+
+def _decoder(family: str | None, layers: int):
+    from vtc.core.signals import Decoder
+    from vtc.patches import FAMILIES
+
+    return Decoder(family or "", layers, FAMILIES[family].softmax_layers(layers) if family else None)

@@ -26,6 +26,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
+from vtc.config import hybrid
 from vtc.core.budget import Budget
 from vtc.core.errors import ConfigError
 from vtc.core.signals import Decoder
@@ -39,8 +40,9 @@ EPS = 1e-9
 
 @dataclass(frozen=True)
 class Drop:
-    """One drop before decoder layer `layer`: step `number` (0-based) of stage `index` among the strategy's decoder
-    stages. share: the fraction of the visual tokens entering the stage that its published schedule keeps."""
+    """One drop before decoder layer `layer` (moved in a hybrid language model, see `vtc.config.hybrid`): step `number`
+    (0-based) of stage `index` among the strategy's decoder stages. share: the fraction of the visual tokens entering
+    the stage that its published schedule keeps."""
 
     layer: int
     index: int
@@ -60,15 +62,26 @@ class Allocation:
     def __init__(self, config: "StrategyConfig", decoder: Decoder | None = None, tokens: int | None = None):
         self.config, self.depth = config, 0 if decoder is None else decoder.depth
         self.stages: tuple[StageConfig, ...] = config.decoder
-        drops = [
-            Drop(step.layer, index, number, step.share)
-            for index, stage in enumerate(self.stages)
-            for number, step in enumerate(stage.stage.steps(decoder))
-        ]
+        if decoder is not None:
+            hybrid.check(decoder, config)
+        self.notes: list[str] = []
+        drops = [drop for index in range(len(self.stages)) for drop in self._drops(index, decoder)]
         self.steps = tuple(sorted(drops, key=lambda drop: (drop.layer, drop.index, drop.number)))
         self.encoder, self.projector = self._budget(config.encoder), self._budget(config.projector)
         if self.stages and not self.config.keeps_all:
             self._check(tokens)
+
+    def _drops(self, index: int, decoder: Decoder) -> list[Drop]:
+        """The steps of one stage inside the language model; notes where they are not before the layers asked for."""
+        stage, drops = self.stages[index].stage, {}
+        asked = []
+        for number, step in enumerate(stage.steps(decoder)):
+            needs = () if decoder.softmax is None else stage.needs(decoder, number)
+            layer = hybrid.drop_layer(decoder, step.layer, needs)
+            drops[layer] = Drop(layer, index, number, step.share)
+            asked.append((step.layer, needs))
+        self.notes += hybrid.moved(self.stages[index].method, asked, decoder)
+        return list(drops.values())
 
     @property
     def front(self) -> Budget | None:
@@ -181,7 +194,7 @@ class Allocation:
             keep = max(1, round(keep / self.mean()))
         elif self.stages and not self.config.keeps_all:
             keep = min(1.0, round(keep / self.mean(), 12))
-        return Budget(keep, stage.scope, stage.rounding)
+        return Budget(keep, stage.scope, stage.rounding, getattr(stage.stage, "least", None))
 
     def _check(self, tokens: int | None) -> None:
         """Raises ConfigError before any prompt is seen, where fractions, or the tokens of an image, can tell."""

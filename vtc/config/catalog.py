@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from vtc.config.hybrid import every_layer
 from vtc.config.resolve import resolve
 from vtc.config.strategy import Strategy, StrategyConfig
 from vtc.core.errors import ConfigError
@@ -35,8 +36,8 @@ def budget_for_tables(strategy: str, family: str) -> dict[str, Any]:
 
 
 def support_table() -> str:
-    """Strategies x families as a Markdown table, those from outside too: "yes", or "yes*" where a [CLS] method uses the
-    mean query."""
+    """Strategies x families as a Markdown table, those from outside too: "yes", "yes*" where a [CLS] method uses the
+    mean query, "clips" for a method that compares frames, or "no" where a family refuses the strategy."""
     from vtc.patches import FAMILIES
 
     names = FAMILIES.names()
@@ -44,8 +45,11 @@ def support_table() -> str:
     for strategy in available():
         cells = []
         for name in names:
-            budget = budget_for_tables(strategy, name)
-            needs_cls = any(s.stage.needs_cls for s in resolve(strategy, name, **budget).stages)
-            cells.append("yes*" if needs_cls and not FAMILIES[name].may_have_cls else "yes")
+            config = resolve(strategy, name, **budget_for_tables(strategy, name))
+            needs_cls = any(s.stage.needs_cls for s in config.stages)
+            word = "yes*" if needs_cls and not FAMILIES[name].may_have_cls else "yes"
+            if config.projector is not None and config.projector.stage.clips:
+                word = "no" if FAMILIES[name].video is None else "clips"
+            cells.append("no" if every_layer(config) and FAMILIES[name].softmax_layers(4) is not None else word)
         lines.append(f"| `{strategy}` | " + " | ".join(cells) + " |")
     return "\n".join(lines)

@@ -232,12 +232,13 @@ def _checked(name: str, top: dict, stages: list[dict], family: str | None) -> St
 
 
 def _check_rasters(configs: tuple[StageConfig, ...]) -> None:
-    """Raises ConfigError where a stage at the projector needs a raster that a stage inside the encoder takes apart."""
+    """Raises ConfigError where a stage at the projector needs a raster or frames that the encoder's takes apart."""
     names = [config.method for config in configs if config.stage.site == "encoder"]
     for config in configs:
-        if names and config.stage.site == "projector" and config.stage.grid:
+        if names and config.stage.site == "projector" and (config.stage.grid or config.stage.clips):
+            needed = "whole frames" if config.stage.clips else "one raster of tokens"
             raise ConfigError(
-                f"{config.method} needs one raster of tokens, and {names[0]} leaves none of the encoder's; possible: a "
+                f"{config.method} needs {needed}, and {names[0]} leaves none of the encoder's; possible: a "
                 f"method that looks at no neighbours, or {config.method} alone"
             )
 
@@ -273,6 +274,11 @@ def _stage(top: dict, data: dict, alone: bool, own_budget: bool, tiled: bool) ->
         value = shared[key] = given.get(key, default)
         if value not in possible:
             raise ConfigError(f"{key}={shown(value)} is unknown; possible: {', '.join(possible)}")
+        if key == "scope" and value in ("per_tile", "per_frame") and getattr(method, "clips", False):
+            raise ConfigError(
+                f"scope={value}: {data['method']} compares the frames of a clip, so they compete; possible: per_clip, "
+                "per_request"
+            )
         if method.site == "encoder" and key == "scope" and value != default:
             raise ConfigError(
                 f"scope={value}: inside the encoder {data['method']} works on one crop at a time; possible: "

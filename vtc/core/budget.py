@@ -3,7 +3,7 @@
 import contextlib
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 
@@ -62,11 +62,14 @@ class Budget:
         per_frame: clips as in per_tile, images as in per_image.
     rounding: of fraction x tokens, "ceil" unless the strategy's paper rounds otherwise. When a number is divided over
         tiles, "floor" also loses the remainder; otherwise the first tiles get it.
+    least: the fewest tokens of a clip of so many frames of so many tokens (an image is one frame), see `Stage.least`;
+        None for 1.
     """
 
     keep: float | int
     scope: str = "per_image"
     rounding: str = "ceil"
+    least: Callable[[int, int], int] | None = None
 
     def __post_init__(self):
         parse_keep(self.keep)
@@ -108,13 +111,19 @@ class Budget:
         for tiles, clip, count in zip(request, clips, counts, strict=True):
             apart = self.scope == "per_tile" or clip and (raster or self.scope == "per_frame")
             own = count if shared else self.keep
-            units.append(self._count_tiles(tiles, own) if apart else [count])
+            units.append(self._count_tiles(tiles, own) if apart else [max(count, self._least(tiles, clip))])
         return units
+
+    def _least(self, tiles: Sequence[int], clip: bool) -> int:
+        """The fewest tokens that the method keeps where these tiles compete."""
+        if self.least is None:
+            return 1
+        return min(self.least(len(tiles), tiles[0]) if clip else self.least(1, sum(tiles)), sum(tiles))
 
     def _count_tiles(self, tiles: Sequence[int], keep: float | int) -> list[int]:
         """Tokens kept of each tile; tiles smaller than an even share are kept whole, and the others divide the rest."""
         if not isinstance(keep, int):
-            return [self.count(n) for n in tiles]
+            return [max(self.count(n), self._least([n], False)) for n in tiles]
         counts, budget, larger = list(tiles), min(keep, sum(tiles)), list(range(len(tiles)))
         while larger and any(tiles[i] <= budget // len(larger) for i in larger):
             complete = [i for i in larger if tiles[i] <= budget // len(larger)]

@@ -39,11 +39,13 @@ class Tile:
 @dataclass(frozen=True)
 class ImageLayout:
     """One image or clip in the prompt: `tokens` placeholders. All of them belong to a tile, except structural ones
-    (row-end tokens). frames: of a clip, each of which is a tile, in order; 0 for an image."""
+    (row-end tokens). frames: of a clip, each of which is a tile, in order; 0 for an image. resampled: "before" or
+    "after" the projector, if the tokens are a smaller raster computed from the encoder's there; else ""."""
 
     tokens: int
     tiles: tuple[Tile, ...]
     frames: int = 0
+    resampled: str = ""
 
 
 @dataclass(frozen=True)
@@ -53,7 +55,7 @@ class View:
 
     offsets [n]: places of the tokens in the image's run. boxes [n, 4] float64: what each token shows. crops [c, 4]:
     what each crop of the encoder shows; the encoder sees nothing outside of them. name: "picture"; "base" or "tiles" if
-    an image is several crops.
+    an image is several crops; "frame 0", ... for those of a clip.
     """
 
     name: str
@@ -92,12 +94,13 @@ def raster(crop: int, rows: int, columns: int) -> ImageLayout:
     return ImageLayout(rows * columns, (Tile(crop, every, every, (rows, columns)),))
 
 
-def clip(first: int, frames: int, rows: int, columns: int) -> ImageLayout:
-    """A clip whose frames are full rasters, one after another. first: the crop of its first frame."""
+def clip(first: int, frames: int, rows: int, columns: int, resampled: str = "") -> ImageLayout:
+    """A clip whose frames are full rasters, one after another. first: the crop of its first frame; resampled: see
+    `ImageLayout`."""
     each = rows * columns
     raster_of_frame = torch.arange(each)
     tiles = [Tile(first + f, raster_of_frame + f * each, raster_of_frame, (rows, columns)) for f in range(frames)]
-    return ImageLayout(frames * each, tuple(tiles), frames)
+    return ImageLayout(frames * each, tuple(tiles), frames, resampled)
 
 
 @dataclass

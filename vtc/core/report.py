@@ -3,113 +3,9 @@
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
-from torch import Tensor
-
 from vtc.core.changes import LayerChange, in_words
-from vtc.core.flops import ENCODER_FORMULA, FORMULA, PAPER_FORMULA, EncoderWork, LanguageShape, paper_flops
-from vtc.core.selection import Flow
-
-
-@dataclass
-class StepReport:
-    """One drop. stage: the method; site: "encoder", "projector" or "decoder"; layer: the decoder layer before which it
-    took place, or the encoder layer of its last step (0-based), None for the projector; kept [after]: places of the
-    kept tokens in the image's own run of tokens, in sequence order (a merged token has the place of its merge target);
-    flows: of each unit that merged, read through `ImageReport.merged_into`."""
-
-    stage: str
-    layer: int | None
-    before: int
-    after: int
-    kept: Tensor = field(repr=False)
-    flows: tuple[Flow, ...] = field(default=(), repr=False)
-    site: str = "projector"
-
-    @property
-    def where(self) -> str:
-        """The method and its site as one word."""
-        return self.stage + {"projector": "", "decoder": f"@{self.layer}", "encoder": "@encoder"}[self.site]
-
-    def to_dict(self) -> dict[str, Any]:
-        """As plain data."""
-        counts = {"before": self.before, "after": self.after}
-        return {"stage": self.stage, "site": self.site, "layer": self.layer, **counts, "kept": self.kept.tolist()}
-
-
-@dataclass
-class ImageReport:
-    """One image of one prompt. before: its visual tokens in the prompt; entered: those that reach the language model;
-    layers: of the language model; steps: what was dropped, in order."""
-
-    prompt: int
-    image: int
-    before: int
-    entered: int
-    layers: int
-    steps: list[StepReport] = field(default_factory=list)
-
-    @property
-    def after(self) -> int:
-        """Visual tokens that the last layer sees."""
-        return self.steps[-1].after if self.steps else self.entered
-
-    @property
-    def kept(self) -> Tensor:
-        """Places [after] of the tokens kept to the last layer, in the image's own run of tokens, ascending."""
-        return self.steps[-1].kept.sort().values if self.steps else torch.arange(self.entered)
-
-    def merged_into(self, step: int) -> Tensor | None:
-        """The place that `steps[step]` merges each token of the image into: LongTensor [before] of places in the
-        image's run of tokens. A kept token has its own place; -1 marks a token dropped in this step or earlier. None
-        for a method that only drops.
-
-        If a kept token has another place, or -1, its place was taken by the encoder's [CLS] (visionzip,
-        visiondrop_projector). The tensor is computed on demand, which waits for the device.
-        """
-        flows = self.steps[step].flows
-        if not flows:
-            return None
-        target = torch.full((self.before,), -1)
-        for flow in flows:
-            places, into = flow.places()
-            target[places] = into
-        return target
-
-    def also_into(self, step: int) -> Tensor:
-        """Further flows of `steps[step]`, where a token flows into others than the one of `merged_into`.
-
-        LongTensor [M, 2], each pair once, ascending: the place of the token, and one that it flows into as well. Empty
-        for most methods. Computed on demand, as `merged_into`.
-        """
-        pairs = {(token, aim) for flow in self.steps[step].flows for token, aim in flow.more().tolist()}
-        merged = self.merged_into(step)
-        into = [] if merged is None else merged.tolist()
-        further = sorted((token, aim) for token, aim in pairs if into[token] != aim)
-        return torch.tensor(further, dtype=torch.long).reshape(-1, 2)
-
-    @property
-    def stages(self) -> list[tuple[str, int, int]]:
-        """(method, before, after) of every step."""
-        return [(step.stage, step.before, step.after) for step in self.steps]
-
-    def flow_dict(self, step: int) -> dict[str, Any]:
-        """`merged_into` and `also_into` of a step as plain data; without those that say nothing."""
-        into = self.merged_into(step)
-        if into is None:
-            return {}
-        also = self.also_into(step).tolist()
-        return {"merged_into": into.tolist()} | ({"also_into": also} if also else {})
-
-    @property
-    def per_layer(self) -> list[int]:
-        """Visual tokens that each decoder layer sees."""
-        counts, count = [], self.entered
-        for layer in range(self.layers):
-            dropped = (s.after for s in reversed(self.steps) if s.site == "decoder" and s.layer == layer)
-            count = next(dropped, count)
-            counts.append(count)
-        return counts
+from vtc.core.flops import ENCODER_FORMULA, PAPER_FORMULA, EncoderWork, LanguageShape, paper_flops
+from vtc.core.image_report import ImageReport
 
 
 @dataclass
@@ -142,9 +38,10 @@ class Report:
     attention: list[LayerChange] = field(default_factory=list, repr=False)
 
     @property
-    def kv_lengths(self) -> list[int]:
-        """Length of the KV cache in each layer after prefill, measured on the cache; empty without a cache."""
-        return [int(length) for length in self.cache_lengths]
+    def kv_lengths(self) -> list[int | None]:
+        """Length of the KV cache in each layer after prefill, measured on the cache; None for a layer with linear
+        attention, whose state has a fixed size. Empty without a cache."""
+        return [None if length is None else int(length) for length in self.cache_lengths]
 
     @property
     def tokens_before(self) -> int:
@@ -186,7 +83,7 @@ class Report:
 
     @property
     def prefill_flops(self) -> tuple[int, int]:
-        """Language-model prefill FLOPs (before, after), summed over prompts; see `vtc.core.flops.FORMULA`."""
+        """Language-model prefill FLOPs (before, after), summed over prompts; see `LanguageShape.formula`."""
         cost = self.shape.prefill_flops
         return sum(map(cost, self._unpruned())), sum(map(cost, self.prompt_lengths))
 
@@ -233,12 +130,13 @@ class Report:
                     "after": i.after,
                     "stages": [step.to_dict() | i.flow_dict(s) for s, step in enumerate(i.steps)],
                     "kept": i.kept.tolist(),
+                    **({"kind": "clip", "frames": i.frames, "per_frame": i.per_frame} if i.frames else {}),
                 }
                 for i in self.images
             ],
             "prompts": {"before": self.prompts_before, "after": self.prompts_after, "per_layer": self.prompt_lengths},
             "kv_lengths": self.kv_lengths,
-            "prefill_flops": {"before": flops[0], "after": flops[1], "formula": FORMULA},
+            "prefill_flops": {"before": flops[0], "after": flops[1], "formula": self.shape.formula},
             "paper_flops": {"before": paper[0], "after": paper[1], "formula": PAPER_FORMULA},
             **({"encoder_flops": inside} if inside else {}),
             **({"attention": [change.to_dict() for change in self.attention]} if self.attention else {}),
@@ -260,6 +158,7 @@ class Report:
             lines += [
                 f"{i.prompt:>6}  {i.image:>5}  {s.where.ljust(width)}  {s.before:>13}  {s.after:>5}" for s in i.steps
             ]
+        lines += [f"clip {i.image} of prompt {i.prompt}".ljust(22) + i.frames_in_words for i in self.images if i.frames]
         lines += [
             f"visual tokens         {self.tokens_before} -> {self.average_tokens:.1f} in the average layer, "
             f"{self.tokens_after} in the last",
@@ -281,5 +180,7 @@ class Report:
     def _kv(self) -> str:
         if not self.cache_lengths:
             return "no cache in use"
-        lengths = self.kv_lengths
-        return f"{lengths[0]} in all {len(lengths)} layers" if len(set(lengths)) == 1 else str(lengths)
+        lengths = [length for length in self.kv_lengths if length is not None]
+        linear = len(self.cache_lengths) - len(lengths)
+        found = f"{lengths[0]} in all {len(lengths)} layers" if len(set(lengths)) == 1 else str(lengths)
+        return f"{found} with softmax attention, a fixed state in the other {linear}" if linear else found

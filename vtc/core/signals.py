@@ -210,10 +210,12 @@ class Encoder:
 
 @dataclass(frozen=True)
 class Decoder:
-    """The facts about the language model that a strategy can use before it runs. depth: its layers."""
+    """The facts about the language model that a strategy can use before it runs. depth: its layers. softmax: those with
+    softmax attention, ascending, if others have linear attention (see `vtc.config.hybrid`); None: all of them."""
 
     family: str
     depth: int
+    softmax: tuple[int, ...] | None = None
 
     def layer(self, value: int | float, knob: str) -> int:
         """A layer knob as the number of layers that run before the drop (the 0-based index of the next layer): int =
@@ -257,6 +259,7 @@ class Context:
     that does not depend on the batch). signals: the tensors that the stage requested, by signal. tiles: if several
     tiles compete, the place of each, in the order of their tokens. images [B]: inside the encoder, the index of each
     unit's image. frames: of a unit that is a whole clip, whose tokens are those of its equal frames in order; else 0.
+    asked: the fraction that the budget asks for, from which `count` is rounded; None if it asks for a number of tokens.
     """
 
     tokens: int
@@ -269,9 +272,15 @@ class Context:
     tiles: tuple[Extent, ...] = ()
     images: tuple[int, ...] = ()
     frames: int = 0
+    asked: float | None = None
 
     def __getitem__(self, signal: Signal) -> Tensor:
         return self.signals[signal]
+
+    @property
+    def share(self) -> float:
+        """The fraction of the tokens to keep, before rounding."""
+        return self.count / self.tokens if self.asked is None else self.asked
 
     @property
     def columns(self) -> int:

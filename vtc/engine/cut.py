@@ -59,6 +59,12 @@ class PromptCut:
                 "images after a cached prefix (a second turn on the same cache, chunked prefill) are "
                 "not supported; possible: a fresh cache with the whole conversation"
             )
+        mask, linear = kwargs.get("attention_mask"), self.reporter.shape.linear is not None
+        if linear and isinstance(mask, Tensor) and mask.ndim == 4 and not getattr(cache, "is_compileable", False):
+            raise UnsupportedError(
+                "a 4-D attention mask does not tell linear attention where padding is, so tokens cannot be dropped "
+                "behind it; possible: a 2-D mask"
+            )
         if kwargs.get("cu_seq_lens_q") is not None:
             raise UnsupportedError(
                 "packed (padding-free) language-model inputs are not supported; possible: a padded batch"
@@ -112,8 +118,11 @@ class PromptCut:
             segment = Segment(0, packing.index, packing.valid, shift)
         # Counts first: a budget that an image cannot meet is refused before anything is reported.
         counts = [self.allocation.counts(n, len(k.offsets)) for n, k in zip(tokens, kept, strict=True)]
-        report = self.reporter.report(requests, tokens, kept, placement.lengths, after, run, encoder_kept)
-        prompt = call.pruned = PrunedPrompt([segment], length, length, unpruned.following, report, self.number)
+        frames = [run.images[source].frames for source in placement.source]
+        report = self.reporter.report(requests, tokens, kept, placement.lengths, after, run, encoder_kept, frames)
+        prompt = PrunedPrompt([segment], length, length, unpruned.following, report, self.number)
+        prompt.counted = self.reporter.shape.first_cached
+        call.pruned = prompt
         if kwargs.get("past_key_values") is not None:
             remember(kwargs["past_key_values"], prompt)
         if self.plan is not None:
@@ -124,7 +133,5 @@ class PromptCut:
 
             images = Images(batch, placement, grouped, encoded, aims)
             embeds = kwargs["inputs_embeds"]
-            call.inside = Prefill(
-                self.plan, prompt, images, counts, moved, ends, mask, report, embeds, call.planes
-            )
+            call.inside = Prefill(self.plan, prompt, images, counts, moved, ends, mask, report, embeds, call.planes)
         report.select_seconds = clock.now() - start

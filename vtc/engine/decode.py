@@ -38,6 +38,8 @@ def step(kwargs: dict, prompt: PrunedPrompt, mrope: bool, site: object = None) -
         )
     if kwargs.get("position_ids") is None:
         kwargs["position_ids"] = unpruned_positions(prompt, tokens, mrope)
+    elif mrope and prompt.seen == prompt.length:
+        _count_from(prompt, kwargs["position_ids"][-3:, :, 0].amax(0))
     positions = kwargs["position_ids"]
     inside = DecodeStep(site, prompt, mask, positions, tokens) if len(prompt.segments) > 1 else None
     if first.shift is not None:
@@ -54,6 +56,17 @@ def step(kwargs: dict, prompt: PrunedPrompt, mrope: bool, site: object = None) -
     return inside
 
 
+def _count_from(prompt: PrunedPrompt, position: Tensor) -> None:
+    """Notes the position [B] of the first token after the prompt, as the caller has it: in time a clip may reach beyond
+    the text that follows it, and then generate() and forward() of transformers go on from different positions."""
+    ahead = position.to(prompt.next_position.device) - prompt.next_position
+    prompt.next_position = prompt.next_position + ahead
+    moved = {id(segment.shift): segment.shift for segment in prompt.segments if segment.shift is not None}
+    moved = {key: shift + ahead.to(shift.device) for key, shift in moved.items()}
+    for segment in prompt.segments:
+        segment.shift = moved.get(id(segment.shift))
+
+
 class DecodeStep:
     """Decodes new tokens through layers that hold different numbers of prompt tokens.
 
@@ -64,7 +77,8 @@ class DecodeStep:
     def __init__(self, site, prompt: PrunedPrompt, mask: object, positions: Tensor, tokens: int):
         self.site, self.prompt, self.mask, self.positions = site, prompt, mask, positions
         self.tokens, self.decoded = tokens, prompt.seen - prompt.length + tokens
-        self.masks: dict[tuple[int, bool], object] = {}
+        self.masks: dict[tuple[int, str], object] = {}
+        self.flat: dict[int, object] = {}
         self.rotary: dict[int, tuple[Tensor, Tensor]] = {}
 
     def before_layer(self, layer: int, args: tuple, kwargs: dict):
@@ -92,7 +106,7 @@ class DecodeStep:
         return self.rotary[number]
 
     def _mask(self, number: int, layer: int, hidden: Tensor, kwargs: dict):
-        key = number, self.site.sliding(layer)
+        key = number, self.site.kinds[layer]
         if key not in self.masks:
             self.masks[key] = self._new_mask(number, layer, hidden, kwargs)
         return self.masks[key]
@@ -100,9 +114,11 @@ class DecodeStep:
     def _new_mask(self, number: int, layer: int, hidden: Tensor, kwargs: dict):
         segment, cache = self.prompt.segments[number], kwargs.get("past_key_values")
         static, cached = bool(getattr(cache, "is_compileable", False)), segment.width + self.decoded
-        flat = cut_decode(
-            self.mask, segment.index, segment.valid, self.prompt.length, cached, self.tokens, static, segment.grown
-        )
+        if number not in self.flat:
+            self.flat[number] = cut_decode(
+                self.mask, segment.index, segment.valid, self.prompt.length, cached, self.tokens, static, segment.grown
+            )
+        flat = self.flat[number]
         if flat is None and self.tokens == 1 and not static and not self.site.sliding(layer):
             return None  # one token sees all that a growing cache holds
         return self.site.mask(layer, hidden, flat, cache, kwargs.get("cache_position"), segment.valid is not None)

@@ -59,6 +59,12 @@ class EncoderPlan:
         """Starts a run for these images [ImageLayout]. arguments: of `get_image_features`. Raises UnsupportedError for
         what the site does not support, ConfigError for a target that the steps cannot reach."""
         self.site.check(arguments)
+        if any(image.resampled for image in images):
+            shown = "a clip" if any(image.frames for image in images) else "an image of this size"
+            raise UnsupportedError(
+                f"{self.config.method} drops tokens inside the encoder, and {self.family.name} resamples the whole "
+                f"raster of {shown}; possible: a stage at the projector or in the language model, or smaller images"
+            )
         units = self.family.units(images)
         sizes: dict[int, list[int]] = {}
         for tokens, image in zip(units.tokens, units.images, strict=True):

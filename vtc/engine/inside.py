@@ -6,9 +6,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from vtc.config import hybrid
 from vtc.config.allocation import Allocation
 from vtc.core.errors import ConfigError
-from vtc.core.report import Report, StepReport
+from vtc.core.image_report import StepReport
+from vtc.core.report import Report
 from vtc.core.selection import Selection
 from vtc.core.signals import Aim, Decoder, EncoderAttention, Importance, Signal
 from vtc.engine import clock
@@ -27,8 +29,9 @@ class Plan:
     """What is known about the stages inside the language model before any prompt arrives.
 
     site: the model's layers. steps: the numbers of the drops before each layer. needs: the signals of each drop.
-    watched: what these require of the layers. encoder: the signals they require of the encoder. attention: the stage
-    that changes attention, or None; changed: the layers in which it does. width: the hidden size.
+    sources: what each of these is read from (see `vtc.config.hybrid`). watched: what they require of the layers.
+    encoder: the signals they require of the encoder. attention: the stage that changes attention, or None; changed: the
+    layers in which it does. width: the hidden size.
     """
 
     def __init__(self, site, allocation: Allocation, decoder: Decoder, width: int):
@@ -38,7 +41,11 @@ class Plan:
         self.steps: dict[int, list[int]] = {}
         for number, step in enumerate(allocation.steps):
             self.steps.setdefault(step.layer, []).append(number)
-        self.watched = Needs(self.needs)
+        self.sources = [
+            {signal: hybrid.source(decoder, signal, step.layer) for signal in needs}
+            for step, needs in zip(allocation.steps, self.needs, strict=True)
+        ]
+        self.watched = Needs([tuple(sources.values()) for sources in self.sources])
         self.attention = allocation.config.attention
         self.changed = () if self.attention is None else self.attention.stage.layers(decoder, width)
         self.encoder = tuple(dict.fromkeys(s for need in self.needs for s in need if isinstance(s, EncoderAttention)))
@@ -76,7 +83,7 @@ class Prefill:
         self.plan, self.prompt, self.images, self.tokens, self.ends = plan, prompt, images, tokens, ends
         self.counts, self.mask, self.report = counts, mask, report
         self.watch = Watch(plan.watched, plan.site, max(map(len, images.placement.requests)))
-        self.masks: dict[bool, object] = {}
+        self.masks: dict[str, object] = {}
         self.rotary = self.width = None
         self.positions_kept = True  # since layer 0
         self.done = 0
@@ -148,8 +155,9 @@ class Prefill:
                 return torch.tensor(images.aims[unit.image], dtype=torch.float64)
             if isinstance(signal, EncoderAttention):
                 return images.encoded(signal, unit.image).to(device)[unit.offsets]
-            found = self.watch.look(signal, b, j, places[b][j][unit.offsets], rows)
-            return found if getattr(signal, "read", False) else found.to(device)
+            read = plan.sources[number][signal]
+            values = self.watch.look(read, b, j, places[b][j][unit.offsets], rows)
+            return values if getattr(signal, "read", False) else values.to(device)
 
         def merge(unit: Unit, selection: Selection) -> tuple[Tensor, Tensor | None]:
             b, j = owner[unit.image]
@@ -207,18 +215,18 @@ class Prefill:
         self.prompt.segments.append(Segment(layer, packing.index, packing.valid, shift))
 
     def _mask(self, layer: int, hidden: Tensor, kwargs: dict):
-        sliding = self.plan.site.sliding(layer)
-        if sliding not in self.masks:
+        kind = self.plan.site.kinds[layer]
+        if kind not in self.masks:
             segment, cache = self.prompt.segments[-1], kwargs.get("past_key_values")
             static = bool(getattr(cache, "is_compileable", False))
             flat = self.mask
             if isinstance(flat, Tensor) and flat.ndim == 2 and segment.valid is None:
                 flat = None
             flat = cut_prefill(flat, segment.index, segment.valid, static)
-            self.masks[sliding] = self.plan.site.mask(
+            self.masks[kind] = self.plan.site.mask(
                 layer, hidden, flat, cache, kwargs.get("cache_position"), segment.valid is not None
             )
-        return self.masks[sliding]
+        return self.masks[kind]
 
     def _rows(self) -> Rows:
         images, segment = self.images, self.prompt.segments[-1]

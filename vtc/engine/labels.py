@@ -6,6 +6,7 @@ from torch import nn
 from vtc.core.errors import PatchError, UnsupportedError
 from vtc.core.hooks import Patchwork
 from vtc.engine.calls import Frame, named
+from vtc.engine.experts import FLAG, asks_for_routers, balance
 from vtc.engine.media import given_kinds
 from vtc.engine.state import OuterCall, PrunedPrompt, ThreadState
 
@@ -30,9 +31,13 @@ class Labels:
                 "logits_to_keep as a tensor of places is not supported; possible: a number of last tokens"
             )
         outer = self.thread.outer = OuterCall(images, from_end=isinstance(logits, int) and logits > 0)
-        if given.get("labels") is None or not images and not self.thread.pending:
+        outer.routers = asks_for_routers(module, given)
+        if given.get("labels") is None and not outer.routers or not images and not self.thread.pending:
+            outer.routers = False
             return args, Frame(kwargs, outer.over)
-        outer.labels = given.pop("labels")
+        outer.labels = given.pop("labels", None)
+        if outer.routers:
+            given[FLAG], outer.mask = False, given.get("attention_mask")
         return (), Frame(given, outer.over)
 
     def _loss(self, module: nn.Module, args: tuple, kwargs: dict, output):
@@ -44,8 +49,11 @@ class Labels:
                 f"{type(module).__name__} was given images, but its inner model did not run as a module, so nothing "
                 "was dropped; possible: vtc.unpatch(model), then vtc.patch(model, ...) on the model as it is now"
             )
+        losses = {}
+        if outer.routers and outer.router_logits is not None:
+            losses["aux_loss"] = balance(module, outer.router_logits, outer.pruned, outer.mask)
         if outer.labels is None:
-            return None
+            return type(output)(**{**dict(output.items()), **losses}) if losses else None
         labels = outer.labels if outer.pruned is None else cut_labels(outer.labels, outer.pruned)
         logits = output[0] if isinstance(output, tuple) else output.logits
         extra = {k: kwargs[k] for k in ("num_items_in_batch", "ignore_index") if k in kwargs}
@@ -53,7 +61,9 @@ class Labels:
         loss = module.loss_function(logits=logits, labels=labels, vocab_size=vocabulary, **extra)
         if isinstance(output, tuple):
             return (loss, *output)
-        return type(output)(**{**dict(output.items()), "loss": loss})
+        if losses:
+            loss = loss + module.config.get_text_config().router_aux_loss_coef * losses["aux_loss"].to(loss.device)
+        return type(output)(**{**dict(output.items()), **losses, "loss": loss})
 
 
 def cut_labels(labels: torch.Tensor, pruned: PrunedPrompt) -> torch.Tensor:

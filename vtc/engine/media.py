@@ -70,17 +70,33 @@ def find(embeds: Tensor, thread: ThreadState) -> tuple[dict[str, VisionRun], dic
 def _occurrences(embeds: Tensor, features) -> Tensor | None:
     is_visual = torch.zeros(embeds.shape[:2], dtype=torch.bool, device=embeds.device)
     for image in features:
-        image = image.to(embeds.device, embeds.dtype)
-        places = [
-            (b, slice(start, start + len(image)))
-            for b, start in (embeds == image[0]).all(-1).nonzero().tolist()
-            if torch.equal(embeds[b, start : start + len(image)], image)
-        ]
-        if not places:
+        image = image.to(embeds.device, embeds.dtype).flatten(0, -2)
+        found = False
+        for b, start in (embeds == image[0]).all(-1).nonzero().tolist():
+            where = _run(embeds[b], start, image)
+            if where is not None:
+                is_visual[b, where], found = True, True
+        if not found:
             return None
-        for b, where in places:
-            is_visual[b, where] = True
     return is_visual if len(features) else None
+
+
+def _run(row: Tensor, start: int, image: Tensor) -> slice | Tensor | None:
+    """Where the features image [n, D] stand in order in row [L, D], of which those at `start` are the first: a slice,
+    or, with other tokens between them (row ends), places; None if they do not."""
+    where = slice(start, start + len(image))
+    if torch.equal(row[where], image):
+        return where
+    values, places, place = row[:, 0].tolist(), [], start
+    for first in image[:, 0].tolist():
+        while place < len(values) and values[place] != first:
+            place += 1
+        places.append(place)
+        place += 1
+    if place > len(values):
+        return None
+    where = torch.tensor(places, device=row.device)
+    return where if torch.equal(row[where], image) else None
 
 
 def placeholders(family, kinds: list[str], ids: Tensor | None, types: Tensor | None, embeds: Tensor | None) -> Callable:

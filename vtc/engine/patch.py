@@ -16,6 +16,7 @@ from vtc.engine.calls import Frame, named
 from vtc.engine.changing import decoded
 from vtc.engine.cut import PromptCut
 from vtc.engine.encoder import plan_of
+from vtc.engine.experts import FLAG
 from vtc.engine.inside import Plan, Prefill
 from vtc.engine.labels import Labels
 from vtc.engine.planes import adding
@@ -37,7 +38,7 @@ class Patch:
     def __init__(self, family, strategy: StrategyConfig, processor: object = None, clip: object = None):
         self.family, self.strategy = family, strategy
         self.shape = family.language_shape()
-        self.decoder = Decoder(family.name, self.shape.layers)
+        self.decoder = Decoder(family.name, self.shape.layers, self.shape.softmax)
         self.allocation = strategy.allocate(self.decoder, family.encoder.tokens)
         inside = bool(self.allocation.steps) or strategy.attention is not None
         self.plan = Plan(family.decoder_site(), self.allocation, self.decoder, self.shape.hidden) if inside else None
@@ -133,6 +134,7 @@ class Patch:
         self.thread.call = call
         if outer is not None:
             outer.entered = True
+            kwargs = {**kwargs, FLAG: True} if outer.routers else kwargs
         ids, embeds = given.get("input_ids"), given.get("inputs_embeds")
         if kinds:
             call.ids, call.runs = ids, media.encoded(given, kinds, self.thread)
@@ -203,7 +205,7 @@ class Patch:
         cache = getattr(output, "past_key_values", None)
         if cache is not None:
             remember(cache, prompt)
-            prompt.report.cache_lengths = cache_lengths(cache, self.shape.layers)
+            prompt.report.cache_lengths = cache_lengths(cache, self.shape)
 
     def _leave(self, module: nn.Module, args: tuple, kwargs: dict, output) -> None:
         """Inner model, after: closes the call; its report counts only if the forward completed."""
@@ -216,8 +218,8 @@ class Patch:
                 f"{type(module).__name__} was given images, but its language model did not run as a module, so nothing "
                 "was dropped; possible: vtc.patch(model, ...) on the model as it is now"
             )
-        if outer is not None and outer.labels is not None:
-            outer.pruned = call.pruned
+        if outer is not None and (outer.labels is not None or outer.routers):
+            outer.pruned, outer.router_logits = call.pruned, getattr(output, "router_logits", None)
         self._end(call)
 
     def _end(self, call: Call) -> None:

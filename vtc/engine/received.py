@@ -129,7 +129,8 @@ def unturned(
             continue
         text, own = rows.text_columns(b, ordinal).to(device), own_columns(rows, b, ordinal, device)
         text = text if len(text) else text.new_full((1,), rows.ends[b] - 1)
-        bias = sum(x[b, text].to(out) @ x[b, own].to(out).t() for x in turns) / query.shape[3] ** 0.5
+        bias = sum(x[b, text].to(out) @ x[b, own].to(out).t() for x in turns)
+        bias = (bias + query.shape[3] - turns[0].shape[2]) / query.shape[3] ** 0.5  # channels that are not turned
         weight = raters[b].to(device)[text].to(out)
         mask = None if rows.valid is None else rows.valid[b : b + 1]
         found = []

@@ -7,8 +7,9 @@ from vtc.config.strategy import StrategyConfig
 from vtc.core.budget import Budget
 from vtc.core.errors import PatchError
 from vtc.core.flops import LanguageShape
-from vtc.core.layout import VisionRun
-from vtc.core.report import ImageReport, Report, StepReport
+from vtc.core.image_report import ImageReport, StepReport
+from vtc.core.layout import ImageLayout, VisionRun
+from vtc.core.report import Report
 from vtc.engine.select import Kept
 
 NO_CALL = "no image was seen since patching"
@@ -32,18 +33,20 @@ class Reporter:
         ranking = [front for front in (self.inside, self.stage) if front is not None and front.stage.needs_cls]
         if ranking and not family.encoder.has_cls:
             self.notes.append("this encoder has no [CLS]: the mean of all queries of an image stands in for it")
+        self.notes += allocation.notes
 
     def report(
         self, requests: list[list[int]], tokens: list[int], kept: list[Kept], before: list[int], after: list[int],
-        run: VisionRun, encoder_kept: list[Kept] | None = None,
+        run: VisionRun, encoder_kept: list[Kept] | None = None, frames: list[int] | None = None,
     ) -> Report:  # fmt: skip
         """requests: per prompt, indices of its images. tokens, kept: of each image; encoder_kept: what the
-        stage inside the encoder kept of each, None without one. before, after: real tokens of each prompt. Raises
-        PatchError where the budget required a drop and nothing was dropped."""
+        stage inside the encoder kept of each, None without one; frames: of each, 0 for an image. before, after: real
+        tokens of each prompt. Raises PatchError where the budget required a drop and nothing was dropped."""
         images = []
         for b, prompt_images in enumerate(requests):
             for j, i in enumerate(prompt_images):
                 image, remaining = ImageReport(b, j, tokens[i], len(kept[i].offsets), self.shape.layers), tokens[i]
+                image.frames = frames[i] if frames else 0
                 if encoder_kept is not None:
                     image_kept, name, layer = encoder_kept[i], self.inside.method, run.inside.plan.cuts[-1].layer
                     steps = image_kept.offsets, image_kept.flows, "encoder"
@@ -61,7 +64,9 @@ class Reporter:
                 "and the schedule is relaxed"
             )
         if self.stage is not None:
-            _check_dropped(images, self.allocation.projector)
+            _check_dropped(images, run.images, self.allocation.projector)
+            if self.stage.stage.clips and not all(layout.frames for layout in run.images):
+                notes.append(f"{self.stage.method} compares the frames of clips: images keep all their tokens")
             notes += _missed(images, self.allocation.projector, len(requests))
         return Report(
             self.name, self.dump, self.strategy.keep, notes, images, before, after, self.shape, [], run.observe_seconds,
@@ -69,9 +74,10 @@ class Reporter:
         )  # fmt: skip
 
 
-def _check_dropped(images: list[ImageReport], budget: Budget) -> None:
+def _check_dropped(images: list[ImageReport], layouts: list[ImageLayout], budget: Budget) -> None:
     before, after = sum(image.before for image in images), sum(image.entered for image in images)
-    if before == after and sum(budget.count(image.before) for image in images) < before:
+    sizes, clips = [[tile.tokens for tile in layout.tiles] for layout in layouts], [bool(x.frames) for x in layouts]
+    if before == after and sum(map(sum, budget.quotas(sizes, clips))) < sum(map(sum, sizes)):
         raise PatchError(f"the patch saw {before} visual tokens and dropped none although keep={budget.keep}")
 
 
@@ -96,7 +102,8 @@ def _missed(images: list[ImageReport], budget: Budget, prompts: int) -> list[str
     return [f"{budget.keep} tokens asked at the projector, but {', '.join(misses[:3])}{more}"]
 
 
-def cache_lengths(cache: object, layers: int) -> list:
-    """The cache length of each layer; a static cache's counter is copied on the device, so the host does not wait."""
-    lengths = [cache.get_seq_length(layer) for layer in range(layers)]
+def cache_lengths(cache: object, shape: LanguageShape) -> list:
+    """The cache length of each layer, None for one with linear attention; a static cache's counter is copied on the
+    device, so the host does not wait."""
+    lengths = [None if shape.is_linear(layer) else cache.get_seq_length(layer) for layer in range(shape.layers)]
     return [length.clone() if isinstance(length, torch.Tensor) else length for length in lengths]

@@ -102,12 +102,13 @@ def choose(
     merged: Callable[[Unit, Selection], tuple[Tensor, Tensor | None]],
     device: torch.device,
     step: int = 0,
+    asked: float | None = None,
 ) -> dict[int, Kept]:
     """The kept tokens of each image that has units.
 
     select: the stage. look: gives one signal of one unit [n, ...]. merged: gives the features [K, D] of a merging
     Selection of one unit, and its rows in the DeepStack planes, if there are any. device: the device of the language
-    model's input. step: see Context.
+    model's input. step, asked: see Context.
     """
     groups: dict[tuple, list[tuple[Unit, list[Tensor]]]] = defaultdict(list)
     for unit in units:
@@ -120,7 +121,7 @@ def choose(
         stacked = [torch.stack(rows) for rows in zip(*(values for _, values in entries), strict=True)]
         signals = dict(zip(needs, stacked, strict=True))
         ordinals = tuple(unit.ordinal for unit in members)
-        context = Context(tokens, count, grid, ordinals, device, signals, step, tiles, frames=frames)
+        context = Context(tokens, count, grid, ordinals, device, signals, step, tiles, (), frames, asked)
         selection = select(context).check(tokens)
         selected.append((members, selection))
     chosen: dict[int, list[Kept]] = defaultdict(list)

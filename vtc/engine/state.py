@@ -45,7 +45,8 @@ class PrunedPrompt:
 
     length: of the unpruned prompt; seen: unpruned tokens so far, decode included; next_position [B]: the unpruned
     position that follows the prompt; report: of the prefill; patch: the number of the patch whose layer hooks its
-    segments need; marks: the tokens marked at prefill, by layer whose attention is changed.
+    segments need; marks: the tokens marked at prefill, by layer whose attention is changed; counted: the layer whose
+    length a cache gives as its own (the first that has keys).
     """
 
     segments: list[Segment]
@@ -55,11 +56,18 @@ class PrunedPrompt:
     report: Report
     patch: int = 0
     marks: dict[int, Marks] = field(default_factory=dict)
+    counted: int = 0
 
     @property
     def dropped(self) -> int:
         """Number of columns dropped before the first layer."""
         return self.length - self.segments[0].width
+
+    @property
+    def cached(self) -> int:
+        """The length that its cache gives, decode included."""
+        segment = max((s for s in self.segments if s.first <= self.counted), key=lambda s: s.first)
+        return segment.width + self.seen - self.length
 
     def cut(self, x: Tensor, filler: object) -> Tensor:
         """x [B, length] at the places that reach the last layer -> [B, K], with `filler` at padding."""
@@ -98,13 +106,18 @@ class Call:
 @dataclass
 class OuterCall:
     """One forward of the whole model. images: it has image inputs; labels [B, L]: held back; from_end: its caller
-    counts logits back from the last column; entered: the inner model ran; pruned: the prompt that was pruned in it."""
+    counts logits back from the last column; entered: the inner model ran; pruned: the prompt that was pruned in it;
+    routers, router_logits, mask: whether it is to return router logits, those, and its mask, see
+    `vtc.engine.experts`."""
 
     images: bool = False
     labels: Tensor | None = None
     from_end: bool = False
     entered: bool = False
     pruned: PrunedPrompt | None = None
+    routers: bool = False
+    router_logits: tuple[Tensor, ...] | None = None
+    mask: Tensor | None = None
 
     def over(self) -> None:
         """See `Call.over`."""
@@ -148,7 +161,7 @@ def recall(cache: object, new_tokens: int) -> PrunedPrompt | None:
     if length == 0:
         remember(cache, None)
         return None
-    expected = prompt.seen - prompt.dropped
+    expected = prompt.cached
     if length != expected and not (length < expected and _counts_by_content(cache)):
         raise PatchError(
             f"the pruned cache holds {length} tokens where {expected} were expected: it was "

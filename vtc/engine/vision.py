@@ -70,8 +70,8 @@ class Vision:
         start = clock.now()
         inside, bias, reduce = run.inside, None, self.family.reduce
         cut = inside is not None and inside.sequence.lengths != inside.sequence.totals
-        if not cut and cu_seqlens is not None and run.bounds is not None and len(cu_seqlens) == len(run.bounds):
-            cu_seqlens = run.bounds  # the same values (unless there are windows), without a wait for the device
+        if not cut and run.bounds is not None and _holds_all(run.bounds, key, cu_seqlens):
+            cu_seqlens = run.bounds
         if inside is not None:
             bias = inside.bias(key, cu_seqlens)
             inside.observe(layer, query, key, value, scale, cu_seqlens, bias)
@@ -130,7 +130,10 @@ class Vision:
                 run.signals[signal] = family.pixel_scores(arguments, images, functools.partial(_entropy, signal))
             if run.inside is not None:
                 finish(family, run, arguments)
-            expected, counts = [i.tokens for i in run.images], [len(f) for f in output.pooler_output]
+            expected = [image.tokens for image in run.images]
+            counts = [features.shape[:-1].numel() for features in output.pooler_output]
+            if clips and family.clip_end and counts == [n - family.clip_end for n in expected]:
+                counts = expected  # older versions of transformers append these tokens later
             if expected != counts:
                 raise PatchError(f"the {family.name} encoder gave {counts} tokens per image, {expected} were expected")
             setattr(output, RUN, run)
@@ -159,6 +162,13 @@ def encoder_signal(signal: EncoderAttention, encoder: Encoder) -> ClsAttention |
     """The encoder signal that is recorded for a stage inside the language model."""
     layer = encoder.layer(signal.encoder_layer, "layer")
     return ClsAttention(layer) if encoder.has_cls else AttentionColumns(layer)
+
+
+def _holds_all(bounds: list[int], key: Tensor, cu_seqlens: Tensor | None) -> bool:
+    """Whether an attention call with these keys [B, H, N, e] holds all packed sequences of a run, so that their bounds
+    say what attends to what: either they are the values of `cu_seqlens` (unless there are windows), known without a
+    wait for the device, or a mask keeps the sequences apart."""
+    return len(bounds) == len(cu_seqlens) if cu_seqlens is not None else len(bounds) > 2 and key.shape[2] == bounds[-1]
 
 
 def _entropy(signal: PatchEntropy, pixels: Tensor) -> Tensor:
@@ -226,13 +236,19 @@ def select_images(
         if rows is not None:
             rows = unit.of(rows).unsqueeze(0)
             rows = replace(selection, merge=selection.merge.on_tokens(rows.shape[1])).apply_features(rows)[0]
-        if selection.merge.unprojected:
+        if selection.merge.unprojected and layouts[unit.image].resampled != "after":
             tokens = recorded(Unprojected(), unit).unsqueeze(0)
             return (project or family.project)(selection.apply_features(tokens)[0]), rows
-        return selection.apply_features(unit.of(features(unit.image)).unsqueeze(0))[0], rows
+        tokens = unit.of(features(unit.image)).unsqueeze(0)
+        if selection.merge.unprojected:  # no token has a projector's input of its own
+            selection = replace(selection, merge=selection.merge.on_tokens(tokens.shape[1]))
+        return selection.apply_features(tokens)[0], rows
 
     needs = [signal for signal in stage.stage.needs(encoder) if not isinstance(signal, Unprojected)]
     left = None if run.left is None else [run.left[s] for s in source]
     units = units_of(budget, requests, layouts, left, stage.stage.grid)
-    chosen = choose(lambda context: stage.stage.select(context, encoder), needs, units, look, merged, device)
+    asked = budget.keep if isinstance(budget.keep, float) else None
+    chosen = choose(
+        lambda context: stage.stage.select(context, encoder), needs, units, look, merged, device, asked=asked
+    )
     return [chosen[i] for i in range(len(layouts))]

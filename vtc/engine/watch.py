@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from vtc.config.hybrid import is_ahead
 from vtc.core.errors import PatchError
 from vtc.core.hooks import Stop
 from vtc.core.signals import (
@@ -130,7 +131,7 @@ class Watch:
         """Computes what these signals need from a layer before it runs on hidden [B, S, D]."""
         self.probed = self.final = None
         self.hidden = hidden
-        if any(map(_ahead, needs)):
+        if any(map(is_ahead, needs)):
             self.probing = True
             try:
                 self.site.run_up_to_attention(layer, hidden, rotary)
@@ -190,7 +191,7 @@ class Watch:
     def gather(self, local: Tensor) -> None:
         """Gathers the measured values at the remaining columns `local` [B, K]. What was computed ahead refers to the
         tokens before the drop, and is discarded."""
-        carried = {key: x for key, x in self.seen.items() if not (isinstance(key, tuple) and _ahead(key[0]))}
+        carried = {key: x for key, x in self.seen.items() if not (isinstance(key, tuple) and is_ahead(key[0]))}
         fixed = {key: x for key, x in carried.items() if isinstance(key, tuple) and isinstance(key[0], TextInformation)}
         self.seen = {key: x.to(local.device).gather(1, local) for key, x in carried.items() if key not in fixed} | fixed
         self.probed = self.final = self.hidden = None
@@ -198,7 +199,3 @@ class Watch:
             index = local[:, None, :, None]
             key_value = [x.gather(2, index.to(x.device).expand(-1, x.shape[1], -1, x.shape[3])) for x in key_value]
             self.held[layer] = last_query, last_value, *key_value
-
-
-def _ahead(signal: Signal) -> bool:
-    return isinstance(signal, DecoderKeys) or isinstance(signal, DecoderAttention) and signal.ahead

@@ -10,7 +10,9 @@ from vtc.kernels.gram.reference import float_type, product
 
 
 @torch.no_grad()
-def density_peaks(features: Tensor, clusters: int, ranked: bool = True) -> tuple[Tensor, Tensor]:
+def density_peaks(
+    features: Tensor, clusters: int, ranked: bool = True, neighbours: int | None = None
+) -> tuple[Tensor, Tensor]:
     """The centres and the cluster of every token.
 
     The distance d of two tokens is the Euclidean one divided by sqrt(D). A token's density is exp(-mean of d^2 over the
@@ -24,21 +26,23 @@ def density_peaks(features: Tensor, clusters: int, ranked: bool = True) -> tuple
         clusters: 1..n.
         ranked: whether of equal densities the lower index counts as the denser; else none does, as where no noise is
             added in the released codes. Two tokens that are nearest to each other are equal if there are two clusters.
+        neighbours: the most tokens whose distances make a density, where that is less than `clusters`.
 
     Returns:
         centres, LongTensor [B, clusters] from the largest product on; cluster 0..clusters-1 of each token [B, n].
     """
-    units = [_peaks(unit.to(float_type(unit)), clusters, ranked) for unit in features]
+    near = clusters if neighbours is None else min(clusters, neighbours)
+    units = [_peaks(unit.to(float_type(unit)), clusters, ranked, near) for unit in features]
     return torch.stack([centres for centres, _ in units]), torch.stack([group for _, group in units])
 
 
-def _peaks(x: Tensor, clusters: int, ranked: bool) -> tuple[Tensor, Tensor]:
+def _peaks(x: Tensor, clusters: int, ranked: bool, near: int) -> tuple[Tensor, Tensor]:
     n, width = x.shape
     x = x - x.mean(0)  # less cancellation for similar tokens with large norms
     norm = x.square().sum(1)
     square = (norm[:, None] + norm - 2 * product(x, x.t())).clamp_(min=0).div_(width).fill_diagonal_(0)
     square = (square + square.t()) / 2  # exactly symmetric, so that equal densities are equal
-    density = square.topk(clusters, 1, largest=False).values.mean(1).neg().exp()
+    density = square.topk(near, 1, largest=False).values.mean(1).neg().exp()
     rank = density.sort(descending=True, stable=True).indices.argsort().neg() if ranked else density
     distance = square.sqrt()
     separation = distance.masked_fill(rank[:, None] >= rank, torch.inf).amin(1)

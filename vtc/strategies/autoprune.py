@@ -54,6 +54,7 @@ class AutoPrune(DecoderStage):
     batches and padding are our additions; each image has its own curve, based on the text after it, or the last prompt
     token if there is none. Row-end tokens have no [CLS] attention and score 0 for it. Without [CLS], the mean attention
     received in the encoder is used instead; Qwen, whose 2-D positions are kept, is our extension.
+    Language models with linear attention in some layers are refused: the curve counts on the attention of each.
     Information in float64 (the code: the model's precision). Float32, ties to the lower index.
     """
 
@@ -66,6 +67,7 @@ class AutoPrune(DecoderStage):
     needs_cls = True
     adaptive = True
     own_counts = True
+    every_layer = True
 
     def __post_init__(self):
         if not 0 < self.target <= 1:

@@ -24,13 +24,14 @@ class Stage(ABC):
     ClsAttention for encoders without one). adaptive: the number kept depends on the image and is at most
     `context.count`, unless stated otherwise. gives_score: its selections have scores, for stages inside the language
     model. fixed_count: knob values with which exactly `context.count` tokens are kept, where other values may keep
-    fewer. tile_scope: the scope (see `Budget`) on images of several tiles, unless the strategy sets one. strategy: for
-    a method from outside of vtc, the strategy that its name stands for, as a mapping or a YAML file; without `stages`
-    in it, this method alone.
+    fewer. tile_scope: the scope (see `Budget`) on images of several tiles, unless the strategy sets one. clips: it
+    compares the frames of a clip, and keeps images whole (see `least`). strategy: for a method from outside of vtc, the
+    strategy that its name stands for, as a mapping or a YAML file; without `stages` in it, this method alone.
     """
 
     site: ClassVar[str] = "projector"
     grid: ClassVar[bool] = False
+    clips: ClassVar[bool] = False
     needs_cls: ClassVar[bool] = False
     adaptive: ClassVar[bool] = False
     gives_score: ClassVar[bool] = False
@@ -46,6 +47,11 @@ class Stage(ABC):
     def needs(self, encoder: Encoder) -> tuple[Signal, ...]:
         """The signals to collect, with layers as indices; raises ConfigError for a layer beyond the encoder's depth."""
         return ()
+
+    def least(self, frames: int, each: int) -> int:
+        """The fewest tokens that it keeps of a clip of `frames` frames of `each` tokens, whatever the budget says; an
+        image is one frame. With `clips`, one frame is kept whole."""
+        return 1
 
     @abstractmethod
     def select(self, context: Context, encoder: Encoder) -> Selection:
@@ -123,7 +129,9 @@ class DecoderStage(ABC):
 
     The shares of its steps are the published schedule. A budget (`keep`) raises all of them to the same power, so that
     the mean over layers meets it; see `vtc.config.allocation`. own_counts: the number kept in a step depends on the
-    prompt and may exceed `context.count`, while the mean over layers meets the budget. strategy: as in a Stage.
+    prompt and may exceed `context.count`, while the mean over layers meets the budget. every_layer: it reads the
+    attention of every layer, so that all of them must have softmax attention; other methods read the nearest that has
+    (see `vtc.config.hybrid`). strategy: as in a Stage.
     """
 
     site: ClassVar[str] = "decoder"
@@ -132,6 +140,7 @@ class DecoderStage(ABC):
     needs_text: ClassVar[bool] = False
     adaptive: ClassVar[bool] = False
     own_counts: ClassVar[bool] = False
+    every_layer: ClassVar[bool] = False
     strategy: ClassVar[Mapping[str, object] | Traversable | Path | None] = None
 
     @abstractmethod

@@ -76,6 +76,8 @@ def _misfit(config: StrategyConfig, encoder: Encoder) -> tuple[str, str] | None:
             f"drops tokens inside the language model ({inside}), but in vLLM the KV blocks of a request have one "
             "length for all layers"
         )
+    if stage.stage.clips:
+        return "clips only", "compares the frames of a clip, and the plugin prunes images"
     if stage.stage.adaptive:
         return "adaptive count", (
             "keeps a number of tokens that depends on the picture, but vLLM must know it before the picture is encoded"
