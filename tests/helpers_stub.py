@@ -11,7 +11,8 @@ ANSWERS = ("A", "B. two", "yes", "no", "3", "red", "", "The answer is C.", "unan
 
 
 class Stub:
-    """Takes the place of `vtc.eval.models.Loaded`. seen: of each prompt the text and the modes of its pictures."""
+    """Takes the place of `vtc.eval.models.Loaded`. seen: of each prompt the text and the modes of its pictures, or
+    of the frames of its clips."""
 
     family = unsupported = None
     identity = {"digest": "stub"}
@@ -19,11 +20,17 @@ class Stub:
 
     def __init__(self):
         self.seen: list[tuple[str, list[str]]] = []
-        self.processor = SimpleNamespace(batch_decode=lambda ids, **_: [ANSWERS[one] for one in ids.flatten().tolist()])
+        self.processor = SimpleNamespace(
+            batch_decode=lambda ids, **_: [ANSWERS[one] for one in ids.flatten().tolist()], video_processor=object()
+        )
 
-    def encode(self, prompts: Sequence, images: Sequence[Sequence[Image.Image]], **_) -> dict[str, torch.Tensor]:
+    def encode(
+        self, prompts: Sequence, images: Sequence[Sequence[Image.Image]], clips: Sequence = (), **_
+    ) -> dict[str, torch.Tensor]:
         """The prompts as numbers of answers."""
         texts = [prompt if isinstance(prompt, str) else "".join(filter(None, prompt)) for prompt in prompts]
+        frames = [[frame for clip in mine for frame in clip.frames] for mine in clips or [()] * len(texts)]
+        images = [[*mine, *more] for mine, more in zip(images, frames, strict=True)]
         self.seen += [(text, [image.mode for image in mine]) for text, mine in zip(texts, images, strict=True)]
         ids = torch.tensor([[zlib.crc32(text.encode()) % len(ANSWERS)] for text in texts])
         return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}

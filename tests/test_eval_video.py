@@ -218,7 +218,6 @@ def test_a_suite_and_each_task_its_own(tmp_path):
 def test_what_a_stub_answers(tmp_path, monkeypatch):
     """All benchmarks on videos in Qwen's dialect: prompts without the mark of a clip."""
     stub = Stub()
-    stub.processor.video_processor = object()
     names = ("egoschema", "longvideobench_val", "mlvu_dev", "mvbench", "videomme")
     settings = EvalSettings(tmp_path, tasks=names, dataset_path={"": str(FIXTURES)}, dialect="qwen")
     assert evaluate(settings, loaded=stub, quiet=True) == 0

@@ -107,7 +107,8 @@ def check(code: int, rows: dict[int, dict], said: str) -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_mutated_rows(name, stub, tmp_path, capsys):
     """One spoilt row harms no other, nothing is asked without its picture, and every text can be printed."""
-    (tmp_path / "pictures").symlink_to(FIXTURES / "pictures")
+    for folder in ("pictures", "videos"):
+        (tmp_path / folder).symlink_to(FIXTURES / folder)
     whole = {dialect: evaluated(name, dialect, fixture_rows(name), tmp_path, capsys) for dialect in DIALECTS}
     assert all(code == 0 for code, _, _ in whole.values())
     for i in range(FILES_PER_TASK):
