@@ -262,3 +262,13 @@ def test_from_python(loaded):
     figure = vtc.inspect(loaded.model, loaded.processor, frames_with(["black", "white"]), "?", "divprune", keep=0.5)
     assert "frame 0" in " ".join(text.get_text() for text in figure.texts)
     refused(lambda: vtc.inspect(loaded.model, loaded.processor, [], "?"), "no frames", kind=vtc.ConfigError)
+
+
+@pytest.mark.parametrize("loaded", ["qwen2_5_vl"], indirect=True)
+def test_a_clip_of_the_image_processor(loaded, seen, monkeypatch):
+    """Qwen2.5-VL needs no video processor; the record is the one that it gives with one."""
+    monkeypatch.delattr(loaded.processor, "video_processor")
+    configs = configs_of(loaded.family, STRATEGIES[:1], ["0.4"], {})
+    record, sheet = look(loaded, seen[0], NASTY, configs, 3)
+    assert (record["views"], record["runs"]) == (seen[1]["views"], seen[1]["runs"][:1])
+    assert sheet.tobytes() == seen[2].tobytes()

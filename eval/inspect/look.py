@@ -12,7 +12,6 @@ from torch import nn
 
 import vtc
 from vtc.core.errors import ConfigError, UnsupportedError
-from vtc.core.layout import ImageLayout, View
 from vtc.eval.clip_inputs import check_clips
 from vtc.eval.inspect.filmstrip import clip_prompt, sheet_of, shown_frames
 from vtc.eval.inspect.record import IN_ENCODER, SCHEMA
@@ -114,8 +113,8 @@ def look(
 
 def _prepared(
     loaded: Loaded, picture: Image.Image | Sequence[Image.Image], question: str
-) -> tuple[dict, ImageLayout, tuple[View, ...], Image.Image]:
-    """The inputs, the layout, its views, and the picture to store."""
+) -> tuple[dict, object, tuple, Image.Image]:
+    """The inputs, the layout, its views (both of `vtc.core.layout`), and the picture to store."""
     family, processor = loaded.family, loaded.processor
     if isinstance(picture, Image.Image):
         with _padding_side(loaded):
@@ -124,10 +123,13 @@ def _prepared(
         stored = picture.copy()
         stored.thumbnail((LARGEST, LARGEST), Image.Resampling.LANCZOS)
         return inputs, layout, family.views(processor.image_processor, picture.size[::-1], layout), stored
+    if family.video is None:
+        raise UnsupportedError(f"{family.name} takes no clips; possible: images")
     check_clips(loaded)
     with _padding_side(loaded):
         inputs, layout = clip_prompt(loaded, picture, question)
-    views = family.views(processor.video_processor, picture[0].size[::-1], layout)
+    prepared_by = getattr(processor, "video_processor", None) or processor.image_processor
+    views = family.views(prepared_by, picture[0].size[::-1], layout)
     if len(views) != layout.frames:
         raise UnsupportedError(f"{family.name} does not say what the frames of a clip show; possible: images")
     return inputs, layout, views, sheet_of(shown_frames(picture, layout.frames))
