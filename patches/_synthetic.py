@@ -74,8 +74,8 @@ class Synthetic(ABC):
         """Arguments of generate() for prompts [B, L] without padding, except images and clips."""
         inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
         if "mm_token_type_ids" in inspect.signature(type(self.model).forward).parameters:
-            kinds = self.token_ids() if self.video is not None else {"image": self.image_token_id}
-            inputs["mm_token_type_ids"] = sum(TYPES[kind] * (ids == i).int() for kind, i in kinds.items())
+            kinds = [kind for kind in TYPES if kind == "image" or self.video is not None]
+            inputs["mm_token_type_ids"] = sum(TYPES[k] * self.placeholders(ids, None, k).int() for k in kinds)
         return inputs
 
     def special_ids(self) -> list[int]:

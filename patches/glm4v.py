@@ -23,6 +23,7 @@ class Glm4V(Qwen2VL):
     model_types = ("glm4v",)
     marks = ("image_start_token_id", "image_end_token_id")
     follows = "qwen2_5_vl"
+    frames_apart = True
     published = Encoder("glm4v", 24, False, tuple(range(24)), cell=4)
 
     def token_ids(self) -> dict[str, int]:
@@ -37,6 +38,11 @@ class Glm4V(Qwen2VL):
         begun, ended = (ids == getattr(self.model.config, f"video_{name}_token_id") for name in ("start", "end"))
         inside = begun.long().cumsum(1) > ended.long().cumsum(1)
         return visual & (inside if kind == "video" else ~inside)
+
+    def clip_ids(self, tokens: list[int]) -> list[int]:
+        """Its frames, as images stand, between the marks of a clip."""
+        config = self.model.config
+        return [config.video_start_token_id, *super().clip_ids(tokens), config.video_end_token_id]
 
     def observe_unprojected(self, patchwork: Patchwork, record) -> None:
         """Records the input of the merger, which the convolution has made."""
