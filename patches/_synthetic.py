@@ -12,6 +12,7 @@ from vtc.core.errors import UnsupportedError
 
 TYPES = {"image": 1, "video": 2}  # of `mm_token_type_ids`
 
+
 class Synthetic(ABC):
     """The side of a `vtc.patches._family.Family` that makes inputs; its attributes are explained there."""
 
@@ -25,6 +26,10 @@ class Synthetic(ABC):
     @abstractmethod
     def token_ids(self) -> dict[str, int]:
         """The ids of the placeholders of images and clips."""
+
+    @abstractmethod
+    def placeholders(self, ids: Tensor, types: Tensor | None, kind: str) -> Tensor:
+        """Which tokens [B, L] bool are placeholders of a kind."""
 
     def clip_arguments(self, images: Callable, frames: Sequence, fps: float) -> tuple[dict[str, Tensor], int]:
         """The arguments of generate() for one clip, without `input_ids`, made by an image processor, and its number of
