@@ -134,9 +134,8 @@ class Family(ABC):
         return None
 
     def clip_arguments(self, images: Callable, frames: Sequence, fps: float) -> tuple[dict[str, Tensor], int]:
-        """The arguments of generate() for one clip, without `input_ids`, made by an image processor, and its number of
-        placeholders; for evaluation without torchvision. frames: PIL pictures of one size, `fps` a second. Raises
-        UnsupportedError where that would not be what the video processor makes."""
+        """Arguments of generate() for a clip of PIL frames, `fps` a second, made by an image processor, and its number
+        of placeholders. Raises UnsupportedError where the video processor makes other ones."""
         raise UnsupportedError(f"clips of {self.name} need torchvision; possible: pip install torchvision")
 
     def image_groups(self, crops: list[int], host) -> list[int]:
