@@ -9,6 +9,7 @@ import inspect
 from collections.abc import Callable
 
 from torch import Tensor, cat, nn
+from torch.nn.functional import pad
 
 from vtc.core.errors import UnsupportedError
 from vtc.core.hooks import Patchwork, Stop
@@ -20,6 +21,9 @@ def _parameters(function: Callable) -> frozenset[str]:
 
 
 FULL, SLIDING, LINEAR = "full_attention", "sliding_attention", "linear_attention"
+# Norms that some text models have behind attention and MLP: their outputs are what is added to the residual stream.
+NORMS_AFTER = ("post_self_attn_layernorm", "post_mlp_layernorm")
+_INPUT = "_vtc_input"
 
 
 def layer_kinds(config: object) -> list[str]:
@@ -77,17 +81,27 @@ class DecoderSite:
 
     def watch(self, patchwork: Patchwork, layer: int, record: Callable) -> None:
         """Calls record(input [B, S, D], output [B, S, D]) for the attention (softmax or linear) and for the MLP of a
-        layer: the input comes from the norm, the output is added to the residual stream."""
+        layer: the input comes from the norm, the output is added to the residual stream (that of a norm behind the
+        module, if there is one)."""
 
-        def attention(module: nn.Module, args: tuple, kwargs: dict, output):
+        def before_norm(module: nn.Module, args: tuple, kwargs: dict, output):
+            first = output[0] if isinstance(output, tuple) else output
+            setattr(first, _INPUT, args[0] if args else kwargs["hidden_states"])  # goes with the tensor
+
+        def norm(module: nn.Module, args: tuple, kwargs: dict, output):
+            record(getattr(args[0], _INPUT), output)
+
+        def whole(module: nn.Module, args: tuple, kwargs: dict, output):
             record(args[0] if args else kwargs["hidden_states"], output[0] if isinstance(output, tuple) else output)
 
-        def mlp(module: nn.Module, args: tuple, kwargs: dict, output):
-            record(args[0], output[0] if isinstance(output, tuple) else output)
-
         block = self.layers[layer]
-        patchwork.post_hook(block.linear_attn if self.kinds[layer] == LINEAR else block.self_attn, attention)
-        patchwork.post_hook(block.mlp, mlp)
+        attention = block.linear_attn if self.kinds[layer] == LINEAR else block.self_attn
+        for module, name in zip((attention, block.mlp), NORMS_AFTER, strict=True):
+            if hasattr(block, name):
+                patchwork.post_hook(module, before_norm)
+                patchwork.post_hook(getattr(block, name), norm)
+            else:
+                patchwork.post_hook(module, whole)
 
     def run_up_to_attention(self, layer: int, hidden: Tensor, rotary: tuple[Tensor, Tensor]) -> None:
         """Runs a layer's norm and projections on hidden [B, S, D] up to its (observed) attention, whose `record` must
@@ -117,13 +131,14 @@ class DecoderSite:
         return self.model.rotary_emb(hidden, position_ids)
 
     def turns(self, hidden: Tensor, position_ids: Tensor) -> tuple[Tensor, Tensor]:
-        """The cosines and sines [B, S, e] by which each channel of a head is turned."""
+        """The cosines and sines [B, S, e] by which each channel of a head is turned. hidden [..., e]: queries."""
         found = self.rotary(hidden, position_ids)
-        if found[0].ndim == 3:
-            return found
-        sections = self.model.config.rope_parameters["mrope_section"] * 2
-        axes = [[part[i % 3] for i, part in enumerate(x.split(sections, -1))] for x in found]
-        return tuple(cat(parts, -1) for parts in axes)
+        if found[0].ndim > 3:
+            sections = self.model.config.rope_parameters["mrope_section"] * 2
+            axes = [[part[i % 3] for i, part in enumerate(x.split(sections, -1))] for x in found]
+            found = tuple(cat(parts, -1) for parts in axes)
+        rest = hidden.shape[-1] - found[0].shape[-1]  # channels that are not turned, see partial_rotary_factor
+        return tuple(pad(x, (0, rest), value=1.0 - i) for i, x in enumerate(found)) if rest else found
 
     def sliding(self, layer: int) -> bool:
         """Whether a layer has a sliding window."""

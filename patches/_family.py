@@ -1,30 +1,28 @@
 """The interface of a model family: where its sites are, what its encoder is, how its images lie in the prompt."""
 
-import inspect
 import re
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from abc import abstractmethod
+from collections.abc import Callable, Mapping
 from typing import ClassVar
 
-import torch
 from torch import Tensor, nn
 
 from vtc.core.errors import UnsupportedError
 from vtc.core.flops import LanguageShape
 from vtc.core.hooks import Patchwork
-from vtc.core.layout import ImageLayout, View
+from vtc.core.layout import CropGroup, ImageLayout, View, VisionRun, crop_groups
 from vtc.core.signals import Encoder, Signal
 from vtc.patches._decoder import DecoderSite
 from vtc.patches._encoder import EncoderSite, Units
 from vtc.patches._preset import Preset
 from vtc.patches._reduce import reduce_attention
 from vtc.patches._shape import language_shape
+from vtc.patches._synthetic import Synthetic
 
-TYPES = {"image": 1, "video": 2}  # of `mm_token_type_ids`
 COMPILED = "_orig_mod"  # where torch.compile keeps the module that it wraps
 
 
-class Family(ABC):
+class Family(Synthetic):
     """A loaded model of a family. Constructing it changes nothing; a missing site raises UnsupportedError.
 
     model: the ...ForConditionalGeneration. inner: the model with vision and language parts. language_model: the
@@ -33,12 +31,14 @@ class Family(ABC):
     `get_image_features` with the images' sizes, if these determine the layout; None if tensor shapes do. marks: names
     in the config of the token ids before and after an image's placeholders, if there are any. video: the arguments of
     `get_video_features`, each with the name that `get_image_features` has for it; None where clips are not supported.
-    frames_apart: each frame of a clip stands between marks of its own, not all of them together.
-    planes_method: the method of the text model that adds DeepStack planes, if it has any. groups_crops: only the
-    prompt shows which crops form an image (`image_groups`). clip_end: structural tokens at the end of a clip, which
-    older versions of transformers append to what `get_video_features` returns. since: the version of transformers that
-    brought its class, None if all supported versions have it. rounding: how far logits in float64 may be off where a
-    part of the model computes in float32 whatever its type.
+    frames_apart: each frame of a clip has marks of its own. planes_method: the method of the text model that adds
+    DeepStack planes, if it has any. groups_crops: only the prompt shows which crops form an image (`image_groups`);
+    `image_layouts` then gives one layout per crop. block_types: the argument of the model with the types of the tokens,
+    of which runs of 1 attend to each other both ways; None where attention is causal. refuses: the sites ("encoder",
+    "decoder", "attention") at which stages cannot act in this family, each with the reason. clip_end: structural tokens
+    at the end of a clip, added after `get_video_features` by older transformers. since: the version of transformers
+    that brought its class, None if all supported versions have it. rounding: how far logits in float64 may be off where
+    a part of the model computes in float32 whatever its type.
 
     Not inherited by subclasses: follows: the family whose section of a strategy file also applies to this one, if the
     file has none for it. served: its vLLM class as "module:Vtc" followed by the name of the architecture, None if it
@@ -48,18 +48,16 @@ class Family(ABC):
     The class can be imported without transformers: a family's file imports transformers only inside functions.
     """
 
-    name: ClassVar[str]
     model_types: ClassVar[tuple[str, ...]]
     may_have_cls: ClassVar[bool] = False
     mrope: ClassVar[bool] = False
     tiled: ClassVar[bool] = False
     towers: ClassVar[tuple[str, ...] | None] = None
     sizes: ClassVar[str | None] = None
-    marks: ClassVar[tuple[str, str] | tuple[()]] = ()
-    video: ClassVar[Mapping[str, str] | None] = None
     planes_method: ClassVar[str | None] = None
-    frames_apart: ClassVar[bool] = False
     groups_crops: ClassVar[bool] = False
+    block_types: ClassVar[str | None] = None
+    refuses: ClassVar[Mapping[str, str]] = {}
     clip_end: ClassVar[int] = 0
     since: ClassVar[str | None] = None
     rounding: ClassVar[float] = 0.0
@@ -138,10 +136,19 @@ class Family(ABC):
         of placeholders. Raises UnsupportedError where the video processor makes other ones."""
         raise UnsupportedError(f"clips of {self.name} need torchvision; possible: pip install torchvision")
 
-    def image_groups(self, crops: list[int], host) -> list[int]:
-        """Of how many crops each image consists, in order (see `groups_crops`). crops: the tokens of each; host: the
-        prompts, see `vtc.engine.placement.Host`."""
+    def image_groups(self, places: list[Tensor], tokens: Callable[[], Tensor]) -> list[CropGroup]:
+        """The images of one prompt, in order (see `groups_crops`). places: of each crop, the places [n] of its tokens
+        in the prompt. tokens: gives the prompt's ids [L], or other numbers that are equal for equal tokens."""
         raise NotImplementedError(f"{type(self).__name__} groups crops and has no image_groups")
+
+    def layouts(self, inputs: dict) -> list[ImageLayout]:
+        """The layout of each image of a batch of prompts, in order. inputs: of the model, with `input_ids`."""
+        images = self.image_layouts(inputs) if inputs.get("pixel_values") is not None else []
+        if not self.groups_crops or not images:
+            return images
+        ids = inputs["input_ids"].cpu()
+        crops, is_image = [image.tokens for image in images], ids == self.image_token_id
+        return VisionRun(images=images).grouped(crop_groups(self.image_groups, crops, is_image, lambda: ids)).images
 
     def token_ids(self) -> dict[str, int]:
         """The ids of the placeholders of images and clips."""
@@ -161,60 +168,6 @@ class Family(ABC):
         """Which part of a picture of `size` (height, width) each token of its `layout` shows; of a clip, a view of each
         frame, named "frame 0" and so on. images: the image (or video) processor that prepared it. Structural tokens are
         in no view. Raises UnsupportedError for a processor whose resizing is not supported."""
-
-    @abstractmethod
-    def random_pictures(self, visual: int, native: int | None, generator: torch.Generator) -> tuple[list[int], dict]:
-        """Random images for benchmarks whose layout comes closest to `visual` tokens in one prompt: the tokens of each,
-        and the arguments of `get_image_features` (their first axis is images, or patches of all images). native:
-        patches along the side of a crop of a tower that may be resized, None where it must keep its size."""
-
-    def random_clip(self, frames: int, visual: int, generator: torch.Generator) -> tuple[list[int], dict]:
-        """A random clip of `frames` pictures for benchmarks, of about `visual` tokens: the tokens of each frame that
-        the encoder makes of them, and the model's arguments (their first axis is clips, or patches of all clips)."""
-        raise UnsupportedError(f"{self.name} takes no clips; possible: images")
-
-    def native_side(self) -> int | None:
-        """Patches along the side of a crop if a tower with random weights may get another crop size (`fit_tower`); None
-        where it must keep its size."""
-        return None
-
-    def fit_tower(self, arguments: dict) -> None:
-        """Resizes a tower with random weights to the crop size of these images, if it differs. Called only if there is
-        a `native_side`."""
-        raise NotImplementedError(f"{type(self).__name__} has a native_side and no fit_tower")
-
-    def token_side(self) -> int | None:
-        """Side, in pixels, of the square of the image that a visual token shows, where a smaller image gives fewer
-        tokens; None where the number is fixed, or the image is tiled."""
-        return None
-
-    def image_ids(self, tokens: int) -> list[int]:
-        """The ids of an image of this many visual tokens in a prompt: its placeholders between the marks."""
-        marks = [getattr(self.model.config, name) for name in self.marks]
-        return [*marks[:1], *[self.image_token_id] * tokens, *marks[1:]]
-
-    def clip_ids(self, tokens: list[int]) -> list[int]:
-        """The ids of a clip in a prompt, without timestamps: its placeholders between the marks. tokens: of each
-        frame."""
-        marks, token = [getattr(self.model.config, name) for name in self.marks], self.token_ids()["video"]
-        runs = tokens if self.frames_apart else [sum(tokens)]
-        return [i for run in runs for i in (*marks[:1], *[token] * run, *marks[1:])]
-
-    def prompt_inputs(self, ids: Tensor) -> dict[str, Tensor]:
-        """Arguments of generate() for prompts [B, L] without padding, except images and clips."""
-        inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
-        if "mm_token_type_ids" in inspect.signature(type(self.model).forward).parameters:
-            kinds = self.token_ids() if self.video is not None else {"image": self.image_token_id}
-            inputs["mm_token_type_ids"] = sum(TYPES[kind] * (ids == i).int() for kind, i in kinds.items())
-        return inputs
-
-    def special_ids(self) -> list[int]:
-        """Token ids that must not occur in random text or be generated by random weights: all those in the config."""
-        text, ids = self.model.config.get_text_config(), [self.image_token_id]
-        for config in (self.model.config, text):
-            named = [value for name, value in config.to_dict().items() if name.endswith(("_token_id", "_token_index"))]
-            ids += [i for value in named for i in (value if isinstance(value, list) else [value])]
-        return sorted({i for i in ids if isinstance(i, int) and 0 <= i < text.vocab_size})
 
     def packed_bounds(self, arguments: dict) -> list[int] | None:
         """Bounds of the sequences that an encoder concatenates and that attend only within themselves (in layers
@@ -259,21 +212,6 @@ class Family(ABC):
     def project(self, tokens: Tensor) -> Tensor:
         """Applies the projector to tokens [k, D] as returned by `unprojected` -> [k, hidden]."""
 
-    @classmethod
-    @abstractmethod
-    def tiny(cls, **overrides) -> nn.Module:
-        """A model of the family's real classes with small random weights, for tests."""
-
-    @classmethod
-    @abstractmethod
-    def tiny_inputs(cls, model: nn.Module, images: tuple[int, ...] = (1, 2, 1), seed: int = 0, **kwargs) -> dict:
-        """Inputs for `tiny()`: one prompt per entry of `images` with that many images, padded to one length."""
-
-    @classmethod
-    def tiny_clips(cls, model: nn.Module, media: tuple[str, ...] = ("ci", "c", "icc"), seed: int = 0, **kwargs) -> dict:
-        """As `tiny_inputs`, with clips. media: per prompt, a letter for each image ("i") and clip ("c") in order."""
-        raise NotImplementedError(f"{cls.__name__} has no tiny_clips")
-
     def observe(self, patchwork: Patchwork, layer: int, record: Callable) -> None:
         """Calls `record` with the inputs of each attention call of an encoder layer (0-based), see
         `vtc.patches._observe.observe`."""
@@ -294,6 +232,10 @@ class Family(ABC):
     def decoder_site(self) -> DecoderSite:
         """The layers of the language model; raises UnsupportedError where tokens cannot be dropped between them."""
         return DecoderSite(self.language_model)
+
+    def has_clip(self) -> bool:
+        """Whether the encoder is a CLIP model's, which has a text tower to go with it."""
+        return getattr(self.tower.config, "model_type", None) == "clip_vision_model"
 
     def language_shape(self) -> LanguageShape:
         """The decoder's sizes for FLOPs and KV bytes."""

@@ -3,7 +3,7 @@
 from torch import nn
 
 from vtc.core.flops import LanguageShape, LinearAttention
-from vtc.patches._decoder import LINEAR, layer_kinds
+from vtc.patches._decoder import LINEAR, SLIDING, layer_kinds
 
 
 def language_shape(config: object, language_model: nn.Module) -> LanguageShape:
@@ -18,6 +18,7 @@ def language_shape(config: object, language_model: nn.Module) -> LanguageShape:
     linear = linear_attention(config)
     softmax = [layer for i, layer in enumerate(language_model.layers) if linear is None or i not in linear.layers]
     query = getattr(getattr(softmax[0], "self_attn", None), "q_proj", None)
+    sliding = frozenset(i for i, kind in enumerate(layer_kinds(config)) if kind == SLIDING)
     return LanguageShape(
         layers=config.num_hidden_layers,
         hidden=config.hidden_size,
@@ -27,6 +28,8 @@ def language_shape(config: object, language_model: nn.Module) -> LanguageShape:
         mlp=mlp,
         gated=any(name.endswith(("gate_proj", "gate_up_proj")) for name in names),
         bytes=next(language_model.parameters()).element_size(),
+        sliding=sliding,
+        window=config.sliding_window - 1 if sliding else None,
         output_gate=getattr(query, "out_features", 0) == 2 * heads * head_dim,
         linear=linear,
     )

@@ -166,6 +166,17 @@ class LlavaNext(Llava):
         scale = shown[0] / size[0], shown[1] / size[1]
         return scale, ((canvas[0] - shown[0]) // 2, (canvas[1] - shown[1]) // 2)
 
+    def random_clip(self, frames: int, visual: int, generator: torch.Generator) -> tuple[list[int], dict]:
+        """Frames of the tower's size: their number decides on the tokens. What ends a clip counts with its last one."""
+        if self.video is None:
+            return super().random_clip(frames, visual, generator)
+        side = self.tower.config.image_size
+        pixels = torch.randn(1, frames, 3, side, side, generator=generator)
+        (layout,) = self.clip_layouts({"pixel_values": pixels})
+        counts = [tile.tokens for tile in layout.tiles]
+        counts[-1] += layout.tokens - sum(counts)
+        return counts, {"pixel_values_videos": pixels}
+
     def random_pictures(self, visual: int, native: int | None, generator: torch.Generator) -> tuple[list[int], dict]:
         """Images of a size that fills one side of a tiling and part of the other; ties go to the fewest crops."""
         size = self.tower.config.image_size

@@ -7,10 +7,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vtc.core.errors import UnsupportedError
-from vtc.core.layout import ImageLayout, clip
+from vtc.core.layout import ImageLayout, View, boxes, clip, on_picture
 from vtc.core.signals import Encoder
 from vtc.patches import FAMILIES
 from vtc.patches._preset import Preset
+from vtc.patches._resizing import resizing_of
 from vtc.patches.llava import VICUNA_7B, clip_config, llama_config
 from vtc.patches.llava_next import LlavaNext
 
@@ -57,6 +58,25 @@ class LlavaNextVideo(LlavaNext):
         vision, stride = self.tower.config, self.model.config.spatial_pool_stride
         side = vision.image_size // vision.patch_size // stride
         return [clip(i * frames, frames, side, side, resampled="before") for i in range(clips)]
+
+    def views(self, images: object, size: tuple[int, int], layout: ImageLayout) -> tuple[View, ...]:
+        """LLaVA-NeXT's of an image; of a clip, the centre of each frame, see `resizing_of`."""
+        if not layout.frames:
+            return super().views(images, size, layout)
+        (prepared, scale, shift), side = resizing_of(images, size), self.tower.config.image_size
+        if prepared != (side, side):
+            raise UnsupportedError(
+                f"the video processor gives {prepared[0]} x {prepared[1]} pixels where the model saw {side} x {side}; "
+                "possible: the processor that belongs to the model"
+            )
+        rows, columns = layout.tiles[0].grid
+        every = torch.arange(rows * columns)
+        shown = (
+            boxes(every // columns, every % columns, (side / rows, side / columns)),
+            torch.tensor([[0, 0, side, side]]),
+        )
+        cells, crops = (on_picture(x.double(), size, scale, shift) for x in shown)
+        return tuple(View(f"frame {f}", tile.offsets, cells, crops) for f, tile in enumerate(layout.tiles))
 
     def by_tile(self, x: Tensor, images: list[ImageLayout], arguments: dict, lead: int = 0) -> list[list[Tensor]]:
         """Those of clips are pooled as the model pools the encoder's output."""

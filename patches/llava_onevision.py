@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vtc.core.layout import ImageLayout, Tile, View, boxes, clip, on_picture, raster
+from vtc.core.layout import ImageLayout, Tile, View, boxes, clip, even_view, on_picture, raster
 from vtc.core.signals import Encoder
 from vtc.patches import FAMILIES
 from vtc.patches._preset import Preset
@@ -137,7 +137,10 @@ class LlavaOnevision(LlavaNext):
         return [rows.reshape(-1, *trailing) for rows in new.flatten(2).transpose(1, 2)]
 
     def views(self, images: object, size: tuple[int, int], layout: ImageLayout) -> tuple[View, ...]:
-        """The base crop, stretched over the whole image (alone: the image is centred in it), and the tiles' canvas."""
+        """The base crop, stretched over the whole image (alone: the image is centred in it), and the tiles' canvas; of
+        a clip, each frame, stretched."""
+        if layout.frames:
+            return tuple(even_view(f"frame {f}", t.offsets, t.grid, size) for f, t in enumerate(layout.tiles))
         base, *tiles = layout.tiles
         patch, side, n = self.tower.config.patch_size, self.tower.config.image_size, self.side
         scale, shift = (side / size[0], side / size[1]), (0.0, 0.0)

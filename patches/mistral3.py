@@ -29,6 +29,7 @@ class Mistral3(Family):
     its patch merger gives: one vector for each visual token, which the MLP then maps."""
 
     name = "mistral3"
+    refuses = {"encoder": "one mask keeps its images apart, and its projector merges patches by the image's size"}
     model_types = ("mistral3",)
     towers = ("pixtral",)
     sizes = "image_sizes"

@@ -19,11 +19,9 @@ from vtc.patches._clips import clip_arguments
 from vtc.patches._encoder import EncoderSite, Units
 from vtc.patches._family import Family
 from vtc.patches._preset import Preset
-from vtc.patches._tiny import BOS, EOS, IMAGE_TOKEN, PAD, TEXT, finish, prompts
+from vtc.patches._tiny import BOS, EOS, IMAGE_TOKEN, PAD, TEXT, finish
+from vtc.patches._tiny_qwen import END, START, VIDEO, tiny_patches
 
-START, END, VIDEO = 121, 122, 123
-TINY_IMAGES = (1, 12, 16), (1, 8, 12), (1, 20, 8), (1, 10, 10)
-TINY_CLIPS = (3, 8, 8), (2, 8, 12), (2, 12, 4), (3, 4, 8)
 PICTURE = 672  # pixels along a picture that a preset is served with: 24 x 24 visual tokens, as LLaVA has
 ROPE = {"type": "mrope", "rope_type": "default", "mrope_section": [2, 3, 3], "rope_theta": 10000.0}
 
@@ -257,26 +255,7 @@ class Qwen2VL(Family):
     @classmethod
     def tiny_clips(cls, model: nn.Module, media: tuple[str, ...] = ("ci", "c", "icc"), seed: int = 0, **kwargs) -> dict:
         """The same with clips of 2 and 3 frames of different grids."""
-        generator, sizes = torch.Generator().manual_seed(seed), {"i": TINY_IMAGES, "c": TINY_CLIPS}
-        grids = {kind: [sizes[kind][i % 4] for i in range("".join(media).count(kind))] for kind in sizes}
-        rest = {kind: iter(found) for kind, found in grids.items()}
-        rows = []
-        for prompt in media:
-            found = [(kind, *next(rest[kind])) for kind in prompt]
-            rows.append([h * w // 4 if kind == "i" else cls.tiny_clip(t, h * w // 4) for kind, t, h, w in found])
-        inputs = prompts(rows, seed, image=([START], [END]), **kwargs)
-        pixels = {"i": "pixel_values", "c": "pixel_values_videos"}
-        for kind, size in (("i", "image_grid_thw"), ("c", "video_grid_thw")):
-            if grids[kind]:
-                patches = sum(t * h * w for t, h, w in grids[kind])
-                inputs[pixels[kind]] = torch.randn(patches, 3 * 2 * 4 * 4, generator=generator)
-                inputs[size] = torch.tensor(grids[kind])
-        parameters, ids = inspect.signature(model.forward).parameters, inputs["input_ids"]
-        if "mm_token_type_ids" in parameters and any(grids.values()):
-            inputs["mm_token_type_ids"] = (ids == IMAGE_TOKEN).int() + 2 * (ids == VIDEO).int()
-        if "second_per_grid_ts" in parameters and grids["c"]:
-            inputs["second_per_grid_ts"] = torch.tensor([[0.5, 1.0, 2.0, 1.0][i % 4] for i in range(len(grids["c"]))])
-        return inputs
+        return tiny_patches(model, media, seed, cls.tiny_clip, **kwargs)
 
     @staticmethod
     def tiny_clip(frames: int, each: int) -> list[int]:

@@ -8,7 +8,8 @@ from vtc.core.signals import Encoder
 from vtc.patches import FAMILIES
 from vtc.patches._preset import Preset
 from vtc.patches._tiny import BOS, EOS, PAD, TEXT
-from vtc.patches.qwen2_vl import END, PUBLISHED_IDS, START, VIDEO, Qwen2VL
+from vtc.patches._tiny_qwen import END, START, VIDEO
+from vtc.patches.qwen2_vl import PUBLISHED_IDS, Qwen2VL
 
 LARGE_TOWER = dict(depth=24, hidden_size=1024, intermediate_size=4096, deepstack_visual_indexes=[5, 11, 17])
 SHAPE_TOWER = dict(depth=27, hidden_size=1152, intermediate_size=4304, deepstack_visual_indexes=[8, 16, 24])
@@ -22,15 +23,15 @@ def interleaved_rope(section: list[int], theta: float, **more) -> dict:
 def _small() -> object:
     from transformers import Qwen3VLConfig
 
-    tower = dict(depth=12, hidden_size=384, intermediate_size=1536, num_heads=6, deepstack_visual_indexes=[2, 5, 8])
+    tower = dict(depth=12, hidden_size=256, intermediate_size=1024, num_heads=4, deepstack_visual_indexes=[2, 5, 8])
     text = dict(
-        hidden_size=512, intermediate_size=1536, num_hidden_layers=8, num_attention_heads=8, num_key_value_heads=4,
+        hidden_size=384, intermediate_size=1024, num_hidden_layers=8, num_attention_heads=6, num_key_value_heads=2,
         head_dim=64, vocab_size=8192, max_position_embeddings=32768, bos_token_id=1, eos_token_id=2,
         rope_parameters=interleaved_rope([12, 10, 10], 5000000.0),
     )  # fmt: skip
     ids = {name: 8128 + i for i, name in enumerate(PUBLISHED_IDS)}
     return Qwen3VLConfig(
-        vision_config={**tower, "out_hidden_size": 512}, text_config=text, tie_word_embeddings=True, **ids
+        vision_config={**tower, "out_hidden_size": 384}, text_config=text, tie_word_embeddings=True, **ids
     )
 
 
@@ -61,7 +62,7 @@ class Qwen3VL(Qwen2VL):
     planes_method = "_deepstack_process"
     published = Encoder("qwen3_vl", 27, False, tuple(range(27)), cell=4)
     presets = {
-        "qwen3-vl-mini": Preset(_small, 64_739_456, "Qwen3-VL, 12 + 8 layers; for a CPU in seconds"),
+        "qwen3-vl-mini": Preset(_small, 31_976_064, "Qwen3-VL, 12 + 8 layers; for a CPU in seconds"),
         "qwen3-vl-4b": Preset(partial(_config, LARGE_TOWER, 2560, 9728, True), 4_437_815_808, "Qwen3-VL-4B"),
         "qwen3-vl-8b": Preset(partial(_config, SHAPE_TOWER, 4096, 12288, False), 8_767_123_696, "Qwen3-VL-8B"),
     }

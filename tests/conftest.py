@@ -3,6 +3,7 @@
 Also the fixtures that several files share. Without a GPU Triton kernels run in Triton's interpreter.
 """
 
+import functools
 import os
 import zlib
 from collections import defaultdict
@@ -28,7 +29,11 @@ def pytest_collection_modifyitems(config, items):
     their pairs, by which every method meets every family; the other cases would show nothing new and are left out."""
     products = defaultdict(list)
     for item in items:
-        if item.get_closest_marker("product") and hasattr(item, "callspec"):
+        reason = no_site(item)
+        if reason is not None:
+            item.add_marker(pytest.mark.skip(reason=reason))
+            item.add_marker(pytest.mark.full)
+        elif item.get_closest_marker("product") and hasattr(item, "callspec"):
             products[item.nodeid.partition("[")[0]].append(item)
     left_out, quick = set(), config.getoption("markexpr") == "not full"  # which leaves out the others anyway
     for cases in products.values():
@@ -56,6 +61,57 @@ def pytest_runtest_setup(item):
             pytest.skip(f"{family} is in transformers {FAMILIES[family].since} and later")
         if FAMILIES[family].softmax_layers(4) is not None and {*words} & {"autoprune", "var"}:
             pytest.skip(f"{family} has linear attention, and the method needs softmax attention in every layer")
+
+
+def families_of(item) -> list[type]:
+    """The families among the parameters of a test."""
+    if not hasattr(item, "callspec"):
+        return []
+    from tests.helpers import CASES, FAMILIES, family_of
+
+    values = item.callspec.params.values()
+    return [FAMILIES[family_of(value)] for value in values if isinstance(value, str) and value in CASES]
+
+
+def no_site(item) -> str | None:
+    """Why a test's parameters do not go together: a strategy among them has a stage where its family has no site."""
+    from tests.helpers import sites_of
+
+    for family in (family for family in families_of(item) if family.refuses):
+        for value in item.callspec.params.values():
+            missing = sites_of(value) & family.refuses.keys() if isinstance(value, str) else set()
+            if missing:
+                return f"{family.name} refuses stages at the site {min(missing)}"
+    return None
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item):
+    """A test of all families whose strategy is not a parameter is skipped where a family has no site for it."""
+    from vtc.core.errors import UnsupportedError
+
+    try:
+        return (yield)
+    except UnsupportedError as error:
+        if not any(family.refuses and str(error) in refusals_of(family.name) for family in families_of(item)):
+            raise
+        pytest.skip(str(error))
+
+
+@functools.cache
+def refusals_of(name: str) -> list[str]:
+    """What a family says where it has no encoder site or no decoder site."""
+    from tests.helpers import model_of
+    from vtc.core.errors import UnsupportedError
+    from vtc.patching import find_family
+
+    family, found = find_family(model_of(name)), []
+    for site in (family.encoder_site, family.decoder_site):
+        try:
+            site()
+        except UnsupportedError as error:
+            found.append(str(error))
+    return found
 
 
 def cover(cases: list, size: int) -> set:

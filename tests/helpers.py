@@ -11,7 +11,7 @@ from transformers import MistralConfig, Qwen2Config
 
 import vtc
 from tests import helpers_delta
-from vtc.check.batch import IMAGES, Generated, Words, forward, generate, grow, positions_of, split
+from vtc.check.batch import IMAGES, Generated, Words, forward, generate, grow, positions_of, real_columns, split
 from vtc.check.trace import shape_of, state
 from vtc.check.trial import Tiny, Trial
 from vtc.config.strategy import StrategyConfig
@@ -19,6 +19,7 @@ from vtc.core.budget import Budget
 from vtc.core.signals import Decoder
 from vtc.patches import FAMILIES
 from vtc.patches._tiny import BOS, EOS, IMAGE_TOKEN, PAD, TEXT
+from vtc.patching import find_family
 
 __all__ = ["IMAGES", "Words", "Generated", "forward", "generate", "grow", "positions_of", "shape_of", "split", "state"]
 
@@ -31,7 +32,7 @@ VARIANTS = {
 }
 CASES = [*vtc.families(), *VARIANTS]
 HYBRIDS = [name for name in vtc.families() if FAMILIES[name].softmax_layers(4) is not None]  # see test_hybrid.py
-WITH_ENCODER_SITE = [case for case in CASES if case not in ("mistral3",)]  # a refusal says why
+WITH_ENCODER_SITE = [case for case in CASES if "encoder" not in FAMILIES[case.partition("-")[0]].refuses]
 IN_ENCODER = [name for name in vtc.strategies() if vtc.load_strategy(name).encoder]
 INSIDE = [name for name in vtc.strategies() if vtc.load_strategy(name).decoder and name not in IN_ENCODER]
 # Those whose choice depends on the prompt's text: without a cache they choose anew when the text has grown.
@@ -46,6 +47,12 @@ STRATEGIES = [name for name in PROJECTOR if name not in CLIPS]
 def family_of(case: str) -> str:
     """The family's name of a case such as "llava-siglip"."""
     return VARIANTS[case][0] if case in VARIANTS else case
+
+
+@functools.cache
+def sites_of(name: str) -> frozenset[str]:
+    """The sites of a strategy's stages; none for any other word."""
+    return frozenset(s.stage.site for s in vtc.load_strategy(name).stages) if name in vtc.strategies() else frozenset()
 
 
 def build(case: str, dtype: torch.dtype = torch.float64) -> nn.Module:
@@ -107,11 +114,14 @@ def subject_of(strategy: str, case: str, **given) -> Trial:
 
 @contextmanager
 def spy(model: nn.Module) -> Iterator[list[dict]]:
-    """Collects the keyword arguments that reach the language model, after the patch's own hooks."""
+    """Collects the keyword arguments that reach the language model, after the patch's own hooks; masks by layer type as
+    the 2-D mask that belongs to them."""
     seen: list[dict] = []
-    handle = model.model.language_model.register_forward_pre_hook(
-        lambda module, args, kwargs: seen.append(dict(kwargs)), with_kwargs=True
-    )
+
+    def note(module: nn.Module, args: tuple, kwargs: dict) -> None:
+        seen.append({**kwargs, "attention_mask": real_columns(kwargs.get("attention_mask"))})
+
+    handle = find_family(model).language_model.register_forward_pre_hook(note, with_kwargs=True)
     try:
         yield seen
     finally:

@@ -8,6 +8,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from tests.helpers import IMAGE_TOKEN
 from tests.helpers_decoder import truth
 from tests.helpers_oracle import layouts
+from vtc.patching import find_family
 
 ORACLE, STEPS = "tests_whole_matrices", 4
 LOW = {"tau": 1.5, "min_image_attention": 0.05, "min_nonsink_share": 0.3}
@@ -71,7 +72,7 @@ class Whole:
 @contextmanager
 def whole_matrices(model, oracle):
     """The unpatched model's text layers with the oracle's attention."""
-    config = model.model.language_model.config
+    config = find_family(model).language_model.config
     before, config._attn_implementation = config._attn_implementation, ORACLE
     ALL_ATTENTION_FUNCTIONS.register(ORACLE, oracle)
     try:

@@ -19,8 +19,11 @@ else %}{{ part.text }}{% endif %}{% endfor %}
 {% endfor %}{% if add_generation_prompt %}ASSISTANT:{% endif %}"""
 
 
-def tokenizer_for(model, image: str, extra: dict[int, str] | None = None) -> PreTrainedTokenizerFast:
-    """One token per character of ASCII, `<unk>` for any other; `image` at the model's placeholder."""
+def tokenizer_for(
+    model, image: str, extra: dict[int, str] | None = None, named_as: dict[str, str] | None = None
+) -> PreTrainedTokenizerFast:
+    """One token per character of ASCII, `<unk>` for any other; `image` at the model's placeholder. extra: other special
+    tokens by id; named_as: the tokenizer's names for some."""
     named = {0: "<pad>", 1: "<s>", 2: "</s>", 3: "<unk>", model.config.image_token_id: image, **(extra or {})}
     free = iter(i for i in range(model.config.get_text_config().vocab_size) if i not in named)
     words = {name: i for i, name in named.items()} | {character: next(free) for character in CHARACTERS}
@@ -30,8 +33,9 @@ def tokenizer_for(model, image: str, extra: dict[int, str] | None = None) -> Pre
     core.decoder = decoders.Fuse()
     core.add_special_tokens([AddedToken(name, special=True, normalized=False) for name in named.values()])
     return PreTrainedTokenizerFast(
-        tokenizer_object=core, pad_token="<pad>", unk_token="<unk>", bos_token="<s>", eos_token="</s>"
-    )
+        tokenizer_object=core, pad_token="<pad>", unk_token="<unk>", bos_token="<s>", eos_token="</s>",
+        extra_special_tokens=named_as or {},
+    )  # fmt: skip
 
 
 def save_tiny(kind: str, folder: Path) -> Path:
@@ -39,10 +43,16 @@ def save_tiny(kind: str, folder: Path) -> Path:
     if kind == "mistral3":
         pytest.skip("transformers' PixtralProcessor needs torchvision, which the tests do without")
     model = FAMILIES[kind].tiny()
-    processor = (_marked_processor if FAMILIES[kind].marks else _plain_processor)(model)
-    processor.save_pretrained(folder)
+    processor_of(model, FAMILIES[kind]).save_pretrained(folder)
     model.save_pretrained(folder)
     return folder
+
+
+def processor_of(model, family: type):
+    """The real processor of a family for its tiny model."""
+    if family.groups_crops:
+        return {"internvl": _tiles_and_thumbnail}.get(family.name, _tagged_tiles)(model)
+    return (_marked_processor if family.marks else _plain_processor)(model)
 
 
 def image_processor(name: str) -> type:
@@ -88,3 +98,32 @@ def _marked_processor(model):
     )
     template = TEMPLATE.replace("PLACE", place).replace("CLIP", clip)
     return pictures_only(_class(config))(images, tokenizer_for(model, "<|image_pad|>", extra), chat_template=template)
+
+
+def _tiles_and_thumbnail(model):
+    """InternVL's: an unbroken run of placeholders between marks stands for a picture."""
+    config, image = model.config, model.config.image_token_id
+    side = config.vision_config.image_size[0]
+    names = {"context_image_token": "<IMG_CONTEXT>", "start_image_token": "<img>", "end_image_token": "</img>"}
+    tokenizer = tokenizer_for(
+        model, "<IMG_CONTEXT>", {image - 2: "<img>", image - 1: "</img>", image + 1: "<video>"},
+        {**names, "video_token": "<video>"},
+    )  # fmt: skip
+    images = image_processor("GotOcr2ImageProcessor")(
+        size={"height": side, "width": side}, crop_to_patches=True, max_patches=6
+    )
+    template = TEMPLATE.replace("PLACE", "<IMG_CONTEXT>\n")
+    kind = pictures_only(_class(config))
+    return kind(images, tokenizer, image_seq_length=config.image_seq_length, chat_template=template)
+
+
+def _tagged_tiles(model):
+    """Idefics3's, also for SmolVLM, whose own wants a package that writes numbers as words, for clips."""
+    config, image = model.config, model.config.image_token_id
+    side = {"longest_edge": config.vision_config.image_size}
+    named = {image - 1: "<fake_token_around_image>", image + 1: "<end_of_utterance>"}
+    images = image_processor("Idefics3ImageProcessor")(max_image_size=side, size={"longest_edge": 96})
+    return transformers.Idefics3Processor(
+        images, tokenizer_for(model, "<image>", named), image_seq_len=model.model.image_seq_len,
+        chat_template=TEMPLATE.replace("PLACE", "<image>"),
+    )  # fmt: skip

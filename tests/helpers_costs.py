@@ -14,6 +14,10 @@ def mlp_width(config) -> int:
     if getattr(config, "num_experts_per_tok", None) is None:
         return config.intermediate_size
     shared = getattr(config, "shared_expert_intermediate_size", 0)
+    if hasattr(config, "first_k_dense_replace"):  # GLM: dense layers first, on average over all
+        layers, dense = config.num_hidden_layers, config.first_k_dense_replace
+        experts = config.moe_intermediate_size * (config.num_experts_per_tok + config.n_shared_experts)
+        return round((dense * config.intermediate_size + (layers - dense) * experts) / layers)
     return config.num_experts_per_tok * config.moe_intermediate_size + shared
 
 
@@ -50,5 +54,7 @@ def cached_bytes(model: nn.Module, cache, lengths: list[list[int]]) -> int:
             total += len(lengths) * (conv[0].nbytes + 4 * state[0].numel())
         else:
             keys = layer.keys
-            total += 2 * keys.shape[1] * keys.shape[3] * keys.element_size() * sum(row[i] for row in lengths)
+            most = layer.sliding_window - 1 if getattr(layer, "is_sliding", False) else max(row[i] for row in lengths)
+            held = sum(min(row[i], most) for row in lengths)
+            total += 2 * keys.shape[1] * keys.shape[3] * keys.element_size() * held
     return total

@@ -18,6 +18,7 @@ from tests.helpers_costs import kinds_of
 from tests.helpers_merging import MERGED_BEFORE, merging_of
 from tests.helpers_oracle import planes_of, unpruned, visual_places
 from vtc.core.signals import Decoder
+from vtc.patching import find_family
 
 
 @dataclass(frozen=True)
@@ -113,7 +114,7 @@ def truth(
         )
         hidden, view = _layers(model, hidden, view, drops, runs, len(guess), entered, watch, planes)
         rows = torch.cat([view.order, torch.arange(embeds.shape[1], hidden.shape[1])])
-        logits = model.lm_head(model.model.language_model.norm(hidden[0, rows]))
+        logits = model.lm_head(find_family(model).language_model.norm(hidden[0, rows]))
         allowed = logits[len(view.order) - 1 :].clone()
         allowed[:, model.generation_config.suppress_tokens] = -torch.inf
         tokens = allowed.argmax(-1).tolist()
@@ -125,7 +126,7 @@ def truth(
 
 def _layers(model, hidden, view: View, drops, runs, written: int, entered, watch, planes) -> tuple[Tensor, View]:
     """All layers over [1, L + written, D]; returns the last one's output and the last view."""
-    language, length, planes = model.model.language_model, hidden.shape[1] - written, list(planes)
+    language, length, planes = find_family(model).language_model, hidden.shape[1] - written, list(planes)
     for index, layer in enumerate(language.layers):
         given = hidden, view
         for drop in (d for d in drops if d.layer == index):
@@ -201,17 +202,32 @@ def heads_of(language: nn.Module, layer: nn.Module, projection: str, hidden: Ten
     gated = projection == "q_proj" and states.shape[1] == 2 * language.config.num_attention_heads * width
     states = norm(states.view(len(states), -1, 2 * width if gated else width)[..., :width])  # a head's gate comes last
     cos, sin = (_one_axis(language, x)[0].unsqueeze(1) for x in _rotary(language, hidden, view.positions))
-    half = cos.shape[-1] // 2  # the rest of a head is not turned
-    first, second, rest = states[..., :half], states[..., half : 2 * half], states[..., 2 * half :]
-    turned = states[..., : 2 * half] * cos + torch.cat([-second, first], -1) * sin
-    return torch.cat([turned, rest], -1)
+    width = cos.shape[-1]
+    states, rest = states[..., :width], states[..., width:]  # GLM turns half of a head
+    if language.config.model_type == "glm4v_text":  # and neighbours instead of halves
+        cos, sin = (_of_neighbours(x) for x in (cos, sin))
+        turned = torch.stack([-states[..., 1::2], states[..., ::2]], -1).flatten(-2)
+    else:
+        turned = torch.cat([-states[..., width // 2 :], states[..., : width // 2]], -1)
+    return torch.cat([states * cos + turned * sin, rest], -1)
+
+
+def _of_neighbours(x: Tensor) -> Tensor:
+    """Cosines or sines in pairs, as newer versions of transformers make them; older ones repeat their first half."""
+    half = x.shape[-1] // 2
+    return x if torch.equal(x[..., ::2], x[..., 1::2]) else x[..., :half].repeat_interleave(2, -1)
 
 
 def turned_ones(language: nn.Module, hidden: Tensor, view: View) -> Tensor:
     """A vector of ones at each place [L, e], after RoPE."""
     cos, sin = (_one_axis(language, x)[0] for x in _rotary(language, hidden, view.positions))
-    half = cos.shape[-1] // 2
-    return cos + torch.cat([-sin[..., :half], sin[..., half:]], -1)
+    half, rest = cos.shape[-1] // 2, language.layers[0].self_attn.head_dim - cos.shape[-1]
+    if language.config.model_type == "glm4v_text":
+        cos, sin = (_of_neighbours(x) for x in (cos, sin))
+        turned = cos + sin * torch.tensor([-1.0, 1.0]).repeat(half)
+    else:
+        turned = cos + torch.cat([-sin[..., :half], sin[..., half:]], -1)
+    return torch.cat([turned, turned.new_ones(len(turned), rest)], -1)
 
 
 def _one_axis(language: nn.Module, x: Tensor) -> Tensor:
@@ -291,7 +307,7 @@ def entered_of(model: nn.Module, inputs: dict, config) -> list[list[Tensor]] | N
 @contextmanager
 def _additions(model: nn.Module) -> Iterator[list[Tensor]]:
     """What the text model adds to hidden states [B, K, D] after its first layers, see `helpers_oracle.planes_of`."""
-    language, name, seen = model.model.language_model, "_deepstack_process", []
+    language, name, seen = find_family(model).language_model, "_deepstack_process", []
     if not hasattr(language, name):
         yield seen
         return

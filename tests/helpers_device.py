@@ -17,6 +17,8 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
+from vtc.patching import find_family
+
 ROOT = Path(__file__).resolve().parent.parent
 DEVICE = torch.device("meta")
 WAITS = (
@@ -149,7 +151,7 @@ def ours(file: str) -> bool:
 def is_masked(model: nn.Module, inputs: dict) -> bool:
     """Whether generate() gives the language model a mask at prefill (older versions do with a mask of ones, too)."""
     seen = []
-    handle = model.model.language_model.register_forward_pre_hook(
+    handle = find_family(model).language_model.register_forward_pre_hook(
         lambda module, args, kwargs: seen.append(kwargs.get("attention_mask") is not None), with_kwargs=True
     )
     try:

@@ -344,6 +344,15 @@ def _all(blocks: list[nn.Module], contexts: list):
             handle.remove()
 
 
+def tokens_of(visual, rows):
+    """Visual tokens of the last block's patches [4 n, D]; in GLM a convolution joins four before the merger."""
+    if not hasattr(visual, "downsample"):
+        return visual.merger(rows)
+    squares = visual.post_layernorm(rows).view(-1, 2, 2, rows.shape[-1])
+    joined = torch.einsum("nyxd,odyx->no", squares, visual.downsample.weight) + visual.downsample.bias
+    return visual.merger(joined)
+
+
 NAMES = {"image": ("pixel_values", "image_grid_thw"), "video": ("pixel_values_videos", "video_grid_thw")}
 
 
@@ -370,7 +379,7 @@ def _packed(model, hand, single, kind, targets):
             raster = window_index(a // 2, b // 2, vision.window_size // 2 // vision.patch_size)
         for number, unit in enumerate(units):
             order = unit.place.argsort()
-            rows = model.model.visual.merger(unit.h[hand.rows(order)])
+            rows = tokens_of(model.model.visual, unit.h[hand.rows(order)])
             where = torch.arange(len(rows)) if hand.singly else raster[unit.place[order]]
             places.append(where.sort().values + number * cells)
             features.append(rows[where.argsort()])

@@ -48,7 +48,7 @@ def layouts(model: nn.Module, single: dict) -> list:
     """The layouts of a prompt's images and clips as the family tells them, in the order of the prompt."""
     family, ids, kinds = find_family(model), single["input_ids"][0], []
     if "pixel_values_videos" not in single:
-        return family.image_layouts(single) if "pixel_values" in single else []
+        return family.layouts(single) if "pixel_values" in single else []
     if "pixel_values" in single:
         kinds.append((ids == IMAGE_TOKEN, family.image_layouts(single)))
     named = {family.video.get(name, name): value for name, value in single.items() if name not in PICTURES}
@@ -117,16 +117,20 @@ def truth(
         is_visual = torch.isin(places, torch.cat(runs)) if runs else torch.zeros(len(places), dtype=torch.bool)
         rows = [plane[places[is_visual]] for plane in added]
         more = {"visual_pos_masks": is_visual[None], "deepstack_visual_embeds": rows}
+    if single.get("token_type_ids") is not None:
+        more = {"token_type_ids": single["token_type_ids"][:, places]}
     return Truth(*_greedy(model, embeds[:, places], short, following, steps, more), places)
 
 
 def _greedy(model, embeds, where, following, steps, more) -> tuple[Tensor, list[int]]:
+    """With types the model above the language model runs, which makes masks with blocks from them."""
+    run = model.model if "token_type_ids" in more else find_family(model).language_model
     axes = where.ndim - 1
     position_ids = where.unsqueeze(-2)
     mask = torch.ones(embeds.shape[:2], dtype=torch.long)
     logits, tokens, cache = [], [], None
     for step in range(steps):
-        out = model.model.language_model(
+        out = run(
             inputs_embeds=embeds, position_ids=position_ids, attention_mask=mask, past_key_values=cache, use_cache=True,
             **more,
         )  # fmt: skip

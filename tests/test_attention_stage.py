@@ -91,7 +91,7 @@ def fake_flash(module, query, key, value, attention_mask=None, scaling=None, **k
 @contextmanager
 def backend(model, name, function):
     """The text layers with another attention function."""
-    config = model.model.language_model.config
+    config = find_family(model).language_model.config
     before, config._attn_implementation = config._attn_implementation, name
     ALL_ATTENTION_FUNCTIONS.register(name, function)
     ALL_MASK_ATTENTION_FUNCTIONS.register(name, ALL_MASK_ATTENTION_FUNCTIONS["flash_attention_2"])

@@ -10,6 +10,7 @@ from vtc.bench.oracle import NoOracle, Oracle, difference, record
 from vtc.bench.prompts import inputs_of, pictures
 from vtc.bench.subject import _prepare
 from vtc.check.batch import cached_lengths
+from vtc.core.errors import UnsupportedError
 from vtc.patches import FAMILIES
 from vtc.patching import find_family
 
@@ -28,7 +29,7 @@ def asked(request):
     _prepare(model)
     family = find_family(model)
     visual = 2 * (family.encoder.tokens or 75)
-    yield family, inputs_of(family, pictures(family, visual, None), 20, 2)
+    yield family, inputs_of(family, pictures(family, visual, None), 40, 2)
     model.generation_config = before
 
 
@@ -48,6 +49,8 @@ def test_equals_the_patched_model(asked, strategy):
     """Logits of every step and ids, with fewer tokens than the prompt had; merged features and renumbered positions
     too; the model is left as it was."""
     family, inputs = asked
+    if strategy == "tome" and "encoder" in family.refuses:
+        pytest.skip(f"tokens cannot be dropped inside the encoder of {family.name}")
     recording = ran(family, inputs, strategy)
     oracle = Oracle(family, inputs, recording)
     before = state(family.model)
@@ -66,24 +69,28 @@ def test_equals_the_patched_model(asked, strategy):
 
 @with_clips
 @pytest.mark.parametrize("strategy", ["divprune", "visionzip", "tome", "fastv", "hiprune+transprune"])
-def test_clips(case, strategy):
-    """A clip of four frames in two equal prompts, with text between the frames where the family has it."""
+def test_clips(case, strategy, monkeypatch):
+    """A clip of four or eight frames in two equal prompts, with text between the frames where the family has it."""
     model = model_of(case)
-    before = model.generation_config
+    monkeypatch.setattr(model, "generation_config", model.generation_config)
     _prepare(model)
     family = find_family(model)
-    shown = pictures(family, 100, None, frames=8)
+    shown = pictures(family, 80, None, frames=8)
     inputs = inputs_of(family, shown, 20, 2)
+    if strategy == "tome" and family.sizes != "image_grid_thw":
+        with pytest.raises(UnsupportedError, match="resamples the whole raster of a clip"):
+            ran(family, inputs, strategy)
+        return
     recording = ran(family, inputs, strategy)
     (first, second) = recording.report.images
-    assert (len(shown.tokens), first.before, second.entered) == (4, shown.total, first.entered)
+    assert (first.before, second.entered) == (shown.total, first.entered)
+    assert len(shown.tokens) == (4 if family.sizes == "image_grid_thw" else 8)
     oracle = Oracle(family, inputs, recording)
     with oracle.fed():
         output = write(family, oracle.inputs)
     assert difference(recording, output) < 1e-4
     assert torch.equal(output.sequences[:, -NEW:], recording.ids)
     assert oracle.inputs["input_ids"].shape[1] == inputs["input_ids"].shape[1] - first.before + first.entered
-    model.generation_config = before
 
 
 def test_merging_inside_has_none(asked):

@@ -11,8 +11,8 @@ from vtc.bench.subject import check_attention, check_fits, choose, device_of, dt
 from vtc.core.errors import ConfigError, UnsupportedError
 from vtc.patches import FAMILIES
 from vtc.patches._preset import Preset
+from vtc.patches._tiny_qwen import END, START
 from vtc.patches.llava import resize_tower
-from vtc.patches.qwen2_vl import END, START
 from vtc.patching import find_family
 
 CPU = torch.device("cpu")
@@ -67,6 +67,7 @@ def test_weights_are_seeded_and_alive():
         ("llava-next-7b", 1200, 1200),
         ("qwen2.5-vl-3b", 576, 576),
         ("qwen2-vl-7b", 2880, 2880),
+        ("internvl3-8b", 2880, 2816),
         ("qwen2.5-vl-7b", 97, 96),
     ],
 )
@@ -76,7 +77,10 @@ def test_visual_tokens(name, asked, found):
     shown = pictures(family, asked, NATIVE.get(name))
     assert abs(shown.total - found) <= 0.02 * found
     layouts = find_family(family.model).image_layouts(shown.inputs)
-    assert [layout.tokens for layout in layouts] == list(shown.tokens)
+    if family.groups_crops:
+        assert sum(layout.tokens for layout in layouts) == shown.total
+    else:
+        assert [layout.tokens for layout in layouts] == list(shown.tokens)
 
 
 @pytest.mark.parametrize(
@@ -86,6 +90,8 @@ def test_visual_tokens(name, asked, found):
         ("qwen3-vl-8b", 9, 1000, [200] * 5),
         ("qwen2.5-vl-7b", 64, 8192, [256] * 32),
         ("qwen2-vl-7b", 1, 64, [64]),
+        ("llava-onevision-7b", 3, 588, [196, 196, 197]),
+        ("llava-next-video-7b", 2, 288, [144, 144]),
     ],
 )
 def test_visual_tokens_of_a_clip(name, frames, asked, found):
@@ -93,11 +99,12 @@ def test_visual_tokens_of_a_clip(name, frames, asked, found):
     family = family_of(name)
     shown = pictures(family, asked, None, frames=frames)
     assert list(shown.tokens) == found
-    arguments = {family.video[name]: value for name, value in shown.inputs.items()}
+    arguments = {family.video.get(name, name): value for name, value in shown.inputs.items()}
     (layout,) = family.clip_layouts(arguments)
-    assert [tile.tokens for tile in layout.tiles] == found
-    patches, merge = arguments["pixel_values"], family.tower.config.spatial_merge_size**2
-    assert len(patches) == shown.total * merge
+    assert [tile.tokens for tile in layout.tiles] == [*found[:-1], found[-1] - family.clip_end]
+    assert layout.tokens == sum(found)
+    if family.sizes == "image_grid_thw":
+        assert len(arguments["pixel_values"]) == shown.total * family.tower.config.spatial_merge_size**2
 
 
 def test_a_clip_where_none_is_possible():
@@ -123,7 +130,7 @@ def test_prompts_with_a_clip(case):
         assert torch.equal(inputs["mm_token_type_ids"] == 2, ids == token["video"])
         assert set(inputs["mm_token_type_ids"].unique().tolist()) == {0, 2}
     assert torch.isfinite(model(**inputs).logits).all()
-    with pytest.raises(ConfigError, match=r"too short for 3 frame\(s\).*possible: at least"):
+    with pytest.raises(ConfigError, match=r"too short for [36] frame\(s\).*possible: at least"):
         inputs_of(family, shown, 1, 1)
 
 
@@ -203,15 +210,16 @@ def test_prompts(name):
     model = model_of(name)
     family = find_family(model)
     shown = pictures(family, family.encoder.tokens or 150, None)
-    inputs = inputs_of(family, shown, 20, 3)
+    inputs = inputs_of(family, shown, 60, 3)
     ids = inputs["input_ids"]
     visual = ids == family.image_token_id
     assert (ids == ids[0]).all()
     assert (visual.sum(1) == shown.total).all()
-    assert ids.shape == (3, 20 + shown.total)
+    assert ids.shape == (3, 60 + shown.total)
     assert family.image_token_id in family.special_ids()
     special = torch.isin(ids[0], torch.tensor(family.special_ids())) & ~visual[0]
-    assert int(special.sum()) == len(family.marks)
+    marks = [i for tokens in shown.tokens for i in family.image_ids(tokens) if i in family.special_ids()]
+    assert int(special.sum()) == len(marks) - shown.total
     assert torch.isfinite(model(**inputs).logits).all()
     with pytest.raises(ConfigError, match="--prompt-lengths 1 is too short.*possible: at least"):
         inputs_of(family, shown, 1, 1)

@@ -33,7 +33,7 @@ BUDGETS = [0.3, 7]
 
 def layouts(case, inputs):
     """The layout of each image of a batch."""
-    return find_family(model_of(case)).image_layouts(inputs)
+    return find_family(model_of(case)).layouts(inputs)
 
 
 def grouped(items, images=IMAGES):
@@ -92,7 +92,8 @@ def test_batched_equals_one_by_one(strategy, case):
 def test_padding_is_never_kept(strategy, case, padding):
     """The packed mask counts exactly the real tokens left, and what stays are the text tokens in their order."""
     model, inputs = model_of(case), inputs_of(case, padding=padding)
-    table = model.get_input_embeddings().weight
+    words = model.get_input_embeddings()
+    table = words(torch.arange(words.num_embeddings)).detach()
     with patched(model, strategy, keep=0.3), spy(model) as seen:
         forward(model, inputs)
         report = vtc.report(model)

@@ -10,6 +10,7 @@ from tests.helpers_oracle import layouts
 from vtc.core.selection import Selection
 from vtc.core.signals import DecoderAttention, DecoderKeys, Hidden, Transition, UnturnedAttention
 from vtc.kernels.topk import topk_sorted
+from vtc.patching import find_family
 from vtc.strategies import METHODS
 
 LAYERS = (2, 3, 4)
@@ -54,7 +55,8 @@ class Definitions:
     """The signals of one prompt by their definitions, recorded while the oracle runs."""
 
     def __init__(self, model, single, drops):
-        self.language, self.entering, self.inside, self.modules = model.model.language_model, {}, {}, {}
+        self.entering, self.inside, self.modules = {}, {}, {}
+        self.language = find_family(model).language_model
         self.is_image = single["input_ids"][0] == model.config.image_token_id
         self.runs = self.is_image.nonzero().flatten().split([layout.tokens for layout in layouts(model, single)])
         hooks = [
@@ -62,12 +64,22 @@ class Definitions:
             for index, layer in enumerate(self.language.layers)
             for name, module in (("attention", layer.self_attn), ("mlp", layer.mlp))
         ]
+        for index, layer in enumerate(self.language.layers):
+            if hasattr(layer, "post_mlp_layernorm"):  # GLM: what is added comes from norms behind the modules
+                hooks.append(layer.post_self_attn_layernorm.register_forward_hook(self._added(index, "attention")))
+                hooks.append(layer.post_mlp_layernorm.register_forward_hook(self._added(index, "mlp")))
         truth(model, single, drops, watch=self._watch)
         for hook in hooks:
             hook.remove()
 
     def _watch(self, index, hidden, view, hidden_after, view_after):
         self.entering[index], self.inside[index] = (hidden, view), (hidden_after, view_after)
+
+    def _added(self, index, name):
+        def hook(module, args, output):
+            self.modules[index, name] = self.modules[index, name][0], output[0]
+
+        return hook
 
     def _module(self, index, name):
         def hook(module, args, kwargs, output):

@@ -45,7 +45,7 @@ def test_the_encoder_leaves_the_budget(strategy, case):
     with vtc.patched(model, strategy, keep=KEEP):
         forward(model, inputs)
         report = vtc.report(model)
-    for image, layout in zip(report.images, find_family(model).image_layouts(inputs), strict=True):
+    for image, layout in zip(report.images, find_family(model).layouts(inputs), strict=True):
         whole = layout.tiles[0].tokens
         expected = sum(budget.encoder.quotas([[whole] * len(layout.tiles)])[0])
         step = image.steps[0]

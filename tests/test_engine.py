@@ -1,5 +1,7 @@
 """Ways of generating on a patched model: sampling, beams, streamers, embeddings, budgets' scopes."""
 
+import inspect
+
 import pytest
 import torch
 from transformers.generation.streamers import BaseStreamer
@@ -94,6 +96,8 @@ def test_beam_search_with_one_image_each(case):
 def test_return_sequences_of_sampling(case):
     """num_return_sequences without beams: each copy draws from the same distribution as the prompt itself."""
     model, inputs = model_of(case), inputs_of(case, images=(1,))
+    if not beams_see_their_images(model, inputs):
+        pytest.skip("this transformers repeats the crops of a prompt one by one: the stock model's copies mix them up")
     with vtc.patched(model, "hiprune", keep=0.3):
         one = generate(model, inputs, 1)
         many = generate(model, inputs, 1, do_sample=True, num_return_sequences=4)
@@ -127,6 +131,8 @@ def test_inputs_embeds(case, positions):
     with vtc.patched(model, "hiprune", keep=0.3, positions=positions), torch.no_grad():
         by_ids = model(**inputs, **where).logits
         assert torch.equal(model(inputs_embeds=embeds, **bare, **where).logits, by_ids)
+        if "inputs_embeds" not in inspect.signature(model.prepare_inputs_for_generation).parameters:
+            pytest.skip("the forward holds; the stock generate() of this family takes no inputs_embeds")
         written = generate(model, inputs, 6)
         same = generate(model, {**bare, "inputs_embeds": embeds}, 6)
         torch.testing.assert_close(same.logits[0], model(**inputs, **counted).logits[:, -1], rtol=0, atol=1e-9)

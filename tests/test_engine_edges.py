@@ -10,6 +10,7 @@ from tests.helpers import IMAGE_TOKEN, SPECIAL, build, forward, generate, inputs
 from vtc.core.errors import ConfigError, PatchError, UnsupportedError
 from vtc.patches import FAMILIES
 from vtc.patches._tiny import TEXT
+from vtc.patching import find_family
 
 pytestmark = pytest.mark.product
 
@@ -128,7 +129,7 @@ def test_a_failed_forward_is_not_reported(layer):
 def test_an_interrupted_forward_leaves_nothing(path):
     """The language model alone, after Ctrl-C in a module."""
     model, inputs = build("llava"), split(inputs_of("llava"))[0]
-    language, embeds = model.model.language_model, model.get_input_embeddings()(inputs["input_ids"])
+    language, embeds = find_family(model).language_model, model.get_input_embeddings()(inputs["input_ids"])
 
     def interrupt(*_):
         raise KeyboardInterrupt

@@ -10,6 +10,7 @@ from accelerate.hooks import ModelHook, add_hook_to_module, remove_hook_from_mod
 
 import vtc
 from tests.helpers import build, forward, generate, inputs_of, model_of, positions_of, state
+from vtc.patching import find_family
 
 pytestmark = pytest.mark.product
 
@@ -139,10 +140,9 @@ def test_exception_in_the_with_block():
 
 def places_to_fail(model):
     """Modules in the encoder, the projector, the decoder and after it."""
-    inner = model.model
-    tower = inner.visual if hasattr(inner, "visual") else inner.vision_tower
-    layers = [m for m in tower.modules() if type(m).__name__.endswith(("Attention", "VisionBlock", "EncoderLayer"))]
-    return {"encoder": layers[-1], "decoder": inner.language_model.layers[1], "head": model.lm_head}
+    modules = find_family(model).tower.modules()
+    layers = [m for m in modules if type(m).__name__.endswith(("Attention", "VisionBlock", "EncoderLayer"))]
+    return {"encoder": layers[-1], "decoder": find_family(model).language_model.layers[1], "head": model.lm_head}
 
 
 @families
@@ -178,7 +178,8 @@ def test_accelerate_hooks(case, when):
     labels = inputs["input_ids"]
     with vtc.patched(model, "hiprune", keep=0.3):
         expected, loss = generate(model, inputs, 3), forward(model, inputs, labels=labels).loss
-    targets = [model, model.model, model.model.language_model, *model.model.language_model.layers]
+    language = find_family(model).language_model
+    targets = [model, model.model, language, *language.layers]
     if when == "before":
         for module in targets:
             add_hook_to_module(module, Untouched())

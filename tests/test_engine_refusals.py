@@ -139,6 +139,8 @@ def test_cropped_cache(patched, how, layers):
     model, inputs = patched
     first = generate(model, inputs, 4)
     cache = first.output.past_key_values
+    if how == "crop" and any(getattr(layer, "is_sliding", False) for layer in cache.layers):
+        pytest.skip("transformers itself refuses to crop a layer with a sliding window")
     for layer in [layer for layer in cache.layers if hasattr(layer, "keys")][layers]:
         if how == "crop":
             layer.crop(-2)

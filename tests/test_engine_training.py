@@ -82,7 +82,9 @@ def test_gradients_reach_the_projector(case, checkpointing, strategy):
     layers a second time without what was decided between them in the first, and is refused there."""
     model, inputs = build(case), inputs_of(case)
     labels = labelled(inputs, model)
-    part = model.model.visual.merger if hasattr(model.model, "visual") else model.model.multi_modal_projector
+    inner = model.model
+    part = inner.visual.merger if hasattr(inner, "visual") else getattr(inner, "connector", None)
+    part = inner.multi_modal_projector if part is None else part
     model.train()
     with on(model, strategy):
         model(**inputs, labels=labels).loss.backward()

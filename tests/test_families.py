@@ -13,8 +13,10 @@ from transformers import PreTrainedTokenizerFast
 import vtc
 import vtc.demo
 from tests.helpers import kept_of, model_of, patched
+from tests.helpers_checkpoints import processor_of
 from tests.helpers_oracle import layouts
 from vtc.eval.processors import pictures_only
+from vtc.patches import FAMILIES
 from vtc.patches._tiny import IMAGE_TOKEN
 from vtc.patching import find_family
 
@@ -108,8 +110,20 @@ def qwen():
     )
 
 
+def gemma():
+    """Pictures of 64 x 64 pixels."""
+    return pillow("Gemma3ImageProcessor")(size={"height": 64, "width": 64}, **PLAIN)
+
+
 def inputs_of(case, texts, pictures):
     """What the family's processor makes of prompts with <image> in them."""
+    if FAMILIES[case].groups_crops:
+        processor, first = processor_of(model_of(case), FAMILIES[case]), texts[0].count("<image>")
+        shown = [text.replace("<image>", getattr(processor, "image_token", "<image>")) for text in texts]
+        processor.tokenizer.padding_side = "left"
+        return dict(
+            processor(images=[pictures[:first], pictures[first:]], text=shown, padding=True, return_tensors="pt")
+        )
     if case in LLAVAS:
         if case == "llava_onevision":  # it is told which pictures are of one prompt
             rest = iter(pictures)
@@ -117,16 +131,20 @@ def inputs_of(case, texts, pictures):
         return dict(LLAVAS[case]()(images=pictures, text=texts, padding=True, return_tensors="pt"))
     if case == "mistral3":
         return pixtral(texts, pictures)
-    found = qwen()(images=pictures, return_tensors="pt")
-    sizes = iter((found["image_grid_thw"].prod(1) // 4).tolist())
+    if case == "gemma3":
+        found = {"pixel_values": gemma()(images=pictures, return_tensors="pt")["pixel_values"]}
+        sizes = iter([64] * len(pictures))
+    else:
+        found = qwen()(images=pictures, return_tensors="pt")
+        sizes = iter((found["image_grid_thw"].prod(1) // 4).tolist())
     expanded = []
     for text in texts:
         head, *parts = text.split("<image>")
         expanded.append(head + "".join(f"<start> {'<image> ' * next(sizes)}<end>{part}" for part in parts))
     ids = tokenizer()(expanded, padding=True, return_tensors="pt")
     inputs = {"input_ids": ids["input_ids"], "attention_mask": ids["attention_mask"], **found}
-    if "mm_token_type_ids" in parameters(model_of(case)):
-        inputs["mm_token_type_ids"] = (inputs["input_ids"] == IMAGE_TOKEN).int()
+    for name in {"mm_token_type_ids", "token_type_ids"} & {*parameters(model_of(case))}:
+        inputs[name] = (inputs["input_ids"] == IMAGE_TOKEN).int()
     return inputs
 
 

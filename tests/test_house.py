@@ -20,9 +20,13 @@ LINKED = ("patches", "eval", "configs")  # beside vtc/, and in it by a link
 
 # Families that may use another family's file, beside files whose name starts with an underscore.
 RELATED_FAMILIES = {
+    "smolvlm": {"idefics3"},
     "llava_next": {"llava"},
     "qwen2_5_vl": {"qwen2_vl"},
     "qwen3_vl": {"qwen2_vl"},
+    "glm4v": {"qwen2_vl"},
+    "glm46v": {"glm4v"},
+    "glm4v_moe": {"glm4v"},
     "llava_onevision": {"llava_next"},
     "llava_next_video": {"llava", "llava_next"},
     "qwen3_vl_moe": {"qwen3_vl"},

@@ -27,7 +27,7 @@ def loaded(request, tmp_path_factory):
 def geometry(loaded, picture):
     """Inputs, layout and views of one picture."""
     inputs = loaded.encode(["?"], [[picture]])
-    (layout,) = loaded.family.image_layouts(inputs)
+    (layout,) = loaded.family.layouts(inputs)
     size = (picture.height, picture.width)
     return inputs, layout, loaded.family.views(loaded.processor.image_processor, size, layout)
 
@@ -37,8 +37,8 @@ def brightest(loaded, inputs, layout, view):
     pixels = inputs["pixel_values"].double()
     if "image_grid_thw" in inputs:  # patches, the four of a token next to each other
         return int(pixels.mean(1).unflatten(0, (-1, 4)).mean(1).argmax())
-    crops = pixels[0] if pixels.ndim == 5 else pixels
-    patches = torch.nn.functional.avg_pool2d(crops.mean(1, keepdim=True), 4).flatten(1)
+    crops, side = pixels[0] if pixels.ndim == 5 else pixels, 8 if loaded.family.groups_crops else 4
+    patches = torch.nn.functional.avg_pool2d(crops.mean(1, keepdim=True), side).flatten(1)
     tiles = {"picture": layout.tiles, "base": layout.tiles[:1], "tiles": layout.tiles[1:]}[view.name]
     found = [(float(patches[t.crop, p]), int(o)) for t in tiles for p, o in zip(t.patches, t.offsets)]
     return max(found)[1]
@@ -129,7 +129,7 @@ def test_cls_stands_where_another_place_is_written(case):
         forward(model, inputs)
         report = vtc.report(model)
     has_cls = find_family(model).encoder.has_cls
-    layouts = find_family(model).image_layouts(inputs)
+    layouts = find_family(model).layouts(inputs)
     for image, layout in zip(report.images, layouts, strict=True):
         into = image.merged_into(0)
         foreign = [place for place in image.kept.tolist() if into[place] != place]

@@ -2,6 +2,7 @@
 
 import json
 import re
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ from PIL import Image, ImageDraw
 from transformers.video_utils import VideoMetadata
 
 import vtc
-from tests.helpers import refused, state
+from tests.helpers import model_of, refused, state
 from tests.helpers_checkpoints import save_tiny
 from tests.test_inspect_draw import Page, command
 from vtc.eval import models
@@ -22,6 +23,7 @@ from vtc.eval.inspect.page import page
 from vtc.eval.inspect.paint import enlarge, paint
 from vtc.eval.inspect.record import DROPPED, across, frames_of, outcomes, read
 from vtc.eval.inspect.write import show, write
+from vtc.patching import find_family
 
 NASTY = 'What is <script>alert("1")</script> & "that" in $x$?'
 STRATEGIES = ("divprune", "pool", "uniform+fastv")
@@ -130,6 +132,25 @@ def test_pixels_are_those_of_the_frame(seen):
                 assert drawn[y, x].sum() <= plain[y, x].sum() * 0.3 + 100
             else:
                 assert (drawn[y, x] == plain[y, x]).all()
+
+
+@pytest.mark.parametrize("case, crop", [("llava_next_video", [20, 0, 80, 60]), ("llava_onevision", [0, 0, 100, 60])])
+def test_frames_of_one_size(case, crop):
+    """LLaVA's video families: a view of each frame, of its centre or stretched; nothing twice, newlines in none."""
+    family = find_family(model_of(case))
+    side = family.tower.config.image_size
+    (layout,) = family.clip_layouts({"pixel_values": torch.zeros(1, 4, 3, side, side)})
+    centred = dict(size={"shortest_edge": side}, do_center_crop=True, crop_size={"height": side, "width": side})
+    views = family.views(SimpleNamespace(do_resize=True, **centred), (60, 100), layout)
+    assert [view.name for view in views] == [f"frame {f}" for f in range(4)]
+    assert torch.cat([view.offsets for view in views]).tolist() == list(range(layout.tokens - family.clip_end))
+    for view in views:
+        assert view.crops[0].tolist() == pytest.approx(crop, abs=0.7)
+        assert [*view.boxes[0, :2].tolist(), *view.boxes[-1, 2:].tolist()] == pytest.approx(crop, abs=0.7)
+    if case == "llava_next_video":
+        centred["crop_size"] = {"height": side, "width": 2 * side}
+        foreign = SimpleNamespace(do_resize=True, **centred)
+        refused(lambda: family.views(foreign, (60, 100), layout), f"where the model saw {side} x {side}")
 
 
 def hand_made() -> tuple[dict, Image.Image]:

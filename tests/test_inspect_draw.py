@@ -35,7 +35,8 @@ def family(request, tmp_path_factory):
     picture = Image.merge("RGB", (across, down, across))
     loaded.answer(loaded.encode(["?"], [[picture]]), 1)  # transformers leaves hooks of its own behind at the first call
     before = state(loaded.model)
-    configs = configs_of(loaded.family, STRATEGIES, ["0.5"], {})
+    strategies = STRATEGIES[: 4 if "encoder" in loaded.family.refuses else 5]  # the last acts inside the encoder
+    configs = configs_of(loaded.family, strategies, ["0.5"], {})
     record, shown = look(loaded, picture, NASTY, configs, 3, source="noise & more.png")
     assert state(loaded.model) == before
     return loaded, picture, record, shown
@@ -47,7 +48,8 @@ def test_record_agrees_with_the_report(family):
     tokens = record["tokens"]
     inputs = loaded.encode([NASTY], [[picture]])
     assert tokens == loaded.visual_tokens(inputs)[0]
-    assert [run["strategy"] for run in record["runs"]] == list(STRATEGIES)
+    assert [run["strategy"] for run in record["runs"]] == list(STRATEGIES)[: len(record["runs"])]
+    assert len(record["runs"]) >= 4
     for run in record["runs"]:
         with vtc.patched(loaded.model, run["resolved"]):
             answer = loaded.answer(inputs, 3)

@@ -10,6 +10,7 @@ import torch
 import vtc
 from tests.helpers import build, forward, generate, inputs_of, model_of, proceed, split
 from vtc.core.errors import ConfigError, PatchError, UnsupportedError
+from vtc.patching import find_family
 
 families = pytest.mark.parametrize("case", vtc.families())
 
@@ -52,7 +53,7 @@ def without_planes(model):
     def bare(module, args, kwargs):
         return args, {k: v for k, v in kwargs.items() if k not in ("visual_pos_masks", "deepstack_visual_embeds")}
 
-    handle = model.model.language_model.register_forward_pre_hook(bare, with_kwargs=True)
+    handle = find_family(model).language_model.register_forward_pre_hook(bare, with_kwargs=True)
     try:
         yield
     finally:
@@ -70,7 +71,7 @@ def test_features_that_the_caller_puts_in(case, strategy):
     with without_planes(model), vtc.patched(model, strategy):
         expected = model(**inputs, **where, labels=labels)
         kept = [image.kept.tolist() for image in vtc.report(model).images]
-        for call in (model, model.model, model.model.language_model):
+        for call in (model, model.model, find_family(model).language_model):
             more = {"labels": labels} if call is model else {}
             out = call(**merged(model, inputs), **where, **more)
             assert [image.kept.tolist() for image in vtc.report(model).images] == kept

@@ -18,8 +18,8 @@ def answered(inputs):
     mask = (torch.arange(NEW) < torch.tensor(ANSWERS[:rows]).unsqueeze(1)).long()
     grown = dict(inputs, input_ids=torch.cat([inputs["input_ids"], ids * mask], 1))
     grown["attention_mask"] = torch.cat([inputs["attention_mask"], mask], 1)
-    if "mm_token_type_ids" in inputs:
-        grown["mm_token_type_ids"] = torch.cat([inputs["mm_token_type_ids"], torch.zeros_like(ids)], 1).int()
+    for name in {"mm_token_type_ids", "token_type_ids"} & {*inputs}:
+        grown[name] = torch.cat([inputs[name], torch.zeros_like(ids).to(inputs[name])], 1)
     return grown
 
 
@@ -54,7 +54,7 @@ def test_a_batch_of_one(case, strategy):
     """One prompt with padding on both sides."""
     model, batch = model_of(case), answered(inputs_of(case, images=(1,)))
     pad = torch.zeros(1, 4, dtype=torch.long)
-    tokens = [name for name in ("input_ids", "attention_mask", "mm_token_type_ids") if name in batch]
+    tokens = [name for name in ("input_ids", "attention_mask", "mm_token_type_ids", "token_type_ids") if name in batch]
     both = {**batch, **{name: torch.cat([pad.to(batch[name].dtype), batch[name]], 1) for name in tokens}}
     (single,) = split(both, (1,))
     n = ANSWERS[0] + 1

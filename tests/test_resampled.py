@@ -63,7 +63,7 @@ def test_signals_are_resampled_as_features(model, most, monkeypatch):
 
 
 def test_real_sizes():
-    """By hand for the released model: 2000 x 3000 on 4 x 6 crops of 27 x 27 gives 66 x 99 and a base crop."""
+    """Worked out by hand for the released model: 2000 x 3000 on 4 x 6 crops of 27 x 27 is a base crop and 66 x 99."""
     family = find_family(build(CASE))
     vision, config = family.tower.config, family.model.config
     vision.image_size, vision.patch_size = 384, 14

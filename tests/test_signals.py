@@ -85,12 +85,19 @@ def apart(family, pictures, calls):
 def in_tokens(model, family, pictures, rows):
     """The values sorted to images and tiles, by means of the model's own window order and the layouts."""
     layouts = family.image_layouts(pictures)
+    if family.groups_crops:  # 8 x 8 patches in blocks of 2 x 2
+        crops = torch.nn.functional.avg_pool2d(torch.cat(rows).view(-1, 1, 8, 8), 2).flatten(1)
+        return [[crops[i]] for i in range(len(crops))]
     if family.name == "mistral3":
         grids = [(h // 4, w // 4) for h, w in pictures["image_sizes"].tolist()]
         maps = [row.view(1, *grid) for row, grid in zip(rows, grids, strict=True)]
         return [[torch.nn.functional.avg_pool2d(x, 2).flatten()] for x in maps]
     if "image_grid_thw" not in pictures:
         crops = torch.cat(rows)
+        if family.name == "gemma3":  # 16 x 16 patches, of which 2 x 2 are averaged
+            maps = crops.flatten(2).transpose(1, 2) if crops.ndim == 3 else crops.unsqueeze(1)
+            pooled = torch.nn.functional.avg_pool2d(maps.unflatten(2, (16, 16)), 2).flatten(2).transpose(1, 2)
+            crops = pooled if crops.ndim == 3 else pooled[..., 0]
         return [[crops[t.crop][t.patches] for t in layout.tiles] for layout in layouts]
     merged = torch.cat([r.flatten() for r in rows]).view(-1, 4).mean(1)
     raster = torch.empty_like(merged)
@@ -101,6 +108,8 @@ def in_tokens(model, family, pictures, rows):
 def window_order(model, pictures):
     """The merged token at each place of the encoder's sequence, found by what enters the first block. Positions may be
     added there, so both are compared with those of a black picture."""
+    if hasattr(model.model.visual, "downsample"):  # GLM: no windows, and a norm between patches and blocks
+        return torch.arange(int(pictures["image_grid_thw"].prod(1).sum()) // 4)
     black = dict(pictures, pixel_values=torch.zeros_like(pictures["pixel_values"]))
     seen = zip(patches_of(model, pictures), patches_of(model, black), strict=True)
     embedded, entered = ((x - y).reshape(-1, 4, x.shape[-1])[:, 0] for x, y in seen)
@@ -217,13 +226,18 @@ def test_pixels_of_each_token(case):
     if "image_grid_thw" in pictures:
         sums = pixels.view(-1, 4, pixels.shape[1]).sum((1, 2))
         expected = [[part] for part in sums.split([i.tokens for i in layouts])]
+    elif family.groups_crops:
+        crops = pixels if pixels.ndim == 4 else torch.cat([x[x.flatten(1).any(1)] for x in pixels])
+        sums = torch.nn.functional.avg_pool2d(crops.sum(1, keepdim=True), 8).flatten(1) * 64
+        expected = [[part] for part in sums]
     elif case == "mistral3":
         grids = [layout.tiles[0].grid for layout in layouts]
         sums = [torch.nn.functional.avg_pool2d(x.sum(0, keepdim=True), 8) * 64 for x in pixels]
         expected = [[x[0, :h, :w].flatten()] for x, (h, w) in zip(sums, grids, strict=True)]
     else:
         crops = pixels if pixels.ndim == 4 else torch.cat([x[: len(i.tiles)] for x, i in zip(pixels, layouts)])
-        sums = torch.nn.functional.avg_pool2d(crops.sum(1, keepdim=True), 4).flatten(1) * 16
+        side = 8 if case == "gemma3" else 4
+        sums = torch.nn.functional.avg_pool2d(crops.sum(1, keepdim=True), side).flatten(1) * side**2
         expected = [[sums[t.crop][t.patches] for t in layout.tiles] for layout in layouts]
     for image, same in zip(found, expected, strict=True):
         for tile, values in zip(image, same, strict=True):

@@ -69,7 +69,7 @@ def truth(model, single, kept, positions, steps=1) -> Truth:
     places = stays.nonzero().flatten()
     short = torch.arange(len(places)) if positions == "compact" else where[places]
     following = len(places) if positions == "compact" else len(ids)
-    return Truth(*_greedy(model, embeds[:, places], short, following, steps), places)
+    return Truth(*_greedy(model, embeds[:, places], short, following, steps, {}), places)
 
 
 def check_oracle(case, strategy, orders, positions="compact", frames=FRAMES, **options):

@@ -64,7 +64,7 @@ def check_clips(config: StrategyConfig, family: "Family") -> None:
     from vtc.patches import FAMILIES
 
     stage = config.projector
-    if stage is not None and stage.stage.clips and family.video is None:
+    if stage is not None and getattr(stage.stage, "clips", False) and family.video is None:
         possible = ", ".join(name for name in FAMILIES if FAMILIES[name].video is not None)
         raise UnsupportedError(
             f"{stage.method} compares the frames of clips, and vtc takes no clips of {family.name}; possible: a method "

@@ -120,7 +120,7 @@ def _prepared(
     if isinstance(picture, Image.Image):
         with _padding_side(loaded):
             inputs = loaded.encode([question], [[picture]])
-        (layout,) = family.image_layouts(inputs)
+        (layout,) = family.layouts(inputs)
         stored = picture.copy()
         stored.thumbnail((LARGEST, LARGEST), Image.Resampling.LANCZOS)
         return inputs, layout, family.views(processor.image_processor, picture.size[::-1], layout), stored

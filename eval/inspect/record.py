@@ -123,7 +123,8 @@ def across(record: Mapping, outcome: Outcome) -> list[tuple[str, str, int]]:
     frame = {place: v for v, view in enumerate(record["views"]) for place in view["offsets"]}
     flows = [(token, int(outcome.into[token])) for token in np.flatnonzero(outcome.state == MERGED).tolist()]
     flows += [(token, aim) for token, aims in outcome.also.items() for aim in aims]
-    pairs = Counter((frame[token], frame[aim]) for token, aim in flows if frame[token] != frame[aim])
+    known = [(frame[token], frame[aim]) for token, aim in flows if token in frame and aim in frame]
+    pairs = Counter(pair for pair in known if pair[0] != pair[1])
     names = [view["name"] for view in record["views"]]
     return [(names[source], names[aim], count) for (source, aim), count in sorted(pairs.items())]
 

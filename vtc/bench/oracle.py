@@ -30,13 +30,13 @@ class NoOracle(Exception):
 
 @dataclass
 class Recording:
-    """What was recorded of one patched generate(). features: all visual tokens of each image; embeds [B, S, D]: what
+    """What was recorded of one patched generate(). features [n, D]: of all images; embeds [B, S, D]: what
     entered the language model at prefill; positions, rotary: per forward, the position ids of the language model and
     the rotary embeddings of each of its layers; drops: per layer before which tokens were dropped at prefill, the
     hidden states before and after; planes: what the language model adds after its first layers [B, K, D]; logits
     [B, V]: of the first token; ids [B, T]: the generated tokens."""
 
-    features: list[Tensor] = field(default_factory=list)
+    features: Tensor | None = None
     embeds: Tensor | None = None
     positions: list[Tensor | None] = field(default_factory=list)
     rotary: list[list[tuple[Tensor, Tensor]]] = field(default_factory=list)
@@ -73,7 +73,7 @@ def record(family, run: Callable[[], object], get_report: Callable[[], Report]) 
         @functools.wraps(original)
         def get_features(*args, **kwargs):
             output = original(*args, **kwargs)
-            recording.features = list(output.pooler_output)
+            recording.features = torch.cat(list(output.pooler_output))
             return output
 
         return get_features
@@ -163,7 +163,8 @@ class Oracle:
             raise NoOracle(f"{recording.embeds.shape[1]} tokens entered the language model, not {is_image.shape[1]}")
         rows = [torch.tensor(_entered(image), device=self.device) for image in images]
         entered = recording.embeds[is_image].split([len(index) for index in rows])
-        picked = [x.index_select(0, index) for x, index in zip(recording.features, rows, strict=True)]
+        features = recording.features.split([image.before for image in images])
+        picked = [x.index_select(0, index) for x, index in zip(features, rows, strict=True)]
         inside = any(step.site == "encoder" for image in images for step in image.steps)
         same = not inside and all(torch.equal(a, b.to(a.dtype)) for a, b in zip(entered, picked, strict=True))
         self.rows = None if all(len(i) == image.before for i, image in zip(rows, images)) and same else rows
@@ -237,14 +238,18 @@ class Oracle:
         @functools.wraps(original)
         def get_features(*args, **kwargs):
             output = original(*args, **kwargs)
-            if self.merged is not None:
-                output.pooler_output = self.merged
-            else:
-                pairs = zip(output.pooler_output, self.rows, strict=True)
-                output.pooler_output = [x.index_select(0, rows) for x, rows in pairs]
+            given, merged = output.pooler_output, self.merged
+            if merged is None:
+                sizes = [image.before for prompt in self.prompts for image in prompt]
+                features = torch.cat(list(given)).split(sizes)
+                merged = [x.index_select(0, rows) for x, rows in zip(features, self.rows, strict=True)]
+            output.pooler_output = torch.cat(merged).unsqueeze(0) if self._as_tensor(given) else merged
             return output
 
         return get_features
+
+    def _as_tensor(self, given: object) -> bool:
+        return self.family.groups_crops and isinstance(given, Tensor)
 
     def _placing(self, original: Callable) -> Callable:
         """Positions of the unpruned prompt are computed, as stock models do, and replaced by the recorded ones."""

@@ -5,18 +5,24 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from vtc.patches._tiny import IMAGE_TOKEN
+
 IMAGES = (1, 2, 1)
 """Images of each prompt of the batch that methods and families are tried on."""
 
 
-def split(inputs: dict, images: tuple[int, ...] = IMAGES, sizes: str | None = "image_grid_thw") -> list[dict]:
+def split(
+    inputs: dict, images: tuple[int, ...] = IMAGES, sizes: str | None = "image_grid_thw", placeholder: int = IMAGE_TOKEN
+) -> list[dict]:
     """The prompts of a batch one by one, without padding.
 
     images: of each prompt. sizes: the argument [images, 3] whose products are the rows that each image has in an
-    argument whose first axis is patches of all images.
+    argument whose first axis is patches of all images. placeholder: the id by whose number the rows of other arguments
+    are divided, where these are neither images nor prompts.
     """
     shape, singles, first = inputs["input_ids"].shape, [], 0
     per_token = [name for name, value in inputs.items() if value.shape[:2] == shape]
+    counts = (inputs["input_ids"] == placeholder).sum(1)
     for b, count in enumerate(images):
         real, images_of_prompt = inputs["attention_mask"][b].bool(), slice(first, first + count)
         one = {name: inputs[name][b : b + 1, real] for name in per_token}
@@ -24,12 +30,17 @@ def split(inputs: dict, images: tuple[int, ...] = IMAGES, sizes: str | None = "i
             value = inputs[name]
             if name == "batch_num_images":
                 one[name] = value.new_tensor([count])
-            elif len(value) != sum(images):
+            elif value.ndim == 5 and "image_sizes" not in inputs:  # [prompts, most crops, 3, H, W], the rest empty
+                one[name] = value[b : b + 1, value[b].flatten(1).any(1)]
+            elif len(value) == sum(images):
+                one[name] = value[images_of_prompt]
+            elif sizes in inputs:
                 rows = inputs[sizes].prod(1)
                 start = int(rows[:first].sum())
                 one[name] = value[start : start + int(rows[images_of_prompt].sum())]
             else:
-                one[name] = value[images_of_prompt]
+                start, stop = (int(counts[:n].sum()) * len(value) // int(counts.sum()) for n in (b, b + 1))
+                one[name] = value[start:stop]
         singles.append(one)
         first += count
     return singles
@@ -46,9 +57,22 @@ def grow(inputs: dict, tokens: Tensor) -> dict:
     """The inputs with `tokens` [B, n] after the prompts."""
     grown = dict(inputs, input_ids=torch.cat([inputs["input_ids"], tokens], 1))
     grown["attention_mask"] = torch.cat([inputs["attention_mask"], torch.ones_like(tokens)], 1)
-    if "mm_token_type_ids" in inputs:
-        grown["mm_token_type_ids"] = torch.cat([inputs["mm_token_type_ids"], torch.zeros_like(tokens)], 1).int()
+    for name in ("mm_token_type_ids", "token_type_ids"):
+        if name in inputs:
+            grown[name] = torch.cat([inputs[name], torch.zeros_like(tokens).to(inputs[name])], 1)
     return grown
+
+
+def real_columns(mask: object) -> Tensor | None:
+    """The 2-D mask [B, K] that belongs to masks by layer type [B, 1, K, K]: a token that is not padding attends to
+    itself. Any other mask is given back."""
+    if not isinstance(mask, dict):
+        return mask
+    mask = next((m for m in mask.values() if m is not None), None)
+    if mask is None:
+        return None
+    itself = mask[:, 0].diagonal(dim1=1, dim2=2)
+    return (itself if itself.dtype == torch.bool else itself == 0).long()
 
 
 def cached_lengths(cache: object) -> list[int | None]:

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from vtc.check.batch import IMAGES, cached_lengths, forward, generate, grow, padded
+from vtc.check.batch import IMAGES, cached_lengths, forward, generate, grow, padded, real_columns
 from vtc.check.trace import state
 from vtc.check.trial import Trial, watch
 from vtc.check.verdicts import Violation
@@ -91,7 +91,7 @@ def reported(trial: Trial) -> None:
     language = trial.tiny.family.language_model
 
     def record_entered(module, args, kwargs):
-        entered.append((kwargs["inputs_embeds"].shape[1], kwargs.get("attention_mask")))
+        entered.append((kwargs["inputs_embeds"].shape[1], real_columns(kwargs.get("attention_mask"))))
 
     with trial.on():
         choices = watch(trial.model)

@@ -18,6 +18,7 @@ from vtc.core.selection import Selection
 from vtc.core.signals import Context, TextRelevance
 from vtc.engine.patch import Patch
 from vtc.patches import FAMILIES
+from vtc.patches._family import Family
 from vtc.patching import current, find_family, patched, report
 
 KEEP, TOKENS = 0.3, 7
@@ -82,18 +83,19 @@ class Tiny:
     def singles(self, inputs: dict, images: tuple[int, ...] = IMAGES) -> list[dict]:
         """The prompts of a batch one by one, without padding."""
         names = {argument: name for name, argument in (self.family.video or {}).items() if name in inputs}
-        return split(inputs, images, names.get(self.family.sizes, self.family.sizes))
+        return split(inputs, images, names.get(self.family.sizes, self.family.sizes), self.family.image_token_id)
 
     def layouts(self, inputs: dict, images: tuple[int, ...] = IMAGES) -> list[list[ImageLayout]]:
         """The layout of each image of each prompt."""
         clips = {name: inputs[given] for given, name in (self.family.video or {}).items() if given in inputs}
-        layouts = iter(self.family.clip_layouts(clips) if clips else self.family.image_layouts(inputs))
+        layouts = iter(self.family.clip_layouts(clips) if clips else self.family.layouts(inputs))
         return [[next(layouts) for _ in range(count)] for count in images]
 
     @cached_property
     def clip(self) -> tuple | None:
-        """A CLIP model with random weights around the vision tower's sizes and its tokenizer; None without [CLS]."""
-        if not self.family.encoder.has_cls:
+        """A CLIP model with random weights around the vision tower's sizes and its tokenizer; None where
+        that is not CLIP's."""
+        if not self.family.has_clip():
             return None
         from transformers import CLIPConfig, CLIPModel, CLIPTextConfig
 
@@ -120,7 +122,8 @@ class Trial:
         self.given = given if self.has_budget else _with_budget(strategy, tiny.name, given)
         self.config = self.resolved()
         projector = self.config.projector
-        clips = projector is not None and projector.stage.clips and tiny.family.video is not None
+        made = type(tiny.family).tiny_clips.__func__ is not Family.tiny_clips.__func__
+        clips = projector is not None and projector.stage.clips and tiny.family.video is not None and made
         self.kind = "video" if clips else "image"
         self.inputs = tiny.inputs(clips=clips)
 

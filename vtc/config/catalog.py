@@ -48,8 +48,10 @@ def support_table() -> str:
             config = resolve(strategy, name, **budget_for_tables(strategy, name))
             needs_cls = any(s.stage.needs_cls for s in config.stages)
             word = "yes*" if needs_cls and not FAMILIES[name].may_have_cls else "yes"
-            if config.projector is not None and config.projector.stage.clips:
+            if config.projector is not None and getattr(config.projector.stage, "clips", False):
                 word = "no" if FAMILIES[name].video is None else "clips"
-            cells.append("no" if every_layer(config) and FAMILIES[name].softmax_layers(4) is not None else word)
+            refused = any(s.stage.site in FAMILIES[name].refuses for s in config.stages)
+            refused = refused or every_layer(config) and FAMILIES[name].softmax_layers(4) is not None
+            cells.append("no" if refused else word)
         lines.append(f"| `{strategy}` | " + " | ".join(cells) + " |")
     return "\n".join(lines)

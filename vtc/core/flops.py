@@ -50,8 +50,9 @@ class LinearAttention:
 @dataclass(frozen=True)
 class LanguageShape:
     """The sizes of a language model that its cost depends on. layers; hidden d; heads h; kv_heads g; head_dim e; mlp m;
-    gated: three MLP matrices instead of two; bytes: of one cached number; output_gate: the query projection makes a
-    gate of the same width, too; linear: the layers with linear attention, None if there are none."""
+    gated: three MLP matrices instead of two; bytes: of one cached number; sliding: the layers with a sliding window;
+    window: the tokens that these cache at most; output_gate: the query projection makes a gate of the same width, too;
+    linear: the layers with linear attention, None if there are none."""
 
     layers: int
     hidden: int
@@ -61,6 +62,8 @@ class LanguageShape:
     mlp: int
     gated: bool
     bytes: int
+    sliding: frozenset[int] = frozenset()
+    window: int | None = None
     output_gate: bool = False
     linear: LinearAttention | None = None
 
@@ -100,9 +103,9 @@ class LanguageShape:
         """Bytes cached for one prompt whose layer l holds lengths[l] tokens: keys and values, and in layers with linear
         attention a state that does not depend on the length."""
         each = 2 * self.kv_heads * self.head_dim * self.bytes
+        held = [min(n, self.window) if layer in self.sliding else n for layer, n in enumerate(lengths)]
         return sum(
-            self.linear.state_bytes(self.bytes) if self.is_linear(layer) else n * each
-            for layer, n in enumerate(lengths)
+            self.linear.state_bytes(self.bytes) if self.is_linear(layer) else n * each for layer, n in enumerate(held)
         )
 
 

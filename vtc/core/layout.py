@@ -1,10 +1,14 @@
 """Where the visual tokens of an image come from and where they are: tiles, images, and one run of the encoder."""
 
+import functools
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from itertools import accumulate
 
 import torch
 from torch import Tensor
 
+from vtc.core.errors import PatchError
 from vtc.core.selection import Flow
 from vtc.core.signals import Extent, Signal
 
@@ -16,7 +20,7 @@ class Tile:
     crop: its index in the encoder's batch. offsets [n]: places of its tokens in the image's run of tokens.
     patches [n]: the encoder's patches (or merged tokens) that they come from. grid: (rows, columns) of the raster, None
     if tokens of it were dropped. corner: (row, column) of its first token on the grid that all tiles of the image form
-    together; a crop that shows the whole image has (0, 0).
+    together, None if their arrangement is unknown; a crop that shows the whole image has (0, 0).
     """
 
     crop: int
@@ -27,8 +31,8 @@ class Tile:
 
     @property
     def extent(self) -> Extent | None:
-        """Grid and corner, as passed to a stage; None if tokens were dropped or the corner is unknown."""
-        return None if self.grid is None or self.corner is None else Extent(*self.grid, *self.corner)
+        """Grid and corner, as passed to a stage; None if tokens were dropped."""
+        return None if self.grid is None else Extent(*self.grid, *(self.corner or (None, None)))
 
     @property
     def tokens(self) -> int:
@@ -103,6 +107,20 @@ def clip(first: int, frames: int, rows: int, columns: int, resampled: str = "") 
     return ImageLayout(frames * each, tuple(tiles), frames, resampled)
 
 
+@dataclass(frozen=True)
+class CropGroup:
+    """The crops that form an image of the prompt, in prompt order; the last of several shows the whole image, the
+    others are its tiles in raster order. columns: tiles in a row, None if that is unknown."""
+
+    crops: int
+    columns: int | None = None
+
+    @property
+    def order(self) -> list[int]:
+        """The crops in the order of a layout's tiles: that of the whole image comes first."""
+        return [self.crops - 1, *range(self.crops - 1)]
+
+
 @dataclass
 class Left:
     """The tokens of one image that a stage inside the encoder kept. positions: per tile, the indices [k] of its kept
@@ -147,30 +165,84 @@ class VisionRun:
             left=None if any(part is None for part in parts) else [left for part in parts for left in part],
         )
 
-    def grouped(self, counts: list[int]) -> "VisionRun":
-        """The same run with its crops, so far images of their own, joined to images of counts[i] crops each."""
-        crops, signals, left = iter(self.images), {s: iter(parts) for s, parts in self.signals.items()}, None
-        images = [joined_crops([next(crops) for _ in range(n)]) for n in counts]
-        tiles = {s: [[tile for _ in range(n) for tile in next(parts)] for n in counts] for s, parts in signals.items()}
+    def grouped(self, groups: list[CropGroup]) -> "VisionRun":
+        """The same run with its crops, so far images of their own, joined to images."""
+        images, parts, left = [], [], None
+        for group in groups:
+            first = sum(map(len, parts))
+            parts.append([first + crop for crop in group.order])
+            images.append(joined_crops(self.images[first : first + group.crops], group))
+        signals = {s: [[tiles[i][0] for i in part] for part in parts] for s, tiles in self.signals.items()}
         if self.left is not None:
-            remaining = iter(zip(self.images, self.left, strict=True))
-            left = [_joined_left([next(remaining) for _ in range(n)]) for n in counts]
-        return replace(self, images=images, signals=tiles, left=left)
+            pairs = zip(parts, images, strict=True)
+            left = [_joined_left([self.left[i] for i in part], image) for part, image in pairs]
+        return replace(self, images=images, signals=signals, left=left)
 
 
-def joined_crops(crops: list[ImageLayout]) -> ImageLayout:
-    """One image whose tokens are those of several, one after another."""
-    tiles, start = [], 0
-    for crop in crops:
-        tiles += [replace(tile, offsets=tile.offsets + start, corner=None) for tile in crop.tiles]
-        start += crop.tokens
-    return crops[0] if len(crops) == 1 else ImageLayout(start, tuple(tiles))
+def joined_crops(crops: list[ImageLayout], group: CropGroup) -> ImageLayout:
+    """One image whose tokens are those of several crops of one tile each, one after another."""
+    if len(crops) == 1:
+        return crops[0]
+    starts, tiles = [0, *accumulate(crop.tokens for crop in crops)], []
+    for number in group.order:
+        (tile,) = crops[number].tiles
+        corner = None
+        if number == len(crops) - 1:
+            corner = (0, 0)
+        elif group.columns is not None and tile.grid is not None:
+            corner = (number // group.columns * tile.grid[0], number % group.columns * tile.grid[1])
+        tiles.append(replace(tile, offsets=tile.offsets + starts[number], corner=corner))
+    return ImageLayout(starts[-1], tuple(tiles))
 
 
-def _joined_left(crops: list[tuple[ImageLayout, Left]]) -> Left:
-    positions, flows, start = [], [], 0
-    for layout, left in crops:
-        positions += left.positions
-        flows += [replace(flow, offsets=flow.offsets + start) for flow in left.flows]
-        start += layout.tokens
-    return Left(positions, tuple(flows))
+def _joined_left(crops: list[Left], image: ImageLayout) -> Left:
+    """What is left of an image; crops: of each tile."""
+    flows = []
+    for tile, left in zip(image.tiles, crops, strict=True):
+        flows += [replace(flow, offsets=flow.offsets + tile.offsets[0]) for flow in left.flows]
+    return Left([left.positions[0] for left in crops], tuple(flows))
+
+
+def _row(tokens: Callable[[], Tensor], b: int) -> Tensor:
+    return tokens()[b]
+
+
+def crop_groups(rule: Callable, crops: list[int], is_image: Tensor, tokens: Callable) -> list[CropGroup]:
+    """The images that crops form, in the order of the crops. rule: `Family.image_groups`, asked once for each prompt
+    (beams repeat prompts). crops: tokens of each; is_image [B, L] bool (host): the placeholders; tokens: gives the ids
+    [B, L] (host)."""
+    _, sources, places = image_runs(is_image, crops)
+    source, groups, known = iter(sources), [], 0
+    for b, parts in enumerate(places):
+        numbers = [next(source) for _ in parts]
+        if numbers and numbers[0] == known:
+            groups += rule(parts, functools.partial(_row, tokens, b))
+            known += len(numbers)
+    return groups
+
+
+def image_runs(is_image: Tensor, totals: list[int]) -> tuple[list[list[int]], list[int], list[list[Tensor]]]:
+    """requests, source and places on the host, see `Placement`. is_image [B, L] bool (host)."""
+    rows = [row.nonzero().flatten() for row in is_image]
+    count, available = sum(len(r) for r in rows), sum(totals)
+    if not available or count % available:
+        raise PatchError(
+            f"the prompts hold {count} image tokens, the encoder gave {available}; possible: equal numbers"
+        )
+    copies = count // available
+    requests, source, places, cursor = [], [], [], 0
+    for b, row in enumerate(rows):
+        if b % copies == 0:
+            start = cursor
+        cursor, prompt_images, prompt_places, remaining = start, [], [], row
+        while len(remaining):
+            if cursor >= len(totals) or totals[cursor] > len(remaining):
+                raise PatchError(f"prompt {b} holds {len(row)} image tokens, which are not those of the next images")
+            prompt_places.append(remaining[: totals[cursor]])
+            remaining = remaining[totals[cursor] :]
+            prompt_images.append(len(source))
+            source.append(cursor)
+            cursor += 1
+        requests.append(prompt_images)
+        places.append(prompt_places)
+    return requests, source, places

@@ -237,12 +237,13 @@ class Decoder:
 
 class Extent(NamedTuple):
     """The place of one of several tiles: rows x columns tokens in a row-major run, the first of them at (top, left) of
-    the grid that all tiles but the first form together. The first tile shows the whole image by itself, at (0, 0)."""
+    the grid that all tiles but the first form together, or at (None, None) if their arrangement is unknown. The first
+    tile shows the whole image by itself, at (0, 0)."""
 
     rows: int
     columns: int
-    top: int
-    left: int
+    top: int | None
+    left: int | None
 
     @property
     def tokens(self) -> int:

@@ -1,15 +1,17 @@
 """Pruning at the input of the language model: selects tokens at prefill and shortens every input with a token axis."""
 
+import functools
+
 import torch
 from torch import Tensor, nn
 
 from vtc.config.allocation import Allocation
 from vtc.core.errors import UnsupportedError
-from vtc.core.layout import VisionRun
+from vtc.core.layout import VisionRun, crop_groups
 from vtc.engine import clock, prefill
 from vtc.engine.inside import Images, Plan, Prefill
 from vtc.engine.masks import padding_mask
-from vtc.engine.placement import Batch, place
+from vtc.engine.placement import Batch, place, token_numbers
 from vtc.engine.planes import PLANES, Planes
 from vtc.engine.question import QuestionReader
 from vtc.engine.reports import Reporter
@@ -40,7 +42,8 @@ class PromptCut:
         self._check(module, kwargs, cache)
         with torch.no_grad():
             start = clock.now()
-            real = padding_mask(kwargs.get("attention_mask"), embeds.shape[1])
+            mask = kwargs.get("attention_mask") if call.blocks is None else call.blocks.mask
+            real = padding_mask(mask, embeds.shape[1])
             real = None if real is None else real.to(embeds.device)
             masks = {kind: mask.to(embeds.device) for kind, mask in call.placeholders().items()}
             runs = [call.runs[kind] for kind in masks]
@@ -48,7 +51,9 @@ class PromptCut:
             batch = Batch(is_visual, real, call.ids, masks["video"] if len(masks) > 1 else None)
         run = VisionRun.joined(runs)
         if self.family.groups_crops:
-            run = run.grouped(self.family.image_groups([image.tokens for image in run.images], batch.host))
+            crops, host = [image.tokens for image in run.images], batch.host
+            tokens = functools.cache(lambda: token_numbers(embeds) if host.ids is None else host.ids)
+            run = run.grouped(crop_groups(self.family.image_groups, crops, host.is_image, tokens))
         if self.family.planes_method is not None and kwargs.get(PLANES) is not None:
             call.planes = Planes(kwargs[PLANES], is_visual)
         self._prune(call, run, len(runs[0].images), kwargs, batch, start)
@@ -111,8 +116,12 @@ class PromptCut:
             segment = Segment(0, index, unpruned.valid, None, whole=True)
         else:
             packing = prefill.pack(batch, placement, grouped)
+            if call.blocks is not None:
+                kwargs["attention_mask"] = call.blocks.mask
             moved = prefill.apply(kwargs, packing, unpruned, self.reporter.front.positions, places, grouped)
             after, ends, shift = packing.lengths, packing.ends, None
+            if call.blocks is not None:
+                call.blocks.rebuild(kwargs, packing.index, packing.valid)
             if moved.following is not unpruned.following:
                 shift = unpruned.following - moved.following
             segment = Segment(0, packing.index, packing.valid, shift)

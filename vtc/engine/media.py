@@ -61,10 +61,16 @@ def find(embeds: Tensor, thread: ThreadState) -> tuple[dict[str, VisionRun], dic
     they do [B, L] bool: for callers that inserted them themselves. Reads from the device."""
     pending, thread.pending, runs, where = thread.pending, {}, {}, {}
     for kind, (run, features) in pending.items():
-        places = _occurrences(embeds, features)
+        places = _occurrences(embeds, _by_image(features, [image.tokens for image in run.images]))
         if places is not None:
             runs[kind], where[kind] = run, places
     return runs, where
+
+
+def _by_image(features, tokens: list[int]):
+    """The features of each image or crop, where a model gives them by prompt. tokens: of each."""
+    given = list(map(len, features))
+    return torch.cat(list(features)).split(tokens) if given != tokens and sum(given) == sum(tokens) else features
 
 
 def _occurrences(embeds: Tensor, features) -> Tensor | None:

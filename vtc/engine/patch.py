@@ -19,6 +19,7 @@ from vtc.engine.encoder import plan_of
 from vtc.engine.experts import FLAG
 from vtc.engine.inside import Plan, Prefill
 from vtc.engine.labels import Labels
+from vtc.engine.layer_masks import Blocks
 from vtc.engine.planes import adding
 from vtc.engine.question import QuestionReader
 from vtc.engine.reports import KEEPS_ALL, NO_CALL, NO_IMAGE, Reporter, cache_lengths
@@ -136,6 +137,8 @@ class Patch:
             outer.entered = True
             kwargs = {**kwargs, FLAG: True} if outer.routers else kwargs
         ids, embeds = given.get("input_ids"), given.get("inputs_embeds")
+        if self.family.block_types is not None:
+            call.blocks = Blocks(self.family.model, self.family.block_types, given)
         if kinds:
             call.ids, call.runs = ids, media.encoded(given, kinds, self.thread)
             types = given.get("mm_token_type_ids")
@@ -144,6 +147,9 @@ class Patch:
         tokens = (ids if ids is not None else embeds).shape[1]
         prompt = recall(given.get("past_key_values"), tokens)
         call.recalled = given.get("past_key_values"), prompt
+        if prompt is not None and call.blocks is not None:
+            args, kwargs = (), call.blocks.for_step(module, given, prompt.seen, tokens)
+            given = kwargs
         if prompt is not None and given.get("position_ids") is None:
             args, kwargs = (), {**given, "position_ids": decode.unpruned_positions(prompt, tokens, self.family.mrope)}
         return args, Frame(kwargs, call.over)
@@ -184,6 +190,8 @@ class Patch:
                 "filled it"
             )
         call.pruned = prompt
+        if call.blocks is not None:
+            kwargs["attention_mask"] = call.blocks.mask
         call.inside = decode.step(kwargs, prompt, self.family.mrope, None if self.plan is None else self.plan.site)
 
     def _remember(self, module: nn.Module, args: tuple, kwargs: dict, output):

@@ -11,7 +11,8 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from vtc.core.errors import PatchError, UnsupportedError
+from vtc.core.errors import UnsupportedError
+from vtc.core.layout import image_runs
 from vtc.kernels.transfer import upload
 
 
@@ -133,28 +134,6 @@ def media_runs(
     return requests, source, places
 
 
-def image_runs(is_image: Tensor, totals: list[int]) -> tuple[list[list[int]], list[int], list[list[Tensor]]]:
-    """requests, source and places on the host, see `Placement`. is_image [B, L] bool (host)."""
-    rows = [row.nonzero().flatten() for row in is_image]
-    count, available = sum(len(r) for r in rows), sum(totals)
-    if not available or count % available:
-        raise PatchError(
-            f"the prompts hold {count} image tokens, the encoder gave {available}; possible: equal numbers"
-        )
-    copies = count // available
-    requests, source, places, cursor = [], [], [], 0
-    for b, row in enumerate(rows):
-        if b % copies == 0:
-            start = cursor
-        cursor, prompt_images, prompt_places, remaining = start, [], [], row
-        while len(remaining):
-            if cursor >= len(totals) or totals[cursor] > len(remaining):
-                raise PatchError(f"prompt {b} holds {len(row)} image tokens, which are not those of the next images")
-            prompt_places.append(remaining[: totals[cursor]])
-            remaining = remaining[totals[cursor] :]
-            prompt_images.append(len(source))
-            source.append(cursor)
-            cursor += 1
-        requests.append(prompt_images)
-        places.append(prompt_places)
-    return requests, source, places
+def token_numbers(embeds: Tensor) -> Tensor:
+    """Numbers [B, L] (host) that are equal where the embeddings [B, L, D] are: they tell tokens apart without ids."""
+    return embeds.flatten(0, 1).unique(dim=0, return_inverse=True)[1].view(embeds.shape[:2]).cpu()

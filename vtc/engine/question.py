@@ -37,7 +37,7 @@ class QuestionReader:
             self._check_clip()
 
     def _check_clip(self) -> None:
-        if not self.family.encoder.has_cls:
+        if not self.family.has_clip():
             raise UnsupportedError(
                 f"{self.family.name} with this encoder has no CLIP text tower to go with it; possible: "
                 "relevance=embeddings"

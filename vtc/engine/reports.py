@@ -106,4 +106,14 @@ def cache_lengths(cache: object, shape: LanguageShape) -> list:
     """The cache length of each layer, None for one with linear attention; a static cache's counter is copied on the
     device, so the host does not wait."""
     lengths = [None if shape.is_linear(layer) else cache.get_seq_length(layer) for layer in range(shape.layers)]
-    return [length.clone() if isinstance(length, torch.Tensor) else length for length in lengths]
+    lengths = [length.clone() if isinstance(length, torch.Tensor) else length for length in lengths]
+    return [_held(cache, layer, length) for layer, length in enumerate(lengths)]
+
+
+def _held(cache: object, layer: int, seen: int | torch.Tensor | None) -> int | torch.Tensor | None:
+    """How many of the tokens that a layer has seen its cache holds: fewer in one with a sliding window."""
+    storage = cache.layers[layer] if hasattr(cache, "layers") else None
+    if seen is None or not getattr(storage, "is_sliding", False) or getattr(storage, "keys", None) is None:
+        return seen
+    most = storage.keys.shape[-2]
+    return seen.clamp(max=most) if isinstance(seen, torch.Tensor) else min(seen, most)

@@ -74,7 +74,6 @@ def units_of(
                 count = min(counts[0], len(offsets))
                 whole, frames = all(t.grid for t in tiles), layouts[i].frames
                 extents = tuple(t.extent for t in tiles) if len(tiles) > 1 and whole and not frames else ()
-                extents = () if None in extents else extents
                 units.append(Unit(i, None, offsets, grid, ordinal, count, plain, extents, frames if whole else 0))
                 ordinal += 1
                 continue

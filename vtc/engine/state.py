@@ -81,15 +81,16 @@ class Call:
     """One forward of the inner model, or of the language model alone. kinds: of the media that it was given, see
     `vtc.engine.media`; runs: of the vision encoder, by kind; placeholders: gives by kind which columns [B, L] bool
     stand for them; pruned: the prompt that was pruned in it, or whose cache it continues; ids [B, L]: of the prompt,
-    None for embeddings; planes: see `vtc.engine.planes`; inside: adapts the inputs of the decoder layers, None if they
-    need no change; started: the encoder or the language model ran; begun: the language model was entered; alone: only
-    the language model was called; recalled: its cache and the prompt noted on it."""
+    None for embeddings; blocks, planes: see `vtc.engine.layer_masks`, `vtc.engine.planes`; inside: adapts the inputs of
+    the decoder layers, None if they need no change; started: the encoder or the language model ran; begun: the language
+    model was entered; alone: only the language model was called; recalled: its cache and the prompt noted on it."""
 
     kinds: list[str] = field(default_factory=list)
     runs: dict[str, VisionRun] = field(default_factory=dict)
     placeholders: Callable[[], dict[str, Tensor]] | None = None
     pruned: PrunedPrompt | None = None
     ids: Tensor | None = None
+    blocks: object = None
     planes: object = None
     inside: object = None
     started: bool = False

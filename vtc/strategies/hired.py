@@ -18,12 +18,18 @@ from vtc.strategies.base import Stage
 def region_of(tiles: tuple[Extent, ...], region: str) -> Tensor:
     """The tile (after the first) that each token of the first tile belongs to: LongTensor [tokens of the first].
 
-    "strips": equal runs of its tokens; "spatial": by the tile's position on the image.
+    "strips": equal runs of its tokens; "spatial": by the tile's position on the image; raises ConfigError if that is
+    unknown.
     """
     base, *parts = tiles
     every = torch.arange(base.tokens)
     if region == "strips":
         return every * len(parts) // base.tokens
+    if any(tile.top is None for tile in parts):
+        raise ConfigError(
+            "region='spatial' needs to know how the tiles of an image are arranged, which this model's prompts do not "
+            "tell; possible: strips"
+        )
     high, wide = max(t.top + t.rows for t in parts), max(t.left + t.columns for t in parts)
     y = (every // base.columns * 2 + 1) * high // (2 * base.rows)
     x = (every % base.columns * 2 + 1) * wide // (2 * base.columns)

@@ -19,10 +19,11 @@ from vtc.strategies.base import Stage
 @lru_cache(maxsize=256)
 def cells_of(tiles: tuple[Extent, ...], a: float) -> Tensor:
     """The square cell of side a that each token lies in, numbered from 0: LongTensor [N]. The first of several tiles
-    has its own cells; the others form one grid."""
+    has its own cells; the others form one grid, or each has its own cells if their arrangement is unknown."""
     numbers: dict[tuple, int] = {}
+    apart = any(tile.top is None for tile in tiles)
     places = [
-        (min(i, 1), int((tile.top + row) / a), int((tile.left + column) / a))
+        (i if apart else min(i, 1), int(((tile.top or 0) + row) / a), int(((tile.left or 0) + column) / a))
         for i, tile in enumerate(tiles)
         for row in range(tile.rows)
         for column in range(tile.columns)
