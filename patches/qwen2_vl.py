@@ -1,6 +1,5 @@
 """Qwen2-VL: dynamic resolution, 2 x 2 patch merge, M-RoPE; images packed into one sequence of the encoder."""
 
-import inspect
 from collections.abc import Callable, Sequence
 from functools import partial
 from importlib.util import find_spec
