@@ -12,6 +12,7 @@ from vtc.core.errors import UnsupportedError
 
 TYPES = {"image": 1, "video": 2}  # of `mm_token_type_ids`
 
+
 class Synthetic(ABC):
     """The side of a `vtc.patches._family.Family` that makes inputs; its attributes are explained there."""
 

@@ -397,5 +397,5 @@ def truth_of(model: nn.Module, single: dict, stage: EncoderStage, targets, posit
 
 def _planes(*units: Unit) -> list[Tensor]:
     """The rows of each plane whose tokens are left of an image; a token has those made of itself before it merged."""
-    rows = [[plane[torch.isin(places, unit.place)] for places, plane in unit.planes] for unit in units]
-    return [torch.cat(parts) for parts in zip(*rows, strict=True)]
+    rows = zip(*([plane[torch.isin(places, u.place)] for places, plane in u.planes] for u in units), strict=True)
+    return list(map(torch.cat, rows))

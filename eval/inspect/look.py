@@ -12,7 +12,6 @@ from torch import nn
 
 import vtc
 from vtc.core.errors import ConfigError, UnsupportedError
-from vtc.core.layout import ImageLayout, View
 from vtc.eval.clip_inputs import check_clips
 from vtc.eval.inspect.filmstrip import clip_prompt, sheet_of, shown_frames
 from vtc.eval.inspect.record import IN_ENCODER, SCHEMA
@@ -114,7 +113,7 @@ def look(
 
 def _prepared(
     loaded: Loaded, picture: Image.Image | Sequence[Image.Image], question: str
-) -> tuple[dict, ImageLayout, tuple[View, ...], Image.Image]:
+) -> tuple[dict, object, tuple, Image.Image]:
     """The inputs, the layout, its views, and the picture to store."""
     family, processor = loaded.family, loaded.processor
     if isinstance(picture, Image.Image):
