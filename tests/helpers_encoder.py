@@ -353,12 +353,9 @@ def tokens_of(visual, rows):
     return visual.merger(joined)
 
 
-NAMES = {"image": ("pixel_values", "image_grid_thw"), "video": ("pixel_values_videos", "video_grid_thw")}
-
-
 def _packed(model, hand, single, kind, targets):
     """As in `encoded`, the images or the clips of a prompt one by one, from a packed encoder; a frame is a unit."""
-    pixels, sizes = NAMES[kind]
+    pixels, sizes = "pixel_values" + ("_videos" if kind == "video" else ""), f"{kind}_grid_thw"
     contexts, start = [None] * len(hand.blocks), 0
     with watched(hand.blocks[0]) as first, _all(hand.blocks, contexts):
         getattr(model.model, f"get_{kind}_features")(single[pixels], single[sizes])
