@@ -303,7 +303,7 @@ def encoded(model: nn.Module, single: dict, stage: EncoderStage, targets) -> lis
     assert "_vtc_patch" not in vars(model)
     images, found = layouts(model, single), []
     if hand.packed:
-        media = {kind: _packed(model, hand, single, kind, targets) for kind in NAMES}
+        media = {kind: _packed(model, hand, single, kind, targets) for kind in ("image", "video")}
         return [next(media["video" if image.frames else "image"]) for image in images]
     with watched(hand.blocks[0]) as first:
         model(**single)
