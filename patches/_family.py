@@ -2,7 +2,7 @@
 
 import re
 from abc import abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import ClassVar
 
 from torch import Tensor, nn
@@ -130,6 +130,11 @@ class Family(Synthetic):
     def softmax_layers(cls, depth: int) -> tuple[int, ...] | None:
         """The layers with softmax attention in its published text models of this depth, None if all have it."""
         return None
+
+    def clip_arguments(self, images: Callable, frames: Sequence, fps: float) -> tuple[dict[str, Tensor], int]:
+        """Arguments of generate() for a clip of PIL frames, `fps` a second, made by an image processor, and its number
+        of placeholders. Raises UnsupportedError where the video processor makes other ones."""
+        raise UnsupportedError(f"clips of {self.name} need torchvision; possible: pip install torchvision")
 
     def image_groups(self, places: list[Tensor], tokens: Callable[[], Tensor]) -> list[CropGroup]:
         """The images of one prompt, in order (see `groups_crops`). places: of each crop, the places [n] of its tokens

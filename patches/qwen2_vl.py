@@ -1,6 +1,5 @@
 """Qwen2-VL: dynamic resolution, 2 x 2 patch merge, M-RoPE; images packed into one sequence of the encoder."""
 
-import inspect
 from collections.abc import Callable, Sequence
 from functools import partial
 from importlib.util import find_spec
@@ -15,7 +14,7 @@ from vtc.core.layout import ImageLayout, View, clip, even_view, raster
 from vtc.core.signals import Encoder
 from vtc.kernels.transfer import upload
 from vtc.patches import FAMILIES
-from vtc.patches._clips import joined_frames
+from vtc.patches._clips import clip_arguments
 from vtc.patches._encoder import EncoderSite, Units
 from vtc.patches._family import Family
 from vtc.patches._preset import Preset
@@ -132,16 +131,10 @@ class Qwen2VL(Family):
         return clips
 
     def clip_arguments(self, images: Callable, frames: Sequence, fps: float) -> tuple[dict[str, Tensor], int]:
-        """Pairs of frames side by side in each patch, where the video processor, too, limits the size of each frame and
-        not of the whole clip; and the seconds of a pair where the model asks for them."""
+        """Pairs of frames side by side in each patch, where the video processor resizes each frame by itself, too."""
         if self.model.config.model_type not in BY_FRAME:
             return super().clip_arguments(images, frames, fps)
-        vision = self.tower.config
-        pixels, (t, h, w) = joined_frames(images, frames, vision.temporal_patch_size)
-        made = {"pixel_values_videos": pixels, "video_grid_thw": torch.tensor([[t, h, w]])}
-        if "second_per_grid_ts" in inspect.signature(type(self.model).forward).parameters:
-            made["second_per_grid_ts"] = torch.tensor([vision.temporal_patch_size / fps])
-        return made, t * h * w // vision.spatial_merge_size**2
+        return clip_arguments(self.model, images, frames, fps)
 
     def image_layouts(self, arguments: dict) -> list[ImageLayout]:
         """One full raster of merged tokens per image, from `image_grid_thw` [images, 3] (patches)."""

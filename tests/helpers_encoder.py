@@ -303,7 +303,7 @@ def encoded(model: nn.Module, single: dict, stage: EncoderStage, targets) -> lis
     assert "_vtc_patch" not in vars(model)
     images, found = layouts(model, single), []
     if hand.packed:
-        media = {kind: _packed(model, hand, single, kind, targets) for kind in NAMES}
+        media = {kind: _packed(model, hand, single, kind, targets) for kind in ("image", "video")}
         return [next(media["video" if image.frames else "image"]) for image in images]
     with watched(hand.blocks[0]) as first:
         model(**single)
@@ -353,12 +353,9 @@ def tokens_of(visual, rows):
     return visual.merger(joined)
 
 
-NAMES = {"image": ("pixel_values", "image_grid_thw"), "video": ("pixel_values_videos", "video_grid_thw")}
-
-
 def _packed(model, hand, single, kind, targets):
     """As in `encoded`, the images or the clips of a prompt one by one, from a packed encoder; a frame is a unit."""
-    pixels, sizes = NAMES[kind]
+    pixels, sizes = "pixel_values" + ("_videos" if kind == "video" else ""), f"{kind}_grid_thw"
     contexts, start = [None] * len(hand.blocks), 0
     with watched(hand.blocks[0]) as first, _all(hand.blocks, contexts):
         getattr(model.model, f"get_{kind}_features")(single[pixels], single[sizes])
@@ -397,5 +394,5 @@ def truth_of(model: nn.Module, single: dict, stage: EncoderStage, targets, posit
 
 def _planes(*units: Unit) -> list[Tensor]:
     """The rows of each plane whose tokens are left of an image; a token has those made of itself before it merged."""
-    rows = [[plane[torch.isin(places, unit.place)] for places, plane in unit.planes] for unit in units]
-    return [torch.cat(parts) for parts in zip(*rows, strict=True)]
+    rows = zip(*([plane[torch.isin(places, u.place)] for places, plane in u.planes] for u in units), strict=True)
+    return list(map(torch.cat, rows))

@@ -51,7 +51,7 @@ def support_table() -> str:
             if config.projector is not None and getattr(config.projector.stage, "clips", False):
                 word = "no" if FAMILIES[name].video is None else "clips"
             refused = any(s.stage.site in FAMILIES[name].refuses for s in config.stages)
-            refused = refused or every_layer(config) and FAMILIES[name].softmax_layers(4) is not None
+            refused = refused or bool(every_layer(config)) and FAMILIES[name].softmax_layers(4) is not None
             cells.append("no" if refused else word)
         lines.append(f"| `{strategy}` | " + " | ".join(cells) + " |")
     return "\n".join(lines)
