@@ -23,7 +23,7 @@ pytest.register_assert_rewrite("tests.helpers", "tests.helpers_decoder", "tests.
 
 
 FEW = 3  # families that a test goes through in `make test`
-SHARE = 5  # of the pairs of method and family, one in so many in a test of `make test-full`
+SHARE = 8  # of the pairs of method and family, one in so many in a test of `make test-full`
 
 
 @pytest.hookimpl(tryfirst=True)  # before -m chooses
