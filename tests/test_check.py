@@ -1,5 +1,6 @@
 """`vtc check`: every shipped method and family passes, each kind of wrong method fails its row, in one line."""
 
+import importlib
 import json
 
 import pytest
@@ -9,7 +10,7 @@ import vtc
 from tests import helpers_wrong
 from tests.helpers import CLIPS, IN_ENCODER, model_of
 from tests.test_cli import run
-from vtc.check import behaviour
+from vtc.check import behaviour, contract_table, outcome
 from vtc.check.contract import CONTRACT
 from vtc.check.outcome import Verdict, of_method
 from vtc.check.trial import Tiny, Trial
@@ -182,19 +183,22 @@ def test_a_family_whose_tiny_is_another_family(monkeypatch):
         of_method("hiprune", ["llava"], {}, lambda what: None)
 
 
-def test_the_command(capsys):
-    """A table, reasons below it, and exit code 1 for a method that fails; the same as JSON."""
+def test_the_command(capsys, monkeypatch):
+    """Tables, reasons below them, and exit code 1 for a method that fails; the same as JSON. Three families for all."""
+    command, names = importlib.import_module("vtc.cli.check"), ["gemma3", "llava", "qwen2_vl"]
+    assert command.family_names() == vtc.families()
+    monkeypatch.setattr(command, "family_names", lambda: names)
+    monkeypatch.setattr(contract_table, "COLUMNS", 2)
+    monkeypatch.setattr(outcome, "USUAL", ("hiprune", "divprune"))
     code, out, _ = run(capsys, "check", place("Crashes"))
     assert code == 1
     lines = out.splitlines()
     heads = [line.split()[1:] for line in lines if line.startswith(place("Crashes"))]
-    assert [name for names in heads for name in names] == vtc.families()
+    assert [name for names in heads for name in names] == names
     counts = [line.removeprefix(COUNT).split() for line in lines if line.startswith(COUNT)]
     assert counts == [["FAILED"] * len(names) for names in heads]
     assert "\x1b" not in out
-    assert lines[-1].startswith(
-        f"FAILED  10 of {len(CONTRACT)} properties ({', '.join(vtc.families())}): ZeroDivisionError"
-    )
+    assert lines[-1].startswith(f"FAILED  10 of {len(CONTRACT)} properties ({', '.join(names)}): ZeroDivisionError")
     assert len(lines) == (1 + len(CONTRACT)) * len(heads) + 1
     code, out, _ = run(capsys, "check", "llava", "--json", "--keep", "0.5")
     data = json.loads(out)
