@@ -7,7 +7,6 @@ import functools
 import os
 import zlib
 from collections import defaultdict
-from itertools import combinations
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
@@ -23,25 +22,41 @@ settings.load_profile("vtc")
 pytest.register_assert_rewrite("tests.helpers", "tests.helpers_decoder", "tests.helpers_oracle")
 
 
+FEW = 3  # families that a test goes through in `make test`
+SHARE = 8  # of the pairs of method and family, one in so many in a test of `make test-full`
+
+
 @pytest.hookimpl(tryfirst=True)  # before -m chooses
 def pytest_collection_modifyitems(config, items):
-    """Of each test marked `product`, `make test` runs a cover of its parameters' values and `make test-full` a cover of
-    their pairs, by which every method meets every family; the other cases would show nothing new and are left out."""
-    products = defaultdict(list)
-    for item in items:
-        reason = no_site(item)
+    """Marks as `full` what `make test` leaves out, and leaves out what would show nothing new.
+
+    Of a test marked `product`, `make test` runs a cover of its parameters' values; `make test-full` adds pairs of
+    method and family, other ones in each test, so that each pair meets about one test in SHARE. Of other tests that go
+    through the families, `make test` takes FEW of them, other ones in each test.
+    """
+    products, through = defaultdict(list), defaultdict(lambda: defaultdict(list))
+    for item in (item for item in items if hasattr(item, "callspec")):
+        test, reason = item.nodeid.partition("[")[0], no_site(item)
         if reason is not None:
             item.add_marker(pytest.mark.skip(reason=reason))
             item.add_marker(pytest.mark.full)
-        elif item.get_closest_marker("product") and hasattr(item, "callspec"):
-            products[item.nodeid.partition("[")[0]].append(item)
-    left_out, quick = set(), config.getoption("markexpr") == "not full"  # which leaves out the others anyway
-    for cases in products.values():
-        few = cover(cases, 1)
-        pairs = {*cases} if quick else cover(cases, 2)
-        for item in pairs - few:
+            continue
+        if item.get_closest_marker("product"):
+            products[test].append(item)
+            continue
+        for name, value in item.callspec.params.items():
+            if isinstance(value, str) and value in _cases():
+                through[test, name][value].append(item)
+    for (test, _), families in through.items():
+        for value in sorted(families, key=lambda value: _number(test, value))[FEW:]:
+            for item in families[value]:
+                item.add_marker(pytest.mark.full)
+    left_out = set()
+    for test, cases in products.items():
+        few, more = cover(in_few_families(test, cases)), pairs(test, cases)
+        for item in more - few:
             item.add_marker(pytest.mark.full)
-        left_out |= {*cases} - few - pairs
+        left_out |= {*cases} - few - more
     if left_out:
         config.hook.pytest_deselected(items=[item for item in items if item in left_out])
         items[:] = [item for item in items if item not in left_out]
@@ -114,21 +129,64 @@ def refusals_of(name: str) -> list[str]:
     return found
 
 
-def cover(cases: list, size: int) -> set:
-    """Few of the cases of a test, among which each value of each parameter occurs (size 1), or each pair of values that
-    two parameters can have together (size 2). Which ones depends on the test's name, so that the values meet others in
-    other tests."""
-    cases = sorted(cases, key=lambda item: zlib.crc32(item.nodeid.encode()))
-    shown = {}
-    for item in cases:
-        values = sorted((name, id(value)) for name, value in item.callspec.params.items())
-        shown[item] = {*combinations(values, min(size, len(values)))}
-    found, missing = set(), set().union(*shown.values())
+@functools.cache
+def _cases() -> frozenset[str]:
+    from tests.helpers import CASES
+
+    return frozenset(CASES)
+
+
+def _number(*names: object) -> int:
+    """The same for the same names in every process."""
+    return zlib.crc32(" ".join(map(str, names)).encode())
+
+
+def cover(cases: list) -> set:
+    """Few of the cases of a test, among which each value of each parameter occurs. Which ones depends on the test's
+    name, so that the values meet others in other tests."""
+    cases = sorted(cases, key=lambda item: _number(item.nodeid))
+    shown = {item: {(name, id(value)) for name, value in item.callspec.params.items()} for item in cases}
+    chosen, missing = set(), set().union(*shown.values())
     while missing:
         best = max(cases, key=lambda item: len(shown[item] & missing))
-        found.add(best)
+        chosen.add(best)
         missing -= shown[best]
-    return found
+    return chosen
+
+
+def in_few_families(test: str, cases: list) -> list:
+    """The cases of as many families as another parameter has values, or FEW, so that the families alone do not decide
+    how many cases there are."""
+    values = defaultdict(set)
+    for item in cases:
+        for name, value in item.callspec.params.items():
+            values[name].add(value if isinstance(value, str) else id(value))
+    names = [name for name in values if values[name] <= _cases()]
+    if not names:
+        return cases
+    most = max([FEW, *(len(found) for name, found in values.items() if name not in names)])
+    chosen = sorted(values[names[0]], key=lambda value: _number(test, value))[:most]
+    return [item for item in cases if item.callspec.params[names[0]] in chosen]
+
+
+def pairs(test: str, cases: list) -> set:
+    """A case for each chosen pair of values of the two parameters with the most values: all pairs where these are few,
+    else one in SHARE."""
+    values = defaultdict(set)
+    for item in cases:
+        for name, value in item.callspec.params.items():
+            values[name].add(id(value))
+    wide = sorted(values, key=lambda name: (-len(values[name]), name))[:2]
+    by_pair = defaultdict(list)
+    for item in cases:
+        by_pair[tuple(id(item.callspec.params[name]) for name in wide)].append(item)
+    chosen = set()
+    for members in by_pair.values():
+        first = min(members, key=lambda item: _number(item.nodeid))
+        names = [first.callspec.params[name] for name in wide]
+        if len(by_pair) <= 50 or _number(test, *names) % SHARE == 0:
+            chosen.add(first)
+    return chosen
 
 
 @pytest.fixture(scope="module")

@@ -99,7 +99,7 @@ def truth(
     """One unpadded prompt through the unpatched model, and what greedy decoding writes after it.
 
     entered: what the language model receives [n, D] after a stage at the projector, and what it adds after its first
-    layers, where the oracle does not redo it.
+    layers (of the tokens that are left then, or of all [L, D]), where the oracle does not redo it.
     draft: a guess of the tokens. It saves passes, since one pass checks them all, and does not influence the result.
     watch(layer, hidden, view, hidden after drops, view after drops) is called before each layer runs.
     """
@@ -153,7 +153,8 @@ def _layers(model, hidden, view: View, drops, runs, written: int, entered, watch
             out = layer(hidden, attention_mask=mask, **options)
             hidden = out[0] if isinstance(out, tuple) else out
         if entered is not None and index + 1 < len(entered):
-            hidden[0, view.order] += entered[index + 1]
+            rows = entered[index + 1]
+            hidden[0, view.order] += rows if len(rows) == len(view.order) else rows[view.order]
         elif entered is None and index < len(planes):
             hidden[0, :length] += planes[index]
     return hidden, view

@@ -388,11 +388,11 @@ def truth_of(model: nn.Module, single: dict, stage: EncoderStage, targets, posit
     found = encoded(model, single, stage, targets)
     kept = [places for places, _, _ in found]
     assert sum(map(len, visual_places(model, single))) >= sum(map(len, kept))
-    features, planes = [features for _, features, _ in found], [_planes(*units) for *_, units in found]
+    features, planes = [features for _, features, _ in found], [planes_left(*units) for *_, units in found]
     return truth(model, single, kept, positions, features=features, planes=planes), found
 
 
-def _planes(*units: Unit) -> list[Tensor]:
+def planes_left(*units: Unit) -> list[Tensor]:
     """The rows of each plane whose tokens are left of an image; a token has those made of itself before it merged."""
     rows = zip(*([plane[torch.isin(places, u.place)] for places, plane in u.planes] for u in units), strict=True)
     return list(map(torch.cat, rows))

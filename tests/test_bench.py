@@ -63,7 +63,7 @@ def test_command(capsys, tmp_path):
     assert data["environment"]["torch"] == torch.__version__.partition("+")[0] or data["environment"]["torch"]
     assert (tmp_path / "out" / "selection.png").stat().st_size > 5000
     assert out.count("equal") == 6
-    assert data["command"].startswith("vtc ")
+    assert data["command"].startswith("vtc")
     assert data["definitions"]["equal"]
 
 

@@ -241,7 +241,7 @@ def test_what_tiled_pictures_come_to():
     assert engine_options(ServingOptions(Path("out")), model)["max_model_len"] > 2928 + 64
 
 
-@pytest.mark.parametrize("name", [name for name in presets() if "qwen" in name])
+@pytest.mark.parametrize("name", [name for name in presets() if "qwen2" in name])
 def test_marked_pictures(monkeypatch, name):
     """A picture stands between its marks, which count as text; no random word is a special token. The processor's
     video part is left out here."""
