@@ -1,4 +1,4 @@
-"""What the GLM families have of their own: one placeholder id for images and clips. Their clips are in test_video.py."""
+"""What GLM has of its own: one placeholder id for images and clips. Its clips are tried in test_video.py."""
 
 import torch
 
