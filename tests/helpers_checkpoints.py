@@ -52,6 +52,8 @@ def processor_of(model, family: type):
     """The real processor of a family for its tiny model."""
     if family.groups_crops:
         return {"internvl": _tiles_and_thumbnail}.get(family.name, _tagged_tiles)(model)
+    if family.name == "gemma3":
+        return _fixed_squares(model)
     return (_marked_processor if family.marks else _plain_processor)(model)
 
 
@@ -108,6 +110,18 @@ def _marked_processor(model):
     template = TEMPLATE.replace("PLACE", place).replace("CLIP", place.replace("image_pad", "video_pad"))
     return pictures_only(kind)(
         image_processor(name)(**sizes), tokenizer_for(model, image, extra), chat_template=template
+    )  # fmt: skip
+
+
+def _fixed_squares(model):
+    """Gemma 3's: a mark stands for a picture, which a number of placeholders between two marks replaces."""
+    config, side = model.config, model.config.vision_config.image_size
+    marks = {config.boi_token_index: "<start_of_image>", config.eoi_token_index: "<end_of_image>"}
+    named = {"boi_token": "<start_of_image>", "eoi_token": "<end_of_image>", "image_token": "<image_soft_token>"}
+    return _class(config)(
+        image_processor("Gemma3ImageProcessor")(size={"height": side, "width": side}),
+        tokenizer_for(model, "<image_soft_token>", marks, named), image_seq_length=config.mm_tokens_per_image,
+        chat_template=TEMPLATE.replace("PLACE", "<start_of_image>"),
     )  # fmt: skip
 
 

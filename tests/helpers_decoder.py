@@ -5,12 +5,14 @@ what is gone, positions are worked out per layer, and each written token is comp
 """
 
 import functools
+import inspect
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from transformers.models.gemma3 import modeling_gemma3
 
 import vtc
 from tests.helpers import family_of, forward, model_of, patched, spy
@@ -19,6 +21,8 @@ from tests.helpers_merging import MERGED_BEFORE, merging_of
 from tests.helpers_oracle import planes_of, unpruned, visual_places
 from vtc.core.signals import Decoder
 from vtc.patching import find_family
+
+BLOCKS_IN_WINDOW = hasattr(modeling_gemma3, "get_block_sequence_ids_for_mask")
 
 
 @dataclass(frozen=True)
@@ -127,6 +131,7 @@ def truth(
 def _layers(model, hidden, view: View, drops, runs, written: int, entered, watch, planes) -> tuple[Tensor, View]:
     """All layers over [1, L + written, D]; returns the last one's output and the last view."""
     language, length, planes = find_family(model).language_model, hidden.shape[1] - written, list(planes)
+    kinds = getattr(language.config, "layer_types", None) or [None] * len(language.layers)
     for index, layer in enumerate(language.layers):
         given = hidden, view
         for drop in (d for d in drops if d.layer == index):
@@ -144,8 +149,9 @@ def _layers(model, hidden, view: View, drops, runs, written: int, entered, watch
         if watch is not None:
             watch(index, *given, hidden, view)
         where = torch.cat([view.positions, view.following + torch.arange(written).expand(len(view.positions), -1)], 1)
-        mask = _mask(view, length, written, getattr(language.config, "sliding_window", None))
-        options = dict(position_embeddings=_rotary(language, hidden, where), position_ids=None)
+        window = None if kinds[index] == "full_attention" else getattr(language.config, "sliding_window", None)
+        mask = _mask(view, length, written, window, runs if find_family(model).block_types else [])
+        options = dict(position_embeddings=_rotary(language, hidden, where, kinds[index]), position_ids=None)
         if hasattr(layer, "linear_attn"):  # a state would take in what is masked, so what is gone is taken out
             rows = torch.cat([view.order, torch.arange(length, hidden.shape[1])])
             hidden = hidden.index_copy(1, rows, layer(hidden[:, rows], attention_mask=None, **options))
@@ -160,20 +166,28 @@ def _layers(model, hidden, view: View, drops, runs, written: int, entered, watch
     return hidden, view
 
 
-def _rotary(language: nn.Module, hidden: Tensor, where: Tensor) -> tuple[Tensor, Tensor]:
-    return language.rotary_emb(hidden, where if len(where) == 1 else where.unsqueeze(1))
+def _rotary(language: nn.Module, hidden: Tensor, where: Tensor, kind: str | None = None) -> tuple[Tensor, Tensor]:
+    """kind: of the layer, where each has its own embeddings."""
+    by_kind = [kind] if "layer_type" in inspect.signature(type(language.rotary_emb).forward).parameters else []
+    return language.rotary_emb(hidden, where if len(where) == 1 else where.unsqueeze(1), *by_kind)
 
 
-def _mask(view: View, length: int, written: int, window: int | None) -> Tensor:
-    """[1, 1, L + written, L + written]: a token sees itself and those that stand before it in the sequence; one that is
-    gone sees itself alone and is seen by no other."""
+def _mask(view: View, length: int, written: int, window: int | None, blocks: list[Tensor]) -> Tensor:
+    """[1, 1, L + written, L + written]: a token sees itself and those that stand before it in the sequence, and in a
+    block those behind it, too; one that is gone sees itself alone and is seen by no other."""
     total = length + written
     rank = torch.full((total,), -1)
     order = torch.cat([view.order, torch.arange(length, total)])
     rank[order] = torch.arange(len(order))
     seen = (rank[:, None] >= rank) & (rank >= 0) & (rank[:, None] >= 0)
-    if window is not None:
-        seen &= rank[:, None] - rank < window
+    near = torch.ones_like(seen) if window is None else rank[:, None] - rank < window
+    block = torch.full((total,), -1)
+    for number, places in enumerate(blocks):
+        block[places] = number
+    block[rank < 0] = -1
+    same = (block[:, None] == block) & (block >= 0)
+    # In transformers 5.0.0 a block leaves the window.
+    seen = (seen | same) & near if BLOCKS_IN_WINDOW else seen & near | same
     seen |= torch.eye(total, dtype=torch.bool)
     return torch.zeros(seen.shape, dtype=torch.float64).masked_fill(~seen, torch.finfo(torch.float64).min)[None, None]
 

@@ -17,6 +17,7 @@ from vtc.eval.running.eval_settings import EvalSettings
 from vtc.eval.tasks.demo import Demo
 
 SIZES = ((64, 48), (40, 80), (120, 96))  # width, height: 6 x 8, 10 x 5 and 12 x 15 tokens of 8 x 8 pixels
+QUICK = ("llava", "llava_next", "qwen2_5_vl", "gemma3")  # of the seconds that each family takes
 
 
 @pytest.fixture
@@ -101,7 +102,9 @@ def test_a_family_says_that_smaller_pictures_give_fewer_tokens(qwen, monkeypatch
         Downsample(loaded, budget)
 
 
-@pytest.mark.parametrize("kind", vtc.families())
+@pytest.mark.parametrize(
+    "kind", [pytest.param(kind, marks=() if kind in QUICK else pytest.mark.full) for kind in vtc.families()]
+)
 def test_batches_equal_one_by_one(kind, tmp_path, monkeypatch):
     """Every family, with and without pruning: rows of a padded batch are those of single prompts, to the byte."""
     folder = save_tiny(kind, tmp_path / kind)

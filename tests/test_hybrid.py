@@ -213,7 +213,7 @@ def test_the_sizes_of_the_9b_model():
         model = Qwen3_5ForConditionalGeneration(config).bfloat16()
     shape = find_family(model).language_shape()
     linear = LinearAttention(frozenset(i for i in range(32) if i % 4 != 3), 16, 128, 32, 128, 4)
-    assert shape == LanguageShape(32, 4096, 16, 4, 256, 12288, True, 2, True, linear)
+    assert shape == LanguageShape(32, 4096, 16, 4, 256, 12288, True, 2, output_gate=True, linear=linear)
     assert shape.softmax == FAMILIES["qwen3_5"].softmax_layers(32) == HYBRID.softmax
     text = config.text_config
     assert shape.prefill_flops([1000] * 32) == 24 * layer_flops(text, 1000, True) + 8 * layer_flops(text, 1000)

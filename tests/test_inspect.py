@@ -34,10 +34,10 @@ def geometry(loaded, picture):
 
 def brightest(loaded, inputs, layout, view):
     """The place of the token of a view whose pixels are the brightest, from `pixel_values` alone."""
-    pixels = inputs["pixel_values"].double()
+    pixels, squares = inputs["pixel_values"].double(), loaded.family.name == "gemma3"
     if "image_grid_thw" in inputs:  # patches, the four of a token next to each other
         return int(pixels.mean(1).unflatten(0, (-1, 4)).mean(1).argmax())
-    crops, side = pixels[0] if pixels.ndim == 5 else pixels, 8 if loaded.family.groups_crops else 4
+    crops, side = pixels[0] if pixels.ndim == 5 else pixels, 8 if loaded.family.groups_crops or squares else 4
     patches = torch.nn.functional.avg_pool2d(crops.mean(1, keepdim=True), side).flatten(1)
     tiles = {"picture": layout.tiles, "base": layout.tiles[:1], "tiles": layout.tiles[1:]}[view.name]
     found = [(float(patches[t.crop, p]), int(o)) for t in tiles for p, o in zip(t.patches, t.offsets)]

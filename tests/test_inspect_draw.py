@@ -27,6 +27,13 @@ NASTY = 'What is <script>alert("1")</script> & "that" in $x$?'
 VOID = {"meta", "link", "rect", "path", "br", "img"}
 
 
+def strategies_of(family) -> tuple[str, ...]:
+    """Four or five, at the sites that the family has; the last of five acts inside the encoder."""
+    if "decoder" in family.refuses:
+        return ("hiprune", "visionzip", "uniform", "pool")
+    return STRATEGIES[: 4 if "encoder" in family.refuses else 5]
+
+
 @pytest.fixture(scope="module", params=list(FAMILIES))
 def family(request, tmp_path_factory):
     """A tiny model with its processor, a picture that is not square, and the record of five strategies."""
@@ -35,8 +42,7 @@ def family(request, tmp_path_factory):
     picture = Image.merge("RGB", (across, down, across))
     loaded.answer(loaded.encode(["?"], [[picture]]), 1)  # transformers leaves hooks of its own behind at the first call
     before = state(loaded.model)
-    strategies = STRATEGIES[: 4 if "encoder" in loaded.family.refuses else 5]  # the last acts inside the encoder
-    configs = configs_of(loaded.family, strategies, ["0.5"], {})
+    configs = configs_of(loaded.family, strategies_of(loaded.family), ["0.5"], {})
     record, shown = look(loaded, picture, NASTY, configs, 3, source="noise & more.png")
     assert state(loaded.model) == before
     return loaded, picture, record, shown
@@ -48,8 +54,7 @@ def test_record_agrees_with_the_report(family):
     tokens = record["tokens"]
     inputs = loaded.encode([NASTY], [[picture]])
     assert tokens == loaded.visual_tokens(inputs)[0]
-    assert [run["strategy"] for run in record["runs"]] == list(STRATEGIES)[: len(record["runs"])]
-    assert len(record["runs"]) >= 4
+    assert [run["strategy"] for run in record["runs"]] == list(strategies_of(loaded.family))
     for run in record["runs"]:
         with vtc.patched(loaded.model, run["resolved"]):
             answer = loaded.answer(inputs, 3)

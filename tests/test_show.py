@@ -9,6 +9,7 @@ import vtc
 from tests.test_cli import run
 from vtc.config.annotated import OPTIONS
 from vtc.config.knobs import knobs_of, meanings
+from vtc.patches import FAMILIES
 from vtc.strategies import METHODS
 from vtc.strategies.base import Stage
 
@@ -36,17 +37,30 @@ def test_every_knob_is_explained(strategy, capsys):
     assert f"# {OPTIONS['positions']}" in out
 
 
+def told_in(out: str) -> dict[str, str]:
+    """The default that is told above each key, its lines joined."""
+    told, comment = {}, ""
+    for line in out.splitlines():
+        key, text = line.split(":")[0].strip(), line.strip().removeprefix("# ")
+        if not line.strip().startswith("#"):
+            told[key], comment = comment, ""
+        elif text.startswith("default: ") or comment:
+            comment = f"{comment} {text}".strip()
+    return told
+
+
 def test_defaults_are_told_where_something_departs(capsys):
     """By family, and by what was set; a budget for the whole has no default where the stages have their own."""
-    out = run(capsys, "show", "hiprune", "--family", "qwen2_5_vl", "--set", "alpha=0.2", "--keep", "0.5")[1]
-    told = {line.split(":")[0].strip(): before for before, line in zip(out.split("\n"), out.split("\n")[1:])}
-    assert told["alpha"] == "  # default: 0.1"
-    assert told["object_layer"] == "  # default: 0.375; 0.5 on qwen2_5_vl, qwen2_vl"
-    assert told["rounding"] == "# default: ceil; floor on llava_next; round on qwen2_5_vl, qwen2_vl"
-    assert told["keep"] == "# default: 0.25"
-    out = run(capsys, "show", "transprune", "--set", "layers=[3]", "--set", "ratios=[0.5]")[1]
-    assert "  # default: [0.21875, 0.28125, 0.375]; [0.25, 0.3214, 0.4286] on qwen2_5_vl, qwen2_vl\n  layers:\n" in out
-    assert "# default: null\n  ratios:" in out
+    qwen = ", ".join(name for name in FAMILIES if "qwen2_5_vl" in (name, FAMILIES[name].follows))
+    next_ = ", ".join(name for name in FAMILIES if "llava_next" in (name, FAMILIES[name].follows))
+    told = told_in(run(capsys, "show", "hiprune", "--family", "qwen2_5_vl", "--set", "alpha=0.2", "--keep", "0.5")[1])
+    assert told["alpha"] == "default: 0.1"
+    assert told["object_layer"] == f"default: 0.375; 0.5 on {qwen}"
+    assert told["rounding"] == f"default: ceil; round on {qwen}; floor on {next_}"
+    assert told["keep"] == "default: 0.25"
+    told = told_in(run(capsys, "show", "transprune", "--set", "layers=[3]", "--set", "ratios=[0.5]")[1])
+    assert told["layers"] == f"default: [0.21875, 0.28125, 0.375]; [0.25, 0.3214, 0.4286] on {qwen}"
+    assert told["ratios"] == "default: null"
     assert "default" not in run(capsys, "show", "visiondrop", "--keep", "0.1")[1].split("keep: 0.1")[0]
 
 

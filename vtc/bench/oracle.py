@@ -153,7 +153,7 @@ class Oracle:
             raise NoOracle("the prompts of one batch keep different numbers of tokens")
         ids = torch.tensor(rows, device=self.device)
         other = {k: v for k, v in self.given.items() if k not in ("input_ids", "attention_mask", "mm_token_type_ids")}
-        return {**self.family.prompt_inputs(ids), **other}
+        return {**other, **self.family.prompt_inputs(ids)}
 
     def _choose(self, recording: Recording, is_image: Tensor) -> None:
         """Keeps row indices of the features where tokens were only dropped, and the features themselves where any were
@@ -243,13 +243,10 @@ class Oracle:
                 sizes = [image.before for prompt in self.prompts for image in prompt]
                 features = torch.cat(list(given)).split(sizes)
                 merged = [x.index_select(0, rows) for x, rows in zip(features, self.rows, strict=True)]
-            output.pooler_output = torch.cat(merged).unsqueeze(0) if self._as_tensor(given) else merged
+            output.pooler_output = torch.cat(merged).unsqueeze(0) if isinstance(given, Tensor) else merged
             return output
 
         return get_features
-
-    def _as_tensor(self, given: object) -> bool:
-        return self.family.groups_crops and isinstance(given, Tensor)
 
     def _placing(self, original: Callable) -> Callable:
         """Positions of the unpruned prompt are computed, as stock models do, and replaced by the recorded ones."""

@@ -21,9 +21,10 @@ class VFlowOpt(DecoderStage):
     - layers: layers before which tokens are dropped (0-based number, or relative depth as a float): 9 and 18 of 28, on
       LLaVA 10 and 20 of 32.
     - ratios: share of its n tokens that each step keeps: n - round(n * (1 - ratio)); those released for 25 %.
-    - entering, second, average: two ratios in the form of the released search, instead of `ratios`: the share of tokens
-      that enters, the first ratio, and the average over the layers, from which the last ratio follows, at most 1. With
-      a `keep` equal to the average that share enters, or more if the last ratio would be above 1.
+    - entering: share of the tokens that enters, in the form of the released search, instead of `ratios`. With a `keep`
+      equal to `average` that share enters, or more if the last ratio would be above 1.
+    - second: the first ratio, with `entering`.
+    - average: over the layers, with `entering`; the last ratio follows from it, at most 1.
 
     Paper: VFlowOpt, ICCV 2025, arXiv 2508.05211. Official code: sihany077/VFlowOpt (CC BY-NC 4.0), LLaVA-OneVision
     only. Released ratios for other budgets are listed in `vflowopt_projector`, which has to come first. The average
