@@ -31,9 +31,10 @@ class Glm4V(Qwen2VL):
         return dict.fromkeys(("image", "video"), self.image_token_id)
 
     def placeholders(self, ids: Tensor, types: Tensor | None, kind: str) -> Tensor:
-        """By the types; without them by whether a clip has begun and not ended."""
+        """By the types; without them, or with those of the prompt alone beside drafted tokens, by whether a clip has
+        begun and not ended."""
         visual = ids == self.image_token_id
-        if types is not None:
+        if types is not None and types.shape == ids.shape:
             return visual & (types == {"image": 1, "video": 2}[kind])
         begun, ended = (ids == getattr(self.model.config, f"video_{name}_token_id") for name in ("start", "end"))
         inside = begun.long().cumsum(1) > ended.long().cumsum(1)
@@ -60,6 +61,19 @@ class Glm4V(Qwen2VL):
     def project(self, tokens: Tensor) -> Tensor:
         """The merger."""
         return self.tower.merger(tokens)
+
+    @classmethod
+    def tiny_clips(cls, model: nn.Module, media: tuple[str, ...] = ("c", "c", "cc"), seed: int = 0, **kwargs) -> dict:
+        """Clips alone, or images alone: the stock model takes one kind in a call."""
+        inputs = super().tiny_clips(model, media, seed, **kwargs)
+        types = cls(model).prompt_inputs(inputs["input_ids"]).get("mm_token_type_ids")
+        return inputs if types is None else {**inputs, "mm_token_type_ids": types}
+
+    @staticmethod
+    def tiny_clip(frames: int, each: int) -> list[int]:
+        """A timestamp of one word after each (pair of) frames."""
+        frame = [START, *[IMAGE_TOKEN] * each, END]
+        return [VIDEO_START, *(i for f in range(frames) for i in (*frame, 60 + f)), VIDEO_END]
 
     @staticmethod
     def vision_sizes() -> dict:

@@ -87,19 +87,30 @@ def _plain_processor(model):
 
 def _marked_processor(model):
     """Of a grid that follows the picture; a placeholder between marks stands for a picture."""
-    config = model.config
-    extra = {
-        config.video_token_id: "<|video_pad|>", config.vision_start_token_id: "<|vision_start|>",
-        config.vision_end_token_id: "<|vision_end|>",
-    }  # fmt: skip
-    place = "<|vision_start|><|image_pad|><|vision_end|>"
-    clip = place.replace("image", "video")
-    vision = config.vision_config
-    images = image_processor("Qwen2VLImageProcessor")(
-        patch_size=vision.patch_size, merge_size=vision.spatial_merge_size, min_pixels=8 * 8, max_pixels=256 * 8 * 8
-    )
-    template = TEMPLATE.replace("PLACE", place).replace("CLIP", clip)
-    return pictures_only(_class(config))(images, tokenizer_for(model, "<|image_pad|>", extra), chat_template=template)
+    config, vision, kind = model.config, model.config.vision_config, _class(model.config)
+    sizes = {"patch_size": vision.patch_size, "merge_size": vision.spatial_merge_size}
+    if hasattr(config, "image_start_token_id"):
+        image, marks = "<|image|>", ("<|begin_of_image|>", "<|end_of_image|>")
+        extra = {
+            config.video_token_id: "<|video|>", config.image_start_token_id: marks[0],
+            config.image_end_token_id: marks[1], config.video_start_token_id: "<|begin_of_video|>",
+            config.video_end_token_id: "<|end_of_video|>",
+        }  # fmt: skip
+        name = kind.__name__.replace("Processor", "ImageProcessor")
+        sizes["size"] = {"shortest_edge": 2 * 8 * 8, "longest_edge": 2 * 256 * 8 * 8}  # of the picture, twice
+    else:
+        image, marks = "<|image_pad|>", ("<|vision_start|>", "<|vision_end|>")
+        extra = {
+            config.video_token_id: "<|video_pad|>", config.vision_start_token_id: marks[0],
+            config.vision_end_token_id: marks[1],
+        }  # fmt: skip
+        name = "Qwen2VLImageProcessor"
+        sizes |= {"min_pixels": 8 * 8, "max_pixels": 256 * 8 * 8}
+    place = marks[0] + image + marks[1]
+    template = TEMPLATE.replace("PLACE", place).replace("CLIP", place.replace("image_pad", "video_pad"))
+    return pictures_only(kind)(
+        image_processor(name)(**sizes), tokenizer_for(model, image, extra), chat_template=template
+    )  # fmt: skip
 
 
 def _fixed_squares(model):

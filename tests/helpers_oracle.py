@@ -52,7 +52,7 @@ def layouts(model: nn.Module, single: dict) -> list:
     if "pixel_values" in single:
         kinds.append((ids == IMAGE_TOKEN, family.image_layouts(single)))
     named = {family.video.get(name, name): value for name, value in single.items() if name not in PICTURES}
-    kinds.append((ids == model.config.video_token_id, family.clip_layouts(named)))
+    kinds.append((ids == family.token_ids()["video"], family.clip_layouts(named)))
     found = []
     for where, media in kinds:
         runs = where.nonzero().flatten().split([layout.tokens for layout in media])
@@ -65,7 +65,7 @@ def visual_places(model: nn.Module, single: dict) -> list[Tensor]:
     ids = single["input_ids"][0]
     is_visual = ids == IMAGE_TOKEN
     if "pixel_values_videos" in single:
-        is_visual |= ids == model.config.video_token_id
+        is_visual |= ids == find_family(model).token_ids()["video"]
     return list(is_visual.nonzero().flatten().split([layout.tokens for layout in layouts(model, single)]))
 
 

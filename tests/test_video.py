@@ -10,7 +10,7 @@ from tests.helpers import check_no_trace, forward, generate, kept_of, model_of, 
 from tests.helpers_decoder import entered_of, resolved, truths
 from tests.helpers_encoder import Pairs, Strided, truth_of
 from tests.helpers_oracle import truth
-from tests.helpers_video import MEDIA, clips_of, frame_counts, grids_of, split_media, with_clips
+from tests.helpers_video import clips_of, frame_counts, grids_of, media_of, split_media, with_clips
 from vtc.core.budget import Budget
 
 pytestmark = pytest.mark.product
@@ -81,6 +81,10 @@ def test_inside_the_encoder(case, stage):
 def test_beams(case, strategy):
     """Beams repeat clips as they repeat images: a batch writes what its prompts write alone."""
     model, inputs = model_of(case), clips_of(case)
+    try:
+        generate(model, inputs, 1, num_beams=2)
+    except ValueError as error:
+        pytest.skip(f"the stock model cannot either: {error}")
     with patched(model, strategy, keep=0.5):
         out = generate(model, inputs, 3, num_beams=2)
         for b, single in enumerate(split_media(inputs)):
@@ -173,7 +177,7 @@ def test_the_report_counts_frames(case):
     with patched(model, "hiprune", keep=0.5):
         forward(model, inputs)
         report = vtc.report(model)
-    kinds = [kind for prompt in MEDIA for kind in prompt]
+    kinds = [kind for prompt in media_of(case) for kind in prompt]
     grids = [grid for prompt in grids_of(inputs) for grid in prompt]
     for image, kind, (t, n), entry in zip(report.images, kinds, grids, report.to_dict()["images"], strict=True):
         assert image.frames == (t if kind == "c" else 0)

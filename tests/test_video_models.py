@@ -62,7 +62,13 @@ def test_kept_is_the_methods_choice(method, family):
         ("v_cast", "qwen2_5_vl"),
         *(
             pytest.param(*pair, marks=pytest.mark.full)
-            for pair in (("evs", "qwen2_5_vl"), ("v_cast", "qwen3_vl"), ("dycoke", "qwen3_vl"), ("dycoke", "qwen2_vl"))
+            for pair in (
+                ("evs", "qwen2_5_vl"),
+                ("v_cast", "qwen3_vl"),
+                ("dycoke", "qwen3_vl"),
+                ("dycoke", "qwen2_vl"),
+                ("evs", "glm4v"),
+            )  # fmt: skip
         ),
     ],
 )
