@@ -22,7 +22,7 @@ settings.load_profile("vtc")
 pytest.register_assert_rewrite("tests.helpers", "tests.helpers_decoder", "tests.helpers_oracle")
 
 
-FEW = 3  # families that a test goes through in `make test`
+FEW = 2  # families that a test goes through in `make test`
 SHARE = 8  # of the pairs of method and family, one in so many in a test of `make test-full`
 
 

@@ -52,6 +52,7 @@ def whole(tmp_path_factory):
     return folder / "dir"
 
 
+@pytest.mark.full
 def test_grid_with_a_kill(whole, tmp_path):
     """A grid that was killed, on two workers, ends on one as if it had run through there."""
     file = whole.parent / "toy.yaml"
