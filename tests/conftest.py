@@ -22,8 +22,8 @@ settings.load_profile("vtc")
 pytest.register_assert_rewrite("tests.helpers", "tests.helpers_decoder", "tests.helpers_oracle")
 
 
-FEW = 2  # families that a test goes through in `make test`
-SHARE = 8  # of the pairs of method and family, one in so many in a test of `make test-full`
+FEW, MANY = 2, 9  # families that a test goes through in `make test` and in `make test-full`, other ones in each test
+SHARE = 12  # of the pairs of method and family, one in so many in a test of `make test-full`
 
 
 @pytest.hookimpl(tryfirst=True)  # before -m chooses
@@ -32,7 +32,7 @@ def pytest_collection_modifyitems(config, items):
 
     Of a test marked `product`, `make test` runs a cover of its parameters' values; `make test-full` adds pairs of
     method and family, other ones in each test, so that each pair meets about one test in SHARE. Of other tests that go
-    through the families, `make test` takes FEW of them, other ones in each test.
+    through the families, `make test` takes FEW of them and `make test-full` MANY, other ones in each test.
     """
     products, through = defaultdict(list), defaultdict(lambda: defaultdict(list))
     for item in (item for item in items if hasattr(item, "callspec")):
@@ -47,11 +47,12 @@ def pytest_collection_modifyitems(config, items):
         for name, value in item.callspec.params.items():
             if isinstance(value, str) and value in _cases():
                 through[test, name][value].append(item)
-    for (test, _), families in through.items():
-        for value in sorted(families, key=lambda value: _number(test, value))[FEW:]:
-            for item in families[value]:
-                item.add_marker(pytest.mark.full)
     left_out = set()
+    for (test, _), families in through.items():
+        for place, value in enumerate(sorted(families, key=lambda value: _number(test, value))):
+            left_out |= {*families[value]} if place >= MANY else set()
+            for item in families[value] if place >= FEW else ():
+                item.add_marker(pytest.mark.full)
     for test, cases in products.items():
         few, more = cover(in_few_families(test, cases)), pairs(test, cases)
         for item in more - few:
