@@ -42,7 +42,7 @@ class EncoderPlan:
         self.singly = self.stage.singly(self.encoder) and self.encoder.cell > 1
         self.cell = 1 if self.singly else self.encoder.cell
         if self.singly and self.site.plane_mergers:
-            raise UnsupportedError(
+            raise ConfigError(
                 f"{config.method} chooses patches one by one, but this encoder's DeepStack planes are of whole tokens; "
                 "possible: a stage that keeps the patches of a token together (flowcut: merge=cells)"
             )
