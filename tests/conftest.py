@@ -4,6 +4,7 @@ Also the fixtures that several files share. Without a GPU Triton kernels run in 
 """
 
 import functools
+import gc
 import os
 import zlib
 from collections import defaultdict
@@ -20,10 +21,18 @@ torch.set_num_threads(1)
 settings.register_profile("vtc", deadline=None, derandomize=True)
 settings.load_profile("vtc")
 pytest.register_assert_rewrite("tests.helpers", "tests.helpers_decoder", "tests.helpers_oracle")
+gc.disable()  # until all tests are collected: some 30,000 items live to the end, and the collector looks at each again
 
 
-FEW, MANY = 2, 9  # families that a test goes through in `make test` and in `make test-full`, other ones in each test
+FEW, MANY = 1, 9  # families that a test goes through in `make test` and in `make test-full`, other ones in each test
 SHARE = 12  # of the pairs of method and family, one in so many in a test of `make test-full`
+
+
+def pytest_collection_finish():
+    """What was made so far stays to the end: the collector need not look at it in every round."""
+    gc.collect()
+    gc.freeze()
+    gc.enable()
 
 
 @pytest.hookimpl(tryfirst=True)  # before -m chooses
