@@ -13,7 +13,7 @@ from vtc.cli import main
 from vtc.core.errors import ConfigError
 from vtc.eval import models
 from vtc.eval.running.answers import Answerer
-from vtc.eval.sweep import work
+from vtc.eval.sweep import engine, work
 from vtc.eval.sweep.cells import Place
 from vtc.eval.sweep.engine import Asked, sweep
 from vtc.eval.sweep.study import public
@@ -45,6 +45,7 @@ def loads(demo, answered, monkeypatch):
 
     monkeypatch.setattr(Answerer, "_answer", answer)
     monkeypatch.setattr(work, "load", lambda name, args, device: found.append(name) or demo)
+    monkeypatch.setattr(engine, "report", lambda folders: folders)  # drawn in test_report*.py
     return found
 
 

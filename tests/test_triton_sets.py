@@ -20,7 +20,8 @@ from vtc.kernels.dpp import dpp_greedy
 
 pytestmark = pytest.mark.product
 
-SIZES = [(2, 1, 1), (2, 33, 33), (1, 63, 20), (2, 577, 12), (1, 1000, 8)]  # B, N, k
+LONG_SIZES = [pytest.param(*size, marks=pytest.mark.full) for size in ((2, 577, 12), (1, 1000, 8))]
+SIZES = [(2, 1, 1), (2, 33, 33), (1, 63, 20), (1, 577, 6), *LONG_SIZES]  # B, N, k
 LONG = pytest.param(1, 2881, 6, marks=pytest.mark.full)
 SIZED = pytest.mark.parametrize("units, tokens, k", [*SIZES, LONG])
 

@@ -70,7 +70,7 @@ def test_special_values(dtype):
     values = [-torch.inf, -0.0, torch.nan, 0.0, top, -torch.nan, torch.inf, -top, small, -small, -0.0, 0.0]
     scores = torch.tensor([values, values[::-1], values[6:] + values[:6]], device=DEVICE, dtype=dtype)
     scores[1] = torch.where(scores[1].isnan(), -scores[1].abs(), scores[1])
-    for k in range(len(values) + 1):
+    for k in (0, 1, 2, 5, 6, 7, len(values)):
         found = same(lambda k=k: topk_sorted(scores, k))
         if k == 2:
             assert bool(scores.gather(1, found).isnan().all())

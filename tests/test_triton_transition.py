@@ -34,10 +34,10 @@ def close(x, y, valid=None, **tolerance):
     return found
 
 
-LONG = [pytest.param(tokens, width, marks=pytest.mark.full) for tokens, width in ((1000, 16), (2881, 8))]
+LONG = [pytest.param(tokens, width, marks=pytest.mark.full) for tokens, width in ((577, 63), (1000, 16), (2881, 8))]
 
 
-@pytest.mark.parametrize("tokens, width", [(1, 1), (63, 577), (577, 63), (5, 4096), *LONG])
+@pytest.mark.parametrize("tokens, width", [(1, 1), (63, 577), (300, 63), (5, 4096), *LONG])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_sizes(tokens, width, dtype):
     batch = 2 if tokens < 100 else 1
@@ -158,7 +158,7 @@ def test_every_tile():
 
 
 def test_same_twice():
-    x, y = make(2, 200, 700, torch.bfloat16)
+    x, y = make(2, 70, 600, torch.bfloat16)
     with backend.use("triton"):
         assert torch.equal(transition_variation(x, y), transition_variation(x, y))
 
