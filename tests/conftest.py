@@ -24,6 +24,7 @@ pytest.register_assert_rewrite("tests.helpers", "tests.helpers_decoder", "tests.
 gc.disable()  # until all tests are collected: some 30,000 items live to the end, and the collector looks at each again
 
 
+EVERY = 3  # of the methods that a test goes through, `make test` takes one in so many
 FEW, MANY = 1, 9  # families that a test goes through in `make test` and in `make test-full`, other ones in each test
 SHARE = 12  # of the pairs of method and family, one in so many in a test of `make test-full`
 
@@ -39,8 +40,8 @@ def pytest_collection_finish():
 def pytest_collection_modifyitems(config, items):
     """Marks as `full` what `make test` leaves out, and leaves out what would show nothing new.
 
-    Of a test marked `product`, `make test` runs a cover of its parameters' values; `make test-full` adds pairs of
-    method and family, other ones in each test, so that each pair meets about one test in SHARE. Of other tests that go
+    Of a test marked `product`, `make test` runs a cover of its parameters' values (of methods one in EVERY, other ones
+    in each test); `make test-full` adds pairs of method and family, so that each pair meets about one test in SHARE. Of other tests that go
     through the families, `make test` takes FEW of them and `make test-full` MANY, other ones in each test.
     """
     products, through = defaultdict(list), defaultdict(lambda: defaultdict(list))
@@ -63,7 +64,7 @@ def pytest_collection_modifyitems(config, items):
             for item in families[value] if place >= FEW else ():
                 item.add_marker(pytest.mark.full)
     for test, cases in products.items():
-        few, more = cover(in_few_families(test, cases)), pairs(test, cases)
+        few, more = cover(of_few_values(test, cases)), pairs(test, cases)
         for item in more - few:
             item.add_marker(pytest.mark.full)
         left_out |= {*cases} - few - more
@@ -140,6 +141,13 @@ def refusals_of(name: str) -> list[str]:
 
 
 @functools.cache
+def _methods() -> frozenset[str]:
+    import vtc
+
+    return frozenset(vtc.strategies())
+
+
+@functools.cache
 def _cases() -> frozenset[str]:
     from tests.helpers import CASES
 
@@ -164,17 +172,21 @@ def cover(cases: list) -> set:
     return chosen
 
 
-def in_few_families(test: str, cases: list) -> list:
-    """The cases of as many families as another parameter has values, or FEW, so that the families alone do not decide
-    how many cases there are."""
+def of_few_values(test: str, cases: list) -> list:
+    """The cases of some of the methods, one in EVERY, where there are many, and of as many families as another
+    parameter has values, or FEW: other ones in each test, so that each method and family meets many tests."""
     values = defaultdict(set)
     for item in cases:
         for name, value in item.callspec.params.items():
             values[name].add(value if isinstance(value, str) else id(value))
+    for name in [name for name in values if len(values[name]) >= 5 and values[name] <= _methods()]:
+        in_order = sorted(values[name], key=lambda value: _number(test, value))
+        values[name] = {*in_order[: -(-len(in_order) // EVERY)]}
+        cases = [item for item in cases if item.callspec.params[name] in values[name]]
     names = [name for name in values if values[name] <= _cases()]
     if not names:
         return cases
-    most = max([FEW, *(len(found) for name, found in values.items() if name not in names)])
+    most = max([FEW, *(len(shown) for name, shown in values.items() if name not in names)])
     chosen = sorted(values[names[0]], key=lambda value: _number(test, value))[:most]
     return [item for item in cases if item.callspec.params[names[0]] in chosen]
 
