@@ -41,8 +41,9 @@ def pytest_collection_modifyitems(config, items):
     """Marks as `full` what `make test` leaves out, and leaves out what would show nothing new.
 
     Of a test marked `product`, `make test` runs a cover of its parameters' values (of methods one in EVERY, other ones
-    in each test); `make test-full` adds pairs of method and family, so that each pair meets about one test in SHARE. Of other tests that go
-    through the families, `make test` takes FEW of them and `make test-full` MANY, other ones in each test.
+    in each test); `make test-full` adds pairs of method and family, so that each pair meets about one test in SHARE.
+    Of other tests that go through the families, `make test` takes FEW of them and `make test-full` MANY, other ones in
+    each test.
     """
     products, through = defaultdict(list), defaultdict(lambda: defaultdict(list))
     for item in (item for item in items if hasattr(item, "callspec")):
