@@ -97,7 +97,7 @@ class Loaded:
 
 
 def load(name: str, args: dict, device: str | None) -> Loaded:
-    """The model `demo` or `demo-video`, or one from a local directory or a hub id; `args` are passed to from_pretrained.
+    """A bundled model, or one from a local directory or a hub id; `args` are passed to from_pretrained.
 
     Code from a hub repository runs only with `trust_remote_code=True` in `args`. Raises ConfigError in one line if
     the model does not exist or cannot be loaded.

@@ -78,8 +78,8 @@ class LlavaNextVideo(LlavaNext):
         side, stride = self.tower.config.image_size, self.model.config.spatial_pool_stride
         if pixels.shape[-2:] != (side, side):
             raise UnsupportedError(
-                f"the image processor gives frames of {pixels.shape[-2]} x {pixels.shape[-1]} pixels where the model saw "
-                f"{side} x {side}; possible: pip install torchvision"
+                f"the image processor gives frames of {pixels.shape[-2]} x {pixels.shape[-1]} pixels where the model "
+                f"saw {side} x {side}; possible: pip install torchvision"
             )
         tokens = (side // self.tower.config.patch_size // stride) ** 2
         return {"pixel_values_videos": pixels[None]}, len(frames) * tokens

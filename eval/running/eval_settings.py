@@ -59,8 +59,8 @@ class EvalSettings:
                 raise ConfigError(f"--{option} {shown(value)} is out of range; possible: a whole number >= {least}")
         if self.dataset_path and all(task in GENERATED for task in self.tasks):
             raise ConfigError(
-                f"--dataset-path {shown(next(iter(self.dataset_path.values())))} is not for task {self.tasks[0]!r}, which "
-                "generates its data; possible: --tasks with the benchmark of the data"
+                f"--dataset-path {shown(next(iter(self.dataset_path.values())))} is not for task {self.tasks[0]!r}, "
+                "which generates its data; possible: --tasks with the benchmark of the data"
             )
         for name in ("strategies", "keeps", "tasks"):
             twice = {v for v in getattr(self, name) if getattr(self, name).count(v) > 1}

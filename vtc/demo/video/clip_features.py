@@ -1,4 +1,4 @@
-"""Features of clips from the frozen tower of the bundled demo model, cached in files, with the labels of their cells."""
+"""Features of clips from the frozen tower of the bundled demo model, cached in files, with labels of their cells."""
 
 from collections.abc import Callable
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Procedural clips: what happens (`clip_scene`), what it looks like (`draw_frames`), what each cell holds (`cell_labels`).
+"""Procedural clips: what happens (`clip_scene`), how it looks (`draw_frames`), what each cell holds (`cell_labels`).
 
 Objects of the still scenes (`vtc.demo.scenes`) on the same kind of cluttered background. Some move along a straight
 line, some appear, some disappear, the rest stay. No two objects of a clip share colour and shape, none cover each

@@ -1,9 +1,10 @@
 """Teach projector and language model to answer questions about clips, on cached features of the frozen tower.
 
 As for the still demo model (`vtc.demo.train_language`): the questions about a clip share one sequence, visual tokens
-are dropped in most steps, half of the steps number the kept ones anew. A head that is thrown away afterwards tells from
+are dropped in most steps, some of the steps number the kept ones anew. A head that is thrown away afterwards tells from
 the states of the visual tokens after layer HEAD_LAYER what each cell holds (see `cell_labels`), which gives a signal
-for every token. Each clip is also shown from its end to its start, with the answers of that.
+for every token; and what is there first and last is asked too. Each clip is also shown from its end to its start, with
+the answers of that.
 """
 
 import time
@@ -14,14 +15,19 @@ import torch
 import torch.nn.functional as F
 
 from vtc.demo.optim import Optimizers, split_parameters
+from vtc.demo.questions import YES_NO, Question
+from vtc.demo.scenes import COLORS, SHAPES
 from vtc.demo.train_language import answer_logits
 from vtc.demo.training_data import IGNORE, Packer
 from vtc.demo.video.clip_features import FRAME_TOKENS, TOKENS, Clips
 from vtc.demo.video.clip_questions import CLIP_TYPES, ask_clip
-from vtc.demo.video.clip_scenes import APPEARED, FRAMES, GONE, MOVING, STATES, WAYS, cell_labels
+from vtc.demo.video.clip_scenes import FRAMES, GONE, MOVING, STATES, ClipScene, cell_labels
 from vtc.demo.video.video_architecture import build_video_tokenizer
 
 CLIP_MIX = ("color", "direction", "direction", "appear", "disappear", "count", "count", "order", "order", "order")
+PRACTICE = "presence"  # a type that is only trained: "Is there a red circle first?", in the first frame; "last?"
+RENUMBERED = 0.15  # share of the steps that number the kept tokens anew
+STATE_WEIGHTS = (0.3, 1.0) + (3.0,) * (STATES - 2)  # of background, still, and what needs several frames
 HEAD_LAYER = 5
 CHECK_BATCH = 16
 # (tokens kept, how they are chosen, clips a step, weight, weight in the last quarter of the steps)
@@ -35,7 +41,18 @@ CLIP_BUDGETS = (
 
 def clip_packer() -> Packer:
     """Packs questions about clips."""
-    return Packer(build_video_tokenizer(), ask_clip, CLIP_TYPES)
+    return Packer(build_video_tokenizer(), _ask, (*CLIP_TYPES, PRACTICE))
+
+
+def _ask(clip: ClipScene, type: str, rng: np.random.Generator) -> Question | None:
+    if type != PRACTICE:
+        return ask_clip(clip, type, rng)
+    passing = [actor for actor in clip.actors if actor.first or actor.stop < FRAMES]
+    actors = passing if passing and rng.random() < 0.7 else clip.actors
+    actor, last = actors[int(rng.integers(len(actors)))], bool(rng.random() < 0.5)
+    there = actor.stop == FRAMES if last else actor.first == 0
+    name = f"{COLORS[actor.item.color]} {SHAPES[actor.item.shape]}"
+    return Question(f"Is there a {name} {'last' if last else 'first'}?", YES_NO[there], PRACTICE)
 
 
 def choose_cells(labels: np.ndarray, count: int, rng: np.random.Generator, how: str) -> torch.Tensor:
@@ -118,16 +135,17 @@ def teach_clips(
         head.linear.load_state_dict(state["head"])
     packer = clip_packer()
     prefix = packer.prefix()
+    weights_of_states = torch.tensor(STATE_WEIGHTS)
     started, recent = time.perf_counter(), []
     for step in range(state.get("step", 0), steps):
         rng = np.random.default_rng([seed, 5, step])
         weights = np.array([budget[4 if step >= 0.75 * steps else 3] for budget in CLIP_BUDGETS])
         count, how, batch = CLIP_BUDGETS[rng.choice(len(CLIP_BUDGETS), p=weights / weights.sum())][:3]
-        renumber = bool(rng.random() < 0.5)
+        renumber = bool(rng.random() < RENUMBERED)
         rows = rng.choice(len(clips.features), batch, replace=False)
         layouts, features, labels = _flipped(clips, rows, rng.random(batch) < 0.5)
         keep = choose_cells(labels.numpy(), count, rng, how)
-        packed, _ = packer.pack(layouts, rng, CLIP_MIX)
+        packed, _ = packer.pack(layouts, rng, CLIP_MIX + (PRACTICE,) * 4)
         kept = features.gather(1, keep[..., None].expand(-1, -1, features.shape[-1]))
         with torch.autocast("cpu", torch.bfloat16):
             logits = answer_logits(model, kept, keep, packed, prefix, renumber, TOKENS)
@@ -135,7 +153,7 @@ def teach_clips(
         targets = packed.targets[packed.targets != IGNORE]
         loss = F.cross_entropy(logits.float(), targets)
         wanted = labels[..., 0].long().gather(1, keep)
-        state_loss = F.cross_entropy(states.float().flatten(0, 1), wanted.flatten(), ignore_index=-1)
+        state_loss = F.cross_entropy(states.float().flatten(0, 1), wanted.flatten(), weights_of_states, ignore_index=-1)
         (loss + state_loss).backward()
         optimizers.step(step)
         event = wanted >= MOVING

@@ -1,8 +1,8 @@
 """Train the video demo model: `python -m vtc.demo.video.train_video --out DIR --seed 0`.
 
 Draws the clips and caches their features (`clip_features`), trains projector and language model from the weights of the
-bundled demo model (`teach_clips`), and exports to DIR. Caches and, every 100 steps, a checkpoint are written to DIR; the
-same command continues from them. Steps draw their batches from (seed, step). One process of one thread.
+bundled demo model (`teach_clips`), and exports to DIR/model. Caches and, every 100 steps, a checkpoint are written to
+DIR; the same command continues from them. Steps draw their batches from (seed, step). One process of one thread.
 """
 
 import argparse
