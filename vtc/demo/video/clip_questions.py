@@ -6,8 +6,8 @@
 | direction | Which way did the red circle move? | left, right, up, down |
 | appear | What appeared? | thirty objects, as in "red circle"; asked where exactly one appeared |
 | disappear | What disappeared? | the same |
-| count | How many objects appeared? How many objects disappeared? | 0 to 3 |
-| order | What appeared first? What appeared last? What disappeared first? What disappeared last? | thirty objects |
+| count | How many objects appeared? | 0 to 3 |
+| order | What appeared first? What appeared last? | thirty objects; asked where two or three appeared |
 """
 
 from collections import Counter
@@ -33,11 +33,14 @@ def _named(actor: Actor) -> str:
     return f"{COLORS[actor.item.color]} {SHAPES[actor.item.shape]}"
 
 
-def _events(clip: ClipScene) -> dict[str, list[Actor]]:
-    """What appeared and what disappeared, each in the order in which it happened."""
-    appeared = sorted((a for a in clip.actors if a.first > 0), key=lambda a: a.first)
-    disappeared = sorted((a for a in clip.actors if a.stop < FRAMES), key=lambda a: a.stop)
-    return {"appeared": appeared, "disappeared": disappeared}
+def appearing(clip: ClipScene) -> list[Actor]:
+    """What appeared, in the order in which it did."""
+    return sorted((actor for actor in clip.actors if actor.first > 0), key=lambda actor: actor.first)
+
+
+def disappearing(clip: ClipScene) -> list[Actor]:
+    """What disappeared, in the order in which it did."""
+    return sorted((actor for actor in clip.actors if actor.stop < FRAMES), key=lambda actor: actor.stop)
 
 
 def _colors(clip: ClipScene) -> list[tuple[str, str]]:
@@ -51,23 +54,24 @@ def _directions(clip: ClipScene) -> list[tuple[str, str]]:
 
 
 def _appeared(clip: ClipScene) -> list[tuple[str, str]]:
-    actors = _events(clip)["appeared"]
+    actors = appearing(clip)
     return [("What appeared?", _named(actors[0]))] if len(actors) == 1 else []
 
 
 def _disappeared(clip: ClipScene) -> list[tuple[str, str]]:
-    actors = _events(clip)["disappeared"]
+    actors = disappearing(clip)
     return [("What disappeared?", _named(actors[0]))] if len(actors) == 1 else []
 
 
 def _counts(clip: ClipScene) -> list[tuple[str, str]]:
-    return [(f"How many objects {event}?", str(len(actors))) for event, actors in _events(clip).items()]
+    return [("How many objects appeared?", str(len(appearing(clip))))]
 
 
 def _orders(clip: ClipScene) -> list[tuple[str, str]]:
-    several = {event: actors for event, actors in _events(clip).items() if len(actors) > 1}
-    ends = (("first", 0), ("last", -1))
-    return [(f"What {event} {end}?", _named(actors[i])) for event, actors in several.items() for end, i in ends]
+    actors = appearing(clip)
+    if len(actors) < 2:
+        return []
+    return [("What appeared first?", _named(actors[0])), ("What appeared last?", _named(actors[-1]))]
 
 
 _MAKERS = dict(zip(CLIP_TYPES, (_colors, _directions, _appeared, _disappeared, _counts, _orders), strict=True))

@@ -20,11 +20,11 @@ from vtc.demo.scenes import COLORS, SHAPES
 from vtc.demo.train_language import answer_logits
 from vtc.demo.training_data import IGNORE, Packer
 from vtc.demo.video.clip_features import FRAME_TOKENS, TOKENS, Clips
-from vtc.demo.video.clip_questions import CLIP_TYPES, ask_clip
-from vtc.demo.video.clip_scenes import FRAMES, GONE, MOVING, STATES, ClipScene, cell_labels
+from vtc.demo.video.clip_questions import CLIP_TYPES, appearing, ask_clip, disappearing
+from vtc.demo.video.clip_scenes import FRAMES, MOVING, STATES, ClipScene, cell_labels
 from vtc.demo.video.video_architecture import build_video_tokenizer
 
-CLIP_MIX = ("color", "direction", "direction", "appear", "disappear", "count", "count", "order", "order", "order")
+CLIP_MIX = ("color", "direction", "appear", "disappear", "count", "order", "order", "order")
 PRACTICE = "presence"  # a type that is only trained: "Is there a red circle first?", in the first frame; "last?"
 RENUMBERED = 0.15  # share of the steps that number the kept tokens anew
 STATE_WEIGHTS = (0.3, 1.0) + (3.0,) * (STATES - 2)  # of background, still, and what needs several frames
@@ -58,11 +58,11 @@ def _ask(clip: ClipScene, type: str, rng: np.random.Generator) -> Question | Non
 def choose_cells(labels: np.ndarray, count: int, rng: np.random.Generator, how: str) -> torch.Tensor:
     """Indices of `count` of the visual tokens to keep while training, int64 [B, K] ascending.
 
-    `labels` int8 [B, 392, 3]. First come all cells of objects in random order ("objects"), or one cell of each object
-    in each frame ("one a frame"); the rest in random order. This uses ground truth.
+    `labels` int8 [B, 392, 3]. First come all cells where an object is or was until it disappeared ("objects"), or one
+    cell of each object in each frame ("one a frame"); the rest in random order. This uses ground truth.
     """
     rank = rng.random(labels.shape[:2])
-    shown = (labels[..., 1] >= 0) & (labels[..., 0] != GONE)
+    shown = labels[..., 1] >= 0
     if how == "objects":
         rank += shown
     elif how == "one a frame":
@@ -135,6 +135,10 @@ def teach_clips(
         head.linear.load_state_dict(state["head"])
     packer = clip_packer()
     prefix = packer.prefix()
+    # Clips where much appears, forwards or backwards, come up more often, and more often that way round.
+    events = np.array([(len(appearing(layout)), len(disappearing(layout))) for layout in clips.layouts], float)
+    chances = (1 + events.max(1)) / (1 + events.max(1)).sum()
+    turned = 0.5 + 0.2 * np.sign(events[:, 1] - events[:, 0])
     weights_of_states = torch.tensor(STATE_WEIGHTS)
     started, recent = time.perf_counter(), []
     for step in range(state.get("step", 0), steps):
@@ -142,10 +146,10 @@ def teach_clips(
         weights = np.array([budget[4 if step >= 0.75 * steps else 3] for budget in CLIP_BUDGETS])
         count, how, batch = CLIP_BUDGETS[rng.choice(len(CLIP_BUDGETS), p=weights / weights.sum())][:3]
         renumber = bool(rng.random() < RENUMBERED)
-        rows = rng.choice(len(clips.features), batch, replace=False)
-        layouts, features, labels = _flipped(clips, rows, rng.random(batch) < 0.5)
+        rows = rng.choice(len(clips.features), batch, replace=False, p=chances)
+        layouts, features, labels = _flipped(clips, rows, rng.random(batch) < turned[rows])
         keep = choose_cells(labels.numpy(), count, rng, how)
-        packed, _ = packer.pack(layouts, rng, CLIP_MIX + (PRACTICE,) * 4)
+        packed, _ = packer.pack(layouts, rng, CLIP_MIX + (PRACTICE,) * 3)
         kept = features.gather(1, keep[..., None].expand(-1, -1, features.shape[-1]))
         with torch.autocast("cpu", torch.bfloat16):
             logits = answer_logits(model, kept, keep, packed, prefix, renumber, TOKENS)
