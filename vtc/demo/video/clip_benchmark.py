@@ -18,11 +18,11 @@ from vtc.demo.scenes import SPLITS
 from vtc.demo.video.clip_questions import CLIP_ANSWERS, CLIP_TYPES, clip_candidates
 from vtc.demo.video.clip_scenes import ClipScene, clip_scene, draw_frames
 
-CLIPS_PER_SAMPLE = 32  # clips of a sample's own to look for the drawn answer in
+CLIPS_PER_SAMPLE = 128  # clips of a sample's own to look for the drawn answer in
 FEW = 10  # answers that a type has at most for them to be drawn before the clip
 FIRST = 1_000_000  # the clips of samples: none of them is among those that training draws
 _SEED = 20483
-CLIP_FINGERPRINT = "8cf07555e21688525a522ee77dcf41a99c4b19f5b751f6d42505313f36fad37f"
+CLIP_FINGERPRINT = "b05da3f9fe04f98bda24bd46ff78d43e5908ed0af4c5604ad45e22f114fe1629"
 
 
 def _choose(split: str, index: int) -> tuple[ClipScene, Question]:
