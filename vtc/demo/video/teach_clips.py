@@ -80,22 +80,25 @@ def backwards(features: torch.Tensor) -> torch.Tensor:
     return features.unflatten(1, (FRAMES, FRAME_TOKENS)).flip(1).flatten(1, 2)
 
 
-class StateHead(torch.nn.Module):
-    """Tells the state of the cell from the hidden state of its visual token."""
+class CellHead(torch.nn.Module):
+    """Tells from the hidden state of a visual token what its cell holds, also of what is gone."""
 
     def __init__(self, language, width: int):
         super().__init__()
         self.linear = torch.nn.Linear(width, STATES)
+        self.looks = torch.nn.Linear(width, len(SHAPES) + len(COLORS))
         self.hidden: torch.Tensor | None = None
         language.layers[HEAD_LAYER - 1].register_forward_hook(self._keep)
 
     def _keep(self, module, inputs, output) -> None:
         self.hidden = output[0] if isinstance(output, tuple) else output
 
-    def forward(self, before: int, count: int) -> torch.Tensor:
-        """Logits [B, K, STATES] of the `count` tokens that follow `before` others, in the model's last call."""
+    def forward(self, before: int, count: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Logits of state, shape and colour [B, K, classes] of the `count` tokens that follow `before` others, in the
+        model's last call."""
         hidden = self.hidden[:, before : before + count].float()
-        return self.linear(F.layer_norm(hidden, hidden.shape[-1:]))
+        hidden = F.layer_norm(hidden, hidden.shape[-1:])
+        return self.linear(hidden), *self.looks(hidden).split((len(SHAPES), len(COLORS)), -1)
 
 
 def _flipped(clips: Clips, rows: np.ndarray, turn: np.ndarray) -> tuple[list, torch.Tensor, torch.Tensor]:
@@ -125,14 +128,14 @@ def teach_clips(
     `check` is called every 500 steps.
     """
     language = model.model.language_model
-    head = StateHead(language, model.config.text_config.hidden_size)
+    head = CellHead(language, model.config.text_config.hidden_size)
     trained = torch.nn.ModuleList([model.model.multi_modal_projector, language])
     matrices, other_parameters = split_parameters(trained)
-    others = [*other_parameters, *model.lm_head.parameters(), *head.linear.parameters()]
+    others = [*other_parameters, *model.lm_head.parameters(), *head.parameters()]
     optimizers = Optimizers(matrices, others, muon_lr=3e-3, adamw_lr=2e-3, steps=steps)
     if state:
         optimizers.load_state_dict(state["optimizers"])
-        head.linear.load_state_dict(state["head"])
+        head.load_state_dict(state["head"])
     packer = clip_packer()
     prefix = packer.prefix()
     # Clips where much appears, forwards or backwards, come up more often, and more often that way round.
@@ -149,30 +152,37 @@ def teach_clips(
         rows = rng.choice(len(clips.features), batch, replace=False, p=chances)
         layouts, features, labels = _flipped(clips, rows, rng.random(batch) < turned[rows])
         keep = choose_cells(labels.numpy(), count, rng, how)
-        packed, _ = packer.pack(layouts, rng, CLIP_MIX + (PRACTICE,) * 3)
+        packed, _ = packer.pack(layouts, rng, CLIP_MIX + (PRACTICE,) * 2)
         kept = features.gather(1, keep[..., None].expand(-1, -1, features.shape[-1]))
         with torch.autocast("cpu", torch.bfloat16):
             logits = answer_logits(model, kept, keep, packed, prefix, renumber, TOKENS)
-            states = head(len(prefix), count)
+            states, *looks = head(len(prefix), count)
         targets = packed.targets[packed.targets != IGNORE]
         loss = F.cross_entropy(logits.float(), targets)
         wanted = labels[..., 0].long().gather(1, keep)
         state_loss = F.cross_entropy(states.float().flatten(0, 1), wanted.flatten(), weights_of_states, ignore_index=-1)
-        (loss + state_loss).backward()
+        look_loss = sum(
+            F.cross_entropy(
+                guess.float().flatten(0, 1), labels[..., i].long().gather(1, keep).flatten(), ignore_index=-1
+            )
+            for i, guess in enumerate(looks, 1)
+        )
+        (loss + state_loss + look_loss).backward()
         optimizers.step(step)
         event = wanted >= MOVING
         right = (states.argmax(-1) == wanted)[event].float().mean().item()
-        recent.append((loss.item(), (logits.argmax(-1) == targets).float().mean().item(), state_loss.item(), right))
+        token_share = (logits.argmax(-1) == targets).float().mean().item()
+        recent.append((loss.item(), token_share, state_loss.item(), right, look_loss.item()))
         if (step + 1) % 25 == 0:
             mean = np.mean(recent, axis=0)
             spent = time.perf_counter() - started
             log(
                 f"clips {step + 1}/{steps} loss {mean[0]:.4f} tokens right {mean[1]:.4f} "
-                f"state loss {mean[2]:.4f} events right {mean[3]:.4f} {spent:.0f} s"
+                f"state loss {mean[2]:.4f} events right {mean[3]:.4f} look loss {mean[4]:.4f} {spent:.0f} s"
             )
             recent.clear()
         if (step + 1) % 100 == 0:
-            save({"optimizers": optimizers.state_dict(), "head": head.linear.state_dict(), "step": step + 1})
+            save({"optimizers": optimizers.state_dict(), "head": head.state_dict(), "step": step + 1})
         if (step + 1) % 500 == 0:
             check()
 
