@@ -1,11 +1,10 @@
-"""Questions that have exactly one right answer in a clip, six types; all but the first need several frames.
+"""Questions that have exactly one right answer in a clip, five types; all but the first need several frames.
 
 | type | example | answers |
 |---|---|---|
 | color | What color is the ring? | six colours; of an object that every frame shows |
 | direction | Which way did the red circle move? | left, right, up, down |
 | appear | What appeared? | thirty objects, as in "red circle"; asked where exactly one appeared |
-| disappear | What disappeared? | the same |
 | count | How many objects appeared? | 0 to 3 |
 | order | What appeared first? What appeared last? | thirty objects; asked where two or three appeared |
 """
@@ -16,7 +15,7 @@ from vtc.demo.questions import Question
 from vtc.demo.scenes import COLORS, SHAPES
 from vtc.demo.video.clip_scenes import FRAMES, Actor, ClipScene
 
-CLIP_TYPES = ("color", "direction", "appear", "disappear", "count", "order")
+CLIP_TYPES = ("color", "direction", "appear", "count", "order")
 DIRECTIONS = ("left", "right", "up", "down")
 MAX_EVENTS = 3
 CLIP_ANSWERS = {
@@ -25,7 +24,7 @@ CLIP_ANSWERS = {
     "appear": tuple(f"{color} {shape}" for shape in SHAPES for color in COLORS),
     "count": tuple(str(n) for n in range(MAX_EVENTS + 1)),
 }
-CLIP_ANSWERS |= {"disappear": CLIP_ANSWERS["appear"], "order": CLIP_ANSWERS["appear"]}
+CLIP_ANSWERS |= {"order": CLIP_ANSWERS["appear"]}
 NEW_WORDS = ("which", "way", "did", "move", "up", "down", "appeared", "disappeared", "first", "last")
 
 
@@ -58,11 +57,6 @@ def _appeared(clip: ClipScene) -> list[tuple[str, str]]:
     return [("What appeared?", _named(actors[0]))] if len(actors) == 1 else []
 
 
-def _disappeared(clip: ClipScene) -> list[tuple[str, str]]:
-    actors = disappearing(clip)
-    return [("What disappeared?", _named(actors[0]))] if len(actors) == 1 else []
-
-
 def _counts(clip: ClipScene) -> list[tuple[str, str]]:
     return [("How many objects appeared?", str(len(appearing(clip))))]
 
@@ -74,7 +68,7 @@ def _orders(clip: ClipScene) -> list[tuple[str, str]]:
     return [("What appeared first?", _named(actors[0])), ("What appeared last?", _named(actors[-1]))]
 
 
-_MAKERS = dict(zip(CLIP_TYPES, (_colors, _directions, _appeared, _disappeared, _counts, _orders), strict=True))
+_MAKERS = dict(zip(CLIP_TYPES, (_colors, _directions, _appeared, _counts, _orders), strict=True))
 
 
 def clip_candidates(clip: ClipScene, type: str) -> list[Question]:

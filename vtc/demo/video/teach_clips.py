@@ -24,7 +24,7 @@ from vtc.demo.video.clip_questions import CLIP_TYPES, appearing, ask_clip, disap
 from vtc.demo.video.clip_scenes import FRAMES, MOVING, STATES, ClipScene, cell_labels
 from vtc.demo.video.video_architecture import build_video_tokenizer
 
-CLIP_MIX = ("color", "direction", "appear", "disappear", "count", "order", "order", "order")
+CLIP_MIX = ("color", "direction", "appear", "count", "order", "order", "order")
 PRACTICE = "presence"  # a type that is only trained: "Is there a red circle first?", in the first frame; "last?"
 RENUMBERED = 0.15  # share of the steps that number the kept tokens anew
 STATE_WEIGHTS = (0.3, 1.0) + (3.0,) * (STATES - 2)  # of background, still, and what needs several frames
@@ -138,10 +138,9 @@ def teach_clips(
         head.load_state_dict(state["head"])
     packer = clip_packer()
     prefix = packer.prefix()
-    # Clips where much appears, forwards or backwards, come up more often, and more often that way round.
+    # Clips where much appears, forwards or backwards, come up more often.
     events = np.array([(len(appearing(layout)), len(disappearing(layout))) for layout in clips.layouts], float)
     chances = (1 + events.max(1)) / (1 + events.max(1)).sum()
-    turned = 0.5 + 0.2 * np.sign(events[:, 1] - events[:, 0])
     weights_of_states = torch.tensor(STATE_WEIGHTS)
     started, recent = time.perf_counter(), []
     for step in range(state.get("step", 0), steps):
@@ -150,7 +149,7 @@ def teach_clips(
         count, how, batch = CLIP_BUDGETS[rng.choice(len(CLIP_BUDGETS), p=weights / weights.sum())][:3]
         renumber = bool(rng.random() < RENUMBERED)
         rows = rng.choice(len(clips.features), batch, replace=False, p=chances)
-        layouts, features, labels = _flipped(clips, rows, rng.random(batch) < turned[rows])
+        layouts, features, labels = _flipped(clips, rows, rng.random(batch) < 0.5)
         keep = choose_cells(labels.numpy(), count, rng, how)
         packed, _ = packer.pack(layouts, rng, CLIP_MIX + (PRACTICE,) * 2)
         kept = features.gather(1, keep[..., None].expand(-1, -1, features.shape[-1]))

@@ -1,4 +1,4 @@
-"""Measure the shipped video model: `python -m vtc.demo.video.video_card --limit 600` prints the table of its card.
+"""Measure the shipped video model: `python -m vtc.demo.video.video_card --limit 500` prints the table of its card.
 
 Stock `generate`, float32, greedy, all tokens: on the clips, on what says less (the middle frame alone, shown eight
 times; the frames in the opposite order), and on the floor (the clip of another sample of the same type).
@@ -73,7 +73,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", default=str(VIDEO_MODEL_DIR))
     parser.add_argument("--split", default="test")
-    parser.add_argument("--limit", type=int, default=600, help="samples, of six types in turn")
+    parser.add_argument("--limit", type=int, default=500, help="samples, of five types in turn")
     parser.add_argument("--threads", type=int, default=1)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
