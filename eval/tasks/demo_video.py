@@ -5,7 +5,7 @@ A row:
     {"id": "test-00001", "question": "Which way did the red cross move?", "answer": "up", "type": "direction"}
 
 An answer is right if it equals the reference after stripping, lower-casing and dropping a final full stop. The figure
-to compare is `macro`, the mean over the five kinds; of these, one (`color`) can be answered from any single frame. Clips
+to compare is `macro`, the mean over the five kinds; one of them (`color`) can be answered from any single frame. Clips
 are generated, not read: their number is unlimited, and a number always gives the same clip, of 8 frames. Tune on
 `tune`, report on `test`; `train` is what the video demo model's training drew from.
 """

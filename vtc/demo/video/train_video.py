@@ -61,7 +61,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, required=True, help="folder for caches, checkpoint and model")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--clips", type=int, default=6000)
+    parser.add_argument("--clips", type=int, default=2500)
     parser.add_argument("--steps", type=int, default=3000)
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
