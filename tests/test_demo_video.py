@@ -18,7 +18,7 @@ from vtc.eval import models
 from vtc.eval.data.clips import Clip
 from vtc.eval.tasks.demo_video import DemoVideo
 
-SAMPLES = 50
+SAMPLES = 20
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +67,7 @@ def test_prefixes_are_balanced():
     rows = [clip_row("test", i) for i in range(120)]
     assert [row["type"] for row in rows] == list(CLIP_TYPES) * 24
     assert all(row["answer"] in CLIP_ANSWERS[row["type"]] for row in rows)
-    assert max(clip_benchmark.clip_majority("test", 500).values()) < 0.3
+    assert max(clip_benchmark.clip_majority("test", 500).values()) < 0.35
 
 
 def test_questions_about_clips_have_one_answer():
