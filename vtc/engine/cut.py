@@ -11,12 +11,13 @@ from vtc.core.layout import VisionRun, crop_groups
 from vtc.engine import clock, prefill
 from vtc.engine.inside import Images, Plan, Prefill
 from vtc.engine.masks import padding_mask
+from vtc.engine.noted import remember
 from vtc.engine.placement import Batch, place, token_numbers
 from vtc.engine.planes import PLANES, Planes
 from vtc.engine.question import QuestionReader
 from vtc.engine.reports import Reporter
 from vtc.engine.select import Kept
-from vtc.engine.state import Call, PrunedPrompt, Segment, ThreadState, remember
+from vtc.engine.state import Call, PrunedPrompt, Segment, ThreadState
 from vtc.engine.survivors import left_of
 from vtc.engine.vision import Vision
 

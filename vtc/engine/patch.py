@@ -11,7 +11,7 @@ from vtc.core.errors import PatchError, UnsupportedError
 from vtc.core.hooks import Patchwork
 from vtc.core.report import Report
 from vtc.core.signals import Decoder
-from vtc.engine import decode, media
+from vtc.engine import continuing, decode, media
 from vtc.engine.calls import Frame, named
 from vtc.engine.changing import decoded
 from vtc.engine.cut import PromptCut
@@ -20,10 +20,11 @@ from vtc.engine.experts import FLAG
 from vtc.engine.inside import Plan, Prefill
 from vtc.engine.labels import Labels
 from vtc.engine.layer_masks import Blocks
+from vtc.engine.noted import recall, remember
 from vtc.engine.planes import adding
 from vtc.engine.question import QuestionReader
 from vtc.engine.reports import KEEPS_ALL, NO_CALL, NO_IMAGE, Reporter, cache_lengths
-from vtc.engine.state import Call, PrunedPrompt, ThreadState, recall, remember
+from vtc.engine.state import Call, PrunedPrompt, ThreadState
 from vtc.engine.vision import Vision, encoder_signal
 
 _NUMBERS = itertools.count(1)
@@ -71,6 +72,7 @@ class Patch:
             add = getattr(family.language_model, family.planes_method)
             work.method(family.language_model, family.planes_method, adding(add, self._planes))
         Labels(self.thread).put_on(work, family.model)
+        continuing.put_on(work, family.model, self.thread)
         if self.front is not None and self.front.positions == "keep" and not family.mrope:
             for layer in family.language_model.layers:
                 work.pre_hook(layer, self._hide_positions)
@@ -162,6 +164,7 @@ class Patch:
         if call is None or call.begun:  # the language model was called directly
             call = self.thread.call = Call(alone=True)
         call.begun = call.started = True
+        mask, self.thread.mask = self.thread.mask, None
         if any(kind not in call.runs for kind in call.kinds):
             raise PatchError(
                 "the model was given images, but its get_image_features was replaced or not called, so nothing can be "
@@ -176,6 +179,8 @@ class Patch:
                 call.runs, masks = media.find(embeds, self.thread)
                 call.placeholders = lambda: masks
         if prompt is not None:
+            if mask is not None and mask.shape[1] == prompt.seen + embeds.shape[1]:
+                kwargs["attention_mask"] = mask
             self._continue(call, prompt, kwargs)
         elif call.runs:
             self.cut(call, module, kwargs)
