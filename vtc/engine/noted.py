@@ -73,8 +73,9 @@ def _crop(cache: object, tokens: int) -> None:
             f"cropping the pruned cache by {dropped} tokens would reach into an image or into padding; possible: to "
             "crop the text at its end"
         )
-    type(cache).crop(cache, -dropped)
-    prompt.forget(dropped)
+    if dropped or tokens <= 0:
+        type(cache).crop(cache, -dropped)
+        prompt.forget(dropped)
 
 
 def _chosen(name: str) -> Callable:
