@@ -171,7 +171,11 @@ class Patch:
                 "dropped; possible: vtc.patch(model, ...) on the model as it is now"
             )
         prompt = None
-        if not call.runs:
+        if call.runs:
+            later = cache is not None and bool(int(cache.get_seq_length()))
+            if mask is not None and later:
+                kwargs["attention_mask"] = mask
+        else:
             recalled_cache, prompt = call.recalled
             if recalled_cache is None or recalled_cache is not cache:
                 prompt = recall(cache, embeds.shape[1])
@@ -181,6 +185,8 @@ class Patch:
         if prompt is not None:
             if mask is not None and mask.shape[1] == prompt.seen + embeds.shape[1]:
                 kwargs["attention_mask"] = mask
+                if call.blocks is not None:
+                    call.blocks.mask = mask
             self._continue(call, prompt, kwargs)
         elif call.runs:
             self.cut(call, module, kwargs)
@@ -205,11 +211,12 @@ class Patch:
         if call is None or output is None or not call.begun:
             return
         if call.pruned is not None and call.runs:
-            self._finish(call.pruned, call.inside, output)
+            self._finish(call, output)
         if call.alone:
             self._end(call)
 
-    def _finish(self, prompt: PrunedPrompt, inside: object, output) -> None:
+    def _finish(self, call: Call, output) -> None:
+        prompt, inside = call.pruned, call.inside
         if isinstance(inside, Prefill) and inside.done < len(self.allocation.steps):
             raise PatchError(
                 f"{inside.done} of {len(self.allocation.steps)} drops inside the language model took place: its "
@@ -217,7 +224,7 @@ class Patch:
             )
         cache = getattr(output, "past_key_values", None)
         if cache is not None:
-            remember(cache, prompt)
+            remember(cache, prompt if call.prefix is None else call.prefix.joined(prompt))
             prompt.report.cache_lengths = cache_lengths(cache, self.shape)
 
     def _leave(self, module: nn.Module, args: tuple, kwargs: dict, output) -> None:

@@ -118,7 +118,8 @@ class Call:
     stand for them; pruned: the prompt that was pruned in it, or whose cache it continues; ids [B, L]: of the prompt,
     None for embeddings; blocks, planes: see `vtc.engine.layer_masks`, `vtc.engine.planes`; inside: adapts the inputs of
     the decoder layers, None if they need no change; started: the encoder or the language model ran; begun: the language
-    model was entered; alone: only the language model was called; recalled: its cache and the prompt noted on it."""
+    model was entered; alone: only the language model was called; recalled: its cache and the prompt noted on it;
+    prefix: what its cache held before images of a later turn, see `vtc.engine.turns`."""
 
     kinds: list[str] = field(default_factory=list)
     runs: dict[str, VisionRun] = field(default_factory=dict)
@@ -132,6 +133,7 @@ class Call:
     begun: bool = False
     alone: bool = False
     recalled: tuple = (None, None)
+    prefix: object = None
 
     def over(self) -> None:
         """Called when its frame is freed: releases everything, unless a hook replaced its arguments before it ran."""
