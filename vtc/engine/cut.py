@@ -39,10 +39,10 @@ class PromptCut:
     def __call__(self, call: Call, module: nn.Module, kwargs: dict) -> None:
         """Prunes the arguments `kwargs` of the language model `module` in place and records the result in `call`."""
         cache, embeds = kwargs.get("past_key_values"), kwargs["inputs_embeds"]
+        self._check(module, kwargs, cache, call)
         call.prefix = prefix = prefix_of(cache, kwargs.get("attention_mask"), embeds)
         if cache is not None and prefix is None:
             remember(cache, None)
-        self._check(module, kwargs, cache, call)
         with torch.no_grad():
             start = clock.now()
             if prefix is not None:
@@ -70,7 +70,7 @@ class PromptCut:
         reason = "linear attention" if linear else "images attended both ways" if call.blocks is not None else None
         if self.plan is not None and self.plan.changed:
             reason = "a stage that changes attention"
-        if call.prefix is not None and reason is not None:
+        if reason is not None and cache is not None and int(cache.get_seq_length()):
             raise UnsupportedError(
                 f"images after a cached prefix (a later turn on the same cache) are not supported with {reason}; "
                 "possible: a fresh cache with the whole conversation"
