@@ -22,7 +22,7 @@ from vtc.engine.labels import Labels
 from vtc.engine.layer_masks import Blocks
 from vtc.engine.planes import adding
 from vtc.engine.question import QuestionReader
-from vtc.engine.ranks import head_group, refuse_other_splits
+from vtc.engine.ranks import Ranks, head_group, refuse_spread
 from vtc.engine.reports import KEEPS_ALL, NO_CALL, NO_IMAGE, Reporter, cache_lengths
 from vtc.engine.state import Call, PrunedPrompt, ThreadState, recall, remember
 from vtc.engine.vision import Vision, encoder_signal
@@ -38,36 +38,31 @@ class Patch:
     """
 
     def __init__(self, family, strategy: StrategyConfig, processor: object = None, clip: object = None):
-        refuse_other_splits(family.model)
+        refuse_spread(family.model)
         self.family, self.strategy = family, strategy
         self.shape = family.language_shape()
         self.decoder = Decoder(family.name, self.shape.layers, self.shape.softmax)
         self.allocation = strategy.allocate(self.decoder, family.encoder.tokens)
         inside = bool(self.allocation.steps) or strategy.attention is not None
-        self.plan = Plan(family.decoder_site(), self.allocation, self.decoder, self.shape.hidden) if inside else None
+        layers = family.language_model.layers
+        group = head_group(layer.self_attn for layer in layers if hasattr(layer, "self_attn"))
+        self.ranks = Ranks(group, self.shape.heads)
+        self.plan = None
+        if inside:
+            self.plan = Plan(family.decoder_site(), self.allocation, self.decoder, self.shape.hidden, self.ranks)
         reporter = Reporter(family, strategy, self.allocation, self.shape)
-        self._refuse_split_heads()
         self.stage = reporter.stage
         needs = () if self.stage is None else self.stage.stage.needs(family.encoder)
         self.patchwork, self.thread, self.number = Patchwork(), ThreadState(), next(_NUMBERS)
         inside = () if self.plan is None else (encoder_signal(s, family.encoder) for s in self.plan.encoder)
-        encoder = plan_of(family, reporter.inside, self.allocation.encoder)
-        self.vision = Vision(family, tuple(dict.fromkeys([*needs, *inside])), self.thread, encoder)
+        encoder = plan_of(family, reporter.inside, self.allocation.encoder, self.ranks)
+        self.vision = Vision(family, tuple(dict.fromkeys([*needs, *inside])), self.thread, encoder, self.ranks)
         self.front = reporter.front
         question = QuestionReader(family, strategy, processor, clip)
         self.cut = PromptCut(
             family, self.allocation, self.plan, self.vision, question, reporter, self.thread, self.number
         )
         self.outcome: Report | str = KEEPS_ALL if strategy.keeps_all else NO_CALL
-
-    def _refuse_split_heads(self) -> None:
-        if self.plan is None or not (self.plan.watched.attention or self.plan.changed):
-            return
-        if head_group(layer.self_attn for layer in self.plan.site.layers if hasattr(layer, "self_attn")) is not None:
-            raise UnsupportedError(
-                "the heads of this language model are split over processes, and the strategy ranks by them inside it; "
-                "possible: a stage at the projector (`vtc list`), or the whole model in one process"
-            )
 
     def put_on(self) -> None:
         """Installs the hooks; keep=1.0 installs none."""

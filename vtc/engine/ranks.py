@@ -1,40 +1,120 @@
-"""Models that are split over processes: which of them can be patched, and over which ranks the heads are split."""
+"""Tensor parallelism: the ranks over which a language model's heads are split, and what is computed over all of them.
+
+Every rank holds some of the heads and the same hidden states. Scores are reduced over the ranks before anything is
+ranked, and all ranks take the choice of the first, because they must drop the same tokens.
+"""
 
 from collections.abc import Iterable
+from dataclasses import dataclass, fields, is_dataclass, replace
+from typing import TypeVar
 
-from torch import nn
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
 
-from vtc.core.errors import UnsupportedError
+from vtc.core.errors import PatchError, UnsupportedError
 
-# Class names of what splits a model in other ways than by heads, and of what does it.
-_SPLITTERS = {
+# What spreads a model over processes in other ways than by heads, by the names of the classes that show it.
+_SPREADERS = {
     "FullyShardedDataParallel": "FSDP",
     "FSDPModule": "FSDP",
     "PipelineIdentityLayer": "transformers' pipeline parallelism",
     "DeepSpeedEngine": "DeepSpeed",
     "InferenceEngine": "DeepSpeed",
 }
+Value = TypeVar("Value")
 
 
-def refuse_other_splits(model: nn.Module) -> None:
-    """Raises UnsupportedError for a model whose weights are spread over processes layer by layer or in slices that only
-    its own forward puts together (FSDP, DeepSpeed ZeRO-3, pipelines of processes)."""
-    found = next(
-        (_SPLITTERS[c.__name__] for m in model.modules() for c in type(m).__mro__ if c.__name__ in _SPLITTERS), ""
-    )
-    if not found and any(hasattr(p, "ds_id") for p in model.parameters()):
+def refuse_spread(model: nn.Module) -> None:
+    """Raises UnsupportedError for a model that FSDP, DeepSpeed or a pipeline of processes holds in parts."""
+    names = (base.__name__ for module in model.modules() for base in type(module).__mro__)
+    found = next((_SPREADERS[name] for name in names if name in _SPREADERS), None)
+    if found is None and any(hasattr(parameter, "ds_id") for parameter in model.parameters()):
         found = "DeepSpeed ZeRO-3"
-    if found:
+    if found is not None:
         raise UnsupportedError(
-            f"{type(model).__name__} is split over processes by {found}, and its parts do not run without that; "
-            'possible: a whole model in each process, tp_plan="auto", or device_map="auto"'
+            f"{type(model).__name__} is spread over processes by {found}; possible: the whole model in each process, "
+            'or from_pretrained with tp_plan="auto" or device_map="auto"'
         )
 
 
-def head_group(modules: Iterable[nn.Module]) -> object | None:
-    """The process group over which weights of attention modules are split (tensor parallelism), or None."""
-    for parameter in (p for module in modules for p in module.parameters()):
-        for axis, placement in enumerate(getattr(parameter, "placements", ())):
-            if placement.is_shard():
-                return parameter.device_mesh.get_group(axis)
+def head_group(attention: Iterable[nn.Module]) -> object | None:
+    """The process group over which attention modules are split, None if they are whole."""
+    for module in (part for one in attention for part in one.modules()):
+        for parameter in module.parameters(recurse=False):
+            for axis, placement in enumerate(getattr(parameter, "placements", ())):
+                if placement.is_shard():
+                    return parameter.device_mesh.get_group(axis)
+        mesh = getattr(module, "_hf_device_mesh", None)  # transformers that split weights into plain tensors
+        if mesh is not None and getattr(module, "_hf_tp_plan", None) in ("colwise", "rowwise"):
+            return mesh.get_group() if mesh.ndim == 1 else mesh.get_group("tp")
     return None
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """The processes that hold a language model's heads, in order and in equal parts. group: their process group, None
+    for a whole model; heads: query heads of the whole model, 0 if unknown."""
+
+    group: object = None
+    heads: int = 0
+
+    @property
+    def count(self) -> int:
+        """Number of processes."""
+        return 1 if self.group is None else dist.get_world_size(self.group)
+
+    def holding(self, heads: int) -> "Ranks":
+        """The ranks over which one attention call with these heads is split. Raises PatchError if its heads are neither
+        all nor this rank's part."""
+        if heads == self.heads or not self.heads:
+            return WHOLE if self.heads else self
+        if heads * self.count == self.heads:
+            return self
+        raise PatchError(
+            f"an attention layer ran with {heads} of {self.heads} heads on {self.count} known processes, so its scores "
+            'are those of a part; possible: a whole model, or one split by from_pretrained(tp_plan="auto")'
+        )
+
+    def total(self, x: Tensor) -> Tensor:
+        """The sum of x over the ranks, the same to the last bit on all of them."""
+        if self.group is None:
+            return x
+        x = x.detach().clone(memory_format=torch.contiguous_format)
+        dist.all_reduce(x, group=self.group)
+        return x
+
+    def mean(self, x: Tensor) -> Tensor:
+        """The mean over all heads of what is a mean over each rank's own."""
+        return x if self.group is None else self.total(x) / self.count
+
+    def joined(self, x: Tensor) -> Tensor:
+        """The rows [H, ...] of all heads, in order, of those of each rank's own."""
+        if self.group is None:
+            return x
+        parts = [torch.empty_like(x, memory_format=torch.contiguous_format) for _ in range(self.count)]
+        dist.all_gather(parts, x.detach().contiguous(), group=self.group)
+        return torch.cat(parts)
+
+    def agreed(self, value: Value) -> Value:
+        """The first rank's `value` (a Selection), on this rank's device. Ranks could differ where tokens are tied but
+        for rounding: kernels are tuned by timings, and sums on a GPU have no fixed order. The host waits for it."""
+        if self.group is None:
+            return value
+        device, box = value.keep.device, [_moved(value, torch.device("cpu"))]
+        dist.broadcast_object_list(box, src=dist.get_global_rank(self.group, 0), group=self.group)
+        return _moved(box[0], device)
+
+
+WHOLE = Ranks()
+
+
+def _moved(value: object, device: torch.device) -> object:
+    """A Selection with its tensors on a device."""
+    if isinstance(value, Tensor):
+        return value.detach().to(device)
+    if is_dataclass(value):
+        return replace(value, **{field.name: _moved(getattr(value, field.name), device) for field in fields(value)})
+    if isinstance(value, tuple):
+        return type(value)(*(_moved(part, device) for part in value))
+    return value
