@@ -45,7 +45,7 @@ class Patch:
         self.allocation = strategy.allocate(self.decoder, family.encoder.tokens)
         inside = bool(self.allocation.steps) or strategy.attention is not None
         layers = family.language_model.layers
-        group = head_group(layer.self_attn for layer in layers if hasattr(layer, "self_attn"))
+        group = head_group(family.model, (layer.self_attn for layer in layers if hasattr(layer, "self_attn")))
         self.ranks = Ranks(group, self.shape.heads)
         self.plan = None
         if inside:
@@ -57,6 +57,11 @@ class Patch:
         inside = () if self.plan is None else (encoder_signal(s, family.encoder) for s in self.plan.encoder)
         encoder = plan_of(family, reporter.inside, self.allocation.encoder, self.ranks)
         self.vision = Vision(family, tuple(dict.fromkeys([*needs, *inside])), self.thread, encoder, self.ranks)
+        if (self.vision.observed or encoder is not None) and head_group(family.model, family.attention) is not None:
+            raise UnsupportedError(
+                "the heads of this vision encoder are split over processes, and the strategy reads them; possible: a "
+                'tp_plan that leaves the encoder whole, such as "auto", or a method that reads features (`vtc list`)'
+            )
         self.front = reporter.front
         question = QuestionReader(family, strategy, processor, clip)
         self.cut = PromptCut(

@@ -14,41 +14,52 @@ from torch import Tensor, nn
 
 from vtc.core.errors import PatchError, UnsupportedError
 
-# What spreads a model over processes in other ways than by heads, by the names of the classes that show it.
+# What spreads a model over processes in ways that hooks do not see through, by the names of the classes that show it.
 _SPREADERS = {
-    "FullyShardedDataParallel": "FSDP",
-    "FSDPModule": "FSDP",
+    "FullyShardedDataParallel": "FSDP1",
     "PipelineIdentityLayer": "transformers' pipeline parallelism",
     "DeepSpeedEngine": "DeepSpeed",
     "InferenceEngine": "DeepSpeed",
 }
+_FSDP2 = "FSDPModule"
 Value = TypeVar("Value")
 
 
 def refuse_spread(model: nn.Module) -> None:
-    """Raises UnsupportedError for a model that FSDP, DeepSpeed or a pipeline of processes holds in parts."""
-    names = (base.__name__ for module in model.modules() for base in type(module).__mro__)
-    found = next((_SPREADERS[name] for name in names if name in _SPREADERS), None)
+    """Raises UnsupportedError for a model that DeepSpeed, FSDP1 or a pipeline of processes holds in parts."""
+    found = next((_SPREADERS[name] for name in _classes(model) if name in _SPREADERS), None)
     if found is None and any(hasattr(parameter, "ds_id") for parameter in model.parameters()):
         found = "DeepSpeed ZeRO-3"
     if found is not None:
         raise UnsupportedError(
             f"{type(model).__name__} is spread over processes by {found}; possible: the whole model in each process, "
-            'or from_pretrained with tp_plan="auto" or device_map="auto"'
+            'from_pretrained with tp_plan="auto" or device_map="auto", or FSDP around a model that is patched before'
         )
 
 
-def head_group(attention: Iterable[nn.Module]) -> object | None:
-    """The process group over which attention modules are split, None if they are whole."""
+def head_group(model: nn.Module, attention: Iterable[nn.Module]) -> object | None:
+    """The process group over which the attention modules of a model are split, None if they run whole. Raises
+    UnsupportedError for a model split by heads and by FSDP at once."""
     for module in (part for one in attention for part in one.modules()):
         for parameter in module.parameters(recurse=False):
-            for axis, placement in enumerate(getattr(parameter, "placements", ())):
-                if placement.is_shard():
-                    return parameter.device_mesh.get_group(axis)
-        mesh = getattr(module, "_hf_device_mesh", None)  # transformers that split weights into plain tensors
+            split = [axis for axis, kind in enumerate(getattr(parameter, "placements", ())) if kind.is_shard()]
+            if not split:
+                continue
+            if _FSDP2 not in _classes(model):
+                return parameter.device_mesh.get_group(split[0])
+            if len(split) > 1:
+                raise UnsupportedError(
+                    f"{type(model).__name__} is split by heads and by FSDP at once; possible: one of them"
+                )
+            return None  # FSDP2 puts the weights together before a layer runs
+        mesh = getattr(module, "_hf_device_mesh", None)  # versions of transformers that split into plain tensors
         if mesh is not None and getattr(module, "_hf_tp_plan", None) in ("colwise", "rowwise"):
             return mesh.get_group() if mesh.ndim == 1 else mesh.get_group("tp")
     return None
+
+
+def _classes(model: nn.Module) -> set[str]:
+    return {base.__name__ for module in model.modules() for base in type(module).__mro__}
 
 
 @dataclass(frozen=True)
