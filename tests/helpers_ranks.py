@@ -18,6 +18,11 @@ from vtc.patches import FAMILIES
 
 RANKS, TOKENS = 2, 8
 DTYPE = {"float32": torch.float32, "float64": torch.float64}
+OWN = {
+    "sparsevlm+": {"stages": [{"method": "sparsevlm", "version": 2}]},
+    "flowcut inside": {"stages": [{"method": "flowcut_decoder", "ratio": 0.5}]},
+}
+"""Strategies that read what no shipped one does."""
 
 
 def save(family: str, folder: Path) -> None:
@@ -39,7 +44,7 @@ def load(family: str, folder: Path, dtype: torch.dtype, **options) -> tuple:
 @torch.no_grad()
 def seen(model, inputs: dict, strategy: str) -> tuple:
     """Ids, logits, and what the report says of tokens and changed rows."""
-    with vtc.patched(model, strategy):
+    with vtc.patched(model, OWN.get(strategy, strategy)):
         options = dict(max_new_tokens=TOKENS, do_sample=False, output_logits=True, return_dict_in_generate=True)
         out = model.generate(**inputs, **options)
         report = vtc.report(model)

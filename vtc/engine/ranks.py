@@ -18,15 +18,13 @@ from vtc.core.errors import PatchError, UnsupportedError
 _SPREADERS = {
     "FullyShardedDataParallel": "FSDP1",
     "PipelineIdentityLayer": "transformers' pipeline parallelism",
-    "DeepSpeedEngine": "DeepSpeed",
-    "InferenceEngine": "DeepSpeed",
 }
 _FSDP2 = "FSDPModule"
 Value = TypeVar("Value")
 
 
 def refuse_spread(model: nn.Module) -> None:
-    """Raises UnsupportedError for a model that DeepSpeed, FSDP1 or a pipeline of processes holds in parts."""
+    """Raises UnsupportedError for a model that DeepSpeed ZeRO-3, FSDP1 or a pipeline of processes holds in parts."""
     found = next((_SPREADERS[name] for name in _classes(model) if name in _SPREADERS), None)
     if found is None and any(hasattr(parameter, "ds_id") for parameter in model.parameters()):
         found = "DeepSpeed ZeRO-3"
