@@ -13,6 +13,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from vtc.core.errors import PatchError, UnsupportedError
+from vtc.core.selection import Selection
 
 # What spreads a model over processes in ways that hooks do not see through, by the names of the classes that show it.
 _SPREADERS = {
@@ -20,17 +21,17 @@ _SPREADERS = {
     "PipelineIdentityLayer": "transformers' pipeline parallelism",
 }
 _FSDP2 = "FSDPModule"
-Value = TypeVar("Value")
+Part = TypeVar("Part")
 
 
 def refuse_spread(model: nn.Module) -> None:
     """Raises UnsupportedError for a model that DeepSpeed ZeRO-3, FSDP1 or a pipeline of processes holds in parts."""
-    found = next((_SPREADERS[name] for name in _classes(model) if name in _SPREADERS), None)
-    if found is None and any(hasattr(parameter, "ds_id") for parameter in model.parameters()):
-        found = "DeepSpeed ZeRO-3"
-    if found is not None:
+    spreader = next((_SPREADERS[name] for name in _classes(model) if name in _SPREADERS), None)
+    if spreader is None and any(hasattr(parameter, "ds_id") for parameter in model.parameters()):
+        spreader = "DeepSpeed ZeRO-3"
+    if spreader is not None:
         raise UnsupportedError(
-            f"{type(model).__name__} is spread over processes by {found}; possible: the whole model in each process, "
+            f"{type(model).__name__} is spread over processes by {spreader}; possible: a whole model in each process, "
             'from_pretrained with tp_plan="auto" or device_map="auto", or FSDP around a model that is patched before'
         )
 
@@ -105,25 +106,25 @@ class Ranks:
         dist.all_gather(parts, x.detach().contiguous(), group=self.group)
         return torch.cat(parts)
 
-    def agreed(self, value: Value) -> Value:
-        """The first rank's `value` (a Selection), on this rank's device. Ranks could differ where tokens are tied but
-        for rounding: kernels are tuned by timings, and sums on a GPU have no fixed order. The host waits for it."""
+    def agreed(self, selection: Selection) -> Selection:
+        """The first rank's selection, on this rank's device. Ranks could differ where tokens are tied but for rounding:
+        kernels are tuned by timings, and sums on a GPU have no fixed order. The host waits for it."""
         if self.group is None:
-            return value
-        device, box = value.keep.device, [_moved(value, torch.device("cpu"))]
-        dist.broadcast_object_list(box, src=dist.get_global_rank(self.group, 0), group=self.group)
-        return _moved(box[0], device)
+            return selection
+        device, sent = selection.keep.device, [_moved(selection, torch.device("cpu"))]
+        dist.broadcast_object_list(sent, src=dist.get_global_rank(self.group, 0), group=self.group)
+        return _moved(sent[0], device)
 
 
 WHOLE = Ranks()
 
 
-def _moved(value: object, device: torch.device) -> object:
-    """A Selection with its tensors on a device."""
-    if isinstance(value, Tensor):
-        return value.detach().to(device)
-    if is_dataclass(value):
-        return replace(value, **{field.name: _moved(getattr(value, field.name), device) for field in fields(value)})
-    if isinstance(value, tuple):
-        return type(value)(*(_moved(part, device) for part in value))
-    return value
+def _moved(part: Part, device: torch.device) -> Part:
+    """A selection, or what one consists of, with its tensors on a device."""
+    if isinstance(part, Tensor):
+        return part.detach().to(device)
+    if is_dataclass(part):
+        return replace(part, **{field.name: _moved(getattr(part, field.name), device) for field in fields(part)})
+    if isinstance(part, tuple):
+        return type(part)(*(_moved(entry, device) for entry in part))
+    return part
