@@ -20,6 +20,7 @@ from vtc.engine.masks import cut_prefill
 from vtc.engine.placement import Batch, Placement
 from vtc.engine.planes import Planes
 from vtc.engine.prefill import Tokens, merged, move, pack
+from vtc.engine.ranks import Ranks
 from vtc.engine.received import Rows
 from vtc.engine.select import Kept, Unit, choose
 from vtc.engine.state import PrunedPrompt, Segment
@@ -33,11 +34,11 @@ class Plan:
     site: the model's layers. steps: the numbers of the drops before each layer. needs: the signals of each drop.
     sources: what each of these is read from (see `vtc.config.hybrid`). watched: what they require of the layers.
     encoder: the signals they require of the encoder. attention: the stage that changes attention, or None; changed: the
-    layers in which it does. width: the hidden size.
+    layers in which it does. width: the hidden size. ranks: over which the heads are split.
     """
 
-    def __init__(self, site, allocation: Allocation, decoder: Decoder, width: int):
-        self.site, self.allocation, self.decoder = site, allocation, decoder
+    def __init__(self, site, allocation: Allocation, decoder: Decoder, width: int, ranks: Ranks):
+        self.site, self.allocation, self.decoder, self.ranks = site, allocation, decoder, ranks
         stages = allocation.stages
         self.needs = [stages[step.index].stage.needs(decoder, step.number) for step in allocation.steps]
         self.steps: dict[int, list[int]] = {}
@@ -85,7 +86,7 @@ class Prefill:
         self.planes, self.prefix = planes, prefix
         self.plan, self.prompt, self.images, self.tokens, self.ends = plan, prompt, images, tokens, ends
         self.counts, self.mask, self.report = counts, mask, report
-        self.watch = Watch(plan.watched, plan.site, max(map(len, images.placement.requests)))
+        self.watch = Watch(plan.watched, plan.site, max(map(len, images.placement.requests)), plan.ranks)
         self.masks: dict[tuple, object] = {}
         self.rotary = self.width = None
         self.turned: dict[int, tuple[Tensor, Tensor]] = {}
@@ -186,7 +187,7 @@ class Prefill:
 
         @torch.no_grad()
         def select(context):
-            return stage.stage.select(context, plan.decoder)
+            return plan.ranks.agreed(stage.stage.select(context, plan.decoder))
 
         chosen = choose(select, plan.needs[number], units, look, merge, device, step.number)
         for i, (b, j) in enumerate(owner):

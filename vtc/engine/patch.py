@@ -23,6 +23,7 @@ from vtc.engine.layer_masks import Blocks
 from vtc.engine.noted import recall, remember
 from vtc.engine.planes import adding
 from vtc.engine.question import QuestionReader
+from vtc.engine.ranks import Ranks, head_group, refuse_spread
 from vtc.engine.reports import KEEPS_ALL, NO_CALL, NO_IMAGE, Reporter, cache_lengths
 from vtc.engine.state import Call, PrunedPrompt, ThreadState
 from vtc.engine.vision import Vision, encoder_signal
@@ -38,19 +39,30 @@ class Patch:
     """
 
     def __init__(self, family, strategy: StrategyConfig, processor: object = None, clip: object = None):
+        refuse_spread(family.model)
         self.family, self.strategy = family, strategy
         self.shape = family.language_shape()
         self.decoder = Decoder(family.name, self.shape.layers, self.shape.softmax)
         self.allocation = strategy.allocate(self.decoder, family.encoder.tokens)
         inside = bool(self.allocation.steps) or strategy.attention is not None
-        self.plan = Plan(family.decoder_site(), self.allocation, self.decoder, self.shape.hidden) if inside else None
+        layers = family.language_model.layers
+        group = head_group(family.model, (layer.self_attn for layer in layers if hasattr(layer, "self_attn")))
+        self.ranks = Ranks(group, self.shape.heads)
+        self.plan = None
+        if inside:
+            self.plan = Plan(family.decoder_site(), self.allocation, self.decoder, self.shape.hidden, self.ranks)
         reporter = Reporter(family, strategy, self.allocation, self.shape)
         self.stage = reporter.stage
         needs = () if self.stage is None else self.stage.stage.needs(family.encoder)
         self.patchwork, self.thread, self.number = Patchwork(), ThreadState(), next(_NUMBERS)
         inside = () if self.plan is None else (encoder_signal(s, family.encoder) for s in self.plan.encoder)
-        encoder = plan_of(family, reporter.inside, self.allocation.encoder)
-        self.vision = Vision(family, tuple(dict.fromkeys([*needs, *inside])), self.thread, encoder)
+        encoder = plan_of(family, reporter.inside, self.allocation.encoder, self.ranks)
+        self.vision = Vision(family, tuple(dict.fromkeys([*needs, *inside])), self.thread, encoder, self.ranks)
+        if (self.vision.observed or encoder is not None) and head_group(family.model, family.attention) is not None:
+            raise UnsupportedError(
+                "the heads of this vision encoder are split over processes, and the strategy reads them; possible: a "
+                'tp_plan that leaves the encoder whole, such as "auto", or a method that reads features (`vtc list`)'
+            )
         self.front = reporter.front
         question = QuestionReader(family, strategy, processor, clip)
         self.cut = PromptCut(

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from vtc.engine.placement import Batch, Placement
+from vtc.engine.ranks import WHOLE, Ranks
 from vtc.engine.state import Segment
 from vtc.engine.turns import Past
 from vtc.kernels.attention_reduce import attention_columns, attention_rows
@@ -137,11 +138,13 @@ def own_columns(rows: Rows, b: int, ordinal: int, device: torch.device) -> Tenso
 
 
 def unturned(
-    query: Tensor, key: Tensor, scale: float | None, rows: Rows, ordinal: int, raters: Tensor, turns, share: float
-) -> Tensor:
+    query: Tensor, key: Tensor, scale: float | None, rows: Rows, ordinal: int, raters: Tensor, turns, share: float,
+    ranks: Ranks = WHOLE,
+) -> Tensor:  # fmt: skip
     """`UnturnedAttention` of one image of each prompt, by column [B, S] float32; one head at a time.
 
-    raters [B, S] bool; turns: cosines and sines [B, S, e] of the columns; share: of the heads.
+    raters [B, S] bool; turns: cosines and sines [B, S, e] of the columns; share: of the heads;
+    ranks: that hold them.
     """
     heads, group, device = query.shape[1], query.shape[1] // key.shape[1], query.device
     out = torch.zeros(len(rows.kept), rows.width, dtype=torch.promote_types(query.dtype, torch.float32), device=device)
@@ -160,13 +163,15 @@ def unturned(
             attention = attention_rows(q, k, scale=scale, key_mask=mask, causal_positions=where)[0]
             attention = attention[:, rows.before + own]
             by_head.append(weight @ (attention.to(out) / bias) / weight.sum())
-        each = torch.stack(by_head)
-        most = topk_sorted(each.sum(1).unsqueeze(0), max(1, round(share * heads)))[0]
+        each = ranks.joined(torch.stack(by_head))
+        most = topk_sorted(each.sum(1).unsqueeze(0), max(1, round(share * len(each))))[0]
         out[b, own] = each[most].mean(0)
     return out
 
 
-def information(query: Tensor, key: Tensor, scale: float | None, rows: Rows, ordinal: int) -> Tensor:
+def information(
+    query: Tensor, key: Tensor, scale: float | None, rows: Rows, ordinal: int, ranks: Ranks = WHOLE
+) -> Tensor:
     """The information in the attention of the text after an image, see `TextInformation`: [B, 2] float64. Computed one
     head at a time, so that memory never exceeds text tokens times keys."""
     heads, group = query.shape[1], query.shape[1] // key.shape[1]
@@ -183,4 +188,5 @@ def information(query: Tensor, key: Tensor, scale: float | None, rows: Rows, ord
             attention = attention_rows(q, k, scale=scale, key_mask=mask, causal_positions=where)[0]
             out[b, 0] += mutual_information(attention[:, rows.before + columns])
         out[b, 1] = len(text)
+    out[:, 0] = ranks.total(out[:, 0])
     return out

@@ -22,6 +22,7 @@ from vtc.core.signals import (
     UnturnedAttention,
     ValueNorms,
 )
+from vtc.engine.ranks import WHOLE, Ranks
 from vtc.engine.received import Rows, information, received, unturned
 from vtc.kernels.attention_reduce import attention_rows
 from vtc.kernels.raters import rater_scores, raters
@@ -59,10 +60,11 @@ class Needs:
 
 
 class Watch:
-    """The signals of one prefill. seen: the values measured for every column [B, S], carried through the drops."""
+    """The signals of one prefill. seen: the values measured for every column [B, S], carried through the drops. ranks:
+    over which the heads of the layers are split."""
 
-    def __init__(self, needs: Needs, site, images: int):
-        self.needs, self.site, self.images = needs, site, images
+    def __init__(self, needs: Needs, site, images: int, ranks: Ranks = WHOLE):
+        self.needs, self.site, self.images, self.ranks = needs, site, images, ranks
         self.seen: dict[object, Tensor] = {}
         self.held: dict[int, tuple[Tensor, ...]] = {}
         self.probing, self.probed, self.own_keys, self.final, self.hidden = False, None, None, None, None
@@ -100,7 +102,7 @@ class Watch:
         if self.probing:
             self.probed = query, key, scale
             raise Stop
-        stop = rows.before + query.shape[2]
+        ranks, stop = self.ranks.holding(query.shape[1]), rows.before + query.shape[2]
         key, own = key[:, :, :stop], key[:, :, rows.before : stop]  # a static cache returns its whole buffer
         if layer in self.needs.held:
             value = value[:, :, rows.before : stop]
@@ -111,22 +113,22 @@ class Watch:
                 continue
             if isinstance(signal, KeyNorms):
                 dtype = torch.promote_types(own.dtype, torch.float32)
-                self.seen[signal] = torch.linalg.vector_norm(own, 1, dim=(1, 3), dtype=dtype)
+                self.seen[signal] = ranks.total(torch.linalg.vector_norm(own, 1, dim=(1, 3), dtype=dtype))
                 continue
             if isinstance(signal, TextInformation):
                 for ordinal in range(self.images):
-                    self.seen[signal, ordinal] = information(query, key, scale, rows, ordinal)
+                    self.seen[signal, ordinal] = information(query, key, scale, rows, ordinal, ranks)
                 continue
             if isinstance(signal, UnturnedAttention):
                 for ordinal in range(self.images):
                     chosen = self.seen[RATERS, ordinal]
-                    scores = unturned(query, key, scale, rows, ordinal, chosen, turns, signal.heads)
+                    scores = unturned(query, key, scale, rows, ordinal, chosen, turns, signal.heads, ranks)
                     self.seen[signal, ordinal] = scores
                 continue
             queries = "after" if isinstance(signal, TextToVisual) else signal.queries
             for ordinal in range(self.images):
                 chosen = self.seen.get((RATERS, ordinal))
-                self.seen[signal, ordinal] = received(query, key, scale, rows, queries, ordinal, chosen)
+                self.seen[signal, ordinal] = ranks.mean(received(query, key, scale, rows, queries, ordinal, chosen))
 
     def look_ahead(self, needs: tuple[Signal, ...], layer: int, hidden: Tensor, rotary, held=None) -> None:
         """Computes what these signals need from a layer before it runs on hidden [B, S, D]. held(): the keys that it
@@ -151,8 +153,8 @@ class Watch:
         if isinstance(signal, (Hidden, FinalHidden)):
             return (self.hidden if isinstance(signal, Hidden) else self.final)[b, columns]
         if isinstance(signal, DecoderKeys):
-            key = self.own_keys[b]
-            return key.mean(0, dtype=torch.promote_types(key.dtype, torch.float32))[columns]
+            ranks, key = self.ranks.holding(self.probed[0].shape[1]), self.own_keys[b]
+            return ranks.mean(key.mean(0, dtype=torch.promote_types(key.dtype, torch.float32))[columns])
         if isinstance(signal, TextPivots):
             return self.final[b, self._pivots(signal, b, ordinal, rows)]
         if isinstance(signal, (ImageAttention, ValueNorms)) and signal.layer in self.held:
@@ -160,7 +162,8 @@ class Watch:
         key = signal if isinstance(signal, (Transition, KeyNorms, Importance)) else (signal, ordinal)
         if isinstance(signal, DecoderAttention) and signal.ahead and key not in self.seen:
             chosen = self.seen.get((RATERS, ordinal))
-            self.seen[key] = received(*self.probed, rows, signal.queries, ordinal, chosen)
+            ranks = self.ranks.holding(self.probed[0].shape[1])
+            self.seen[key] = ranks.mean(received(*self.probed, rows, signal.queries, ordinal, chosen))
         if key not in self.seen:
             raise PatchError(f"the signal {signal} was not seen; the decoder layer that it reads did not run")
         if isinstance(signal, TextInformation):
@@ -180,12 +183,13 @@ class Watch:
     def _from_held(self, signal: ImageAttention | ValueNorms, b: int, columns: Tensor) -> Tensor:
         """A signal [n] of the columns of one image of prompt b, from the keys and values of a layer."""
         last_query, last_value, key, value = self.held[signal.layer]
-        columns = columns.to(value.device)
+        columns, ranks = columns.to(value.device), self.ranks.holding(last_query.shape[1])
         if isinstance(signal, ValueNorms):
             image_values = value[b][:, columns]
-            return image_values.mean(0, dtype=torch.promote_types(image_values.dtype, torch.float32)).abs().sum(-1)
+            mean = image_values.mean(0, dtype=torch.promote_types(image_values.dtype, torch.float32))
+            return ranks.mean(mean).abs().sum(-1)
         rows, targets = (last_value, value) if signal.values else (last_query, key)
-        return attention_rows(rows[b : b + 1, :, None], targets[b : b + 1, :, columns])[0, 0]
+        return ranks.mean(attention_rows(rows[b : b + 1, :, None], targets[b : b + 1, :, columns])[0, 0])
 
     def _pivots(self, signal: TextPivots, b: int, ordinal: int, rows: Rows) -> Tensor:
         """Columns of the text tokens after an image with the longest keys, longest first."""
