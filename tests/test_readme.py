@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import vtc
-from vtc.config.catalog import support_table
+from vtc.config.catalog import refused_table, support_table
 from vtc.core import signals
 from vtc.core.selection import Extra, Merge, Selection
 from vtc.eval.tasks import Task
@@ -23,7 +23,11 @@ ROOT = Path(__file__).resolve().parent.parent
 DOCS = ROOT / "docs"
 LONGEST = 150  # lines of the README
 PAGES = sorted(path.relative_to(ROOT).as_posix() for path in [*ROOT.glob("*.md"), *DOCS.glob("*.md")])
-MARKS = {"families.md": ("support", support_table), "serving.md": ("served", table)}
+MARKS = {
+    "support": ("families.md", support_table),
+    "refused": ("families.md", refused_table),
+    "served": ("serving.md", table),
+}
 
 METHODS_TOP = """# Methods
 
@@ -137,9 +141,9 @@ def test_every_method_names_its_paper_code_and_departures(name):
             assert code.split(",")[0] in doc or "/" not in code
 
 
-@pytest.mark.parametrize("page", MARKS)
-def test_generated_tables_are_current(page):
-    mark, content = MARKS[page]
+@pytest.mark.parametrize("mark", MARKS)
+def test_generated_tables_are_current(mark):
+    page, content = MARKS[mark]
     section = read(f"docs/{page}").split(f"<!-- {mark} -->")[1].split(f"<!-- /{mark} -->")[0].strip()
     assert section == content(), "run: python -m tests.test_readme"
 
@@ -205,7 +209,7 @@ def test_the_example_of_a_method_runs(monkeypatch):
 
 
 if __name__ == "__main__":
-    for page, (mark, content) in MARKS.items():
+    for mark, (page, content) in MARKS.items():
         before, _, rest = read(f"docs/{page}").partition(f"<!-- {mark} -->")
         after = rest.partition(f"<!-- /{mark} -->")[2]
         (DOCS / page).write_text(f"{before}<!-- {mark} -->\n{content()}\n<!-- /{mark} -->{after}", encoding="utf-8")
