@@ -81,7 +81,10 @@ def sizes_of(arguments: dict) -> list[tuple[int, int]]:
 @FAMILIES.register("llava_next")
 class LlavaNext(Llava):
     """LLaVA-NeXT / 1.6 (`llava_next`), anyres. Newline tokens mark rows of the full canvas; these rows no
-    longer exist once tokens are dropped, so newlines are dropped too (as in the official HiPrune code)."""
+    longer exist once tokens are dropped, so newlines are dropped too (as in the official HiPrune code).
+
+    Source: `LlavaNextForConditionalGeneration` of transformers; no paper, its authors' blog of January 2024.
+    """
 
     name = "llava_next"
     model_types = ("llava_next",)

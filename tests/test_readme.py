@@ -8,12 +8,14 @@ import typing
 from pathlib import Path
 
 import pytest
+import transformers
 
 import vtc
 from vtc.config.catalog import refused_table, support_table
 from vtc.core import signals
 from vtc.core.selection import Extra, Merge, Selection
 from vtc.eval.tasks import Task
+from vtc.patches import FAMILIES, available
 from vtc.patches._family import Family
 from vtc.strategies import METHODS, shipped
 from vtc.strategies.base import AttentionStage, Cut, DecoderStage, EncoderStage, Stage, Step
@@ -139,6 +141,16 @@ def test_every_method_names_its_paper_code_and_departures(name):
             assert set(re.findall(r"arXiv \d{4}\.\d{5}", paper)) <= set(re.findall(r"arXiv \d{4}\.\d{5}", doc))
             assert re.search(r"Departures|leaves room", doc)
             assert code.split(",")[0] in doc or "/" not in code
+
+
+def test_every_family_names_its_source():
+    """The class of transformers that it is for, and the paper or report where there is one."""
+    for name in vtc.families():
+        doc = " ".join(inspect.getdoc(FAMILIES[name]).split())
+        (source,) = re.findall(r"Source: `(\w+)` of transformers(.*)$", doc)
+        assert re.fullmatch(r"(; [^;]+ (arXiv \d{4}\.\d{5}|blog of \w+ 20\d\d))*\.", source[1])
+        if available(name):
+            assert getattr(transformers, source[0]).config_class.model_type in FAMILIES[name].model_types
 
 
 @pytest.mark.parametrize("mark", MARKS)
