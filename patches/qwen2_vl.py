@@ -113,13 +113,13 @@ class Qwen2VL(Family):
 
     def sources(self, images: list[ImageLayout], arguments: dict) -> list[list[tuple[int, Tensor | None]]]:
         """The places of the raster's tokens in the encoder's sequence of their image or frame."""
-        order, found, start, unit = self.token_order(arguments), [], 0, 0
+        order, places, start, unit = self.token_order(arguments), [], 0, 0
         for image in images:
-            found.append([])
+            places.append([])
             for tile in image.tiles:
-                found[-1].append((unit, None if order is None else order[start : start + tile.tokens] - start))
+                places[-1].append((unit, None if order is None else order[start : start + tile.tokens] - start))
                 start, unit = start + tile.tokens, unit + 1
-        return found
+        return places
 
     def grids(self, arguments: dict) -> list[tuple[int, int]]:
         """(rows, columns) of merged tokens of each image; several frames are stacked vertically."""

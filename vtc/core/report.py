@@ -184,5 +184,5 @@ class Report:
             return "no cache in use"
         lengths = [length for length in self.kv_lengths if length is not None]
         linear = len(self.cache_lengths) - len(lengths)
-        found = f"{lengths[0]} in all {len(lengths)} layers" if len(set(lengths)) == 1 else str(lengths)
-        return f"{found} with softmax attention, a fixed state in the other {linear}" if linear else found
+        softmax = f"{lengths[0]} in all {len(lengths)} layers" if len(set(lengths)) == 1 else str(lengths)
+        return f"{softmax} with softmax attention, a fixed state in the other {linear}" if linear else softmax

@@ -133,12 +133,12 @@ def unturned(
         bias = (bias + query.shape[3] - turns[0].shape[2]) / query.shape[3] ** 0.5  # channels that are not turned
         weight = raters[b].to(device)[text].to(out)
         mask = None if rows.valid is None else rows.valid[b : b + 1]
-        found = []
+        by_head = []
         for h in range(heads):
             q, k = query[b : b + 1, h : h + 1, text], key[b : b + 1, h // group : h // group + 1]
             attention = attention_rows(q, k, scale=scale, key_mask=mask, causal_positions=text)[0][:, own]
-            found.append(weight @ (attention.to(out) / bias) / weight.sum())
-        each = torch.stack(found)
+            by_head.append(weight @ (attention.to(out) / bias) / weight.sum())
+        each = torch.stack(by_head)
         most = topk_sorted(each.sum(1).unsqueeze(0), max(1, round(share * heads)))[0]
         out[b, own] = each[most].mean(0)
     return out

@@ -119,8 +119,8 @@ class Watch:
             if isinstance(signal, UnturnedAttention):
                 for ordinal in range(self.images):
                     chosen = self.seen[RATERS, ordinal]
-                    found = unturned(query, key, scale, rows, ordinal, chosen, turns, signal.heads)
-                    self.seen[signal, ordinal] = found
+                    scores = unturned(query, key, scale, rows, ordinal, chosen, turns, signal.heads)
+                    self.seen[signal, ordinal] = scores
                 continue
             queries = "after" if isinstance(signal, TextToVisual) else signal.queries
             for ordinal in range(self.images):
