@@ -228,7 +228,7 @@ class LlavaNext(Llava):
         """The same with clips [clips, frames, 3, 24, 24]."""
         generator, family, pixels = torch.Generator().manual_seed(seed), cls(model), {}
         images = tuple(prompt.count("i") for prompt in media)
-        ids: dict[str, list] = {"i": [], "c": []}
+        parts: dict[str, list] = {"i": [], "c": []}
         if count := sum(images):
             sizes = torch.tensor([[(40, 44), (24, 48), (50, 20), (48, 33)][i % 4] for i in range(count)])
             given = {"image_sizes": sizes, **cls.more_inputs(images)}
@@ -236,13 +236,13 @@ class LlavaNext(Llava):
             crops = torch.zeros(count, max(counts), 3, 24, 24)
             for i, n in enumerate(counts):
                 crops[i, :n] = torch.randn(n, 3, 24, 24, generator=generator)
-            ids["i"] = [layout.tokens for layout in family.image_layouts(given)]
+            parts["i"] = [layout.tokens for layout in family.image_layouts(given)]
             pixels = {"pixel_values": crops, **given}
         if clips := "".join(media).count("c"):
             pixels["pixel_values_videos"] = torch.randn(clips, frames, 3, 24, 24, generator=generator)
             layouts = family.clip_layouts({"pixel_values": pixels["pixel_values_videos"]})
-            ids["c"] = [family.clip_ids([layout.tokens]) for layout in layouts]
-        rest = {kind: iter(found) for kind, found in ids.items()}
+            parts["c"] = [family.clip_ids([layout.tokens]) for layout in layouts]
+        rest = {kind: iter(values) for kind, values in parts.items()}
         return {**prompts([[next(rest[kind]) for kind in prompt] for prompt in media], seed, **kwargs), **pixels}
 
     @staticmethod
