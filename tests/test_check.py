@@ -196,6 +196,14 @@ def test_methods_made_for_clips_are_tried_on_clips(monkeypatch):
         of_method("evs", ["qwen2_vl"], {}, lambda what: None)
 
 
+def test_a_family_that_transformers_does_not_have_yet(monkeypatch):
+    """It does not fail: its column says which version brings it."""
+    monkeypatch.setattr(FAMILIES["qwen2_vl"], "since", "99.1")
+    table = of_method(place("Good"), ["llava", "qwen2_vl"], {}, lambda what: None)
+    later = Verdict("-", "refused: qwen2_vl is in transformers 99.1 and later; possible: a newer version of it")
+    assert {row["qwen2_vl"] for row in table.rows.values()} == {later}
+
+
 def test_a_family_whose_tiny_is_another_family(monkeypatch):
     """Its column says so."""
     monkeypatch.setattr(Llava, "tiny", vtc.patches.FAMILIES["qwen2_vl"].tiny)

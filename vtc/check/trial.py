@@ -11,13 +11,13 @@ from torch import Tensor, nn
 from vtc.check.batch import IMAGES, Words, forward, split
 from vtc.config.resolve import resolve
 from vtc.config.strategy import StageConfig, StrategyConfig
-from vtc.core.errors import ConfigError
+from vtc.core.errors import ConfigError, UnsupportedError
 from vtc.core.layout import ImageLayout
 from vtc.core.report import Report
 from vtc.core.selection import Selection
 from vtc.core.signals import Context, TextRelevance
 from vtc.engine.patch import Patch
-from vtc.patches import FAMILIES
+from vtc.patches import FAMILIES, available
 from vtc.patching import current, find_family, patched, report
 from vtc.strategies.base import Stage
 
@@ -55,6 +55,10 @@ class Tiny:
 
     def __init__(self, name: str, dtype: torch.dtype = torch.float64, model: nn.Module | None = None):
         self.name, self.dtype = name, dtype
+        if not available(name):
+            raise UnsupportedError(
+                f"{name} is in transformers {FAMILIES[name].since} and later; possible: a newer version of it"
+            )
         self.model = FAMILIES[name].tiny().to(dtype).eval() if model is None else model
         self.family = find_family(self.model)
         if self.family.name != name:
