@@ -1,5 +1,6 @@
 """Conversations on one cache: turns of a batch fed to a patched model, and each as a single prompt for the oracle."""
 
+import inspect
 from dataclasses import replace
 
 import torch
@@ -99,6 +100,8 @@ class Talk:
             part = positions[..., seen : seen + real]
             rows.append(torch.cat([part.new_zeros(*part.shape[:-1], width - real), part], -1))
         inputs = {**inputs, "attention_mask": self.mask, "position_ids": torch.stack(rows, -2)}
+        if "cache_position" in inspect.signature(type(self.model).forward).parameters:  # older transformers
+            inputs["cache_position"] = torch.arange(self.mask.shape[1] - width, self.mask.shape[1])
         with spy(self.model) as entered, additions(self.model) as added:
             out = self.model(**inputs, past_key_values=self.cache, use_cache=True)
         self.entered.append((entered[0]["inputs_embeds"], entered[0]["attention_mask"], list(added)))

@@ -37,7 +37,7 @@ def _prepared(prepare: Callable, thread: ThreadState) -> Callable:
             length = (input_ids if embeds is None else embeds).shape[1]
             if kwargs.get("next_sequence_length") is not None:
                 kwargs["next_sequence_length"] = length - prompt.seen
-            elif position is not None and len(position) == length - prompt.cached:  # older transformers
+            elif position is not None and len(position) == length - int(cache.get_seq_length()):  # older versions
                 kwargs["cache_position"] = torch.arange(prompt.seen, length, device=position.device)
         return prepare(input_ids, *args, **kwargs)
 
