@@ -12,7 +12,7 @@ from vtc.engine.ranks import WHOLE, Ranks, refuse_spread
 from vtc.patches import FAMILIES, available
 
 BY_HEADS = ["fastv", "dart", "transprune", "sparsevlm+", "vscan", "flowcut inside"]
-FEW = [*BY_HEADS, "sparsevlm", "autoprune by bits", "var everywhere", "visiondrop", "visionzip"]
+FEW = [*BY_HEADS, "sparsevlm", "autoprune by bits", "var everywhere", "visiondrop inside", "visionzip"]
 ASTRAY = ["fastv", "divprune", "tome"]  # inside the language model, at the projector, inside the encoder
 TOLERANCE = 1e-5
 # qwen3_vl has no plan, so its text model is whole in each process; transformers 5.23 cannot load qwen3_vl_moe by one.
