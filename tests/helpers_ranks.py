@@ -20,9 +20,12 @@ RANKS, TOKENS = 2, 8
 DTYPE = {"float32": torch.float32, "float64": torch.float64}
 OWN = {
     "sparsevlm+": {"stages": [{"method": "sparsevlm", "version": 2}]},
+    "visiondrop inside": {"stages": [{"method": "visiondrop"}]},
     "flowcut inside": {"stages": [{"method": "flowcut_decoder", "ratio": 0.5}]},
+    "autoprune by bits": {"stages": [{"method": "autoprune", "gamma": 400.0, "x0": 3.0, "k0": 4.0}]},
+    "var everywhere": {"stages": [{"method": "var", "tau": 2.5, "min_image_attention": 0.0, "min_nonsink_share": 0.0}]},
 }
-"""Strategies that read what no shipped one does."""
+"""Strategies that read what no shipped one does, or with knobs by which it matters in a tiny model."""
 
 
 def save(family: str, folder: Path) -> None:
