@@ -52,7 +52,7 @@ class Loaded:
         `vtc.eval.processors.square`. clips: of each prompt, for prompts without pictures; see `vtc.eval.clip_inputs`.
         """
         clips = clips or [()] * len(prompts)
-        media = [["image"] * len(pictures) + ["video"] * len(mine) for pictures, mine in zip(images, clips)]
+        media = [["image"] * len(pictures) + ["video"] * len(of_prompt) for pictures, of_prompt in zip(images, clips)]
         turns = [chat(prompt, kinds, system) for prompt, kinds in zip(prompts, media)]
         texts = [self.processor.apply_chat_template(turn, add_generation_prompt=True) for turn in turns]
         bos = self.processor.tokenizer.bos_token
@@ -60,7 +60,7 @@ class Loaded:
         if any(clips) and any(images):
             raise ValueError("the prompts have pictures and clips; possible: batches with one of the two")
         if any(clips):
-            return clip_inputs(self, texts, [clip for mine in clips for clip in mine], special)
+            return clip_inputs(self, texts, [clip for of_prompt in clips for clip in of_prompt], special)
         pictures = [[rgb(picture) for picture in prompt_images] for prompt_images in images]
         if pad_square:
             pictures = [[square(picture, self.processor) for picture in prompt_images] for prompt_images in pictures]

@@ -132,13 +132,13 @@ class DecoderSite:
 
     def turns(self, hidden: Tensor, position_ids: Tensor) -> tuple[Tensor, Tensor]:
         """The cosines and sines [B, S, e] by which each channel of a head is turned. hidden [..., e]: queries."""
-        found = self.rotary(hidden, position_ids)
-        if found[0].ndim > 3:
+        tables = self.rotary(hidden, position_ids)
+        if tables[0].ndim > 3:
             sections = self.model.config.rope_parameters["mrope_section"] * 2
-            axes = [[part[i % 3] for i, part in enumerate(x.split(sections, -1))] for x in found]
-            found = tuple(cat(parts, -1) for parts in axes)
-        rest = hidden.shape[-1] - found[0].shape[-1]  # channels that are not turned, see partial_rotary_factor
-        return tuple(pad(x, (0, rest), value=1.0 - i) for i, x in enumerate(found)) if rest else found
+            axes = [[part[i % 3] for i, part in enumerate(x.split(sections, -1))] for x in tables]
+            tables = tuple(cat(parts, -1) for parts in axes)
+        rest = hidden.shape[-1] - tables[0].shape[-1]  # channels that are not turned, see partial_rotary_factor
+        return tuple(pad(x, (0, rest), value=1.0 - i) for i, x in enumerate(tables)) if rest else tables
 
     def sliding(self, layer: int) -> bool:
         """Whether a layer has a sliding window."""

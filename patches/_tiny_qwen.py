@@ -19,11 +19,11 @@ def tiny_patches(
     """See `Family.tiny_clips`. one_clip(frames, tokens of each): the ids of a clip."""
     generator, sizes = torch.Generator().manual_seed(seed), {"i": TINY_IMAGES, "c": TINY_CLIPS}
     grids = {kind: [sizes[kind][i % 4] for i in range("".join(media).count(kind))] for kind in sizes}
-    rest = {kind: iter(found) for kind, found in grids.items()}
+    rest = {kind: iter(sized) for kind, sized in grids.items()}
     rows = []
     for prompt in media:
-        found = [(kind, *next(rest[kind])) for kind in prompt]
-        rows.append([h * w // 4 if kind == "i" else one_clip(t, h * w // 4) for kind, t, h, w in found])
+        shapes = [(kind, *next(rest[kind])) for kind in prompt]
+        rows.append([h * w // 4 if kind == "i" else one_clip(t, h * w // 4) for kind, t, h, w in shapes])
     inputs = prompts(rows, seed, image=([START], [END]), **kwargs)
     pixels = {"i": "pixel_values", "c": "pixel_values_videos"}
     for kind, size in (("i", "image_grid_thw"), ("c", "video_grid_thw")):

@@ -26,6 +26,9 @@ class Idefics3(Shuffled):
     there are two or more. The mark is the token after a prompt's last placeholder; no other id has to be known.
 
     blank_crop: where all crops are empty the model keeps the first.
+
+    Source: `Idefics3ForConditionalGeneration` of transformers; "Building and better understanding vision-language
+    models: insights and future directions", arXiv 2408.12637.
     """
 
     name = "idefics3"
@@ -146,10 +149,10 @@ class Idefics3(Shuffled):
 
         rows, counts, rest = [], [], iter(shapes)
         for i, number in enumerate(images):
-            mine = [next(rest) for _ in range(number)]
-            counts.append(sum(high * wide + 1 for high, wide in mine))
+            crops = [next(rest) for _ in range(number)]
+            counts.append(sum(high * wide + 1 for high, wide in crops))
             row = [BOS, *text(3 + 2 * i)]
-            for high, wide in mine:
+            for high, wide in crops:
                 row += [*image_text(placeholders, high, wide, MARK, (TAG, WHOLE), LINE), *text(4 + i)]
             rows.append(row)
         length = max(map(len, rows))

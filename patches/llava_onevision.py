@@ -42,7 +42,11 @@ class LlavaOnevision(LlavaNext):
     """LLaVA-OneVision (`llava_onevision`). Where the canvas of the tiles has too many tokens, and in every frame of a
     clip, the model resamples the projector's output; signals are resampled alike. Such a canvas is one tile. Methods
     that merge the projector's input merge the embeddings instead there, since these tokens have no such input. Of
-    several pictures in a prompt (`batch_num_images`) each is a base crop alone."""
+    several pictures in a prompt (`batch_num_images`) each is a base crop alone.
+
+    Source: `LlavaOnevisionForConditionalGeneration` of transformers; "LLaVA-OneVision: Easy Visual Task Transfer",
+    arXiv 2408.03326.
+    """
 
     name = "llava_onevision"
     model_types = ("llava_onevision",)
@@ -98,8 +102,8 @@ class LlavaOnevision(LlavaNext):
     def clip_layouts(self, arguments: dict) -> list[ImageLayout]:
         """A raster per frame and one newline, from the size of the pixels [clips, frames, 3, H, W]."""
         (clips, frames), side = arguments["pixel_values"].shape[:2], -(-self.side // 2)
-        found = [clip(i * frames, frames, side, side, resampled="after") for i in range(clips)]
-        return [replace(layout, tokens=layout.tokens + self.clip_end) for layout in found]
+        layouts = [clip(i * frames, frames, side, side, resampled="after") for i in range(clips)]
+        return [replace(layout, tokens=layout.tokens + self.clip_end) for layout in layouts]
 
     def crop_counts(self, images: list[ImageLayout], arguments: dict) -> list[int]:
         """Crops of each image, or frames of each clip."""
@@ -108,19 +112,19 @@ class LlavaOnevision(LlavaNext):
 
     def by_tile(self, x: Tensor, images: list[ImageLayout], arguments: dict, lead: int = 0) -> list[list[Tensor]]:
         """Those of resampled tokens are resampled as the model resamples the projector's output."""
-        found, sizes = [], None
+        per_image, sizes = [], None
         for i, image in enumerate(images):
             if image.frames:
                 frames = [x[tile.crop].reshape(1, self.side, self.side, -1).permute(0, 3, 1, 2) for tile in image.tiles]
-                found.append(self._resampled(torch.cat(frames), image.tiles[0].grid, x.shape[2:]))
+                per_image.append(self._resampled(torch.cat(frames), image.tiles[0].grid, x.shape[2:]))
             elif image.resampled:
                 sizes = sizes_of(arguments) if sizes is None else sizes
                 base, whole = image.tiles
                 canvas = self._stitched(x[base.crop + 1 :], sizes[i])
-                found.append([x[base.crop], *self._resampled(canvas, whole.grid, x.shape[2:])])
+                per_image.append([x[base.crop], *self._resampled(canvas, whole.grid, x.shape[2:])])
             else:
-                found += super().by_tile(x, [image], arguments, lead)
-        return found
+                per_image += super().by_tile(x, [image], arguments, lead)
+        return per_image
 
     def _stitched(self, crops: Tensor, size: tuple[int, int]) -> Tensor:
         """The canvas [1, e, rows, columns], without padding, of the tiles that come first in crops [c, N, ...]."""

@@ -26,7 +26,11 @@ HELD_BACK = (
 class Mistral3(Family):
     """Mistral 3 (`mistral3`). No [CLS]; a token is a square of spatial_merge_size^2 patches, its score is their mean.
     Rows end with tokens of another id, which stay. The projector's input is, for stages that merge or read it, what
-    its patch merger gives: one vector for each visual token, which the MLP then maps."""
+    its patch merger gives: one vector for each visual token, which the MLP then maps.
+
+    Source: `Mistral3ForConditionalGeneration` of transformers; its tower is that of "Pixtral 12B",
+    arXiv 2410.07073.
+    """
 
     name = "mistral3"
     refuses = {"encoder": "one mask keeps its images apart, and its projector merges patches by the image's size"}
@@ -72,22 +76,22 @@ class Mistral3(Family):
     def tile_scores(self, captured: list[Tensor], images: list[ImageLayout], arguments: dict) -> list[list[Tensor]]:
         """captured: [1, patches of all images, ...]; mean over the patches of each token."""
         grids, merge = self.patch_grids(arguments), self.model.config.spatial_merge_size
-        found = []
+        per_image = []
         for x, (high, wide), image in zip(captured[0][0].split([h * w for h, w in grids]), grids, images, strict=True):
             rows, columns = image.tiles[0].grid
             whole = x.view(high, wide, *x.shape[1:])[: rows * merge, : columns * merge]
             tokens = whole.unflatten(1, (columns, merge)).unflatten(0, (rows, merge)).mean((1, 3))
-            found.append([tokens.flatten(0, 1)])
-        return found
+            per_image.append([tokens.flatten(0, 1)])
+        return per_image
 
     def pixel_scores(self, arguments: dict, images: list[ImageLayout], score: Callable) -> list[list[Tensor]]:
         """pixel_values [images, 3, H, W], with filler beside and below smaller images."""
-        side, found = self.token_side(), []
+        side, per_image = self.token_side(), []
         for pixels, image in zip(arguments["pixel_values"], images, strict=True):
             rows, columns = image.tiles[0].grid
             tokens = pixels[:, : rows * side, : columns * side].unfold(1, side, side).unfold(2, side, side)
-            found.append([score(tokens.permute(1, 2, 0, 3, 4).reshape(rows * columns, 3, side**2))])
-        return found
+            per_image.append([score(tokens.permute(1, 2, 0, 3, 4).reshape(rows * columns, 3, side**2))])
+        return per_image
 
     def observe_unprojected(self, patchwork: Patchwork, record: Callable) -> None:
         """Records the input of the projector's MLP."""

@@ -78,7 +78,11 @@ def preset(kind: str, config: Callable[[], object], parameters: int, description
 @FAMILIES.register("qwen2_vl")
 class Qwen2VL(Family):
     """Qwen2-VL (`qwen2_vl`). No [CLS]; a visual token is a block of spatial_merge_size^2 patches, which the encoder
-    keeps next to each other; a token's score is the mean of its patches' scores."""
+    keeps next to each other; a token's score is the mean of its patches' scores.
+
+    Source: `Qwen2VLForConditionalGeneration` of transformers; "Qwen2-VL: Enhancing Vision-Language Model's Perception
+    of the World at Any Resolution", arXiv 2409.12191.
+    """
 
     name = "qwen2_vl"
     model_types = ("qwen2_vl",)
@@ -109,13 +113,13 @@ class Qwen2VL(Family):
 
     def sources(self, images: list[ImageLayout], arguments: dict) -> list[list[tuple[int, Tensor | None]]]:
         """The places of the raster's tokens in the encoder's sequence of their image or frame."""
-        order, found, start, unit = self.token_order(arguments), [], 0, 0
+        order, places, start, unit = self.token_order(arguments), [], 0, 0
         for image in images:
-            found.append([])
+            places.append([])
             for tile in image.tiles:
-                found[-1].append((unit, None if order is None else order[start : start + tile.tokens] - start))
+                places[-1].append((unit, None if order is None else order[start : start + tile.tokens] - start))
                 start, unit = start + tile.tokens, unit + 1
-        return found
+        return places
 
     def grids(self, arguments: dict) -> list[tuple[int, int]]:
         """(rows, columns) of merged tokens of each image; several frames are stacked vertically."""

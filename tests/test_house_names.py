@@ -11,6 +11,8 @@ LIBRARY = tuple(folder for folder in FOLDERS if folder != "tests")
 # Names of classes that may be there more than once, and why.
 CLASSES: dict[str, str] = {}
 
+ANYTHING = {"found", "mine", "there", "told", "strange", "yours", "theirs", "ours"}
+
 # Names of files that are the same kind of thing in each room.
 FILES = {
     "__init__": "a package",
@@ -57,6 +59,15 @@ def test_a_class_name_means_one_thing():
 def test_a_file_name_means_one_thing():
     """No two files of the library share a name, but where each room has one of the same kind."""
     assert not {name: found for name, found in repeated(files()).items() if name not in FILES}
+
+
+def test_a_variable_says_what_it_holds():
+    """No variable, argument or function of the library has one of the names that fit anything."""
+    for file in python_files(*LIBRARY):
+        for node in ast.walk(tree(file)):
+            stored = isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)
+            name = node.id if stored else getattr(node, "arg", getattr(node, "name", None))
+            assert name not in ANYTHING, f"{file}:{node.lineno}: {name}"
 
 
 def test_the_lists_hold_what_there_is():

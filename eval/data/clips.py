@@ -91,38 +91,38 @@ def _of_file(path: Path, wanted: int, default_fps: float) -> Clip:
         with av.open(str(path)) as container:
             stream = container.streams.video[0]
             total, fps = stream.frames, float(stream.average_rate or default_fps)
-        found, decoded = _decode(av, path, frame_indices(total, wanted))
-        if not total or len(found) < min(total, wanted):  # the header does not say how many there are, or is wrong
+        frames, decoded = _decode(av, path, frame_indices(total, wanted))
+        if not total or len(frames) < min(total, wanted):  # the header does not say how many there are, or is wrong
             total = decoded
-            found, _ = _decode(av, path, frame_indices(total, wanted))
+            frames, _ = _decode(av, path, frame_indices(total, wanted))
     except MemoryError:
         raise
     except Exception as error:  # decoders raise many kinds
         why = getattr(error, "strerror", None) or " ".join(str(error).split())[:80] or type(error).__name__
         raise ConfigError(f"video {shown(path.name)} cannot be read, {why}; possible: {INSTEAD}") from None
-    return Clip(tuple(found), frame_indices(total, wanted), total, fps)
+    return Clip(tuple(frames), frame_indices(total, wanted), total, fps)
 
 
 def _decode(av, path: Path, indices: Sequence[int]) -> tuple[list[Image.Image], int]:
     """The frames with these numbers, as far as there are any, and how many were decoded: all if one is missing, or if
     none is asked for."""
-    wanted, found, count = set(indices), [], 0
+    wanted, frames, count = set(indices), [], 0
     with av.open(str(path)) as container:
         container.streams.video[0].thread_type = "AUTO"
         for frame in container.decode(video=0):
             if count in wanted:
-                found.append(rgb(frame.to_image()))
+                frames.append(rgb(frame.to_image()))
             count += 1
-            if wanted and len(found) == len(wanted):
+            if wanted and len(frames) == len(wanted):
                 break
-    return found, count
+    return frames, count
 
 
-def listing(found: Iterable[tuple[str, Path | None]]) -> str:
+def listing(videos: Iterable[tuple[str, Path | None]]) -> str:
     """16 hex digits of a sha256 over the videos of a data set by name: the size of a file, the number and sizes of the
     pictures of a folder; None for one that is missing."""
     total = hashlib.sha256()
-    for name, path in sorted(dict(found).items()):
+    for name, path in sorted(dict(videos).items()):
         files = [] if path is None else sorted(path.iterdir()) if path.is_dir() else [path]
         sizes = [file.stat().st_size for file in files if file.is_file()]
         total.update(f"{name}:{len(sizes)}:{sum(sizes)}\n".encode("utf-8", "backslashreplace"))

@@ -97,13 +97,13 @@ def _also(before: np.ndarray, into: np.ndarray, more: Mapping, flow: np.ndarray,
     further: dict[int, list[int]] = {}
     for token, aim in pairs:
         further.setdefault(token, []).append(aim)
-    found = {}
+    leads = {}
     for token, holder in enumerate(before.tolist()):
         holders = [holder, *more.get(token, ())] if holder >= 0 else more.get(token, ())
         aims = {int(flow[h]) for h in holders} | {aim for h in holders for aim in further.get(h, ())}
         if aims := aims - {-1, int(into[token])}:
-            found[token] = tuple(sorted(aims))
-    return found
+            leads[token] = tuple(sorted(aims))
+    return leads
 
 
 def columns(record: Mapping) -> list[tuple[int | None, int]]:

@@ -61,8 +61,8 @@ def mlvu_vlmevalkit(text: str, options: Mapping[str, str]) -> list[str]:
     """MLVU (https://arxiv.org/abs/2406.04264) in VLMEvalKit: the letters that count as the answer, each where there is
     one: that before the first `)`, or the whole answer; and VLMEvalKit's letter without a judge."""
     before = text[: text.index(")")][-1:] if ")" in text else text
-    found = (before if before in options else None, vlmevalkit_letter(text, options))
-    return list(dict.fromkeys(letter for letter in found if letter))
+    letters = (before if before in options else None, vlmevalkit_letter(text, options))
+    return list(dict.fromkeys(letter for letter in letters if letter))
 
 
 def egoschema_lmms(text: str, options: Mapping[str, str]) -> str | None:
@@ -73,9 +73,9 @@ def egoschema_lmms(text: str, options: Mapping[str, str]) -> str | None:
         text = text.strip(mark)
     text = f" {text} "
     forms = [(form.format(letter), letter) for form in ("({})", "{} ", "{}.") for letter in options]
-    found = [(text.rfind(form), letter) for form, letter in forms if form in text]
-    if not found and len(text.split()) > 5:
+    places = [(text.rfind(form), letter) for form, letter in forms if form in text]
+    if not places and len(text.split()) > 5:
         lower = text.lower()
         whole = {letter: f"{letter}. {option}".lower() for letter, option in options.items()}
-        found = [(lower.rfind(option), letter) for letter, option in whole.items() if option in lower]
-    return min(found, key=lambda one: one[0])[1] if found else None
+        places = [(lower.rfind(option), letter) for letter, option in whole.items() if option in lower]
+    return min(places, key=lambda one: one[0])[1] if places else None

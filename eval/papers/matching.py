@@ -39,7 +39,7 @@ def compare(card: PaperCard, summary: Mapping) -> dict:
             models.append({
                 "measured_with": record.get("id"), "checkpoint": entry.checkpoint, "same_checkpoint": same,
                 "note": entry.note, "rows": rows, "published_without_run": max(0, _published(entry) - measured),
-                "published_without_method": _published(entry, ours=False),
+                "published_without_method": _published(entry, known=False),
             })  # fmt: skip
     return {
         "schema": SCHEMA, "paper": card.name, "title": card.title, "url": card.url, "source": card.source,
@@ -63,9 +63,9 @@ def _entries(card: PaperCard, record: Mapping) -> tuple[list[Model], bool]:
     return [m for m in alike if m.checkpoint == alike[0].checkpoint], False
 
 
-def _published(entry: Model, ours: bool = True) -> int:
-    """The number of published figures of strategies that vtc has (ours) or does not have."""
-    rows = [row for row in entry.rows if (row.strategy is not None) == ours]
+def _published(entry: Model, known: bool = True) -> int:
+    """The number of published figures of strategies that vtc has (known) or does not have."""
+    rows = [row for row in entry.rows if (row.strategy is not None) == known]
     return sum(score is not None for row in rows for score in row.scores.values())
 
 

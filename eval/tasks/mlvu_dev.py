@@ -85,10 +85,10 @@ class MlvuDev(VideoTask):
         """The candidates, or the options in the question."""
         if known(doc.get("candidates")) is not None:
             return options_of(doc["candidates"], "candidates")
-        found = OPTION.findall(text_of(doc, "question"))
-        if [letter for letter, _ in found] != sorted({letter for letter, _ in found}):
+        listed = OPTION.findall(text_of(doc, "question"))
+        if [letter for letter, _ in listed] != sorted({letter for letter, _ in listed}):
             raise ConfigError(f"question={shown(doc['question'])} has options out of order; possible: (A), (B), ...")
-        return options_of(dict(found), "question")
+        return options_of(dict(listed), "question")
 
     def answer(self, doc: Mapping, options: Mapping[str, str]) -> str:
         """A letter, or the letter of the candidate."""

@@ -101,5 +101,5 @@ def moved(method: str, steps: list[tuple[int, tuple[Signal, ...]]], decoder: Dec
 
 
 def _layers(numbers: Iterable[int]) -> str:
-    found = sorted(set(numbers))
-    return ("layer " if len(found) == 1 else "layers ") + ", ".join(map(str, found))
+    layers = sorted(set(numbers))
+    return ("layer " if len(layers) == 1 else "layers ") + ", ".join(map(str, layers))

@@ -49,8 +49,10 @@ class Changes:
         start = clock.now()
         call, marks = Attended(query, key, value, mask, options, query.shape[2]), self.prompt.marks[layer]
         rows = [queries.to(query.device) for queries in self.rows]
+        ranks = self.plan.ranks.holding(query.shape[1])
         out, counts = rewrite(self.plan.attention.stage, call, marks, rows, out)
-        method, possible = self.plan.attention.method, [len(queries) * query.shape[1] for queries in rows]
+        counts, heads = ranks.total(counts), ranks.count * query.shape[1]
+        method, possible = self.plan.attention.method, [len(queries) * heads for queries in rows]
         self.report.attention.append(LayerChange(method, layer, possible, marks.marked.sum(1), counts))
         self.report.spent_inside(observe=clock.now() - start)
         return out

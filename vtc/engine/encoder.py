@@ -12,6 +12,7 @@ from vtc.core.errors import ConfigError, PatchError, UnsupportedError
 from vtc.core.flops import EncoderWork
 from vtc.core.selection import Selection
 from vtc.core.signals import Carried, Context, Hidden, Signal, Sizes
+from vtc.engine.ranks import WHOLE, Ranks
 from vtc.engine.select import lengths_of
 from vtc.engine.sequence import Group, Sequence
 
@@ -20,11 +21,12 @@ class EncoderPlan:
     """What is known about a stage inside the encoder before any image arrives.
 
     cuts: its steps; by_layer: step numbers by layer; needs: the signals of each step; watched: signals by the layer
-    whose attention they are computed from. cell: patches that stay together. singly: see `EncoderStage.singly`.
+    whose attention they are computed from. cell: patches that stay together. singly: see `EncoderStage.singly`. ranks:
+    must agree on the choice.
     """
 
-    def __init__(self, family, config: StageConfig, budget: Budget):
-        self.family, self.config, self.stage, self.budget = family, config, config.stage, budget
+    def __init__(self, family, config: StageConfig, budget: Budget, ranks: Ranks = WHOLE):
+        self.family, self.config, self.stage, self.budget, self.ranks = family, config, config.stage, budget, ranks
         self.encoder, self.site = family.encoder, family.encoder_site()
         self.cuts = self.stage.steps(self.encoder)
         if not self.cuts or any(not 0 <= cut.layer <= self.encoder.last for cut in self.cuts):
@@ -77,9 +79,9 @@ class EncoderPlan:
         return EncoderRun(self, sequence, units.images)
 
 
-def plan_of(family, config: StageConfig | None, budget: Budget | None) -> EncoderPlan | None:
+def plan_of(family, config: StageConfig | None, budget: Budget | None, ranks: Ranks = WHOLE) -> EncoderPlan | None:
     """The plan of a stage inside the encoder, or None if there is no such stage."""
-    return None if config is None else EncoderPlan(family, config, budget)
+    return None if config is None else EncoderPlan(family, config, budget, ranks)
 
 
 @dataclass
@@ -213,7 +215,7 @@ class EncoderRun:
         context = Context(
             group.width, group.counts[number], None, tuple(group.units), flat.device, signals, number, images=images
         )
-        return plan.stage.select(context, plan.encoder).check(group.width)
+        return plan.ranks.agreed(plan.stage.select(context, plan.encoder)).check(group.width)
 
     def work(self) -> EncoderWork:
         """The work of this run, for counting FLOPs."""

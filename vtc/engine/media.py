@@ -77,12 +77,12 @@ def _occurrences(embeds: Tensor, features) -> Tensor | None:
     is_visual = torch.zeros(embeds.shape[:2], dtype=torch.bool, device=embeds.device)
     for image in features:
         image = image.to(embeds.device, embeds.dtype).flatten(0, -2)
-        found = False
+        occurs = False
         for b, start in (embeds == image[0]).all(-1).nonzero().tolist():
             where = _run(embeds[b], start, image)
             if where is not None:
-                is_visual[b, where], found = True, True
-        if not found:
+                is_visual[b, where], occurs = True, True
+        if not occurs:
             return None
     return is_visual if len(features) else None
 

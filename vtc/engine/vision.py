@@ -19,6 +19,7 @@ from vtc.core.signals import (
     ClipPatches,
     ClipWords,
     ClsAttention,
+    Context,
     Encoder,
     EncoderAttention,
     EncoderFeatures,
@@ -32,6 +33,7 @@ from vtc.core.signals import (
 from vtc.engine import clock
 from vtc.engine.encoder import EncoderPlan
 from vtc.engine.media import RUN
+from vtc.engine.ranks import WHOLE, Ranks
 from vtc.engine.select import Kept, Unit, choose, units_of
 from vtc.engine.state import ThreadState
 from vtc.engine.survivors import finish, put_inside, spread_captured
@@ -43,10 +45,13 @@ ENCODED = Unprojected, EncoderFeatures, TextRelevance, ClipPatches  # computed f
 
 class Vision:
     """Runs the stage inside the encoder, and records the signals of the stage at the projector. signals: of the latter,
-    empty without one. plan: of the former."""
+    empty without one. plan: of the former. ranks: must agree on the choice."""
 
-    def __init__(self, family, signals: tuple[Signal, ...], thread: ThreadState, plan: EncoderPlan | None = None):
-        self.family, self.thread, self.plan = family, thread, plan
+    def __init__(
+        self, family, signals: tuple[Signal, ...], thread: ThreadState, plan: EncoderPlan | None = None,
+        ranks: Ranks = WHOLE,
+    ):  # fmt: skip
+        self.family, self.thread, self.plan, self.ranks = family, thread, plan, ranks
         self.observed = tuple(s for s in signals if hasattr(s, "layer"))
         self.pixels = tuple(s for s in signals if isinstance(s, PatchEntropy))
         self.unprojected = any(isinstance(s, ENCODED) for s in signals)
@@ -117,7 +122,7 @@ class Vision:
                 call.started = True
             run = VisionRun(images=images, bounds=bounds)
             if self.plan is not None:
-                run.inside = self.plan.begin(images, arguments)
+                run.insides = [self.plan.begin(images, arguments)]
             self.thread.recording = run
             try:
                 output = original(*args, **kwargs)
@@ -155,7 +160,7 @@ class Vision:
 
     def select(self, *args, **kwargs) -> list[Kept]:
         """See `select_images`."""
-        return select_images(self.family, *args, **kwargs)
+        return select_images(self.family, *args, **kwargs, ranks=self.ranks)
 
 
 def encoder_signal(signal: EncoderAttention, encoder: Encoder) -> ClsAttention | AttentionColumns:
@@ -197,6 +202,7 @@ def select_images(
     device: torch.device,
     project: Callable[[Tensor], Tensor] | None = None,
     planes: Callable[[int], Tensor] | None = None,
+    ranks: Ranks = WHOLE,
 ) -> list[Kept]:
     """The tokens that a stage keeps of each image of the prompts. budget: of the stage, see `vtc.config.allocation`.
 
@@ -204,7 +210,7 @@ def select_images(
     `run` (beams repeat images). features: gives an image's embeddings [tokens, D]; called only for stages that use
     or merge them. text: gives a signal of a prompt's question. device: the device of the language model's input.
     project: the projector, if it is not the family's own. planes: gives the rows of an image's tokens in all DeepStack
-    planes [tokens, P * D]; tokens merge there by the same weights as their embeddings.
+    planes [tokens, P * D]; tokens merge there by the same weights as their embeddings. ranks: must agree on the choice.
     """
     layouts, encoder = [run.images[s] for s in source], family.encoder
     prompt = {image: b for b, images in enumerate(requests) for image in images}
@@ -248,7 +254,9 @@ def select_images(
     left = None if run.left is None else [run.left[s] for s in source]
     units = units_of(budget, requests, layouts, left, stage.stage.grid)
     asked = budget.keep if isinstance(budget.keep, float) else None
-    chosen = choose(
-        lambda context: stage.stage.select(context, encoder), needs, units, look, merged, device, asked=asked
-    )
+
+    def select(context: Context) -> Selection:
+        return ranks.agreed(stage.stage.select(context, encoder))
+
+    chosen = choose(select, needs, units, look, merged, device, asked=asked)
     return [chosen[i] for i in range(len(layouts))]

@@ -22,6 +22,7 @@ from vtc.core.signals import (
     UnturnedAttention,
     ValueNorms,
 )
+from vtc.engine.ranks import WHOLE, Ranks
 from vtc.engine.received import Rows, information, received, unturned
 from vtc.kernels.attention_reduce import attention_rows
 from vtc.kernels.raters import rater_scores, raters
@@ -59,13 +60,14 @@ class Needs:
 
 
 class Watch:
-    """The signals of one prefill. seen: the values measured for every column [B, S], carried through the drops."""
+    """The signals of one prefill. seen: the values measured for every column [B, S], carried through the drops. ranks:
+    over which the heads of the layers are split."""
 
-    def __init__(self, needs: Needs, site, images: int):
-        self.needs, self.site, self.images = needs, site, images
+    def __init__(self, needs: Needs, site, images: int, ranks: Ranks = WHOLE):
+        self.needs, self.site, self.images, self.ranks = needs, site, images, ranks
         self.seen: dict[object, Tensor] = {}
         self.held: dict[int, tuple[Tensor, ...]] = {}
-        self.probing, self.probed, self.final, self.hidden = False, None, None, None
+        self.probing, self.probed, self.own_keys, self.final, self.hidden = False, None, None, None, None
 
     def enter(self, embeds: Tensor, rows: Rows, columns: list[list[Tensor]]) -> None:
         """Computes the signals of the language model's input [B, S, D]. columns: of each prompt's images."""
@@ -100,35 +102,37 @@ class Watch:
         if self.probing:
             self.probed = query, key, scale
             raise Stop
-        key = key[:, :, : query.shape[2]]  # a static cache returns its whole buffer
+        ranks, stop = self.ranks.holding(query.shape[1]), rows.before + query.shape[2]
+        key, own = key[:, :, :stop], key[:, :, rows.before : stop]  # a static cache returns its whole buffer
         if layer in self.needs.held:
-            value = value[:, :, : query.shape[2]]
+            value = value[:, :, rows.before : stop]
             every, last = torch.arange(len(query)), [end - 1 for end in rows.ends]
-            self.held[layer] = query[every, :, last], value[every, :, last], key, value
+            self.held[layer] = query[every, :, last], value[every, :, last], own, value
         for signal in self.needs.running:
             if signal.layer != layer:
                 continue
             if isinstance(signal, KeyNorms):
-                dtype = torch.promote_types(key.dtype, torch.float32)
-                self.seen[signal] = torch.linalg.vector_norm(key, 1, dim=(1, 3), dtype=dtype)
+                dtype = torch.promote_types(own.dtype, torch.float32)
+                self.seen[signal] = ranks.total(torch.linalg.vector_norm(own, 1, dim=(1, 3), dtype=dtype))
                 continue
             if isinstance(signal, TextInformation):
                 for ordinal in range(self.images):
-                    self.seen[signal, ordinal] = information(query, key, scale, rows, ordinal)
+                    self.seen[signal, ordinal] = information(query, key, scale, rows, ordinal, ranks)
                 continue
             if isinstance(signal, UnturnedAttention):
                 for ordinal in range(self.images):
                     chosen = self.seen[RATERS, ordinal]
-                    found = unturned(query, key, scale, rows, ordinal, chosen, turns, signal.heads)
-                    self.seen[signal, ordinal] = found
+                    scores = unturned(query, key, scale, rows, ordinal, chosen, turns, signal.heads, ranks)
+                    self.seen[signal, ordinal] = scores
                 continue
             queries = "after" if isinstance(signal, TextToVisual) else signal.queries
             for ordinal in range(self.images):
                 chosen = self.seen.get((RATERS, ordinal))
-                self.seen[signal, ordinal] = received(query, key, scale, rows, queries, ordinal, chosen)
+                self.seen[signal, ordinal] = ranks.mean(received(query, key, scale, rows, queries, ordinal, chosen))
 
-    def look_ahead(self, needs: tuple[Signal, ...], layer: int, hidden: Tensor, rotary) -> None:
-        """Computes what these signals need from a layer before it runs on hidden [B, S, D]."""
+    def look_ahead(self, needs: tuple[Signal, ...], layer: int, hidden: Tensor, rotary, held=None) -> None:
+        """Computes what these signals need from a layer before it runs on hidden [B, S, D]. held(): the keys that it
+        holds from earlier turns, None in a first one."""
         self.probed = self.final = None
         self.hidden = hidden
         if any(map(is_ahead, needs)):
@@ -137,6 +141,10 @@ class Watch:
                 self.site.run_up_to_attention(layer, hidden, rotary)
             finally:
                 self.probing = False
+            self.own_keys = self.probed[1]
+            if held is not None:
+                query, key, scale = self.probed
+                self.probed = query, torch.cat([held().to(key), key], 2), scale
         if any(isinstance(s, (FinalHidden, TextPivots)) for s in needs):
             self.final = self.site.final_norm(hidden)
 
@@ -145,8 +153,8 @@ class Watch:
         if isinstance(signal, (Hidden, FinalHidden)):
             return (self.hidden if isinstance(signal, Hidden) else self.final)[b, columns]
         if isinstance(signal, DecoderKeys):
-            key = self.probed[1][b]
-            return key.mean(0, dtype=torch.promote_types(key.dtype, torch.float32))[columns]
+            ranks, key = self.ranks.holding(self.probed[0].shape[1]), self.own_keys[b]
+            return ranks.mean(key.mean(0, dtype=torch.promote_types(key.dtype, torch.float32))[columns])
         if isinstance(signal, TextPivots):
             return self.final[b, self._pivots(signal, b, ordinal, rows)]
         if isinstance(signal, (ImageAttention, ValueNorms)) and signal.layer in self.held:
@@ -154,7 +162,8 @@ class Watch:
         key = signal if isinstance(signal, (Transition, KeyNorms, Importance)) else (signal, ordinal)
         if isinstance(signal, DecoderAttention) and signal.ahead and key not in self.seen:
             chosen = self.seen.get((RATERS, ordinal))
-            self.seen[key] = received(*self.probed, rows, signal.queries, ordinal, chosen)
+            ranks = self.ranks.holding(self.probed[0].shape[1])
+            self.seen[key] = ranks.mean(received(*self.probed, rows, signal.queries, ordinal, chosen))
         if key not in self.seen:
             raise PatchError(f"the signal {signal} was not seen; the decoder layer that it reads did not run")
         if isinstance(signal, TextInformation):
@@ -174,12 +183,13 @@ class Watch:
     def _from_held(self, signal: ImageAttention | ValueNorms, b: int, columns: Tensor) -> Tensor:
         """A signal [n] of the columns of one image of prompt b, from the keys and values of a layer."""
         last_query, last_value, key, value = self.held[signal.layer]
-        columns = columns.to(value.device)
+        columns, ranks = columns.to(value.device), self.ranks.holding(last_query.shape[1])
         if isinstance(signal, ValueNorms):
             image_values = value[b][:, columns]
-            return image_values.mean(0, dtype=torch.promote_types(image_values.dtype, torch.float32)).abs().sum(-1)
+            mean = image_values.mean(0, dtype=torch.promote_types(image_values.dtype, torch.float32))
+            return ranks.mean(mean).abs().sum(-1)
         rows, targets = (last_value, value) if signal.values else (last_query, key)
-        return attention_rows(rows[b : b + 1, :, None], targets[b : b + 1, :, columns])[0, 0]
+        return ranks.mean(attention_rows(rows[b : b + 1, :, None], targets[b : b + 1, :, columns])[0, 0])
 
     def _pivots(self, signal: TextPivots, b: int, ordinal: int, rows: Rows) -> Tensor:
         """Columns of the text tokens after an image with the longest keys, longest first."""
@@ -194,7 +204,7 @@ class Watch:
         carried = {key: x for key, x in self.seen.items() if not (isinstance(key, tuple) and is_ahead(key[0]))}
         fixed = {key: x for key, x in carried.items() if isinstance(key, tuple) and isinstance(key[0], TextInformation)}
         self.seen = {key: x.to(local.device).gather(1, local) for key, x in carried.items() if key not in fixed} | fixed
-        self.probed = self.final = self.hidden = None
+        self.probed = self.own_keys = self.final = self.hidden = None
         for layer, (last_query, last_value, *key_value) in self.held.items():
             index = local[:, None, :, None]
             key_value = [x.gather(2, index.to(x.device).expand(-1, x.shape[1], -1, x.shape[3])) for x in key_value]

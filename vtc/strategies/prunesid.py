@@ -165,5 +165,5 @@ class PruneSID(Stage):
             loadings(unit.clone(), groups, self.seed + ordinal if drawn else None)
             for unit, ordinal in zip(features, ordinals, strict=True)
         ]
-        found = picks_of(torch.stack(components), cosine_matrix(features), scores, count, count - cls, self.variant)
-        return torch.stack([picks for picks, _, _ in found]).sort(1).values
+        parts = picks_of(torch.stack(components), cosine_matrix(features), scores, count, count - cls, self.variant)
+        return torch.stack([picks for picks, _, _ in parts]).sort(1).values

@@ -50,9 +50,9 @@ def _ask(clip: ClipScene, type: str, rng: np.random.Generator) -> Question | Non
     passing = [actor for actor in clip.actors if actor.first or actor.stop < FRAMES]
     actors = passing if passing and rng.random() < 0.7 else clip.actors
     actor, last = actors[int(rng.integers(len(actors)))], bool(rng.random() < 0.5)
-    there = actor.stop == FRAMES if last else actor.first == 0
+    is_shown = actor.stop == FRAMES if last else actor.first == 0
     name = f"{COLORS[actor.item.color]} {SHAPES[actor.item.shape]}"
-    return Question(f"Is there a {name} {'last' if last else 'first'}?", YES_NO[there], PRACTICE)
+    return Question(f"Is there a {name} {'last' if last else 'first'}?", YES_NO[is_shown], PRACTICE)
 
 
 def choose_cells(labels: np.ndarray, count: int, rng: np.random.Generator, how: str) -> torch.Tensor:

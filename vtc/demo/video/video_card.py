@@ -64,8 +64,8 @@ def measure_clips(folder, split: str, limit: int) -> dict[str, dict[str, float]]
             questions = [row["question"] for row in part]
             done.setdefault(name, []).extend(answer_clips(model, tokenizer, np.ascontiguousarray(pixels), questions))
     base = clip_majority(split, limit)
-    found = {name: shares_by_type(rows, answers) for name, answers in done.items()}
-    return found | {"nothing, commonest answer": base | {"macro": sum(base.values()) / len(base)}}
+    shares = {name: shares_by_type(rows, answers) for name, answers in done.items()}
+    return shares | {"nothing, commonest answer": base | {"macro": sum(base.values()) / len(base)}}
 
 
 def main() -> None:

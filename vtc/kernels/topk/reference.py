@@ -100,11 +100,11 @@ def topk_gather(
             0..length, or a tensor in the place of a list.
     """
     check_packed(scores, counts, cu_seqlens, features, positions)
-    found = [torch.empty(0, dtype=torch.int64, device=scores.device)]
+    picks = [torch.empty(0, dtype=torch.int64, device=scores.device)]
     for s, k in enumerate(counts):
         start, stop = cu_seqlens[s], cu_seqlens[s + 1]
-        found.append(start + topk_sorted(scores[None, start:stop], k)[0])
-    indices = torch.cat(found)
+        picks.append(start + topk_sorted(scores[None, start:stop], k)[0])
+    indices = torch.cat(picks)
     return (
         indices,
         None if features is None else features.index_select(0, indices),
