@@ -39,7 +39,7 @@ def shares_by_type(rows: Iterable[dict], answers: Iterable[str]) -> dict[str, fl
     hits: dict[str, list[bool]] = {kind: [] for kind in CLIP_TYPES}
     for row, text in zip(rows, answers, strict=True):
         hits[row["type"]].append(is_correct(row["answer"], text))
-    accuracies = {kind: sum(found) / len(found) for kind, found in hits.items() if found}
+    accuracies = {kind: sum(right) / len(right) for kind, right in hits.items() if right}
     return accuracies | {"macro": sum(accuracies.values()) / len(accuracies)}
 
 
