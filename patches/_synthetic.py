@@ -103,5 +103,6 @@ class Synthetic(ABC):
 
     @classmethod
     def tiny_clips(cls, model: nn.Module, media: tuple[str, ...] = ("ci", "c", "icc"), seed: int = 0, **kwargs) -> dict:
-        """As `tiny_inputs`, with clips. media: per prompt, a letter for each image ("i") and clip ("c") in order."""
-        raise NotImplementedError(f"{cls.__name__} has no tiny_clips")
+        """As `tiny_inputs`, with clips. media: per prompt, a letter for each image ("i") and clip ("c") in order.
+        Raises UnsupportedError in a family that does not define it."""
+        raise UnsupportedError(f"{cls.__name__} has no tiny_clips to be tried on; possible: to define them")

@@ -23,7 +23,10 @@ class Gemma3(Family):
     """Gemma 3 (`gemma3`). No [CLS]; a visual token is the mean of a square of patches, and so is its score. Each image
     is a block whose tokens attend to each other both ways. Of a picture that pan-and-scan divides, each crop is an
     image of its own. The decoder has rotary embeddings for each kind of layer and norms after attention and MLP, so
-    tokens are dropped at the projector only."""
+    tokens are dropped at the projector only.
+
+    Source: `Gemma3ForConditionalGeneration` of transformers; "Gemma 3 Technical Report", arXiv 2503.19786.
+    """
 
     name = "gemma3"
     model_types = ("gemma3",)

@@ -9,7 +9,10 @@ from vtc.patches.glm4v import Glm4V
 
 @FAMILIES.register("glm46v")
 class Glm46V(Glm4V):
-    """GLM-4.6V Flash (`glm46v`), see GLM-4.1V."""
+    """GLM-4.6V Flash (`glm46v`), see GLM-4.1V.
+
+    Source: `Glm46VForConditionalGeneration` of transformers; the report of GLM-4.1V, arXiv 2507.01006.
+    """
 
     name = "glm46v"
     model_types = ("glm46v",)

@@ -17,7 +17,11 @@ ROPE = {"rope_type": "default", "mrope_section": [1, 1, 2], "rope_theta": 10000.
 @FAMILIES.register("glm4v")
 class Glm4V(Qwen2VL):
     """GLM-4.1V (`glm4v`). Every encoder layer is global; a token's score is the mean of its patches' scores, but the
-    projector receives one row for each token. Frames of a clip have the id of images."""
+    projector receives one row for each token. Frames of a clip have the id of images.
+
+    Source: `Glm4vForConditionalGeneration` of transformers; "GLM-4.1V-Thinking: Towards Versatile Multimodal Reasoning
+    with Scalable Reinforcement Learning", arXiv 2507.01006.
+    """
 
     name = "glm4v"
     model_types = ("glm4v",)

@@ -12,7 +12,10 @@ from vtc.patches.glm4v import Glm4V
 
 @FAMILIES.register("glm4v_moe")
 class Glm4VMoe(Glm4V):
-    """GLM-4.5V and GLM-4.6V (`glm4v_moe`). The first decoder layers are dense, the others a mixture of experts."""
+    """GLM-4.5V and GLM-4.6V (`glm4v_moe`). The first decoder layers are dense, the others a mixture of experts.
+
+    Source: `Glm4vMoeForConditionalGeneration` of transformers; the report of GLM-4.1V, arXiv 2507.01006.
+    """
 
     name = "glm4v_moe"
     model_types = ("glm4v_moe",)

@@ -26,6 +26,9 @@ class Idefics3(Shuffled):
     there are two or more. The mark is the token after a prompt's last placeholder; no other id has to be known.
 
     blank_crop: where all crops are empty the model keeps the first.
+
+    Source: `Idefics3ForConditionalGeneration` of transformers; "Building and better understanding vision-language
+    models: insights and future directions", arXiv 2408.12637.
     """
 
     name = "idefics3"

@@ -33,7 +33,11 @@ def _config(hidden: int, mlp: int, layers: int, heads: int, kv_heads: int, vocab
 class InternVL(Shuffled):
     """InternVL3 / 3.5 (`internvl`). [CLS] comes first; a visual token is a block of 2 x 2 patches. An image is an
     unbroken run of placeholders: its tiles in raster order, then the thumbnail, if there are several tiles; how the
-    tiles are arranged is not told. Frames of a clip are images."""
+    tiles are arranged is not told. Frames of a clip are images.
+
+    Source: `InternVLForConditionalGeneration` of transformers; "InternVL3", arXiv 2504.10479, and "InternVL3.5",
+    arXiv 2508.18265.
+    """
 
     name = "internvl"
     model_types = ("internvl",)

@@ -75,7 +75,11 @@ _BASE = dict(hidden=1024, mlp=2816, layers=12, heads=16, vocab=32064)
 
 @FAMILIES.register("llava")
 class Llava(Family):
-    """LLaVA-1.5 (`llava`). Only a CLIP tower has [CLS]; a grid of side image_size / patch_size in raster order."""
+    """LLaVA-1.5 (`llava`). Only a CLIP tower has [CLS]; a grid of side image_size / patch_size in raster order.
+
+    Source: `LlavaForConditionalGeneration` of transformers; "Improved Baselines with Visual Instruction Tuning",
+    arXiv 2310.03744.
+    """
 
     name = "llava"
     model_types = ("llava",)

@@ -81,7 +81,10 @@ def sizes_of(arguments: dict) -> list[tuple[int, int]]:
 @FAMILIES.register("llava_next")
 class LlavaNext(Llava):
     """LLaVA-NeXT / 1.6 (`llava_next`), anyres. Newline tokens mark rows of the full canvas; these rows no
-    longer exist once tokens are dropped, so newlines are dropped too (as in the official HiPrune code)."""
+    longer exist once tokens are dropped, so newlines are dropped too (as in the official HiPrune code).
+
+    Source: `LlavaNextForConditionalGeneration` of transformers; no paper, its authors' blog of January 2024.
+    """
 
     name = "llava_next"
     model_types = ("llava_next",)
@@ -216,19 +219,31 @@ class LlavaNext(Llava):
     @classmethod
     def tiny_inputs(cls, model: nn.Module, images: tuple[int, ...] = (1, 2, 1), seed: int = 0, **kwargs) -> dict:
         """Random crops [images, tiles, 3, 24, 24] of pictures of four different sizes."""
-        generator, family, count = torch.Generator().manual_seed(seed), cls(model), sum(images)
-        sizes = torch.tensor([[(40, 44), (24, 48), (50, 20), (48, 33)][i % 4] for i in range(count)])
-        given = {"image_sizes": sizes, **cls.more_inputs(images)}
-        layouts = family.image_layouts(given) if count else []
-        tokens = iter([layout.tokens for layout in layouts])
-        inputs = prompts([[next(tokens) for _ in range(n)] for n in images], seed, **kwargs)
-        if not count:
-            return inputs
-        counts = family.tile_counts(given)
-        pixels = torch.zeros(count, max(counts), 3, 24, 24)
-        for i, crops in enumerate(counts):
-            pixels[i, :crops] = torch.randn(crops, 3, 24, 24, generator=generator)
-        return {**inputs, "pixel_values": pixels, **given}
+        return cls.tiny_clips(model, tuple("i" * n for n in images), seed, **kwargs)
+
+    @classmethod
+    def tiny_clips(
+        cls, model: nn.Module, media: tuple[str, ...] = ("ci", "c", "icc"), seed: int = 0, frames: int = 5, **kwargs
+    ) -> dict:
+        """The same with clips [clips, frames, 3, 24, 24]."""
+        generator, family, pixels = torch.Generator().manual_seed(seed), cls(model), {}
+        images = tuple(prompt.count("i") for prompt in media)
+        parts: dict[str, list] = {"i": [], "c": []}
+        if count := sum(images):
+            sizes = torch.tensor([[(40, 44), (24, 48), (50, 20), (48, 33)][i % 4] for i in range(count)])
+            given = {"image_sizes": sizes, **cls.more_inputs(images)}
+            counts = family.tile_counts(given)
+            crops = torch.zeros(count, max(counts), 3, 24, 24)
+            for i, n in enumerate(counts):
+                crops[i, :n] = torch.randn(n, 3, 24, 24, generator=generator)
+            parts["i"] = [layout.tokens for layout in family.image_layouts(given)]
+            pixels = {"pixel_values": crops, **given}
+        if clips := "".join(media).count("c"):
+            pixels["pixel_values_videos"] = torch.randn(clips, frames, 3, 24, 24, generator=generator)
+            layouts = family.clip_layouts({"pixel_values": pixels["pixel_values_videos"]})
+            parts["c"] = [family.clip_ids([layout.tokens]) for layout in layouts]
+        rest = {kind: iter(values) for kind, values in parts.items()}
+        return {**prompts([[next(rest[kind]) for kind in prompt] for prompt in media], seed, **kwargs), **pixels}
 
     @staticmethod
     def more_inputs(images: tuple[int, ...]) -> dict:

@@ -33,7 +33,10 @@ def _config(**text) -> object:
 @FAMILIES.register("llava_next_video")
 class LlavaNextVideo(LlavaNext):
     """LLaVA-NeXT-Video (`llava_next_video`). A token of a clip is the mean of stride x stride patches of a frame, which
-    enters the projector; its scores are their mean."""
+    enters the projector; its scores are their mean.
+
+    Source: `LlavaNextVideoForConditionalGeneration` of transformers; no paper, its authors' blog of April 2024.
+    """
 
     name = "llava_next_video"
     model_types = ("llava_next_video",)

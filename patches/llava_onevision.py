@@ -42,7 +42,11 @@ class LlavaOnevision(LlavaNext):
     """LLaVA-OneVision (`llava_onevision`). Where the canvas of the tiles has too many tokens, and in every frame of a
     clip, the model resamples the projector's output; signals are resampled alike. Such a canvas is one tile. Methods
     that merge the projector's input merge the embeddings instead there, since these tokens have no such input. Of
-    several pictures in a prompt (`batch_num_images`) each is a base crop alone."""
+    several pictures in a prompt (`batch_num_images`) each is a base crop alone.
+
+    Source: `LlavaOnevisionForConditionalGeneration` of transformers; "LLaVA-OneVision: Easy Visual Task Transfer",
+    arXiv 2408.03326.
+    """
 
     name = "llava_onevision"
     model_types = ("llava_onevision",)

@@ -26,7 +26,11 @@ HELD_BACK = (
 class Mistral3(Family):
     """Mistral 3 (`mistral3`). No [CLS]; a token is a square of spatial_merge_size^2 patches, its score is their mean.
     Rows end with tokens of another id, which stay. The projector's input is, for stages that merge or read it, what
-    its patch merger gives: one vector for each visual token, which the MLP then maps."""
+    its patch merger gives: one vector for each visual token, which the MLP then maps.
+
+    Source: `Mistral3ForConditionalGeneration` of transformers; its tower is that of "Pixtral 12B",
+    arXiv 2410.07073.
+    """
 
     name = "mistral3"
     refuses = {"encoder": "one mask keeps its images apart, and its projector merges patches by the image's size"}

@@ -45,7 +45,10 @@ def raster_order(rows: int, columns: int, window: int) -> Tensor:
 @FAMILIES.register("qwen2_5_vl")
 class Qwen2_5VL(Qwen2VL):
     """Qwen2.5-VL (`qwen2_5_vl`). Layers in `fullatt_block_indexes` are global, the others windowed; scores of a
-    windowed layer come from attention within each window."""
+    windowed layer come from attention within each window.
+
+    Source: `Qwen2_5_VLForConditionalGeneration` of transformers; "Qwen2.5-VL Technical Report", arXiv 2502.13923.
+    """
 
     name = "qwen2_5_vl"
     model_types = ("qwen2_5_vl",)

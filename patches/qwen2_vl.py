@@ -78,7 +78,11 @@ def preset(kind: str, config: Callable[[], object], parameters: int, description
 @FAMILIES.register("qwen2_vl")
 class Qwen2VL(Family):
     """Qwen2-VL (`qwen2_vl`). No [CLS]; a visual token is a block of spatial_merge_size^2 patches, which the encoder
-    keeps next to each other; a token's score is the mean of its patches' scores."""
+    keeps next to each other; a token's score is the mean of its patches' scores.
+
+    Source: `Qwen2VLForConditionalGeneration` of transformers; "Qwen2-VL: Enhancing Vision-Language Model's Perception
+    of the World at Any Resolution", arXiv 2409.12191.
+    """
 
     name = "qwen2_vl"
     model_types = ("qwen2_vl",)

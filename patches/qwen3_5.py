@@ -38,7 +38,10 @@ class Qwen3_5(Qwen2VL):
     """Qwen3.5 and Qwen3.6 (`qwen3_5`). Every encoder layer is global. In the published text models three of four layers
     have linear attention (Gated DeltaNet), which keeps a state of fixed size: stages inside the language model read the
     others, see `vtc.config.hybrid`, and a layer's state keeps what it absorbed before a later drop. Linear attention
-    runs in float32 whatever the model's type."""
+    runs in float32 whatever the model's type.
+
+    Source: `Qwen3_5ForConditionalGeneration` of transformers.
+    """
 
     name = "qwen3_5"
     model_types = ("qwen3_5",)

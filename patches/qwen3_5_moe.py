@@ -10,7 +10,10 @@ from vtc.patches.qwen3_5 import Qwen3_5
 @FAMILIES.register("qwen3_5_moe")
 class Qwen3_5Moe(Qwen3_5):
     """Qwen3.5 and Qwen3.6 with a mixture of experts (`qwen3_5_moe`), of which a token passes through a few and a shared
-    one."""
+    one.
+
+    Source: `Qwen3_5MoeForConditionalGeneration` of transformers.
+    """
 
     name = "qwen3_5_moe"
     model_types = ("qwen3_5_moe",)

@@ -53,7 +53,11 @@ def _config(vision: dict, hidden: int, mlp: int, tied: bool) -> object:
 class Qwen3VL(Qwen2VL):
     """Qwen3-VL (`qwen3_vl`). Every encoder layer is global. After some of them a merger of its own makes a DeepStack
     plane, which the decoder adds to the visual tokens after its first layers; a plane's rows are dropped and merged
-    with the tokens that they belong to."""
+    with the tokens that they belong to.
+
+    Source: `Qwen3VLForConditionalGeneration` of transformers; "Qwen3-VL Technical Report", arXiv 2511.21631; DeepStack
+    is arXiv 2406.04334.
+    """
 
     name = "qwen3_vl"
     model_types = ("qwen3_vl",)

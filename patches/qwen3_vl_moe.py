@@ -11,7 +11,10 @@ from vtc.patches.qwen3_vl import Qwen3VL
 @FAMILIES.register("qwen3_vl_moe")
 class Qwen3VLMoe(Qwen3VL):
     """Qwen3-VL-MoE (`qwen3_vl_moe`), where every text layer has experts; costs count those that a token passes
-    through."""
+    through.
+
+    Source: `Qwen3VLMoeForConditionalGeneration` of transformers; "Qwen3-VL Technical Report", arXiv 2511.21631.
+    """
 
     name = "qwen3_vl_moe"
     model_types = ("qwen3_vl_moe",)

@@ -9,7 +9,11 @@ from vtc.patches.idefics3 import Idefics3
 
 @FAMILIES.register("smolvlm")
 class SmolVLM(Idefics3):
-    """SmolVLM / SmolVLM2 (`smolvlm`). See `Idefics3`. Frames of a clip are images of one crop."""
+    """SmolVLM / SmolVLM2 (`smolvlm`). See `Idefics3`. Frames of a clip are images of one crop.
+
+    Source: `SmolVLMForConditionalGeneration` of transformers; "SmolVLM: Redefining small and efficient multimodal
+    models", arXiv 2504.05299.
+    """
 
     name = "smolvlm"
     model_types = ("smolvlm",)

@@ -310,7 +310,7 @@ def entered_of(model: nn.Module, inputs: dict, config) -> list[list[Tensor]] | N
     projector (the oracle does not redo the encoder), and what it adds after its first layers; else None."""
     if config.projector is None or config.projector.method not in MERGED_BEFORE:
         return None
-    with spy(model) as seen, _additions(model) as added:
+    with spy(model) as seen, additions(model) as added:
         forward(model, inputs)
     right, found = bool((inputs["attention_mask"][:, -1] == 0).any()), [seen[0]["inputs_embeds"], *added]
     return [
@@ -320,7 +320,7 @@ def entered_of(model: nn.Module, inputs: dict, config) -> list[list[Tensor]] | N
 
 
 @contextmanager
-def _additions(model: nn.Module) -> Iterator[list[Tensor]]:
+def additions(model: nn.Module) -> Iterator[list[Tensor]]:
     """What the text model adds to hidden states [B, K, D] after its first layers, see `helpers_oracle.planes_of`."""
     language, name, seen = find_family(model).language_model, "_deepstack_process", []
     if not hasattr(language, name):

@@ -18,6 +18,7 @@ from vtc.check.verdicts import Violation
 from vtc.engine import reports
 from vtc.engine.patch import Patch
 from vtc.patches import FAMILIES
+from vtc.patches._family import Family
 from vtc.patches.llava import Llava
 
 COUNT, ORDER, TIES, PRECISION, BATCH, PADDING, TWICE, ALL, DECODING, REPORT, REMOVED = CONTRACT
@@ -174,6 +175,33 @@ def test_what_is_refused_is_no_failure():
     assert table.holds
     with pytest.raises(vtc.ConfigError, match="nothing of .* could be checked: .*this method is never possible"):
         of_method(place("Refusing"), ["llava", "qwen2_vl"], {}, lambda what: None)
+
+
+def test_methods_made_for_clips_are_tried_on_clips(monkeypatch):
+    """Where the family takes any, those that keep images whole and those that do not; a clip has several frames there.
+    A family without tiny clips says so in its column."""
+    found = {}
+    for family in ("llava", "llava_onevision", "llava_next_video", "qwen2_vl"):
+        tiny = Tiny(family, model=model_of(family))
+        found[family] = [Trial(strategy, tiny, {}).kind for strategy in ("vidcom2", "flashvid", "hiprune")]
+        if family != "llava":
+            evs = Trial("evs", tiny, {})
+            assert all(layout.frames > 1 for row in tiny.layouts(evs.inputs) for layout in row)
+            singles = [tiny.layouts(one, (n,)) for one, n in zip(tiny.singles(evs.inputs), (1, 2, 1), strict=True)]
+            assert [len(row) for (row,) in singles] == [1, 2, 1]
+    assert found.pop("llava") == ["image"] * 3
+    assert list(found.values()) == [["video", "video", "image"]] * 3
+    monkeypatch.setattr(FAMILIES["qwen2_vl"], "tiny_clips", Family.tiny_clips)
+    with pytest.raises(vtc.ConfigError, match="has no tiny_clips to be tried on; possible: to define them"):
+        of_method("evs", ["qwen2_vl"], {}, lambda what: None)
+
+
+def test_a_family_that_transformers_does_not_have_yet(monkeypatch):
+    """It does not fail: its column says which version brings it."""
+    monkeypatch.setattr(FAMILIES["qwen2_vl"], "since", "99.1")
+    table = of_method(place("Good"), ["llava", "qwen2_vl"], {}, lambda what: None)
+    later = Verdict("-", "refused: qwen2_vl is in transformers 99.1 and later; possible: a newer version of it")
+    assert {row["qwen2_vl"] for row in table.rows.values()} == {later}
 
 
 def test_a_family_whose_tiny_is_another_family(monkeypatch):

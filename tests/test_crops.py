@@ -1,13 +1,21 @@
 """Which crops form an image, where only the prompt tells: InternVL's runs, and the marks of SmolVLM and Idefics3."""
 
+import importlib
+
 import pytest
 import torch
+import transformers
+from PIL import Image
 
 import vtc
-from tests.helpers import Words, forward, generate, inputs_of, model_of, refused, split
+from tests import test_contract_oracle, test_decoder_oracle
+from tests.helpers import Words, forward, generate, inputs_of, model_of, refused, split, subject_of
+from tests.helpers_checkpoints import image_processor, processor_of
+from vtc.check import behaviour
 from vtc.core.errors import ConfigError, PatchError, UnsupportedError
 from vtc.core.layout import CropGroup, ImageLayout, VisionRun, crop_groups, image_runs, raster
 from vtc.core.signals import ClsAttention, Extent
+from vtc.eval.processors import pictures_only
 from vtc.patches import FAMILIES
 from vtc.patches._shuffle import arrangement, block_order
 from vtc.patches._tiny import IMAGE_TOKEN
@@ -147,6 +155,54 @@ def test_configs_that_give_no_blocks_are_refused():
     refused(lambda: family.image_layouts({"pixel_values": pixels}), "32 x 16", "squares", kind=UnsupportedError)
     model.config.vision_feature_select_strategy = "full"
     refused(lambda: vtc.patch(model, "uniform"), "'full'", "possible: default", kind=UnsupportedError)
+
+
+def test_smolvlms_own_processor(monkeypatch):
+    """Which wants num2words, for clips: the family finds the crops that it made, and what Idefics3's makes is the same,
+    so that other tests go without. Pictures in a row, with text between them, and in one crop each."""
+    try:
+        module = importlib.import_module("transformers.models.smolvlm.processing_smolvlm")
+    except ModuleNotFoundError as error:
+        pytest.skip(f"transformers {transformers.__version__} needs it for this module: {error}")
+    monkeypatch.setattr(module, "num2words", str)
+    model, family = model_of("smolvlm"), find_family(model_of("smolvlm"))
+    other = processor_of(model, type(family))
+    other.tokenizer.padding_side = "left"
+    options = dict(max_image_size={"longest_edge": 32}, size={"longest_edge": 96})
+    images = image_processor("SmolVLMImageProcessor")(**options)
+    kind = pictures_only(module.SmolVLMProcessor)
+    own = kind(images, other.tokenizer, None, image_seq_len=model.model.image_seq_len)
+    shapes, grey = ((60, 40), (33, 80), (80, 80), (90, 20)), Image.linear_gradient("L")
+    pictures = [[grey.resize(size).convert("RGB")] for size in shapes]
+    pictures, texts = [pictures[0], sum(pictures[1:], [])], ["what <image> ?", "a <image><image> or<image>"]
+    for divided in (True, False):
+        asked = dict(images=pictures, text=texts, do_image_splitting=divided, padding=True, return_tensors="pt")
+        made, same = own(**asked), other(**asked)
+        assert {name: torch.equal(made[name], same[name]) for name in same} == dict.fromkeys(same, True)
+        shown = images(pictures, do_image_splitting=divided, return_row_col_info=True)
+        grids = zip(sum(shown["rows"], []), sum(shown["cols"], []), strict=True)
+        corners = [[(0, 0), *((4 * r, 4 * c) for r in range(rows) for c in range(columns))] for rows, columns in grids]
+        layouts = family.layouts(made)
+        assert [[tile.corner or (0, 0) for tile in layout.tiles] for layout in layouts] == corners
+        assert divided == (len(corners[0]) > 1)
+        with vtc.patched(model, "hiprune", keep=0.5):
+            forward(model, {k: v.double() if v.is_floating_point() else v for k, v in made.items()})
+            assert [image.before for image in vtc.report(model).images] == [16 * len(crops) for crops in corners]
+
+
+also = [pytest.param(name, marks=pytest.mark.full) for name in ("divprune", "visiondrop")]
+
+
+@pytest.mark.parametrize("strategy", ["visionzip", "fastv", *also])
+def test_internvl_with_qwen3(strategy):
+    """InternVL3.5's text model, whose heads are not a part of the hidden size: the contract, and the oracle."""
+    case = "internvl-qwen3"
+    assert model_of(case).config.text_config.model_type == "qwen3"
+    one = subject_of(strategy, case)
+    for check in (behaviour.batch, behaviour.padding, behaviour.keep_all, behaviour.decoding, behaviour.reported):
+        check(one)
+    oracle = test_contract_oracle if strategy == "divprune" else test_decoder_oracle
+    oracle.test_generate_equals_oracle(strategy, case, "compact")
 
 
 def test_runs_in_two_prompts():

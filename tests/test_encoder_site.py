@@ -7,6 +7,7 @@ import torch.nn.functional as F
 import vtc
 from tests.helpers import build, family_of, forward, generate, inputs_of, kept_of, model_of, refused, split, state
 from tests.helpers_encoder import Pairs, Strided
+from tests.helpers_video import clips_of
 from tests.test_memory import Largest, run_encoder
 from vtc.core.selection import Selection
 from vtc.patches import FAMILIES
@@ -194,6 +195,17 @@ def test_encoder_flops_by_hand():
 
     assert before == 4 * layer(65)
     assert after == layer(65) + 2 * layer(1 + 33) + layer(1 + 1)
+
+
+def test_encoder_flops_of_images_and_clips():
+    """The encoder runs twice in a call with both, and the work is that of the two runs."""
+    model, found = model_of("qwen2_vl"), []
+    with vtc.patched(model, Pairs(), keep=0.4):
+        for media in ("i", "c", "ci"):
+            forward(model, clips_of("qwen2_vl", (media,)))
+            found.append(vtc.report(model).encoder_flops)
+    assert all(after < before for before, after in found)
+    assert found[2] == tuple(map(sum, zip(*found[:2], strict=True)))
 
 
 def test_targets_of_a_selection():

@@ -94,3 +94,17 @@ def test_refused(server, client):
         client("--url", server[0], "--keep", "0.9")
     with pytest.raises(SystemExit, match="no server at"):
         client("--url", "http://127.0.0.1:9/v1")
+
+
+def test_chat(monkeypatch, capsys):
+    """Three turns on one cache: two pictures, each pruned when it comes, and a question about text alone."""
+    spec = importlib.util.spec_from_file_location("chat", ROOT / "examples" / "chat.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    monkeypatch.setattr("sys.argv", ["chat.py"])
+    module.main()
+    out = capsys.readouterr().out
+    assert out.splitlines()[0].split() == ["with", "a", "picture", "What", "color", "is", "the", "cross?", "purple"]
+    assert "holds 59 of 207 tokens" in out
+    assert "holds 130 of 425 tokens" in out
+    assert "turn 1 had           196 -> 49 visual tokens" in out

@@ -114,6 +114,14 @@ def test_record_agrees_with_the_report(loaded, seen):
                 assert f"{view['name']}: {stay} of {len(view['offsets'])}" in words
 
 
+def test_a_run_without_steps_says_so(seen):
+    """In its row; the others are drawn as before."""
+    _, record, sheet = seen
+    kept = {**record, "runs": [{**record["runs"][0], "steps": []}, *record["runs"][1:]]}
+    words = [text.get_text() for text in draw(kept, sheet).texts]
+    assert (words.count("nothing is dropped here"), words.count("at the projector")) == (1, 2)
+
+
 def test_pixels_are_those_of_the_frame(seen):
     """The sheet has the first picture of each pair; what a frame drops is dark, what it keeps is its own."""
     frames, record, sheet = seen

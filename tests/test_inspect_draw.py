@@ -17,6 +17,7 @@ from vtc.cli import main
 from vtc.eval import models
 from vtc.eval.inspect.draw import draw
 from vtc.eval.inspect.look import configs_of, look
+from vtc.eval.inspect.page import page
 from vtc.eval.inspect.paint import enlarge, paint
 from vtc.eval.inspect.record import DROPPED, GONE, MERGED, outcomes, read
 from vtc.eval.inspect.write import show, write
@@ -185,6 +186,7 @@ def test_one_that_keeps_everything():
     (run,) = record["runs"]
     assert (run["steps"], run["average"], run["answer"]) == ([], 196.0, record["full"]["answer"])
     assert "nothing is dropped here" in [text.get_text() for text in draw(record, shown).texts]
+    assert "at the projector: nothing is dropped here" in page(record, shown)
 
 
 def command(capsys, *arguments) -> tuple[int, str, str]:

@@ -11,7 +11,6 @@ import vtc
 from tests.helpers import CLIPS, build, family_of, forward, inputs_of, model_of, patched, split
 from tests.helpers_video import clips_of
 from vtc.patches import FAMILIES
-from vtc.patches._family import Family
 from vtc.patching import find_family
 
 cases = pytest.mark.parametrize("case", vtc.families())
@@ -66,8 +65,8 @@ def left_by_stock(case: str, clips: bool = False) -> int:
 def test_nothing_stays_after_a_call(strategy, case):
     """Several images and prompts; clips for methods that compare frames."""
     clips = strategy in CLIPS
-    if clips and FAMILIES[family_of(case)].tiny_clips.__func__ is Family.tiny_clips.__func__:
-        pytest.skip(f"{case} has no tiny clips; where it takes none, this is refused in test_video_models.py")
+    if clips and FAMILIES[family_of(case)].video is None:
+        pytest.skip(f"{case} takes no clips; refused in test_video_models.py")
     model, expected = model_of(case), left_by_stock(case, clips)
     with patched(model, strategy):
         assert left(model, clips_of(case) if clips else inputs_of(case)) == expected

@@ -8,12 +8,14 @@ import typing
 from pathlib import Path
 
 import pytest
+import transformers
 
 import vtc
-from vtc.config.catalog import support_table
+from vtc.config.catalog import refused_table, support_table
 from vtc.core import signals
 from vtc.core.selection import Extra, Merge, Selection
 from vtc.eval.tasks import Task
+from vtc.patches import FAMILIES, available
 from vtc.patches._family import Family
 from vtc.strategies import METHODS, shipped
 from vtc.strategies.base import AttentionStage, Cut, DecoderStage, EncoderStage, Stage, Step
@@ -23,7 +25,11 @@ ROOT = Path(__file__).resolve().parent.parent
 DOCS = ROOT / "docs"
 LONGEST = 150  # lines of the README
 PAGES = sorted(path.relative_to(ROOT).as_posix() for path in [*ROOT.glob("*.md"), *DOCS.glob("*.md")])
-MARKS = {"families.md": ("support", support_table), "serving.md": ("served", table)}
+MARKS = {
+    "support": ("families.md", support_table),
+    "refused": ("families.md", refused_table),
+    "served": ("serving.md", table),
+}
 
 METHODS_TOP = """# Methods
 
@@ -137,9 +143,19 @@ def test_every_method_names_its_paper_code_and_departures(name):
             assert code.split(",")[0] in doc or "/" not in code
 
 
-@pytest.mark.parametrize("page", MARKS)
-def test_generated_tables_are_current(page):
-    mark, content = MARKS[page]
+def test_every_family_names_its_source():
+    """The class of transformers that it is for, and the paper or report where there is one."""
+    for name in vtc.families():
+        doc = " ".join(inspect.getdoc(FAMILIES[name]).split())
+        (source,) = re.findall(r"Source: `(\w+)` of transformers(.*)$", doc)
+        assert re.fullmatch(r"(; [^;]+ (arXiv \d{4}\.\d{5}|blog of \w+ 20\d\d))*\.", source[1])
+        if available(name):
+            assert getattr(transformers, source[0]).config_class.model_type in FAMILIES[name].model_types
+
+
+@pytest.mark.parametrize("mark", MARKS)
+def test_generated_tables_are_current(mark):
+    page, content = MARKS[mark]
     section = read(f"docs/{page}").split(f"<!-- {mark} -->")[1].split(f"<!-- /{mark} -->")[0].strip()
     assert section == content(), "run: python -m tests.test_readme"
 
@@ -205,7 +221,7 @@ def test_the_example_of_a_method_runs(monkeypatch):
 
 
 if __name__ == "__main__":
-    for page, (mark, content) in MARKS.items():
+    for mark, (page, content) in MARKS.items():
         before, _, rest = read(f"docs/{page}").partition(f"<!-- {mark} -->")
         after = rest.partition(f"<!-- /{mark} -->")[2]
         (DOCS / page).write_text(f"{before}<!-- {mark} -->\n{content()}\n<!-- /{mark} -->{after}", encoding="utf-8")

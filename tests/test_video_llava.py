@@ -20,29 +20,10 @@ CLIP = {"llava_onevision": FRAMES * 9 + 1, "llava_next_video": FRAMES * 9}
 ORDERS = ["ic", "ci", "c", "cic", ""]
 
 
-def clips_of(case, orders, seed=0, frames=FRAMES, dtype=torch.float64):
-    """A batch padded on the left. orders: per prompt, its images ("i") and clips ("c"), each followed by text."""
-    model, generator = model_of(case), torch.Generator().manual_seed(seed)
-    counts = tuple(order.count("i") for order in orders)
-    inputs = FAMILIES[case].tiny_inputs(model, counts, seed)
-    clips, rows = sum(order.count("c") for order in orders), []
-    layouts = find_family(model).image_layouts(inputs) if sum(counts) else []
-    tokens = iter([layout.tokens for layout in layouts])
-    clip = [VIDEO] * (frames * 9 + CLIP[case] - FRAMES * 9)
-
-    def text(length):
-        return torch.randint(3, 100, (length,), generator=generator).tolist()
-
-    for b, order in enumerate(orders):
-        rows.append([1, *text(4 + b)])
-        for kind in order:
-            rows[-1] += ([IMAGE_TOKEN] * next(tokens) if kind == "i" else clip) + text(3 + b)
-    length = max(map(len, rows))
-    inputs["input_ids"] = torch.tensor([[0] * (length - len(row)) + row for row in rows])
-    inputs["attention_mask"] = torch.tensor([[0] * (length - len(row)) + [1] * len(row) for row in rows])
-    if clips:
-        inputs["pixel_values_videos"] = torch.randn(clips, frames, 3, 24, 24, generator=generator)
-    return {name: x.to(dtype) if x.is_floating_point() else x for name, x in inputs.items()}
+def clips_of(case, orders, seed=0, frames=FRAMES):
+    """A float64 batch padded on the left. orders: per prompt, its images ("i") and clips ("c"), with text between."""
+    inputs = FAMILIES[case].tiny_clips(model_of(case), tuple(orders), seed, frames)
+    return {name: x.double() if x.is_floating_point() else x for name, x in inputs.items()}
 
 
 def alone(inputs, orders, b):

@@ -27,6 +27,7 @@ _ATTRIBUTE = "_vtc_patch"
 def find_family(model: nn.Module) -> "Family":
     """The model's family, looked over but not touched. Raises UnsupportedError for a model that is not supported."""
     from vtc.patches import FAMILIES
+    from vtc.patches._refused import REFUSED
 
     kind = getattr(getattr(model, "config", None), "model_type", None)
     by_type: dict[str, type[Family]] = {t: FAMILIES[name] for name in FAMILIES for t in FAMILIES[name].model_types}
@@ -37,6 +38,8 @@ def find_family(model: nn.Module) -> "Family":
         )
     if hasattr(model, "get_base_model") or hasattr(model, "_orig_mod"):
         raise UnsupportedError(f"{type(model).__name__} wraps a model; possible: patch the wrapped model itself")
+    if kind not in by_type and kind in REFUSED:
+        raise UnsupportedError(f"{kind} is not supported: {REFUSED[kind]}; possible: {', '.join(sorted(by_type))}")
     if kind not in by_type:
         raise UnsupportedError(unknown("family", kind, sorted(by_type)))
     return by_type[kind](model)

@@ -2,28 +2,14 @@
 
 from collections.abc import Mapping
 
-import numpy as np
 from matplotlib.figure import Figure
 from PIL import Image
 
 from vtc.eval.inspect.paint import enlarge, paint
 from vtc.eval.inspect.record import Outcome, columns, keys, outcomes
-from vtc.eval.inspect.sheet import (
-    DPI,
-    FOOT,
-    GREY,
-    HEAD,
-    LABEL,
-    LINE,
-    NARROWEST,
-    Sheet,
-    header,
-    label,
-    legend,
-    legend_lines,
-)
+from vtc.eval.inspect.sheet import DPI, GREY, HEAD, LABEL, Sheet, framed, label, name_row
 from vtc.eval.inspect.strip import draw_clip
-from vtc.eval.inspect.style import caption, column_title, used
+from vtc.eval.inspect.style import UNTOUCHED, caption, column_title
 
 LONGER = 2.5  # inches: the longer side of a picture
 FLATTEST = 1.25  # inches: the least length of its shorter side
@@ -49,9 +35,7 @@ def draw(record: Mapping, picture: Image.Image) -> Figure:
     else:
         left, row = LABEL, max(high, TEXT + 0.25) + WORDS + GAP
         width, tall = left + len(stages) * (cell + GAP), title + len(outcome_rows) * row
-    entries = legend_lines(used(record, outcome_rows), max(width, NARROWEST))
-    sheet = Sheet(max(width, NARROWEST), HEAD + tall + FOOT + LINE * (len(entries) - 1))
-    header(sheet, record, picture)
+    sheet = framed(record, picture, outcome_rows, width, tall)
     large = enlarge(picture, 2 * round(max(wide, high) * DPI))
     for r, (run, row_of) in enumerate(zip(record["runs"], outcome_rows)):
         done = dict(zip(keys(run), row_of))
@@ -64,15 +48,13 @@ def draw(record: Mapping, picture: Image.Image) -> Figure:
             label(sheet, record, run, x, y + title + high + WORDS + 0.03, cell)
             continue
         y = HEAD + title + r * row
-        lines = sheet.fitted(0.15, y, run["strategy"], 12, (LABEL - 0.3, 2), weight="bold")
-        label(sheet, record, run, 0.15, y + 0.06 + 0.2 * lines, LABEL - 0.3)
+        name_row(sheet, record, run, y)
         for i, key in enumerate(stages):
             _cell(sheet, record, large, done.get(key), (left + i * (cell + GAP), y, wide, high))
     for i, key in enumerate([] if alone else stages):
         x = left + i * (cell + GAP)
         sheet.text(x + cell / 2, HEAD + 0.06, column_title(key), 10, ha="center", weight="bold")
         _names(sheet, record, x, HEAD + title - 0.19, wide)
-    legend(sheet, entries)
     return sheet.figure
 
 
@@ -88,9 +70,9 @@ def _cell(
     left, top, wide, high = place
     width = len(record["views"]) * (wide + BETWEEN) - BETWEEN
     if outcome is None:
-        sheet.text(left + width / 2, top + high / 2 - 0.1, "nothing is dropped here", 9, GREY, ha="center")
+        sheet.text(left + width / 2, top + high / 2 - 0.1, UNTOUCHED, 9, GREY, ha="center")
         return
     for v, view in enumerate(record["views"]):
         sheet.image(paint(picture, record, view, outcome), left + v * (wide + BETWEEN), top, wide, high)
-    every = np.concatenate([view["offsets"] for view in record["views"]])
-    sheet.fitted(left, top + high + 0.04, where + caption(outcome, every), 7.5, (max(width, 1.4), 2), color=GREY)
+    words = where + caption(outcome, record["views"])
+    sheet.fitted(left, top + high + 0.04, words, 7.5, (max(width, 1.4), 2), color=GREY)

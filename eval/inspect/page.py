@@ -14,6 +14,7 @@ from vtc.eval.inspect.style import (
     DIM,
     SHADE,
     TINT,
+    UNTOUCHED,
     Color,
     budget,
     caption,
@@ -54,6 +55,7 @@ def page(record: Mapping, picture: Image.Image) -> str:
         runs=runs,
         legend=legend,
         quoted=quoted,
+        untouched=UNTOUCHED,
         single=len(stages) == 1,
         **shown,
     )
@@ -81,14 +83,13 @@ def _run(record: Mapping, run: Mapping, row: list[Outcome], stages: list) -> dic
 
 
 def _step(record: Mapping, outcome: Outcome) -> dict:
-    every = np.concatenate([view["offsets"] for view in record["views"]])
     names = ["" if view["name"] == "picture" else f" ({view['name']})" for view in record["views"]]
     clip = "frames" in record["picture"]
     below = [frame_words(view, outcome) if clip else None for view in record["views"]]
     views = [(*texts, _shapes(record, view, outcome)) for *texts, view in zip(names, below, record["views"])]
     counts = {"merged": outcome.merged, "several": outcome.several, "dropped": outcome.dropped}
     flows = across(record, outcome) if clip else []
-    return {**outcome.step, **counts, "words": caption(outcome, every), "views": views, "flows": flows}
+    return {**outcome.step, **counts, "words": caption(outcome, record["views"]), "views": views, "flows": flows}
 
 
 def _shapes(record: Mapping, view: Mapping, outcome: Outcome) -> list[dict]:

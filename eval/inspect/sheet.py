@@ -12,7 +12,8 @@ from matplotlib.patches import Rectangle
 from PIL import Image
 
 from vtc.eval.inspect.paint import enlarge, swatch
-from vtc.eval.inspect.style import budget, clip_words, quoted, verdict
+from vtc.eval.inspect.record import Outcome
+from vtc.eval.inspect.style import budget, clip_words, quoted, used, verdict
 from vtc.io.files import replacing
 
 DPI = 100
@@ -74,7 +75,20 @@ class Sheet:
         self.figure.add_artist(Rectangle(corner, *size, transform=where, facecolor=face, edgecolor=edge, linewidth=1.5))
 
 
-def header(sheet: Sheet, record: Mapping, picture: Image.Image) -> None:
+def framed(
+    record: Mapping, picture: Image.Image, outcome_rows: list[list[Outcome]], width: float, tall: float
+) -> Sheet:
+    """A sheet with its header and legend, at least as wide as asked and with `tall` inches between the two, from HEAD
+    on."""
+    width = max(width, NARROWEST)
+    lines = _legend_lines(used(record, outcome_rows), width)
+    sheet = Sheet(width, HEAD + tall + FOOT + LINE * (len(lines) - 1))
+    _header(sheet, record, picture)
+    _legend(sheet, lines)
+    return sheet
+
+
+def _header(sheet: Sheet, record: Mapping, picture: Image.Image) -> None:
     """Draws the picture, the question and the full model's answer at the top."""
     scale = min((HEAD - 0.3) / picture.height, (LABEL - 0.35) / picture.width)
     wide, high = picture.width * scale, picture.height * scale
@@ -103,7 +117,13 @@ def label(sheet: Sheet, record: Mapping, run: Mapping, left: float, top: float, 
     sheet.text(left, top, verdict_text, 8.5, color)
 
 
-def legend_lines(entries: list, width: float) -> list[list]:
+def name_row(sheet: Sheet, record: Mapping, run: Mapping, top: float) -> None:
+    """Draws a run's strategy, budget and answer to the left of its row."""
+    lines = sheet.fitted(0.15, top, run["strategy"], 12, (LABEL - 0.3, 2), weight="bold")
+    label(sheet, record, run, 0.15, top + 0.06 + 0.2 * lines, LABEL - 0.3)
+
+
+def _legend_lines(entries: list, width: float) -> list[list]:
     """The legend's entries, broken into lines about as wide as the figure."""
     lines, used_up = [[]], 0.15
     for entry in entries:
@@ -116,7 +136,7 @@ def legend_lines(entries: list, width: float) -> list[list]:
     return lines
 
 
-def legend(sheet: Sheet, lines: list[list]) -> None:
+def _legend(sheet: Sheet, lines: list[list]) -> None:
     """Draws the legend at the bottom."""
     for i, line in enumerate(lines):
         left, top = 0.15, sheet.height - 0.3 - LINE * (len(lines) - 1 - i)

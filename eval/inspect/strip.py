@@ -3,27 +3,13 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-import numpy as np
 from matplotlib.figure import Figure
 from PIL import Image
 
 from vtc.eval.inspect.paint import enlarge, paint
 from vtc.eval.inspect.record import Outcome, across, frames_of, keys, outcomes
-from vtc.eval.inspect.sheet import (
-    DPI,
-    FOOT,
-    GREY,
-    HEAD,
-    LABEL,
-    LINE,
-    NARROWEST,
-    Sheet,
-    header,
-    label,
-    legend,
-    legend_lines,
-)
-from vtc.eval.inspect.style import caption, column_title, frame_words, used
+from vtc.eval.inspect.sheet import DPI, GREY, HEAD, LABEL, Sheet, framed, name_row
+from vtc.eval.inspect.style import UNTOUCHED, caption, column_title, frame_words
 
 MOST, LONGER = 8, 1.3  # frames side by side; inches: the longer side of one
 COUNT, TITLE, WORDS, LEAST, GAP = 0.2, 0.24, 0.4, 1.75, 0.08  # inches; LEAST: height of a run
@@ -56,20 +42,15 @@ def draw_clip(record: Mapping, picture: Image.Image) -> Figure:
     side_by_side = min(MOST, len(frames))
     strip = Strip(side_by_side, -(-len(frames) // side_by_side), wide, high)
     heights = [max(LEAST, len(row) * strip.tall) + GAP for row in outcome_rows]
-    width = max(NARROWEST, LABEL + strip.width + 0.15)
-    entries = legend_lines(used(record, outcome_rows), width)
-    sheet = Sheet(width, HEAD + sum(heights) + FOOT + LINE * (len(entries) - 1))
-    header(sheet, record, frames[0])
+    sheet = framed(record, frames[0], outcome_rows, LABEL + strip.width + 0.15, sum(heights))
     large, top = [enlarge(frame, 2 * round(LONGER * DPI)) for frame in frames], HEAD
     for run, row, height in zip(record["runs"], outcome_rows, heights):
-        lines = sheet.fitted(0.15, top, run["strategy"], 12, (LABEL - 0.3, 2), weight="bold")
-        label(sheet, record, run, 0.15, top + 0.06 + 0.2 * lines, LABEL - 0.3)
+        name_row(sheet, record, run, top)
         if not row:
-            sheet.text(LABEL, top + TITLE, "nothing is dropped here", 9, GREY)
+            sheet.text(LABEL, top + TITLE, UNTOUCHED, 9, GREY)
         for i, (key, outcome) in enumerate(zip(keys(run), row)):
             _strip(sheet, record, large, outcome, column_title(key), strip, top + i * strip.tall)
         top += height
-    legend(sheet, entries)
     return sheet.figure
 
 
@@ -84,8 +65,7 @@ def _strip(
         sheet.image(paint(frame, record, view, outcome), x, y, strip.wide, strip.high)
         sheet.fitted(x, y + strip.high + 0.02, frame_words(view, outcome), 7, (strip.wide + GAP / 2, 1), color=GREY)
     top += strip.rows * (strip.high + COUNT)
-    every = np.concatenate([view["offsets"] for view in record["views"]])
-    words = caption(outcome, every)
+    words = caption(outcome, record["views"])
     if flows := across(record, outcome):
         words += ". Between frames: " + ", ".join(f"{a} → {b} {count}" for a, b, count in flows)
     sheet.fitted(LABEL, top + 0.02, words, 7.5, (sheet.width - LABEL - 0.15, 2), color=GREY)

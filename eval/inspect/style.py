@@ -22,6 +22,7 @@ LEGEND = (
     ("cut off: no token shows it", "unseen"),
     ("[CLS] stands here, not this patch", "summary"),
 )
+UNTOUCHED = "nothing is dropped here"
 DEEPEST = 3  # inner lines of one token at most
 _GOLDEN = 0.61803398875
 
@@ -53,8 +54,8 @@ def column_title(key: tuple[int | None, int]) -> str:
     return "at the projector" if key[0] is None else f"before layer {key[0]}"
 
 
-def caption(outcome: Outcome, shown: np.ndarray) -> str:
-    """The counts of a step in words. shown: the positions of all views; any others are row ends."""
+def caption(outcome: Outcome, views: Sequence[Mapping]) -> str:
+    """The counts of a step in words. What no view shows are row ends."""
     parts = [f"{outcome.step['after']} of {outcome.step['before']} stay"]
     if outcome.merged:
         parts.append(f"{outcome.merged} flow into {outcome.targets} of them")
@@ -62,7 +63,7 @@ def caption(outcome: Outcome, shown: np.ndarray) -> str:
         parts.append(f"{outcome.several} into several")
     if outcome.summaries:
         parts.append("[CLS] is one" if len(outcome.summaries) == 1 else f"{len(outcome.summaries)} are [CLS]")
-    ends = len(set(outcome.step["kept"]) - set(shown.tolist()))
+    ends = len(set(outcome.step["kept"]).difference(*(view["offsets"] for view in views)))
     if ends:
         parts.append(f"{ends} are row ends")
     return ", ".join(parts)

@@ -164,7 +164,7 @@ def check_pack(tensors: dict[str, Tensor], params: dict) -> None:
         torch.zeros(576 * len(keep), 1), [(sequence.groups[0], Selection(keep))], [[keep.shape[1]] * len(keep)]
     )
     plan = SimpleNamespace(singly=False)
-    run = VisionRun(images=[layout], inside=SimpleNamespace(sequence=sequence, plan=plan, finished=True))
+    run = VisionRun(images=[layout], insides=[SimpleNamespace(sequence=sequence, plan=plan, finished=True)])
     finish(SimpleNamespace(sources=lambda images, _: LlavaNext.sources(None, images, {})), run, {})
     (kept,) = left_of(run, [0], torch.device("cpu"))
     source = torch.full((tokens, 2), -1)

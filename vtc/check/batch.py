@@ -30,7 +30,8 @@ def split(
             value = inputs[name]
             if name == "batch_num_images":
                 one[name] = value.new_tensor([count])
-            elif value.ndim == 5 and "image_sizes" not in inputs:  # [prompts, most crops, 3, H, W], the rest empty
+            elif name == "pixel_values" and value.ndim == 5 and "image_sizes" not in inputs:
+                # [prompts, most crops, 3, H, W], the rest empty
                 one[name] = value[b : b + 1, value[b].flatten(1).any(1)]
             elif len(value) == sum(images):
                 one[name] = value[images_of_prompt]

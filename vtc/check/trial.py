@@ -11,15 +11,15 @@ from torch import Tensor, nn
 from vtc.check.batch import IMAGES, Words, forward, split
 from vtc.config.resolve import resolve
 from vtc.config.strategy import StageConfig, StrategyConfig
-from vtc.core.errors import ConfigError
+from vtc.core.errors import ConfigError, UnsupportedError
 from vtc.core.layout import ImageLayout
 from vtc.core.report import Report
 from vtc.core.selection import Selection
 from vtc.core.signals import Context, TextRelevance
 from vtc.engine.patch import Patch
-from vtc.patches import FAMILIES
-from vtc.patches._family import Family
+from vtc.patches import FAMILIES, available
 from vtc.patching import current, find_family, patched, report
+from vtc.strategies.base import Stage
 
 KEEP, TOKENS = 0.3, 7
 """The share of the visual tokens with which strategies at the projector are tried, and the number."""
@@ -55,6 +55,10 @@ class Tiny:
 
     def __init__(self, name: str, dtype: torch.dtype = torch.float64, model: nn.Module | None = None):
         self.name, self.dtype = name, dtype
+        if not available(name):
+            raise UnsupportedError(
+                f"{name} is in transformers {FAMILIES[name].since} and later; possible: a newer version of it"
+            )
         self.model = FAMILIES[name].tiny().to(dtype).eval() if model is None else model
         self.family = find_family(self.model)
         if self.family.name != name:
@@ -109,8 +113,15 @@ class Tiny:
         return model.to(self.dtype).eval(), Words()
 
 
+def tells_frames(stage: Stage) -> bool:
+    """Whether a stage at the projector is made for clips: it keeps a part of each frame, or compares frames."""
+    return stage.clips or stage.least(2, 2) > 1
+
+
 class Trial:
     """A strategy on a tiny model. given: overrides of the strategy, as `vtc.patch` takes them.
+
+    A method made for clips is tried on clips where the family takes any, all others are tried on images.
 
     Without a budget in `given`, a strategy at the projector alone keeps KEEP of the tokens, any other keeps what its
     file or its published schedule says. Raises ConfigError or UnsupportedError where the two do not go together.
@@ -122,8 +133,7 @@ class Trial:
         self.given = given if self.has_budget else _with_budget(strategy, tiny.name, given)
         self.config = self.resolved()
         projector = self.config.projector
-        made = type(tiny.family).tiny_clips.__func__ is not Family.tiny_clips.__func__
-        clips = projector is not None and projector.stage.clips and tiny.family.video is not None and made
+        clips = tiny.family.video is not None and projector is not None and tells_frames(projector.stage)
         self.kind = "video" if clips else "image"
         self.inputs = tiny.inputs(clips=clips)
 

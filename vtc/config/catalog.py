@@ -55,3 +55,13 @@ def support_table() -> str:
             cells.append("no" if refused else word)
         lines.append(f"| `{strategy}` | " + " | ".join(cells) + " |")
     return "\n".join(lines)
+
+
+def refused_table() -> str:
+    """The models that are refused by name, by `model_type`, and why, as a Markdown table."""
+    from vtc.patches._refused import REFUSED
+
+    lines = ["| model | why |", "|---|---|"]
+    for why in dict.fromkeys(REFUSED.values()):
+        lines.append(f"| {', '.join(f'`{kind}`' for kind in REFUSED if REFUSED[kind] == why)} | {why} |")
+    return "\n".join(lines)

@@ -4,6 +4,7 @@ import functools
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from itertools import accumulate
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -136,9 +137,9 @@ class VisionRun:
 
     captured: per signal, the recorded tensors in call order. signals: per signal, per image, per tile a tensor [n]
     (keys: [n, e]; the projector's input: [n, D], or [1 + n, D] with [CLS] first). bounds: of packed sequences, see
-    `Family.packed_bounds`. inside: the run of a stage inside the encoder; left: the tokens it left of each image, None
-    without such a stage; signals then cover only these tokens; places: by signal, a function that scatters the values
-    captured for the tokens left at that time to the places of all tokens.
+    `Family.packed_bounds`. insides: the run of a stage inside the encoder (of each run that was joined), empty without
+    such a stage; left: the tokens it left of each image, else None; signals then cover only these tokens; places: by
+    signal, a function that scatters the values captured for the tokens left at that time to the places of all tokens.
     """
 
     captured: dict[Signal, list[Tensor]] = field(default_factory=dict)
@@ -146,9 +147,14 @@ class VisionRun:
     signals: dict[Signal, list[list[Tensor]]] = field(default_factory=dict)
     bounds: list[int] | None = None
     observe_seconds: float = 0.0
-    inside: object = None
+    insides: list = field(default_factory=list)
     left: list[Left] | None = None
     places: dict[Signal, object] = field(default_factory=dict)
+
+    @property
+    def inside(self) -> Any:
+        """The (first) run of the stage inside the encoder, None without one."""
+        return self.insides[0] if self.insides else None
 
     @classmethod
     def joined(cls, runs: list["VisionRun"]) -> "VisionRun":
@@ -161,7 +167,7 @@ class VisionRun:
             images=[image for run in runs for image in run.images],
             signals={signal: [tiles for run in runs for tiles in run.signals[signal]] for signal in shared},
             observe_seconds=sum(run.observe_seconds for run in runs),
-            inside=next((run.inside for run in runs if run.inside is not None), None),
+            insides=[inside for run in runs for inside in run.insides],
             left=None if any(part is None for part in parts) else [left for part in parts for left in part],
         )
 

@@ -17,8 +17,9 @@ class Report:
     of each prompt as given, and as they reach the first decoder layer. cache_lengths: see kv_lengths. observe_seconds,
     select_seconds: time of computing signals, and of selection with packing (on a GPU: of launching them, unless
     `vtc.engine.clock.exact` is on; selection inside the encoder is part of the encoder's own time); encoder: the
-    encoder's work, None without a stage inside it; attention: the changes at prefill in each layer whose attention a
-    stage may change; observe_inside, select_inside: the part of these seconds spent within the language model.
+    work of each run of the encoder, none without a stage inside it; attention: the changes at prefill in each layer
+    whose attention a stage may change; observe_inside, select_inside: the part of these seconds spent within the
+    language model; earlier: the reports of the earlier turns with images on the same cache, not counted in this one.
     """
 
     family: str
@@ -34,8 +35,9 @@ class Report:
     select_seconds: float = 0.0
     observe_inside: float = 0.0
     select_inside: float = 0.0
-    encoder: EncoderWork | None = field(default=None, repr=False)
+    encoder: list[EncoderWork] = field(default_factory=list, repr=False)
     attention: list[LayerChange] = field(default_factory=list, repr=False)
+    earlier: tuple["Report", ...] = field(default=(), repr=False)
 
     @property
     def kv_lengths(self) -> list[int | None]:
@@ -89,9 +91,10 @@ class Report:
 
     @property
     def encoder_flops(self) -> tuple[int, int] | None:
-        """FLOPs of the vision encoder (before, after) where a stage acts inside it, else None; see
+        """FLOPs of the vision encoder (before, after) on images and clips, where a stage acts inside it, else None; see
         `vtc.core.flops.ENCODER_FORMULA`."""
-        return None if self.encoder is None else self.encoder.flops
+        before, after = (sum(work.flops[side] for work in self.encoder) for side in (0, 1))
+        return (before, after) if self.encoder else None
 
     @property
     def paper_flops(self) -> tuple[int, int]:
@@ -142,6 +145,7 @@ class Report:
             **({"attention": [change.to_dict() for change in self.attention]} if self.attention else {}),
             "kv_bytes": {"before": kv[0], "after": kv[1], "saved": kv[0] - kv[1]},
             "seconds": {"observe": self.observe_seconds, "select": self.select_seconds},
+            **({"earlier": [turn.to_dict() for turn in self.earlier]} if self.earlier else {}),
         }
 
     def __str__(self) -> str:
@@ -173,6 +177,10 @@ class Report:
             f"  as papers count     {paper[0]:.4g} -> {paper[1]:.4g} ({paper[1] / paper[0]:.1%}), visual tokens alone",
             *([f"attention changed     {in_words(self.attention)}"] if self.attention else []),
             f"KV bytes saved        {kv[0] - kv[1]:,} of {kv[0]:,}",
+            *[
+                f"turn {number} had           {turn.tokens_before} -> {turn.tokens_after} visual tokens"
+                for number, turn in enumerate(self.earlier, 1)
+            ],
             *[f"note                  {note}" for note in self.notes],
         ]
         return "\n".join(lines)

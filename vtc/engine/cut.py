@@ -11,13 +11,15 @@ from vtc.core.layout import VisionRun, crop_groups
 from vtc.engine import clock, prefill
 from vtc.engine.inside import Images, Plan, Prefill
 from vtc.engine.masks import padding_mask
+from vtc.engine.noted import remember
 from vtc.engine.placement import Batch, place, token_numbers
 from vtc.engine.planes import PLANES, Planes
 from vtc.engine.question import QuestionReader
 from vtc.engine.reports import Reporter
 from vtc.engine.select import Kept
-from vtc.engine.state import Call, PrunedPrompt, Segment, ThreadState, remember
+from vtc.engine.state import Call, PrunedPrompt, Segment, ThreadState
 from vtc.engine.survivors import left_of
+from vtc.engine.turns import Prefix, prefix_of
 from vtc.engine.vision import Vision
 
 
@@ -37,11 +39,16 @@ class PromptCut:
     def __call__(self, call: Call, module: nn.Module, kwargs: dict) -> None:
         """Prunes the arguments `kwargs` of the language model `module` in place and records the result in `call`."""
         cache, embeds = kwargs.get("past_key_values"), kwargs["inputs_embeds"]
-        if cache is not None:
+        self._check(module, kwargs, cache, call)
+        call.prefix = prefix = prefix_of(cache, kwargs.get("attention_mask"), embeds)
+        if cache is not None and prefix is None:
             remember(cache, None)
-        self._check(module, kwargs, cache)
         with torch.no_grad():
             start = clock.now()
+            if prefix is not None:
+                kwargs["attention_mask"] = prefix.mask
+                if kwargs.get("position_ids") is None:
+                    kwargs["position_ids"] = prefix.positions(embeds.shape[1], self.family.mrope)
             mask = kwargs.get("attention_mask") if call.blocks is None else call.blocks.mask
             real = padding_mask(mask, embeds.shape[1])
             real = None if real is None else real.to(embeds.device)
@@ -58,13 +65,16 @@ class PromptCut:
             call.planes = Planes(kwargs[PLANES], is_visual)
         self._prune(call, run, len(runs[0].images), kwargs, batch, start)
 
-    def _check(self, module: nn.Module, kwargs: dict, cache: object) -> None:
-        if cache is not None and int(cache.get_seq_length()):
-            raise UnsupportedError(
-                "images after a cached prefix (a second turn on the same cache, chunked prefill) are "
-                "not supported; possible: a fresh cache with the whole conversation"
-            )
+    def _check(self, module: nn.Module, kwargs: dict, cache: object, call: Call) -> None:
         mask, linear = kwargs.get("attention_mask"), self.reporter.shape.linear is not None
+        reason = "linear attention" if linear else "images attended both ways" if call.blocks is not None else None
+        if self.plan is not None and self.plan.changed:
+            reason = "a stage that changes attention"
+        if reason is not None and cache is not None and int(cache.get_seq_length()):
+            raise UnsupportedError(
+                f"images after a cached prefix (a later turn on the same cache) are not supported with {reason}; "
+                "possible: a fresh cache with the whole conversation"
+            )
         if linear and isinstance(mask, Tensor) and mask.ndim == 4 and not getattr(cache, "is_compileable", False):
             raise UnsupportedError(
                 "a 4-D attention mask does not tell linear attention where padding is, so tokens cannot be dropped "
@@ -131,8 +141,10 @@ class PromptCut:
         report = self.reporter.report(requests, tokens, kept, placement.lengths, after, run, encoder_kept, frames)
         prompt = PrunedPrompt([segment], length, length, unpruned.following, report, self.number)
         prompt.counted = self.reporter.shape.first_cached
-        call.pruned = prompt
-        if kwargs.get("past_key_values") is not None:
+        call.pruned, prefix = prompt, call.prefix
+        if prefix is not None:
+            self._behind(prefix, kwargs, moved, segment)
+        elif kwargs.get("past_key_values") is not None:
             remember(kwargs["past_key_values"], prompt)
         if self.plan is not None:
             aims = [self.allocation.aim(n, len(k.offsets)) for n, k in zip(tokens, kept, strict=True)]
@@ -142,5 +154,16 @@ class PromptCut:
 
             images = Images(batch, placement, grouped, encoded, aims)
             embeds = kwargs["inputs_embeds"]
-            call.inside = Prefill(self.plan, prompt, images, counts, moved, ends, mask, report, embeds, call.planes)
+            call.inside = Prefill(
+                self.plan, prompt, images, counts, moved, ends, mask, report, embeds, call.planes, prefix
+            )
         report.select_seconds = clock.now() - start
+
+    def _behind(self, prefix: Prefix, kwargs: dict, moved: prefill.Tokens, segment: Segment) -> None:
+        """Puts what the first layer holds from before into the arguments: positions, mask and columns."""
+        device, width = kwargs["inputs_embeds"].device, segment.width
+        kwargs["position_ids"] = prefix.moved(0, moved.positions)
+        kwargs["attention_mask"] = prefix.over(0, segment.valid, width, device)
+        if kwargs.get("cache_position") is not None:
+            start = prefix.at(0).width
+            kwargs["cache_position"] = torch.arange(start, start + width, device=kwargs["cache_position"].device)

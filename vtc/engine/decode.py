@@ -30,11 +30,15 @@ def step(kwargs: dict, prompt: PrunedPrompt, mrope: bool, site: object = None) -
             "possible: the same prompts in the same order"
         )
     flat = mask is not None and not isinstance(mask, dict) and mask.ndim == 2
-    if flat and mask.shape[1] != prompt.seen + tokens or not flat and tokens > 1:
+    if flat and mask.shape[1] != prompt.seen + tokens:
         raise PatchError(
-            f"{tokens} tokens do not follow on the {prompt.seen} that this pruned cache has seen (multi-turn reuse of "
-            "the cache, assisted generation); possible: a fresh cache for each generate(), or only new tokens with a "
-            "2-D mask"
+            f"a mask of {mask.shape[1]} columns where this pruned cache has seen {prompt.seen} tokens and {tokens} "
+            f"follow; possible: {prompt.seen + tokens} columns, of the whole conversation"
+        )
+    if mask is not None and not flat and tokens > 1:
+        raise PatchError(
+            f"{tokens} tokens with a ready-made mask, which counts the columns of another cache; possible: a 2-D mask "
+            "over the whole conversation, or none"
         )
     if kwargs.get("position_ids") is None:
         kwargs["position_ids"] = unpruned_positions(prompt, tokens, mrope)

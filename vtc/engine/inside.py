@@ -1,5 +1,6 @@
 """Prefill inside the language model: drops tokens between decoder layers, and adapts the inputs of later layers."""
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -23,6 +24,7 @@ from vtc.engine.ranks import Ranks
 from vtc.engine.received import Rows
 from vtc.engine.select import Kept, Unit, choose
 from vtc.engine.state import PrunedPrompt, Segment
+from vtc.engine.turns import Prefix
 from vtc.engine.watch import Needs, Watch
 
 
@@ -79,13 +81,15 @@ class Prefill:
     def __init__(
         self, plan: Plan, prompt: PrunedPrompt, images: Images, counts: list[list[int]], tokens: Tokens,
         ends: list[int], mask, report: Report, embeds: Tensor, planes: Planes | None = None,
+        prefix: Prefix | None = None,
     ):  # fmt: skip
-        self.planes = planes
+        self.planes, self.prefix = planes, prefix
         self.plan, self.prompt, self.images, self.tokens, self.ends = plan, prompt, images, tokens, ends
         self.counts, self.mask, self.report = counts, mask, report
         self.watch = Watch(plan.watched, plan.site, max(map(len, images.placement.requests)), plan.ranks)
-        self.masks: dict[str, object] = {}
+        self.masks: dict[tuple, object] = {}
         self.rotary = self.width = None
+        self.turned: dict[int, tuple[Tensor, Tensor]] = {}
         self.positions_kept = True  # since layer 0
         self.done = 0
         self.changes = Changes(plan, prompt, report)
@@ -98,18 +102,22 @@ class Prefill:
         for number in self.plan.steps.get(layer, ()):
             start = clock.now()
             self.rotary = kwargs["position_embeddings"] if self.rotary is None else self.rotary
-            hidden = self._drop(number, layer, hidden)
+            if self.prefix is not None:
+                self.rotary = self._behind(layer, hidden)
+            hidden = self._drop(number, layer, hidden, kwargs.get("past_key_values"))
             self.report.spent_inside(select=clock.now() - start)
             self.done += 1
         if layer in self.plan.changed:
             self.changes.mark(layer, hidden, self._rows())
-        if self.width is None:
+        if self.width is None and (self.prefix is None or not self.prefix.number(layer)):
             return None
-        layer_kwargs = {**kwargs, "position_embeddings": self.rotary}
+        rotary = self.rotary if self.prefix is None else self._behind(layer, hidden)
+        layer_kwargs = {**kwargs, "position_embeddings": rotary}
         if kwargs.get("position_ids") is not None:
             layer_kwargs["position_ids"] = None
         if kwargs.get("cache_position") is not None:
-            layer_kwargs["cache_position"] = kwargs["cache_position"][: self.width]
+            first = 0 if self.prefix is None else self.prefix.at(layer).width
+            layer_kwargs["cache_position"] = torch.arange(first, first + hidden.shape[1], device=hidden.device)
         layer_kwargs["attention_mask"] = self._mask(layer, hidden, layer_kwargs)
         if args:
             return (hidden, *args[1:]), layer_kwargs
@@ -128,10 +136,18 @@ class Prefill:
         if any(signal.layer == layer for signal in self.plan.watched.unturned):
             where = self.tokens.positions.to(query.device)
             turns = self.plan.site.turns(query, where if where.ndim == 2 else where[-3:])
-        self.watch.attention(layer, query, key, scale, self._rows(), value, turns)
+        self.watch.attention(layer, query, key, scale, self._rows(layer), value, turns)
         self.report.spent_inside(observe=clock.now() - start)
 
-    def _drop(self, number: int, layer: int, hidden: Tensor) -> Tensor:
+    def _behind(self, layer: int, hidden: Tensor) -> tuple[Tensor, Tensor]:
+        """The rotary embeddings of a layer in a later turn, whose positions follow those that it holds."""
+        number = self.prefix.number(layer)
+        if number not in self.turned:
+            where = self.prefix.moved(layer, self.tokens.positions.to(hidden.device))
+            self.turned[number] = self.plan.site.rotary(hidden, where if where.ndim == 2 else where[-3:])
+        return self.turned[number]
+
+    def _drop(self, number: int, layer: int, hidden: Tensor, cache: object = None) -> Tensor:
         plan, images, prompt = self.plan, self.images, self.prompt
         step = plan.allocation.steps[number]
         stage = plan.allocation.stages[step.index]
@@ -145,9 +161,10 @@ class Prefill:
             for i in range(len(before))
             if len(before[i].offsets)
         ]
-        rows = self._rows()
+        rows = self._rows(layer)
         with torch.no_grad():
-            self.watch.look_ahead(plan.needs[number], layer, hidden, self.rotary)
+            held = None if self.prefix is None else functools.partial(self.prefix.keys, cache, layer)
+            self.watch.look_ahead(plan.needs[number], layer, hidden, self.rotary, held)
 
         @torch.no_grad()
         def look(signal: Signal, unit: Unit) -> Tensor:
@@ -209,29 +226,32 @@ class Prefill:
             position_ids = self.tokens.positions
             self.rotary = self.plan.site.rotary(hidden, position_ids if position_ids.ndim == 2 else position_ids[-3:])
         self.watch.gather(local)
-        self.masks, self.ends, self.width = {}, packing.ends, local.shape[1]
+        self.masks, self.turned, self.ends, self.width = {}, {}, packing.ends, local.shape[1]
         behind = self.prompt.next_position.to(local.device) - self.tokens.following
         unmoved = self.positions_kept = self.positions_kept and positions == "keep"
         shift = self.prompt.segments[0].shift if unmoved else behind
         self.prompt.segments.append(Segment(layer, packing.index, packing.valid, shift))
 
     def _mask(self, layer: int, hidden: Tensor, kwargs: dict):
-        kind = self.plan.site.kinds[layer]
-        if kind not in self.masks:
+        key = self.plan.site.kinds[layer], 0 if self.prefix is None else self.prefix.number(layer)
+        if key not in self.masks:
             segment, cache = self.prompt.segments[-1], kwargs.get("past_key_values")
             static = bool(getattr(cache, "is_compileable", False))
             flat = self.mask
             if isinstance(flat, Tensor) and flat.ndim == 2 and segment.valid is None:
                 flat = None
             flat = cut_prefill(flat, segment.index, segment.valid, static)
-            self.masks[kind] = self.plan.site.mask(
-                layer, hidden, flat, cache, kwargs.get("cache_position"), segment.valid is not None
+            if self.prefix is not None:
+                flat = self.prefix.over(layer, segment.valid, hidden.shape[1], hidden.device)
+            self.masks[key] = self.plan.site.mask(
+                layer, hidden, flat, cache, kwargs.get("cache_position"), flat is not None
             )
-        return self.masks[kind]
+        return self.masks[key]
 
-    def _rows(self) -> Rows:
+    def _rows(self, layer: int | None = None) -> Rows:
         images, segment = self.images, self.prompt.segments[-1]
-        return Rows(images.batch, images.placement, images.kept, segment, self.tokens.valid, self.ends)
+        past = None if self.prefix is None or layer is None else self.prefix.at(layer)
+        return Rows(images.batch, images.placement, images.kept, segment, self.tokens.valid, self.ends, past)
 
 
 def _columns(segment: Segment, length: int) -> Tensor:

@@ -49,6 +49,13 @@ class Grown:
         self.buffer: Tensor | None = None
         self.filled = 0
 
+    def select(self, rows: Tensor) -> "Grown":
+        """The same of the prompts `rows` [R]."""
+        grown = Grown()
+        if self.buffer is not None:
+            grown.buffer, grown.filled = self.buffer.index_select(0, rows.to(self.buffer.device)), self.filled
+        return grown
+
     def upto(self, start: int, valid: Tensor | None, after: Tensor, tokens: int) -> Tensor:
         """The mask [B, start + n], a view of one buffer: `valid` [B, start] or ones, then `after` [B, n], whose last
         `tokens` columns are new."""

@@ -11,7 +11,7 @@ from vtc.core.errors import PatchError, UnsupportedError
 from vtc.core.hooks import Patchwork
 from vtc.core.report import Report
 from vtc.core.signals import Decoder
-from vtc.engine import decode, media
+from vtc.engine import continuing, decode, media
 from vtc.engine.calls import Frame, named
 from vtc.engine.changing import decoded
 from vtc.engine.cut import PromptCut
@@ -20,11 +20,12 @@ from vtc.engine.experts import FLAG
 from vtc.engine.inside import Plan, Prefill
 from vtc.engine.labels import Labels
 from vtc.engine.layer_masks import Blocks
+from vtc.engine.noted import recall, remember
 from vtc.engine.planes import adding
 from vtc.engine.question import QuestionReader
 from vtc.engine.ranks import Ranks, head_group, refuse_spread
 from vtc.engine.reports import KEEPS_ALL, NO_CALL, NO_IMAGE, Reporter, cache_lengths
-from vtc.engine.state import Call, PrunedPrompt, ThreadState, recall, remember
+from vtc.engine.state import Call, PrunedPrompt, ThreadState
 from vtc.engine.vision import Vision, encoder_signal
 
 _NUMBERS = itertools.count(1)
@@ -83,6 +84,7 @@ class Patch:
             add = getattr(family.language_model, family.planes_method)
             work.method(family.language_model, family.planes_method, adding(add, self._planes))
         Labels(self.thread).put_on(work, family.model)
+        continuing.put_on(work, family.model, self.thread)
         if self.front is not None and self.front.positions == "keep" and not family.mrope:
             for layer in family.language_model.layers:
                 work.pre_hook(layer, self._hide_positions)
@@ -174,13 +176,18 @@ class Patch:
         if call is None or call.begun:  # the language model was called directly
             call = self.thread.call = Call(alone=True)
         call.begun = call.started = True
+        mask, self.thread.mask = self.thread.mask, None
         if any(kind not in call.runs for kind in call.kinds):
             raise PatchError(
                 "the model was given images, but its get_image_features was replaced or not called, so nothing can be "
                 "dropped; possible: vtc.patch(model, ...) on the model as it is now"
             )
         prompt = None
-        if not call.runs:
+        if call.runs:
+            later = cache is not None and bool(int(cache.get_seq_length()))
+            if mask is not None and later:
+                kwargs["attention_mask"] = mask
+        else:
             recalled_cache, prompt = call.recalled
             if recalled_cache is None or recalled_cache is not cache:
                 prompt = recall(cache, embeds.shape[1])
@@ -188,6 +195,10 @@ class Patch:
                 call.runs, masks = media.find(embeds, self.thread)
                 call.placeholders = lambda: masks
         if prompt is not None:
+            if mask is not None and mask.shape[1] == prompt.seen + embeds.shape[1]:
+                kwargs["attention_mask"] = mask
+                if call.blocks is not None:
+                    call.blocks.mask = mask
             self._continue(call, prompt, kwargs)
         elif call.runs:
             self.cut(call, module, kwargs)
@@ -212,11 +223,12 @@ class Patch:
         if call is None or output is None or not call.begun:
             return
         if call.pruned is not None and call.runs:
-            self._finish(call.pruned, call.inside, output)
+            self._finish(call, output)
         if call.alone:
             self._end(call)
 
-    def _finish(self, prompt: PrunedPrompt, inside: object, output) -> None:
+    def _finish(self, call: Call, output) -> None:
+        prompt, inside = call.pruned, call.inside
         if isinstance(inside, Prefill) and inside.done < len(self.allocation.steps):
             raise PatchError(
                 f"{inside.done} of {len(self.allocation.steps)} drops inside the language model took place: its "
@@ -224,7 +236,7 @@ class Patch:
             )
         cache = getattr(output, "past_key_values", None)
         if cache is not None:
-            remember(cache, prompt)
+            remember(cache, prompt if call.prefix is None else call.prefix.joined(prompt))
             prompt.report.cache_lengths = cache_lengths(cache, self.shape)
 
     def _leave(self, module: nn.Module, args: tuple, kwargs: dict, output) -> None:

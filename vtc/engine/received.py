@@ -11,6 +11,7 @@ from torch import Tensor
 from vtc.engine.placement import Batch, Placement
 from vtc.engine.ranks import WHOLE, Ranks
 from vtc.engine.state import Segment
+from vtc.engine.turns import Past
 from vtc.kernels.attention_reduce import attention_columns, attention_rows
 from vtc.kernels.information import mutual_information
 from vtc.kernels.topk import topk_sorted
@@ -20,7 +21,8 @@ from vtc.kernels.transfer import upload
 @dataclass
 class Rows:
     """A batch within one segment. batch, placement: of the unpruned prompts; kept: the remaining tokens of each image;
-    valid [B, S] bool or None: real columns of the segment; ends [B]: one past the last real column of each prompt."""
+    valid [B, S] bool or None: real columns of the segment; ends [B]: one past the last real column of each prompt;
+    past: of a later turn, what the layer holds of the earlier ones."""
 
     batch: Batch
     placement: Placement
@@ -28,6 +30,23 @@ class Rows:
     segment: Segment
     valid: Tensor | None
     ends: list[int]
+    past: Past | None = None
+
+    @property
+    def before(self) -> int:
+        """Number of columns of earlier turns, which the keys of a layer have before the segment's own."""
+        return 0 if self.past is None else self.past.width
+
+    def key_mask(self, rows: slice = slice(None), stop: int | None = None) -> Tensor | None:
+        """Which columns of the keys are real [B, W + S] bool, up to column `stop` of the segment; None if all are."""
+        own = None if self.valid is None else self.valid[rows, :stop]
+        if self.past is None or self.past.valid is None and own is None:
+            return own
+        past, count = self.past.valid, self.width if stop is None else stop
+        like = self.segment.index.new_ones(len(self.segment.index), 1, dtype=torch.bool)[rows]
+        past = like.expand(-1, self.before) if past is None else past[rows]
+        own = like.expand(-1, count) if own is None else own
+        return torch.cat([past.to(own.device), own], 1)
 
     @property
     def width(self) -> int:
@@ -75,8 +94,8 @@ def received(
 ) -> Tensor:
     """Mean over heads and chosen queries of the causal attention that each column receives [B, S] float32.
 
-    query [B, H, S, e], key [B, Hkv, S, e]. queries: see `DecoderAttention`; ordinal: which image of each
-    prompt; raters [B, S] bool: its raters. A prompt without such an image gets zeros.
+    query [B, H, S, e], key [B, Hkv, W + S, e] with W columns of earlier turns. queries: see `DecoderAttention`;
+    ordinal: which image of each prompt; raters [B, S] bool: its raters. A prompt without such an image gets zeros.
     """
     prompts = [b for b, kept in enumerate(rows.kept) if ordinal < len(kept)]
     ends, device = rows.ends, query.device
@@ -84,7 +103,9 @@ def received(
     if queries == "last" or queries in ("after", "raters") and not any(tails.values()):
         last = upload(torch.tensor(ends), device).unsqueeze(1) - 1
         picked = query.gather(2, last[:, None, :, None].expand(-1, query.shape[1], -1, query.shape[3]))
-        return attention_rows(picked, key, scale=scale, key_mask=rows.valid, causal_positions=last)[:, 0]
+        where = last + rows.before
+        out = attention_rows(picked, key, scale=scale, key_mask=rows.key_mask(), causal_positions=where)
+        return out[:, 0, rows.before :]
     chosen = torch.zeros(len(ends), rows.width, dtype=torch.bool, device=device)
     column = torch.arange(rows.width, device=device)
     text = ~rows.batch.is_image.to(device).gather(1, rows.segment.index.to(device))
@@ -103,10 +124,10 @@ def received(
     if rows.valid is not None:
         chosen &= rows.valid
     out = attention_columns(
-        query[:, :, first:stop], key[:, :, :stop], scale=scale, query_mask=chosen[:, first:stop],
-        key_mask=None if rows.valid is None else rows.valid[:, :stop], causal=True,
+        query[:, :, first:stop], key[:, :, : rows.before + stop], scale=scale, query_mask=chosen[:, first:stop],
+        key_mask=rows.key_mask(stop=stop), causal=True,
     )  # fmt: skip
-    return torch.nn.functional.pad(out, (0, rows.width - stop))
+    return torch.nn.functional.pad(out[:, rows.before :], (0, rows.width - stop))
 
 
 def own_columns(rows: Rows, b: int, ordinal: int, device: torch.device) -> Tensor:
@@ -135,11 +156,12 @@ def unturned(
         bias = sum(x[b, text].to(out) @ x[b, own].to(out).t() for x in turns)
         bias = (bias + query.shape[3] - turns[0].shape[2]) / query.shape[3] ** 0.5  # channels that are not turned
         weight = raters[b].to(device)[text].to(out)
-        mask = None if rows.valid is None else rows.valid[b : b + 1]
+        mask, where = rows.key_mask(slice(b, b + 1)), text + rows.before
         by_head = []
         for h in range(heads):
             q, k = query[b : b + 1, h : h + 1, text], key[b : b + 1, h // group : h // group + 1]
-            attention = attention_rows(q, k, scale=scale, key_mask=mask, causal_positions=text)[0][:, own]
+            attention = attention_rows(q, k, scale=scale, key_mask=mask, causal_positions=where)[0]
+            attention = attention[:, rows.before + own]
             by_head.append(weight @ (attention.to(out) / bias) / weight.sum())
         each = ranks.joined(torch.stack(by_head))
         most = topk_sorted(each.sum(1).unsqueeze(0), max(1, round(share * len(each))))[0]
@@ -160,11 +182,11 @@ def information(
         text = rows.text_columns(b, ordinal).to(query.device)
         text = text if len(text) else text.new_full((1,), rows.ends[b] - 1)
         columns = own_columns(rows, b, ordinal, query.device)
-        mask = None if rows.valid is None else rows.valid[b : b + 1]
+        mask, where = rows.key_mask(slice(b, b + 1)), text + rows.before
         for h in range(heads):
             q, k = query[b : b + 1, h : h + 1, text], key[b : b + 1, h // group : h // group + 1]
-            attention = attention_rows(q, k, scale=scale, key_mask=mask, causal_positions=text)[0]
-            out[b, 0] += mutual_information(attention[:, columns])
+            attention = attention_rows(q, k, scale=scale, key_mask=mask, causal_positions=where)[0]
+            out[b, 0] += mutual_information(attention[:, rows.before + columns])
         out[b, 1] = len(text)
     out[:, 0] = ranks.total(out[:, 0])
     return out

@@ -70,7 +70,7 @@ class Reporter:
             notes += _missed(images, self.allocation.projector, len(requests))
         return Report(
             self.name, self.dump, self.strategy.keep, notes, images, before, after, self.shape, [], run.observe_seconds,
-            encoder=None if run.inside is None else run.inside.work(),
+            encoder=[inside.work() for inside in run.insides],
         )  # fmt: skip
 
 

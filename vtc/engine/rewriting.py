@@ -27,6 +27,14 @@ class Marks:
         more = columns - self.marked.shape[1]
         return F.pad(self.marked.to(device), (0, more)), F.pad(self.visual.to(device), (0, more))
 
+    def without_last(self, tokens: int) -> "Marks":
+        """Those of all tokens but the last."""
+        return Marks(self.marked[:, :-tokens], self.visual[:, :-tokens])
+
+    def select(self, rows: Tensor) -> "Marks":
+        """Those of the prompts `rows` [R]."""
+        return Marks(*(x.index_select(0, rows.to(x.device)) for x in (self.marked, self.visual)))
+
 
 @dataclass
 class Attended:

@@ -8,13 +8,10 @@ from types import MappingProxyType
 import torch
 from torch import Tensor
 
-from vtc.core.errors import PatchError
 from vtc.core.layout import VisionRun
 from vtc.core.report import Report
 from vtc.engine.masks import Grown
 from vtc.engine.rewriting import Marks
-
-_NOTE = "_vtc_pruned"
 
 
 @dataclass
@@ -37,6 +34,24 @@ class Segment:
     def width(self) -> int:
         """Number of columns."""
         return self.index.shape[1]
+
+    def ends_with(self, length: int, tokens: int) -> bool:
+        """Whether its last columns are the last `tokens` places of a prompt of `length`, in every row."""
+        if self.width < tokens or self.valid is not None and not bool(self.valid[:, -tokens:].all()):
+            return False
+        last = torch.arange(length - tokens, length, device=self.index.device)
+        return bool((self.index[:, -tokens:] == last).all())
+
+    def without_last(self, tokens: int) -> "Segment":
+        """The same without its last columns."""
+        valid = None if self.valid is None else self.valid[:, :-tokens]
+        return Segment(self.first, self.index[:, :-tokens], valid, self.shift, self.whole)
+
+    def select(self, rows: Tensor) -> "Segment":
+        """The same of the prompts `rows` [R]."""
+        rows = rows.to(self.index.device)
+        valid, shift = (None if x is None else x.index_select(0, rows.to(x.device)) for x in (self.valid, self.shift))
+        return Segment(self.first, self.index.index_select(0, rows), valid, shift, self.whole, self.grown.select(rows))
 
 
 @dataclass
@@ -69,6 +84,26 @@ class PrunedPrompt:
         segment = max((s for s in self.segments if s.first <= self.counted), key=lambda s: s.first)
         return segment.width + self.seen - self.length
 
+    def can_forget(self, tokens: int) -> bool:
+        """Whether its last `tokens` tokens are text of every prompt, so that a cache may be cropped by them."""
+        over = tokens - (self.seen - self.length)
+        return over <= 0 or all(segment.ends_with(self.length, over) for segment in self.segments)
+
+    def forget(self, tokens: int) -> None:
+        """Drops the last `tokens` tokens, which its cache has dropped."""
+        self.seen -= tokens
+        over = self.length - self.seen
+        if over > 0:
+            self.segments = [segment.without_last(over) for segment in self.segments]
+            self.marks = {layer: marks.without_last(over) for layer, marks in self.marks.items()}
+            self.length, self.next_position = self.seen, self.next_position - over
+
+    def select(self, rows: Tensor) -> None:
+        """Takes the prompts `rows` [R] instead of all, as its cache has done."""
+        self.segments = [segment.select(rows) for segment in self.segments]
+        self.marks = {layer: marks.select(rows) for layer, marks in self.marks.items()}
+        self.next_position = self.next_position.index_select(0, rows.to(self.next_position.device))
+
     def cut(self, x: Tensor, filler: object) -> Tensor:
         """x [B, length] at the places that reach the last layer -> [B, K], with `filler` at padding."""
         last = self.segments[-1]
@@ -83,7 +118,8 @@ class Call:
     stand for them; pruned: the prompt that was pruned in it, or whose cache it continues; ids [B, L]: of the prompt,
     None for embeddings; blocks, planes: see `vtc.engine.layer_masks`, `vtc.engine.planes`; inside: adapts the inputs of
     the decoder layers, None if they need no change; started: the encoder or the language model ran; begun: the language
-    model was entered; alone: only the language model was called; recalled: its cache and the prompt noted on it."""
+    model was entered; alone: only the language model was called; recalled: its cache and the prompt noted on it;
+    prefix: what its cache held before images of a later turn, see `vtc.engine.turns`."""
 
     kinds: list[str] = field(default_factory=list)
     runs: dict[str, VisionRun] = field(default_factory=dict)
@@ -97,6 +133,7 @@ class Call:
     begun: bool = False
     alone: bool = False
     recalled: tuple = (None, None)
+    prefix: object = None
 
     def over(self) -> None:
         """Called when its frame is freed: releases everything, unless a hook replaced its arguments before it ran."""
@@ -128,50 +165,12 @@ class OuterCall:
 
 class ThreadState(threading.local):
     """Per thread: the forwards in progress, the encoder run being recorded, the last run of each kind whose features
-    were not used yet, and the outcome of the last call: its report, or why it has none (None before the first call)."""
+    were not used yet, the 2-D mask [B, L] that generate() has for a static cache, and the outcome of the last call: its
+    report, or why it has none (None before the first call)."""
 
     call: Call | None = None
     outer: OuterCall | None = None
     recording: VisionRun | None = None
     pending: Mapping[str, tuple] = MappingProxyType({})
+    mask: Tensor | None = None
     outcome: Report | str | None = None
-
-
-def remember(cache: object, prompt: PrunedPrompt | None) -> None:
-    """Stores the pruned prompt on the cache object (None: nothing pruned). It lives and is copied with the cache, so
-    generations, models and threads do not interfere."""
-    if prompt is None:
-        vars(cache).pop(_NOTE, None)
-    else:
-        setattr(cache, _NOTE, prompt)
-
-
-def recall(cache: object, new_tokens: int) -> PrunedPrompt | None:
-    """The pruned prompt in `cache` before `new_tokens` are added; None for an unpruned, empty or reset cache.
-
-    Raises PatchError when the length of the cache is not what was put into it.
-    """
-    prompt = getattr(cache, _NOTE, None)
-    if prompt is None:
-        return None
-    length = cache.get_seq_length()
-    # A static cache counts on the device; reading that on a GPU would make every decode step wait for it.
-    if isinstance(length, torch.Tensor) and length.device.type != "cpu" and new_tokens == 1:
-        return prompt
-    length = int(length)
-    if length == 0:
-        remember(cache, None)
-        return None
-    expected = prompt.cached
-    if length != expected and not (length < expected and _counts_by_content(cache)):
-        raise PatchError(
-            f"the pruned cache holds {length} tokens where {expected} were expected: it was "
-            "cropped or filled elsewhere (assisted generation, prompt lookup); possible: generate without these"
-        )
-    return prompt
-
-
-def _counts_by_content(cache: object) -> bool:
-    """Whether a static cache derives its length from the non-zero keys of its first prompt, as in older versions of
-    transformers: padding, whose embeddings are zero, is then not counted."""
-    return bool(getattr(cache, "is_compileable", False)) and not hasattr(cache.layers[0], "cumulative_length")

@@ -122,7 +122,7 @@ class Vision:
                 call.started = True
             run = VisionRun(images=images, bounds=bounds)
             if self.plan is not None:
-                run.inside = self.plan.begin(images, arguments)
+                run.insides = [self.plan.begin(images, arguments)]
             self.thread.recording = run
             try:
                 output = original(*args, **kwargs)

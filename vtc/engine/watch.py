@@ -67,7 +67,7 @@ class Watch:
         self.needs, self.site, self.images, self.ranks = needs, site, images, ranks
         self.seen: dict[object, Tensor] = {}
         self.held: dict[int, tuple[Tensor, ...]] = {}
-        self.probing, self.probed, self.final, self.hidden = False, None, None, None
+        self.probing, self.probed, self.own_keys, self.final, self.hidden = False, None, None, None, None
 
     def enter(self, embeds: Tensor, rows: Rows, columns: list[list[Tensor]]) -> None:
         """Computes the signals of the language model's input [B, S, D]. columns: of each prompt's images."""
@@ -102,18 +102,18 @@ class Watch:
         if self.probing:
             self.probed = query, key, scale
             raise Stop
-        ranks = self.ranks.holding(query.shape[1])
-        key = key[:, :, : query.shape[2]]  # a static cache returns its whole buffer
+        ranks, stop = self.ranks.holding(query.shape[1]), rows.before + query.shape[2]
+        key, own = key[:, :, :stop], key[:, :, rows.before : stop]  # a static cache returns its whole buffer
         if layer in self.needs.held:
-            value = value[:, :, : query.shape[2]]
+            value = value[:, :, rows.before : stop]
             every, last = torch.arange(len(query)), [end - 1 for end in rows.ends]
-            self.held[layer] = query[every, :, last], value[every, :, last], key, value
+            self.held[layer] = query[every, :, last], value[every, :, last], own, value
         for signal in self.needs.running:
             if signal.layer != layer:
                 continue
             if isinstance(signal, KeyNorms):
-                dtype = torch.promote_types(key.dtype, torch.float32)
-                self.seen[signal] = ranks.total(torch.linalg.vector_norm(key, 1, dim=(1, 3), dtype=dtype))
+                dtype = torch.promote_types(own.dtype, torch.float32)
+                self.seen[signal] = ranks.total(torch.linalg.vector_norm(own, 1, dim=(1, 3), dtype=dtype))
                 continue
             if isinstance(signal, TextInformation):
                 for ordinal in range(self.images):
@@ -130,8 +130,9 @@ class Watch:
                 chosen = self.seen.get((RATERS, ordinal))
                 self.seen[signal, ordinal] = ranks.mean(received(query, key, scale, rows, queries, ordinal, chosen))
 
-    def look_ahead(self, needs: tuple[Signal, ...], layer: int, hidden: Tensor, rotary) -> None:
-        """Computes what these signals need from a layer before it runs on hidden [B, S, D]."""
+    def look_ahead(self, needs: tuple[Signal, ...], layer: int, hidden: Tensor, rotary, held=None) -> None:
+        """Computes what these signals need from a layer before it runs on hidden [B, S, D]. held(): the keys that it
+        holds from earlier turns, None in a first one."""
         self.probed = self.final = None
         self.hidden = hidden
         if any(map(is_ahead, needs)):
@@ -140,6 +141,10 @@ class Watch:
                 self.site.run_up_to_attention(layer, hidden, rotary)
             finally:
                 self.probing = False
+            self.own_keys = self.probed[1]
+            if held is not None:
+                query, key, scale = self.probed
+                self.probed = query, torch.cat([held().to(key), key], 2), scale
         if any(isinstance(s, (FinalHidden, TextPivots)) for s in needs):
             self.final = self.site.final_norm(hidden)
 
@@ -148,7 +153,7 @@ class Watch:
         if isinstance(signal, (Hidden, FinalHidden)):
             return (self.hidden if isinstance(signal, Hidden) else self.final)[b, columns]
         if isinstance(signal, DecoderKeys):
-            ranks, key = self.ranks.holding(self.probed[0].shape[1]), self.probed[1][b]
+            ranks, key = self.ranks.holding(self.probed[0].shape[1]), self.own_keys[b]
             return ranks.mean(key.mean(0, dtype=torch.promote_types(key.dtype, torch.float32))[columns])
         if isinstance(signal, TextPivots):
             return self.final[b, self._pivots(signal, b, ordinal, rows)]
@@ -199,7 +204,7 @@ class Watch:
         carried = {key: x for key, x in self.seen.items() if not (isinstance(key, tuple) and is_ahead(key[0]))}
         fixed = {key: x for key, x in carried.items() if isinstance(key, tuple) and isinstance(key[0], TextInformation)}
         self.seen = {key: x.to(local.device).gather(1, local) for key, x in carried.items() if key not in fixed} | fixed
-        self.probed = self.final = self.hidden = None
+        self.probed = self.own_keys = self.final = self.hidden = None
         for layer, (last_query, last_value, *key_value) in self.held.items():
             index = local[:, None, :, None]
             key_value = [x.gather(2, index.to(x.device).expand(-1, x.shape[1], -1, x.shape[3])) for x in key_value]
