@@ -17,6 +17,7 @@ SHOWN = {
     "examples/README.md": "examples.md",
     "examples/own_method/README.md": "own_method.md",
     "vtc/demo/model/README.md": "demo_model.md",
+    "vtc/demo/video/model/README.md": "demo_video_model.md",
     "LICENSE": "LICENSE.txt",
     "NOTICE": "NOTICE.txt",
     "CITATION.cff": "CITATION.txt",

@@ -19,6 +19,7 @@ from vtc.eval.processors import chat, load_processor, prepare, square
 from vtc.patching import find_family
 
 MODEL_FILES = (".json", ".jinja", ".txt", ".model", ".safetensors", ".bin")
+BUNDLED = ("demo", "demo-video")
 PROCESSOR_ARGS = ("min_pixels", "max_pixels", "use_fast")
 
 
@@ -96,7 +97,7 @@ class Loaded:
 
 
 def load(name: str, args: dict, device: str | None) -> Loaded:
-    """The model `demo`, or one from a local directory or a hub id; `args` are passed to from_pretrained.
+    """A bundled model, or one from a local directory or a hub id; `args` are passed to from_pretrained.
 
     Code from a hub repository runs only with `trust_remote_code=True` in `args`. Raises ConfigError in one line if
     the model does not exist or cannot be loaded.
@@ -135,7 +136,7 @@ def load(name: str, args: dict, device: str | None) -> Loaded:
         "device": model.device.type,
     }
     record = {
-        "id": name if not isinstance(path, Path) or name == "demo" else path.resolve().name,
+        "id": name if not isinstance(path, Path) or name in BUNDLED else path.resolve().name,
         "type": model.config.model_type,
         "family": None if family is None else family.name,
         "parameters": sum(p.numel() for p in model.parameters()),
@@ -147,17 +148,18 @@ def load(name: str, args: dict, device: str | None) -> Loaded:
 
 def _path(name: str) -> Path | str:
     """A Path for a local directory, a string for a hub id."""
-    if name == "demo":
+    if name in BUNDLED:
         from vtc.demo import MODEL_DIR
+        from vtc.demo.video import VIDEO_MODEL_DIR
 
-        return MODEL_DIR
+        return VIDEO_MODEL_DIR if name == "demo-video" else MODEL_DIR
     path = Path(os.path.expanduser(name))
     if os.path.isdir(path):
         if not (path / "config.json").is_file():
             raise ConfigError(f"model folder {shown(name)} has no config.json; possible: one made by save_pretrained")
         return path
     if name.count("/") != 1 or name[0] in "/.~" or name.endswith("/"):
-        possible = "demo, a local directory, or a hub id OWNER/NAME"
+        possible = "demo, demo-video, a local directory, or a hub id OWNER/NAME"
         raise ConfigError(f"model {shown(name)} does not exist; possible: {possible}")
     return name
 

@@ -37,10 +37,11 @@ def pictures_only(kind: type) -> type:
         def __init__(self, *parts, **options):
             super().__init__(*(part for part in parts if part is not None), **options)
 
-    def from_args_and_dict(cls, args: list, *more, **options):
+    def from_args_and_dict(cls, args: list, settings: dict, **options):
         parts = dict(zip(cls.get_attributes(), args, strict=False))
         args = [parts.get(name) for name in kind.get_attributes()]  # in the order of the class's constructor
-        return super(reduced, cls).from_args_and_dict(args, *more, **options)
+        settings = {name: value for name, value in settings.items() if name != "video_processor"}
+        return super(reduced, cls).from_args_and_dict(args, settings, **options)
 
     members = {f.__name__: classmethod(f) for f in (get_attributes, from_args_and_dict)}
     reduced = type(kind.__name__, (kind, PicturesOnly), members)

@@ -13,7 +13,7 @@ import vtc
 from vtc.core.errors import ConfigError, VtcError, shown
 from vtc.eval.clip_inputs import check_clips
 from vtc.eval.data.docs import Docs
-from vtc.eval.models import Loaded, load
+from vtc.eval.models import BUNDLED, Loaded, load
 from vtc.eval.papers import against, load_card
 from vtc.eval.results.runs import write_run, write_summary
 from vtc.eval.results.samples import SampleLog
@@ -119,7 +119,7 @@ def evaluate(
     _check_methods(loaded, runs)
     if any(task.takes_clips for task in tasks):
         check_clips(loaded)
-    batch = settings.batch_size or (DEMO_BATCH if settings.model == "demo" else 1)
+    batch = settings.batch_size or (DEMO_BATCH if settings.model in BUNDLED else 1)
     failed = None
     with contextlib.ExitStack() as stack:
         if given is None:

@@ -1,5 +1,6 @@
 """LLaVA-NeXT-Video: images as in LLaVA-NeXT; the frames of a clip are pooled before the projector."""
 
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import torch
@@ -28,6 +29,17 @@ def _config(**text) -> object:
         vision_feature_select_strategy="default", vision_feature_layer=-2, spatial_pool_mode="average",
         spatial_pool_stride=2,
     )  # fmt: skip
+
+
+def _base_crops(images: Callable, frames: Sequence) -> Tensor:
+    """Pixels [frames, 3, H, W] of pictures by the settings of LLaVA-NeXT's image processor, without its tiles."""
+    try:
+        from transformers import CLIPImageProcessorPil as Plain
+    except ImportError:  # transformers before the Pillow backend got its own name
+        from transformers import CLIPImageProcessor as Plain
+    names = ("size", "crop_size", "resample", "image_mean", "image_std", "do_resize", "do_center_crop")
+    plain = Plain(**{name: getattr(images, name) for name in names if getattr(images, name, None) is not None})
+    return plain(list(frames), return_tensors="pt")["pixel_values"]
 
 
 @FAMILIES.register("llava_next_video")
@@ -61,6 +73,19 @@ class LlavaNextVideo(LlavaNext):
         vision, stride = self.tower.config, self.model.config.spatial_pool_stride
         side = vision.image_size // vision.patch_size // stride
         return [clip(i * frames, frames, side, side, resampled="before") for i in range(clips)]
+
+    def clip_arguments(self, images: Callable, frames: Sequence, fps: float) -> tuple[dict[str, Tensor], int]:
+        """Each frame resized, cropped and normalized as the image processor does with the base crop of a picture, which
+        is what the video processors of released models do."""
+        pixels = _base_crops(images, frames)
+        side, stride = self.tower.config.image_size, self.model.config.spatial_pool_stride
+        if pixels.shape[-2:] != (side, side):
+            raise UnsupportedError(
+                f"the image processor gives frames of {pixels.shape[-2]} x {pixels.shape[-1]} pixels where the model "
+                f"saw {side} x {side}; possible: pip install torchvision"
+            )
+        tokens = (side // self.tower.config.patch_size // stride) ** 2
+        return {"pixel_values_videos": pixels[None]}, len(frames) * tokens
 
     def views(self, images: object, size: tuple[int, int], layout: ImageLayout) -> tuple[View, ...]:
         """LLaVA-NeXT's of an image; of a clip, the centre of each frame, see `resizing_of`."""

@@ -12,11 +12,11 @@ from tests.test_golden import roots
 from vtc.cli import main
 from vtc.eval import models
 from vtc.eval.runner import evaluate
-from vtc.eval.running.eval_settings import EvalSettings
+from vtc.eval.running.eval_settings import GENERATED, EvalSettings
 from vtc.eval.tasks import TASKS
 
 FIXTURES = ROOT / "tests" / "fixtures" / "tasks"
-BENCHMARKS = tuple(name for name in TASKS if name != "demo")
+BENCHMARKS = tuple(name for name in TASKS if name not in GENERATED)
 
 
 def vtc_eval(capsys, *arguments) -> tuple[int, str, str]:
@@ -206,4 +206,4 @@ def test_list(capsys):
     assert all(name in out for name in TASKS)
     found = json.loads(vtc_eval(capsys, "tasks", "--json")[1])
     assert [task["name"] for task in found] == list(TASKS)
-    assert all(task["source"]["ids"] for task in found if task["name"] != "demo")
+    assert all(task["source"]["ids"] for task in found if task["name"] not in GENERATED)

@@ -12,7 +12,7 @@ from vtc.core.registry import unknown
 from vtc.eval.data.docs import SUFFIXES, local
 from vtc.io.plain_yaml import load, parse
 
-GENERATED = "demo"  # the task that takes no data
+GENERATED = ("demo", "demo_video")  # the tasks that take no data
 _NUMBERS = {"limit": 1, "frames": 1, "batch_size": 1, "max_new_tokens": 1, "seed": 0}  # the least value of each
 
 
@@ -57,10 +57,10 @@ class EvalSettings:
             if value is not None and (type(value) is not int or not least <= value < 2**63):
                 option = name.replace("_", "-")
                 raise ConfigError(f"--{option} {shown(value)} is out of range; possible: a whole number >= {least}")
-        if self.dataset_path and all(task == GENERATED for task in self.tasks):
+        if self.dataset_path and all(task in GENERATED for task in self.tasks):
             raise ConfigError(
-                f"--dataset-path {shown(next(iter(self.dataset_path.values())))} is not for task {GENERATED!r}, which "
-                "generates its data; possible: --tasks with the benchmark of the data"
+                f"--dataset-path {shown(next(iter(self.dataset_path.values())))} is not for task {self.tasks[0]!r}, "
+                "which generates its data; possible: --tasks with the benchmark of the data"
             )
         for name in ("strategies", "keeps", "tasks"):
             twice = {v for v in getattr(self, name) if getattr(self, name).count(v) > 1}
@@ -76,12 +76,12 @@ class EvalSettings:
         if task in self.dataset_path:
             return self.dataset_path[task]
         shared = self.dataset_path.get("")
-        if shared is None or task == GENERATED:
+        if shared is None or task in GENERATED:
             return None
         named = [place for suffix in ("", *SUFFIXES) if local(place := str(Path(shared) / (task + suffix)))]
         if named:
             return named[0]
-        if sum(other != GENERATED for other in self.tasks) > 1:
+        if sum(other not in GENERATED for other in self.tasks) > 1:
             raise ConfigError(
                 f"--dataset-path {shown(shared)} has nothing for task {task!r}; possible: a folder with {task}/ in it, "
                 f"or {task}=PATH"

@@ -6,6 +6,7 @@ a two-layer projector, a Llama. Sizes are small: 8 + 8 layers, head size 32, 196
 
 import json
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -18,6 +19,7 @@ from transformers import (
     LlavaConfig,
     LlavaForConditionalGeneration,
     LlavaProcessor,
+    PreTrainedModel,
     PreTrainedTokenizerFast,
 )
 
@@ -51,18 +53,20 @@ def prompt(question: str, images: int = 1) -> str:
     return f"<s> USER:{' <image>' * images} {question} ASSISTANT:"
 
 
-def build_tokenizer() -> PreTrainedTokenizerFast:
+def build_tokenizer(more_words: Sequence[str] = (), more_special: Sequence[str] = ()) -> PreTrainedTokenizerFast:
     """A tokenizer of whole lower-case words; numbers are one token a digit and decode without a space between.
 
-    Words that it does not know become <unk>. It pads on the left and adds no special tokens by itself.
+    Words that it does not know become <unk>. It pads on the left and adds no special tokens by itself. `more_words`
+    and `more_special` follow the demo model's, whose ids they leave as they are.
     """
     digits = [str(d) for d in range(10)]
-    words = [*SPECIAL, "?", ".", ",", *digits, *("##" + d for d in digits), *vocabulary()]
+    words = [*SPECIAL, "?", ".", ",", *digits, *("##" + d for d in digits), *vocabulary(), *more_words]
+    words += more_special
     core = Tokenizer(models.WordPiece({word: i for i, word in enumerate(words)}, unk_token="<unk>"))
     core.normalizer = normalizers.Lowercase()
     core.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     core.decoder = decoders.WordPiece(prefix="##", cleanup=False)
-    core.add_special_tokens([AddedToken(word, special=True, normalized=False) for word in SPECIAL])
+    core.add_special_tokens([AddedToken(word, special=True, normalized=False) for word in (*SPECIAL, *more_special)])
     return PreTrainedTokenizerFast(
         tokenizer_object=core,
         pad_token="<pad>",
@@ -184,6 +188,11 @@ def export(model: LlavaForConditionalGeneration, folder: str | Path) -> None:
         max_new_tokens=4, do_sample=False, pad_token_id=PAD, bos_token_id=BOS, eos_token_id=EOS
     ).save_pretrained(folder)
     build_processor().save_pretrained(folder)
+    save_weights(model, folder)
+
+
+def save_weights(model: PreTrainedModel, folder: Path) -> None:
+    """Write the weights in float16 to `folder`, beside a configuration that gets dtype float32 and portable names."""
     # Versions nest the tower differently and map only the older, deeper name; so the file has that one.
     weights = {
         re.sub(r"vision_tower\.(?!vision_model)", "vision_tower.vision_model.", name): value.half().contiguous()

@@ -62,7 +62,7 @@ class Scene:
         return self.number_x + _NUMBER_W // 2, self.number_y + _NUMBER_H // 2
 
 
-def _place(rng, occupied: list, width: int, height: int, gap: int) -> tuple[int, int, int, int] | None:
+def place(rng, occupied: list, width: int, height: int, gap: int) -> tuple[int, int, int, int] | None:
     """A free box (left, top, width, height) at least `gap` pixels from the taken ones, or None after 40 tries."""
     for _ in range(40):
         left, top = int(rng.integers(1, SIZE - width)), int(rng.integers(1, SIZE - height))
@@ -83,23 +83,23 @@ def scene(split: str, index: int) -> Scene:
         raise ValueError(f"scene index must be >= 0, got {index}")
     rng = np.random.default_rng([_SEED, SPLITS[split], index, 0])
     number = tuple(int(d) for d in rng.integers(0, 10, 2))
-    occupied = [_place(rng, [], _NUMBER_W, _NUMBER_H, 0)]
+    occupied = [place(rng, [], _NUMBER_W, _NUMBER_H, 0)]
     # A favoured shape or colour in some scenes lets counts go past one.
     shape = int(rng.integers(len(SHAPES))) if rng.integers(100) < 45 else None
     color = int(rng.integers(len(COLORS))) if rng.integers(100) < 45 else None
     items = []
     for _ in range(int(rng.integers(3, 7))):
         side = 11 + 2 * int(rng.integers(3))
-        box = _place(rng, occupied, side, side, 3)
-        own_shape, own_color = int(rng.integers(len(SHAPES))), int(rng.integers(len(COLORS)))
+        box = place(rng, occupied, side, side, 3)
+        other_shape, other_color = int(rng.integers(len(SHAPES))), int(rng.integers(len(COLORS)))
         favoured = rng.integers(100, size=2) < 60
         if box is None:
             continue
         occupied.append(box)
         items.append(
             Item(
-                shape if shape is not None and favoured[0] else own_shape,
-                color if color is not None and favoured[1] else own_color,
+                shape if shape is not None and favoured[0] else other_shape,
+                color if color is not None and favoured[1] else other_color,
                 box[0] + side // 2,
                 box[1] + side // 2,
                 side,
@@ -108,7 +108,7 @@ def scene(split: str, index: int) -> Scene:
     clutter = []
     for _ in range(int(rng.integers(3, 8))):
         width, height = (int(v) for v in rng.integers(9, 25, 2))
-        box = _place(rng, occupied, width, height, 1)
+        box = place(rng, occupied, width, height, 1)
         if box is not None:
             occupied.append(box)
             clutter.append(box)
@@ -116,7 +116,7 @@ def scene(split: str, index: int) -> Scene:
 
 
 @lru_cache(maxsize=64)
-def _coverage(shape: int, side: int) -> np.ndarray:
+def coverage(shape: int, side: int) -> np.ndarray:
     """Sixteenths of each pixel that a shape covers, uint8 [side, side], from 4 x 4 sample points a pixel."""
     axis = 2 * np.arange(4 * side) + 1 - 4 * side  # eighths of a pixel from the centre
     u, v, r = axis[None, :], axis[:, None], 4 * side
@@ -138,7 +138,7 @@ def _glyph(digit: int) -> np.ndarray:
     return np.kron(np.array(rows), np.ones((2, 2), bool)).astype(bool)
 
 
-def _blend(image: np.ndarray, left: int, top: int, sixteenths: np.ndarray, color: np.ndarray) -> None:
+def blend(image: np.ndarray, left: int, top: int, sixteenths: np.ndarray, color: np.ndarray) -> None:
     """Paint `color` ([3] or [h, w, 3]) over a box of `image` in place, with cover in sixteenths [h, w]."""
     height, width = sixteenths.shape
     view = image[top : top + height, left : left + width]
@@ -174,24 +174,39 @@ def _draw_clutter(rng, image: np.ndarray, box: tuple[int, int, int, int]) -> Non
     else:
         pattern = rng.integers(0, 2, (height, width)) == 0
     color = np.where(pattern[..., None], _muted(rng), _muted(rng))
-    _blend(image, left, top, outline * np.uint8(rng.integers(10, 17)), color)
+    blend(image, left, top, outline * np.uint8(rng.integers(10, 17)), color)
 
 
-def draw(scene: Scene) -> np.ndarray:
-    """The pixels of a scene, uint8 [112, 112, 3]."""
-    rng = np.random.default_rng([_SEED, SPLITS[scene.split], scene.index, 1])
+def draw_background(rng, clutter: tuple[tuple[int, int, int, int], ...]) -> np.ndarray:
+    """A gradient with stripes and these boxes of clutter, int32 [112, 112, 3]."""
     start, stop = _muted(rng), _muted(rng)
     gx, gy = (int(v) for v in rng.integers(0, 8, 2))
     axis = np.arange(SIZE, dtype=np.int32)
     ramp = ((axis[None] * gx + axis[:, None] * gy) * 256 // (SIZE * max(gx + gy, 1)))[..., None]
     image = (start * (256 - ramp) + stop * ramp) // 256
     image = image + (_stripes(rng, SIZE, SIZE) * int(rng.integers(2, 13)) // 64)[..., None]
-    for box in scene.clutter:
+    for box in clutter:
         _draw_clutter(rng, image, box)
+    return image
+
+
+def own_color(rng, color: int) -> np.ndarray:
+    """A colour of COLORS as one object has it, int64 [3]."""
+    return np.array(_RGB[color]) + rng.integers(-14, 15, 3)
+
+
+def draw_item(image: np.ndarray, item: Item, color: np.ndarray) -> None:
+    """Paint an object in a colour [3] into `image` in place."""
+    half = item.size // 2
+    blend(image, item.x - half, item.y - half, coverage(item.shape, item.size), color)
+
+
+def draw(scene: Scene) -> np.ndarray:
+    """The pixels of a scene, uint8 [112, 112, 3]."""
+    rng = np.random.default_rng([_SEED, SPLITS[scene.split], scene.index, 1])
+    image = draw_background(rng, scene.clutter)
     for item in scene.items:
-        color = np.array(_RGB[item.color]) + rng.integers(-14, 15, 3)
-        half = item.size // 2
-        _blend(image, item.x - half, item.y - half, _coverage(item.shape, item.size), color)
+        draw_item(image, item, own_color(rng, item.color))
     for slot, digit in enumerate(scene.number):
         strokes = np.pad(_glyph(digit), 1)
         rim = np.zeros_like(strokes)
@@ -199,8 +214,8 @@ def draw(scene: Scene) -> np.ndarray:
             for dx in (-1, 0, 1):
                 rim |= np.roll(strokes, (dy, dx), (0, 1))
         left = scene.number_x + 12 * slot
-        _blend(image, left, scene.number_y, rim * np.uint8(16), np.array((24, 24, 24)))
-        _blend(image, left, scene.number_y, strokes * np.uint8(16), np.array((244, 244, 244)))
+        blend(image, left, scene.number_y, rim * np.uint8(16), np.array((24, 24, 24)))
+        blend(image, left, scene.number_y, strokes * np.uint8(16), np.array((244, 244, 244)))
     image = image + rng.integers(-7, 8, image.shape)
     return np.clip(image, 0, 255).astype(np.uint8)
 
@@ -216,7 +231,7 @@ def patch_labels(scene: Scene) -> np.ndarray:
     for item in scene.items:
         cover, half = np.zeros((SIZE, SIZE), bool), item.size // 2
         box = cover[item.y - half : item.y + half + 1, item.x - half : item.x + half + 1]
-        box[:] = _coverage(item.shape, item.size) >= 8
+        box[:] = coverage(item.shape, item.size) >= 8
         covers.append(cover)
         facts.append((item.shape + 1, item.color, -1, item.x, item.y))
     for slot, digit in enumerate(scene.number):

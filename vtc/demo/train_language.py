@@ -29,12 +29,18 @@ BUDGETS = (
 
 
 def answer_logits(
-    model, features: torch.Tensor, keep: torch.Tensor, packed: Packed, prefix: torch.Tensor, renumber: bool
+    model,
+    features: torch.Tensor,
+    keep: torch.Tensor,
+    packed: Packed,
+    prefix: torch.Tensor,
+    renumber: bool,
+    tokens: int = TOKENS,
 ) -> torch.Tensor:
     """Logits [A, V] at the A places where `packed.targets` holds an answer, in row-major order.
 
     `features` [B, K, D] are those of the tower at the kept patches `keep` [B, K]; `renumber` numbers them 0 to K - 1
-    instead of by their place in the image.
+    instead of by their place among all `tokens`.
     """
     language = model.model.language_model
     embed = language.get_input_embeddings()
@@ -44,7 +50,7 @@ def answer_logits(
     start = embed(prefix).expand(batch, -1, -1)
     hidden = torch.cat((start.to(image.dtype), image, embed(packed.ids).to(image.dtype)), 1)
     place = torch.arange(count).expand(batch, -1) if renumber else keep
-    after = before + (count if renumber else TOKENS)
+    after = before + (count if renumber else tokens)
     positions = torch.cat((torch.arange(before).expand(batch, -1), before + place, after + packed.offset), 1)
     segment = torch.cat((torch.zeros(batch, before + count, dtype=torch.long), packed.segment), 1)
     segment[:, before + count :][packed.segment == 0] = -1  # padding

@@ -1,5 +1,6 @@
 """Training material in memory: scenes with labels, subsets of patches, and questions packed into one sequence."""
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -76,10 +77,14 @@ class Packed(NamedTuple):
 
 
 class Packer:
-    """Turns scenes into packed questions; remembers the token ids of every text that it has seen."""
+    """Turns scenes into packed questions; remembers the token ids of every text that it has seen.
 
-    def __init__(self):
-        self._tokenizer = build_tokenizer()
+    ask: gives a question of a type about a scene, as `vtc.demo.questions.ask` does; types: those that there are.
+    """
+
+    def __init__(self, tokenizer=None, ask: Callable = ask, types: tuple[str, ...] = TYPES):
+        self._tokenizer = tokenizer or build_tokenizer()
+        self._ask, self._types = ask, types
         self._known: dict[str, list[int]] = {}
 
     def _encode(self, text: str) -> list[int]:
@@ -91,17 +96,17 @@ class Packer:
         """Ids of what stands before the image, int64 [2]."""
         return torch.tensor([BOS, *self._encode("USER:")])
 
-    def pack(self, layouts: list[Scene], rng: np.random.Generator, mix: tuple[str, ...] = MIX) -> tuple[Packed, list]:
+    def pack(self, layouts: list, rng: np.random.Generator, mix: tuple[str, ...] = MIX) -> tuple[Packed, list]:
         """One question for each entry of `mix` and each scene, and their types as (row, segment, type) tuples."""
         rows, types = [], []
         for number, layout in enumerate(layouts):
             tokens: list[tuple[int, int, int, int]] = []
             segment = 0
             for kind in dict.fromkeys(mix):
-                questions = {ask(layout, kind, rng) for _ in range(mix.count(kind))} - {None}
+                questions = {self._ask(layout, kind, rng) for _ in range(mix.count(kind))} - {None}
                 for question in sorted(questions):
                     segment += 1
-                    types.append((number, segment, TYPES.index(kind)))
+                    types.append((number, segment, self._types.index(kind)))
                     ids = self._encode(question.text + " ASSISTANT:")
                     answer = self._encode(question.answer)
                     targets = [IGNORE] * (len(ids) - 1) + [*answer, EOS]
