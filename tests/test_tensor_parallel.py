@@ -115,3 +115,22 @@ def test_a_whole_model_has_nothing_to_reduce():
     assert Ranks(None, 8).holding(8) is WHOLE
     assert all(call(x) is x for call in (WHOLE.total, WHOLE.mean, WHOLE.joined, WHOLE.agreed))
     refused(lambda: Ranks(None, 8).holding(4), "4 of 8 heads", "possible", kind=PatchError)
+
+
+class FSDPModule(nn.Module):
+    """Named as the base class of what `fully_shard` has changed."""
+
+
+class Split:
+    """A placement of a weight that is split."""
+
+    def is_shard(self) -> bool:
+        """As torch's own."""
+        return True
+
+
+def test_heads_and_fsdp_at_once_are_refused():
+    model = FAMILIES["llava"].tiny()
+    model.model.language_model.layers[0].self_attn.q_proj.weight.placements = (Split(), Split())
+    model.part = FSDPModule()
+    refused(lambda: vtc.patch(model, "uniform"), "by heads and by FSDP at once", "possible", kind=UnsupportedError)
