@@ -183,7 +183,7 @@ def test_a_missing_video_is_an_error_row(qwen, tmp_path):
 
 
 @pytest.mark.parametrize("arguments, said", [
-    (("--tasks", "pope", "--frames", "8"), "--frames has no effect, as no task has videos; possible: --tasks of demo_video, eg"),
+    (("--tasks", "pope", "--frames", "8"), "--frames has no effect, as no task has videos; possible: --tasks of demo_"),
     (("--tasks", "pope", "--videos", "x"), "--videos has no effect, as no task has videos"),
     (("--tasks", "videomme", "--frames", "0"), "--frames 0 is out of range; possible: a whole number >= 1"),
     (("--tasks", "videomme", "--frames", "many"), "--frames 'many' is out of range"),
