@@ -1,6 +1,6 @@
 """The pruned prompt noted on its cache: it goes with the cache, and follows what the cache's own methods do to it."""
 
-import types
+import functools
 from collections.abc import Callable
 
 import torch
@@ -9,7 +9,7 @@ from torch import Tensor
 from vtc.core.errors import PatchError
 from vtc.engine.state import PrunedPrompt
 
-_NOTE = "_vtc_pruned"
+_NOTE, _TELLS = "_vtc_pruned", "_vtc_tells"
 
 
 def note_of(cache: object) -> PrunedPrompt | None:
@@ -19,17 +19,25 @@ def note_of(cache: object) -> PrunedPrompt | None:
 
 def remember(cache: object, prompt: PrunedPrompt | None) -> None:
     """Stores the pruned prompt on the cache object (None: nothing pruned). It lives and is copied with the cache, so
-    generations, models and threads do not interfere; the cache's methods that crop it or choose rows are wrapped to
-    tell it."""
-    own = vars(cache)
+    generations, models and threads do not interfere; meanwhile the cache is of a class whose methods that crop it or
+    choose rows tell the note. (Wrappers on the object itself would be a reference cycle, and keep the cache alive.)"""
+    kind = type(cache)
     if prompt is None:
-        for name in (_NOTE, *FOLLOWED):
-            own.pop(name, None)
+        vars(cache).pop(_NOTE, None)
+        if _TELLS in vars(kind):
+            cache.__class__ = kind.__bases__[0]
         return
     setattr(cache, _NOTE, prompt)
-    for name, follow in FOLLOWED.items():
-        if name not in own and hasattr(type(cache), name):
-            setattr(cache, name, types.MethodType(follow, cache))
+    if _TELLS not in vars(kind):
+        cache.__class__ = _telling(kind)
+
+
+@functools.cache
+def _telling(kind: type) -> type:
+    """A class of caches, under its own name, with the methods of FOLLOWED that it has."""
+    methods = {name: follow for name, follow in FOLLOWED.items() if hasattr(kind, name)}
+    named = {"__module__": kind.__module__, "__qualname__": kind.__qualname__, "__doc__": kind.__doc__, _TELLS: True}
+    return type(kind.__name__, (kind,), methods | named)
 
 
 def recall(cache: object, new_tokens: int) -> PrunedPrompt | None:
@@ -74,7 +82,7 @@ def _crop(cache: object, tokens: int) -> None:
             "crop the text at its end"
         )
     if dropped or tokens <= 0:
-        type(cache).crop(cache, -dropped)
+        type(cache).__bases__[0].crop(cache, -dropped)
         prompt.forget(dropped)
 
 
@@ -82,7 +90,7 @@ def _chosen(name: str) -> Callable:
     """A method of a cache by whose argument rows are chosen, with the note following."""
 
     def follow(cache: object, rows: Tensor) -> None:
-        getattr(type(cache), name)(cache, rows)
+        getattr(type(cache).__bases__[0], name)(cache, rows)
         note_of(cache).select(torch.as_tensor(rows))
 
     return follow
@@ -90,7 +98,7 @@ def _chosen(name: str) -> Callable:
 
 def _repeat(cache: object, repeats: int) -> None:
     """`batch_repeat_interleave`, with the note following."""
-    type(cache).batch_repeat_interleave(cache, repeats)
+    type(cache).__bases__[0].batch_repeat_interleave(cache, repeats)
     prompt = note_of(cache)
     prompt.select(torch.arange(len(prompt.next_position)).repeat_interleave(repeats))
 
