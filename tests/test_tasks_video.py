@@ -11,7 +11,7 @@ from vtc.eval.data.docs import FOLDER, ROW, Docs
 from vtc.eval.tasks import DIALECTS, TASKS
 from vtc.eval.tasks._video import bare
 
-VIDEO = sorted(name for name in TASKS if TASKS[name].takes_clips)
+VIDEO = sorted(name for name in TASKS if TASKS[name].takes_clips and not name.startswith("demo"))
 LETTER = "\nAnswer with the option's letter from the given choices directly."
 BOX = "How many boxes move?\nA. One.\nB. Two.\nC. Three.\nD. None."
 SELECT = "Select the best answer to the following multiple-choice question based on the video"

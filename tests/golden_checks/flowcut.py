@@ -143,7 +143,7 @@ def check_llm(tensors: dict[str, Tensor], params: dict) -> None:
     query[0, :, -1] = tensors["query_last"].float()
     needs = stage.needs(decoder, 0)
     watch = Watch(Needs([needs]), None, 1)
-    watch.attention(layer, query, key, None, SimpleNamespace(ends=[params["seq_len"]]), value)
+    watch.attention(layer, query, key, None, SimpleNamespace(ends=[params["seq_len"]], before=0), value)
     columns = torch.arange(start, start + n)
     signals = {signal: watch.look(signal, 0, 0, columns, None)[None] for signal in needs}
     context = Context(n, params["target"], None, (0,), torch.device("cpu"), signals)
