@@ -1,6 +1,7 @@
 """Conversations on one cache: later turns with and without images, prefixes, taken-back tokens, other ways to go on."""
 
 import copy
+import pickle
 
 import pytest
 import torch
@@ -131,7 +132,7 @@ def test_a_cropped_cache_goes_on(strategy, case):
 @everywhere
 @families
 def test_chosen_rows_go_on(strategy, case):
-    """Prompts reordered, dropped and repeated in the cache continue as what they are."""
+    """Prompts reordered, dropped and repeated in a copy of the cache continue as what they are."""
     model, inputs = model_of(case), inputs_of(case)
     with on(model, strategy):
         written = generate(model, inputs, 4)
@@ -142,7 +143,7 @@ def test_chosen_rows_go_on(strategy, case):
         ):
             cache, mask = forward(model, inputs, use_cache=True).past_key_values, inputs["attention_mask"]
             _, mask = proceed(model, cache, mask, written.tokens[:, :1])
-            cache = copy.deepcopy(cache)
+            cache = pickle.loads(pickle.dumps(copy.deepcopy(cache)))
             getattr(cache, name)(argument)
             out, _ = proceed(model, cache, mask[rows], written.tokens[rows, 1:2])
             torch.testing.assert_close(out.logits[:, -1], written.logits[2][rows], atol=1e-9, rtol=0)

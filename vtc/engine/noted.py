@@ -37,7 +37,18 @@ def _telling(kind: type) -> type:
     """A class of caches, under its own name, with the methods of FOLLOWED that it has."""
     methods = {name: follow for name, follow in FOLLOWED.items() if hasattr(kind, name)}
     named = {"__module__": kind.__module__, "__qualname__": kind.__qualname__, "__doc__": kind.__doc__, _TELLS: True}
-    return type(kind.__name__, (kind,), methods | named)
+    return type(kind.__name__, (kind,), methods | named | {"__reduce_ex__": _reduced})
+
+
+def _reduced(cache: object, protocol: int) -> tuple:
+    """Copied and pickled as its own class, which is found again by its name."""
+    kind = type(cache).__bases__[0]
+    return (_empty, (kind,), *kind.__reduce_ex__(cache, protocol)[2:])
+
+
+def _empty(kind: type) -> object:
+    telling = _telling(kind)
+    return telling.__new__(telling)
 
 
 def recall(cache: object, new_tokens: int) -> PrunedPrompt | None:
