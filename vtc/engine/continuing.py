@@ -12,8 +12,12 @@ from vtc.engine.state import ThreadState
 
 
 def put_on(work: Patchwork, model: nn.Module, thread: ThreadState) -> None:
-    """Wraps the two methods of a model that can generate() where it matters how many tokens the cache has seen."""
-    for name, wrap in (("prepare_inputs_for_generation", _prepared), ("_get_candidate_generator", _later)):
+    """Wraps the methods of a model that can generate() where it matters how many tokens the cache has seen."""
+    for name, wrap in (
+        ("prepare_inputs_for_generation", _prepared),
+        ("_prepare_position_ids_for_generation", _placed),
+        ("_get_candidate_generator", _later),
+    ):
         if hasattr(model, name):
             work.method(model, name, wrap(getattr(model, name), thread))
 
@@ -42,6 +46,21 @@ def _prepared(prepare: Callable, thread: ThreadState) -> Callable:
         return prepare(input_ids, *args, **kwargs)
 
     return prepare_inputs_for_generation
+
+
+def _placed(prepare: Callable, thread: ThreadState) -> Callable:
+    """Models with M-RoPE look for visual tokens behind what the cache has seen: those of earlier turns are none."""
+
+    @functools.wraps(prepare)
+    def prepare_position_ids_for_generation(inputs, model_kwargs, *args, **kwargs):
+        types, cache = model_kwargs.get("mm_token_type_ids"), model_kwargs.get("past_key_values")
+        if types is not None and cache is not None and hasattr(cache, "get_seq_length"):
+            prompt = recall(cache, 2)
+            if prompt is not None and not bool(types[:, prompt.seen :].any()):
+                model_kwargs = {**model_kwargs, "mm_token_type_ids": torch.zeros_like(types)}
+        return prepare(inputs, model_kwargs, *args, **kwargs)
+
+    return prepare_position_ids_for_generation
 
 
 def _later(make: Callable, thread: ThreadState) -> Callable:
