@@ -184,8 +184,7 @@ class Patch:
             )
         prompt = None
         if call.runs:
-            later = cache is not None and bool(int(cache.get_seq_length()))
-            if mask is not None and later:
+            if mask is not None and cache is not None and int(cache.get_seq_length()):
                 kwargs["attention_mask"] = mask
         else:
             recalled_cache, prompt = call.recalled

@@ -115,11 +115,11 @@ class Prefix:
 
 def prefix_of(cache: object, mask: object, embeds: Tensor) -> Prefix | None:
     """What a cache holds before a turn with embeddings [B, S, D]; None for an empty one."""
-    if cache is None or not int(cache.get_seq_length()):
+    length = 0 if cache is None else int(cache.get_seq_length())
+    if not length:
         return None
     prompt, tokens, rows = recall(cache, embeds.shape[1]), embeds.shape[1], len(embeds)
     if prompt is None:
-        length = int(cache.get_seq_length())
         index = torch.arange(length, device=embeds.device).expand(rows, -1)
         following = torch.full((rows,), length, device=embeds.device)
         prompt = PrunedPrompt([Segment(0, index, None, None, whole=True)], length, length, following, None)
