@@ -24,7 +24,7 @@ pytest.register_assert_rewrite("tests.helpers", "tests.helpers_decoder", "tests.
 gc.disable()  # until all tests are collected: some 30,000 items live to the end, and the collector looks at each again
 
 
-EVERY = 3  # of the methods that a test goes through, `make test` takes one in so many
+EVERY = 4  # of the methods that a test goes through, `make test` takes one in so many
 FEW, MANY = 1, 9  # families that a test goes through in `make test` and in `make test-full`, other ones in each test
 SHARE = 12  # of the pairs of method and family, one in so many in a test of `make test-full`
 
@@ -66,6 +66,7 @@ def pytest_collection_modifyitems(config, items):
                 item.add_marker(pytest.mark.full)
     for test, cases in products.items():
         few, more = cover(of_few_values(test, cases)), pairs(test, cases)
+        few, more = first_of(few, cases), more | few
         for item in more - few:
             item.add_marker(pytest.mark.full)
         left_out |= {*cases} - few - more
@@ -171,6 +172,16 @@ def cover(cases: list) -> set:
         chosen.add(best)
         missing -= shown[best]
     return chosen
+
+
+def first_of(few: set, cases: list) -> set:
+    """As many of the cases as their mark says (`product(cases=1)`: Triton's interpreter is slow), not those left to
+    `make test-full`; without a word of it, all."""
+    most = cases[0].get_closest_marker("product").kwargs.get("cases")
+    if most is None:
+        return few
+    quick = [item for item in few if not item.get_closest_marker("full")]
+    return {*sorted(quick, key=lambda item: _number(item.nodeid))[:most]}
 
 
 def of_few_values(test: str, cases: list) -> list:

@@ -43,9 +43,8 @@ def _type_of(value: object) -> str:
 
 
 @contextmanager
-def compiling(capabilities: tuple[int, ...] = (80, 90), once: bool = False) -> Iterator[list[Compiled]]:
-    """Within this context launches are compiled for each capability and not run; gives what was compiled. once: of each
-    kernel the first launch only."""
+def compiling(capabilities: tuple[int, ...] = (80, 90)) -> Iterator[list[Compiled]]:
+    """Within this context launches are compiled for each capability and not run; gives what was compiled."""
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
     from triton.compiler import compile as compile_kernel
@@ -64,7 +63,7 @@ def compiling(capabilities: tuple[int, ...] = (80, 90), once: bool = False) -> I
         assert 1 <= len(shapes) <= 3, f"{self.__name__}: grid {shapes}"
         for capability in capabilities:
             key = self.__name__, capability, tuple(signature.items()), tuple(map(repr, fixed.items())), repr(options)
-            if key in found or once and any(done.name == self.__name__ for done in found.values()):
+            if key in found:
                 continue
             source = ASTSource(self, signature=signature, constexprs=fixed)
             done = compile_kernel(source, target=GPUTarget("cuda", capability, 32), options=options)
@@ -122,13 +121,11 @@ def _spills(ptx: str, capability: int) -> int:
 
 
 def main() -> None:
-    """Compiles everything and prints a table; --once: of each kernel the first form, for one GPU."""
+    """Compiles everything and prints a table."""
     import importlib
-    import sys
     from pathlib import Path
 
-    once = sys.argv[1:] == ["--once"]
-    with compiling((90,) if once else (80, 90), once) as found:
+    with compiling() as found:
         for file in sorted(Path(__file__).parent.glob("compiled_*.py")):
             for call in importlib.import_module(f"tests.{file.stem}").CALLS:
                 call()

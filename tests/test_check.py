@@ -70,6 +70,7 @@ def test_a_good_method_passes_everything():
     assert {verdict.state for verdict in verdicts("Good").values()} == {"ok"}
 
 
+@pytest.mark.product(cases=4)
 @pytest.mark.parametrize("name", WRONG)
 def test_each_kind_of_wrong_method_fails(name):
     """Its own property fails, with what was seen, in one line without control characters."""

@@ -121,6 +121,7 @@ def _pictures(index: int) -> list:
     return [Image.fromarray(frame) for frame in draw_frames(clip_scene("test", index))]
 
 
+@pytest.mark.full
 def test_answers_need_several_frames(loaded):
     """Well above the floor with the clip; with its middle frame alone, shown eight times, only colours are left."""
     rows = [clip_row("test", i) for i in range(SAMPLES)]

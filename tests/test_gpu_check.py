@@ -16,6 +16,7 @@ from vtc.core.errors import ConfigError
 SMALL = list(kernels.cases(small=True))
 
 
+@pytest.mark.product(cases=4)
 @pytest.mark.parametrize("case", SMALL, ids=[f"{case.kernel} {case.shape}" for case in SMALL])
 def test_cases_pass_and_are_measured(case):
     """Both forms agree, are timed, and differ in nothing that the table would call an error."""

@@ -189,7 +189,7 @@ def outcome(name: str, original: Path, place: Path, seed: int, capsys) -> str | 
     return said
 
 
-@pytest.mark.parametrize("share", [8, pytest.param(1, marks=pytest.mark.full)])
+@pytest.mark.parametrize("share", [16, pytest.param(1, marks=pytest.mark.full)])
 @pytest.mark.parametrize("name", COMMANDS)
 def test_changed_files(name, share, originals, model, tmp_path, monkeypatch, capsys):
     """A result or one line of at most 500 characters, whatever became of a file; nothing else, and nothing live."""

@@ -105,7 +105,7 @@ def check(code: int, rows: dict[int, dict], said: str) -> None:
         assert row["error"] or 0 <= row["score"]["correct"] <= 1
 
 
-@pytest.mark.parametrize("share", [3, pytest.param(1, marks=pytest.mark.full)])
+@pytest.mark.parametrize("share", [6, pytest.param(1, marks=pytest.mark.full)])
 @pytest.mark.parametrize("name", NAMES)
 def test_mutated_rows(name, share, stub, tmp_path, capsys):
     """One spoilt row harms no other, nothing is asked without its picture, and every text can be printed."""

@@ -29,6 +29,7 @@ def same(found: tuple, expected: tuple) -> bool:
     return torch.equal(found[0], expected[0]) and found[2] == expected[2] and close
 
 
+@pytest.mark.full
 def test_two_processes_do_what_one_does(tmp_path):
     """Ids, kept tokens, changed rows and logits. Where scores stay on their rank, each keeps other tokens; where a
     rank chooses other tokens, it follows the first; where the split is not seen, the forward is refused."""

@@ -13,7 +13,7 @@ from vtc.kernels import backend
 from vtc.kernels.attention_reduce import attention_columns, attention_rows
 
 TOLERANCE = {torch.float32: 2e-5, torch.float16: 1e-4, torch.bfloat16: 1e-4}
-pytestmark = [pytest.mark.product, pytest.mark.usefixtures("poisoned")]
+pytestmark = [pytest.mark.product(cases=1), pytest.mark.usefixtures("poisoned")]
 FULL = pytest.mark.full
 
 

@@ -18,7 +18,7 @@ from vtc.kernels.coverage import coverage_greedy
 from vtc.kernels.diversity import maxmin_greedy, maxsum_greedy
 from vtc.kernels.dpp import dpp_greedy
 
-pytestmark = pytest.mark.product
+pytestmark = pytest.mark.product(cases=1)
 
 LONG_SIZES = [pytest.param(*size, marks=pytest.mark.full) for size in ((2, 577, 12), (1, 1000, 8))]
 SIZES = [(2, 1, 1), (2, 33, 33), (1, 63, 20), (1, 577, 6), *LONG_SIZES]  # B, N, k

@@ -11,7 +11,7 @@ from tests.helpers_triton import DEVICE, DTYPES, both
 from vtc.kernels import backend
 from vtc.kernels.transition import transition_variation
 
-pytestmark = [pytest.mark.product, pytest.mark.usefixtures("poisoned")]
+pytestmark = [pytest.mark.product(cases=1), pytest.mark.usefixtures("poisoned")]
 TOLERANCE = dict(rtol=1e-5, atol=0.0)
 
 
