@@ -6,7 +6,7 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
-_MISSING = object()
+MISSING = object()
 
 
 def let_compiled_see_hooks() -> None:
@@ -31,20 +31,29 @@ class Patchwork:
     """Records every change to live objects, so that `undo` restores exactly what was there before.
 
     Hooks are excluded from torch.compile's tracing, because their control flow depends on values.
+
+    hooks: the numbers of the hooks that were added; replaced: target, name and previous value of each attribute,
+    MISSING where there was none.
     """
 
     def __init__(self):
         self._undo: list[Callable[[], None]] = []
+        self.hooks: dict[nn.Module, set[int]] = {}
+        self.replaced: list[tuple[object, str, object]] = []
 
     def pre_hook(self, module: nn.Module, hook: Callable) -> None:
         """Forward pre-hook with keyword arguments: hook(module, args, kwargs) -> None or (args, kwargs)."""
-        self._undo.append(module.register_forward_pre_hook(torch.compiler.disable(hook), with_kwargs=True).remove)
+        self._added(module, module.register_forward_pre_hook(torch.compiler.disable(hook), with_kwargs=True))
 
     def post_hook(self, module: nn.Module, hook: Callable, always: bool = False, first: bool = False) -> None:
         """Forward hook with keyword arguments; `always`: also run it if the forward raised; `first`: run it before
         the existing hooks, which then see its return value."""
         hook = torch.compiler.disable(hook)
         handle = module.register_forward_hook(hook, with_kwargs=True, always_call=always, prepend=first)
+        self._added(module, handle)
+
+    def _added(self, module: nn.Module, handle) -> None:
+        self.hooks.setdefault(module, set()).add(handle.id)
         self._undo.append(handle.remove)
 
     def method(self, target: object, name: str, wrapper: Callable) -> None:
@@ -53,11 +62,12 @@ class Patchwork:
 
     def attribute(self, target: object, name: str, value: object) -> None:
         """Sets an instance attribute; undoing restores the instance's previous value, or removes the attribute."""
-        before = vars(target).get(name, _MISSING)
+        before = vars(target).get(name, MISSING)
         setattr(target, name, value)
+        self.replaced.append((target, name, before))
 
         def restore():
-            if before is _MISSING:
+            if before is MISSING:
                 delattr(target, name)
             else:
                 setattr(target, name, before)
@@ -68,3 +78,4 @@ class Patchwork:
         """Undoes all changes, the last one first; safe to call twice."""
         while self._undo:
             self._undo.pop()()
+        self.hooks, self.replaced = {}, []

@@ -37,6 +37,8 @@ def _prepared(prepare: Callable, thread: ThreadState) -> Callable:
             thread.mask = mask
         prompt = recall(cache, 2) if kwargs.get("is_first_iteration") else None
         if prompt is not None:
+            if mask is None and getattr(cache, "is_compileable", False):
+                thread.mask = torch.ones_like(input_ids)  # that of the cache's mask, with none, counts its own columns
             embeds, position = kwargs.get("inputs_embeds"), kwargs.get("cache_position")
             length = (input_ids if embeds is None else embeds).shape[1]
             if kwargs.get("next_sequence_length") is not None:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
+from transformers.masking_utils import create_masks_for_generate
 
 
 class Blocks:
@@ -33,20 +34,15 @@ class Blocks:
         if self.types is None:
             return
         types = self.types.to(index.device).expand(index.shape[0], -1).gather(1, index)
-        arguments = {
-            "config": self.model.config,
-            "inputs_embeds": kwargs["inputs_embeds"],
-            "input_embeds": kwargs["inputs_embeds"],
-            "attention_mask": kwargs.get("attention_mask"),
-            "past_key_values": kwargs.get("past_key_values"),
-            "cache_position": kwargs.get("cache_position"),
-            "position_ids": None,
-            "is_first_iteration": True,
-            self.name: types if valid is None else types.masked_fill(~valid, 0),
-        }
-        make = type(self.model).create_masks_for_generate
-        takes = _parameters(make)
-        kwargs["attention_mask"] = make(**{name: value for name, value in arguments.items() if name in takes})
+        own = {self.name: types if valid is None else types.masked_fill(~valid, 0), "is_first_iteration": True}
+        kwargs["attention_mask"] = made(self.model, {**kwargs, **own})
+
+
+def made(model: nn.Module, given: dict) -> object:
+    """The masks that generate() of a model makes, from the arguments of its language model."""
+    make = getattr(type(model), "create_masks_for_generate", create_masks_for_generate)
+    arguments = {**given, "config": model.config, "input_embeds": given["inputs_embeds"], "position_ids": None}
+    return make(**{name: arguments.get(name) for name in _parameters(make) if name in arguments})
 
 
 @functools.cache

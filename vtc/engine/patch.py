@@ -14,6 +14,7 @@ from vtc.core.signals import Decoder
 from vtc.engine import continuing, decode, media
 from vtc.engine.calls import Frame, named
 from vtc.engine.changing import decoded
+from vtc.engine.compiled import CompiledSteps
 from vtc.engine.cut import PromptCut
 from vtc.engine.encoder import plan_of
 from vtc.engine.experts import FLAG
@@ -85,6 +86,7 @@ class Patch:
             work.method(family.language_model, family.planes_method, adding(add, self._planes))
         Labels(self.thread).put_on(work, family.model)
         continuing.put_on(work, family.model, self.thread)
+        CompiledSteps(self, family.model).put_on()
         if self.front is not None and self.front.positions == "keep" and not family.mrope:
             for layer in family.language_model.layers:
                 work.pre_hook(layer, self._hide_positions)
@@ -224,7 +226,7 @@ class Patch:
         if call.pruned is not None and call.runs:
             self._finish(call, output)
         if call.alone:
-            self._end(call)
+            self.end(call)
 
     def _finish(self, call: Call, output) -> None:
         prompt, inside = call.pruned, call.inside
@@ -251,9 +253,10 @@ class Patch:
             )
         if outer is not None and (outer.labels is not None or outer.routers):
             outer.pruned, outer.router_logits = call.pruned, getattr(output, "router_logits", None)
-        self._end(call)
+        self.end(call)
 
-    def _end(self, call: Call) -> None:
+    def end(self, call: Call) -> None:
+        """Makes the report of a call that completed the last one."""
         self.thread.call = None
         self.thread.outcome = self.outcome = NO_IMAGE if call.pruned is None else call.pruned.report
 

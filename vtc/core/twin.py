@@ -1,0 +1,46 @@
+"""A second model object on the same weights, without the hooks of a patchwork: one graph for torch.compile."""
+
+from torch import nn
+
+from vtc.core.hooks import MISSING, Patchwork
+
+HOOKS = ("_forward_hooks", "_forward_pre_hooks")
+BESIDE = ("_forward_hooks_with_kwargs", "_forward_hooks_always_called", "_forward_pre_hooks_with_kwargs")
+COMPILED = ("_compiled_call", "_last_compile_config")  # transformers' own, of the model with hooks
+
+
+def twin(model: nn.Module, work: Patchwork) -> nn.Module | None:
+    """A model that does what `model` does without the hooks and attributes of `work`, and with all others.
+
+    Modules that `work` changed, and those that hold them, are shallow copies; everything else is shared, above all the
+    parameters. None where this cannot be: the forward of a module to be copied was replaced on the module itself
+    (by accelerate, or torch.compile), and would lead back to it.
+    """
+    changed = {*work.hooks, *(target for target, _, _ in work.replaced if isinstance(target, nn.Module))}
+    before: dict[nn.Module, dict[str, object]] = {}
+    for target, name, value in reversed(work.replaced):  # the first change of an attribute tells what was there before
+        before.setdefault(target, {})[name] = value
+    copies: dict[nn.Module, nn.Module] = {}
+
+    def copied(module: nn.Module) -> nn.Module:
+        if module not in copies:
+            children = {name: child and copied(child) for name, child in module._modules.items()}
+            shared = module not in changed and all(child is module._modules[name] for name, child in children.items())
+            copies[module] = module if shared else _copy(module, children, before.get(module, {}), work)
+        return copies[module]
+
+    found = copied(model)
+    own = (copy for module, copy in copies.items() if copy is not module)
+    return None if any("forward" in vars(copy) for copy in own) else found
+
+
+def _copy(module: nn.Module, children: dict, before: dict[str, object], work: Patchwork) -> nn.Module:
+    copy = object.__new__(type(module))
+    state = {name: value for name, value in vars(module).items() if name not in COMPILED} | before
+    vars(copy).update({name: value for name, value in state.items() if value is not MISSING})
+    copy._modules, copy._compiled_call_impl = children, None
+    ours = work.hooks.get(module, ())
+    for name in (*HOOKS, *BESIDE):
+        kept = {number: hook for number, hook in vars(module)[name].items() if number not in ours}
+        vars(copy)[name] = type(vars(module)[name])(kept)
+    return copy
