@@ -29,9 +29,9 @@ def twin(model: nn.Module, work: Patchwork) -> nn.Module | None:
             copies[module] = module if shared else _copy(module, children, before.get(module, {}), work)
         return copies[module]
 
-    found = copied(model)
-    own = (copy for module, copy in copies.items() if copy is not module)
-    return None if any("forward" in vars(copy) for copy in own) else found
+    plain = copied(model)
+    new = (copy for module, copy in copies.items() if copy is not module)
+    return None if any("forward" in vars(copy) for copy in new) else plain
 
 
 def _copy(module: nn.Module, children: dict, before: dict[str, object], work: Patchwork) -> nn.Module:
@@ -39,8 +39,8 @@ def _copy(module: nn.Module, children: dict, before: dict[str, object], work: Pa
     state = {name: value for name, value in vars(module).items() if name not in COMPILED} | before
     vars(copy).update({name: value for name, value in state.items() if value is not MISSING})
     copy._modules, copy._compiled_call_impl = children, None
-    ours = work.hooks.get(module, ())
+    removed = work.hooks.get(module, ())
     for name in (*HOOKS, *BESIDE):
-        kept = {number: hook for number, hook in vars(module)[name].items() if number not in ours}
+        kept = {number: hook for number, hook in vars(module)[name].items() if number not in removed}
         vars(copy)[name] = type(vars(module)[name])(kept)
     return copy

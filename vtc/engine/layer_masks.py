@@ -7,7 +7,6 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
-from transformers.masking_utils import create_masks_for_generate
 
 
 class Blocks:
@@ -40,6 +39,8 @@ class Blocks:
 
 def made(model: nn.Module, given: dict) -> object:
     """The masks that generate() of a model makes, from the arguments of its language model."""
+    from transformers.masking_utils import create_masks_for_generate
+
     make = getattr(type(model), "create_masks_for_generate", create_masks_for_generate)
     arguments = {**given, "config": model.config, "input_embeds": given["inputs_embeds"], "position_ids": None}
     return make(**{name: arguments.get(name) for name in _parameters(make) if name in arguments})
