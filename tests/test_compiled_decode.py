@@ -72,6 +72,7 @@ def same(case: str, found: tuple, expected: tuple) -> None:
 def test_ids_are_those_of_eager_decoding(case, strategy):
     """A batch with padding: equal ids, logits and report, in as many graphs as the stock model."""
     model, inputs, whole = build(case), inputs_of(case), family_of(case) not in BREAKING
+    before = [type(module) for module in model.modules()]
     stock = graphs_of_stock(model, inputs, fullgraph=whole)
     with vtc.patched(model, strategy):
         expected = write(model, inputs, False)
@@ -80,6 +81,7 @@ def test_ids_are_those_of_eager_decoding(case, strategy):
         assert reported(model) == report
     same(case, found, expected)
     assert found[2] == stock
+    assert [type(module) for module in model.modules()] == before
 
 
 @pytest.mark.full

@@ -1,5 +1,7 @@
 """A second model object on the same weights, without the hooks of a patchwork: one graph for torch.compile."""
 
+from collections.abc import Iterable
+
 from torch import nn
 
 from vtc.core.hooks import MISSING, Patchwork
@@ -9,14 +11,14 @@ BESIDE = ("_forward_hooks_with_kwargs", "_forward_hooks_always_called", "_forwar
 COMPILED = ("_compiled_call", "_last_compile_config")  # transformers' own, of the model with hooks
 
 
-def twin(model: nn.Module, work: Patchwork) -> nn.Module | None:
+def twin(model: nn.Module, work: Patchwork, also: Iterable[nn.Module] = ()) -> nn.Module | None:
     """A model that does what `model` does without the hooks and attributes of `work`, and with all others.
 
-    Modules that `work` changed, and those that hold them, are shallow copies; everything else is shared, above all the
-    parameters. None where this cannot be: the forward of a module to be copied was replaced on the module itself
-    (by accelerate, or torch.compile), and would lead back to it.
+    Modules that `work` changed, those in `also`, and those that hold them, are shallow copies; everything else is
+    shared, above all the parameters. None where this cannot be: the forward of a module to be copied was replaced on
+    the module itself (by accelerate, or torch.compile), and would lead back to it.
     """
-    changed = {*work.hooks, *(target for target, _, _ in work.replaced if isinstance(target, nn.Module))}
+    changed = {*also, *work.hooks, *(target for target, _, _ in work.replaced if isinstance(target, nn.Module))}
     before: dict[nn.Module, dict[str, object]] = {}
     for target, name, value in reversed(work.replaced):  # the first change of an attribute tells what was there before
         before.setdefault(target, {})[name] = value
@@ -31,12 +33,26 @@ def twin(model: nn.Module, work: Patchwork) -> nn.Module | None:
 
     plain = copied(model)
     new = (copy for module, copy in copies.items() if copy is not module)
-    return None if any("forward" in vars(copy) for copy in new) else plain
+    return None if any(own_forward(copy) for copy in new) else plain
+
+
+def own_forward(module: nn.Module) -> bool:
+    """Whether the forward of a module was replaced on the module itself. (Older versions of transformers put a class's
+    own there when they have recorded what layers give.)"""
+    forward = vars(module).get("forward")
+    return forward is not None and not _of_class(module, forward)
+
+
+def _of_class(module: nn.Module, forward: object) -> bool:
+    bound = getattr(forward, "__self__", None) is module
+    return bound and getattr(forward, "__func__", None) is type(module).forward
 
 
 def _copy(module: nn.Module, children: dict, before: dict[str, object], work: Patchwork) -> nn.Module:
     copy = object.__new__(type(module))
     state = {name: value for name, value in vars(module).items() if name not in COMPILED} | before
+    if _of_class(module, state.get("forward")):
+        del state["forward"]
     vars(copy).update({name: value for name, value in state.items() if value is not MISSING})
     copy._modules, copy._compiled_call_impl = children, None
     removed = work.hooks.get(module, ())

@@ -12,7 +12,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from vtc.core.twin import twin
+from vtc.core.twin import own_forward, twin
 from vtc.engine import decode, media
 from vtc.engine.layer_masks import made
 from vtc.engine.noted import recall
@@ -47,11 +47,13 @@ class CompiledSteps:
     def _twin(self) -> nn.Module | None:
         """The model without hooks, made anew when modules, hooks or a forward of its own came or went since."""
         parts = dict(self.model.named_modules())
-        now = [(n, m, "forward" in vars(m), *m._forward_hooks, *m._forward_pre_hooks) for n, m in parts.items()]
+        now = [(n, m, own_forward(m), *m._forward_hooks, *m._forward_pre_hooks) for n, m in parts.items()]
         if self.made_of != now:
-            self.plain, self.made_of = twin(self.model, self.patch.patchwork), now
-            if self.plain is not None and self.patch.plan is not None:
-                path = next(name for name, module in parts.items() if module is self.patch.family.language_model)
+            language_model, plan = self.patch.family.language_model, self.patch.plan
+            layers = () if plan is None else language_model.layers
+            self.plain, self.made_of = twin(self.model, self.patch.patchwork, layers), now
+            if self.plain is not None and plan is not None:
+                path = next(name for name, module in parts.items() if module is language_model)
                 for number, layer in enumerate(self.plain.get_submodule(path).layers):
                     layer.__class__, layer._vtc_number = _fed(type(layer)), number
         return self.plain
