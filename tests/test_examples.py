@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import re
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 import pytest
 
 import vtc
+from vtc.drafting import takes_drafts
 
 ROOT = Path(vtc.__file__).resolve().parent.parent
 
@@ -96,15 +98,30 @@ def test_refused(server, client):
         client("--url", "http://127.0.0.1:9/v1")
 
 
-def test_chat(monkeypatch, capsys):
-    """Three turns on one cache: two pictures, each pruned when it comes, and a question about text alone."""
-    spec = importlib.util.spec_from_file_location("chat", ROOT / "examples" / "chat.py")
+def run(name: str, monkeypatch, capsys, *words: str) -> str:
+    """What an example prints."""
+    spec = importlib.util.spec_from_file_location(name, ROOT / "examples" / f"{name}.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    monkeypatch.setattr("sys.argv", ["chat.py"])
+    monkeypatch.setattr("sys.argv", [f"{name}.py", *words])
     module.main()
-    out = capsys.readouterr().out
+    return capsys.readouterr().out
+
+
+def test_chat(monkeypatch, capsys):
+    """Three turns on one cache: two pictures, each pruned when it comes, and a question about text alone."""
+    out = run("chat", monkeypatch, capsys)
     assert out.splitlines()[0].split() == ["with", "a", "picture", "What", "color", "is", "the", "cross?", "purple"]
     assert "holds 59 of 207 tokens" in out
     assert "holds 130 of 425 tokens" in out
     assert "turn 1 had           196 -> 49 visual tokens" in out
+
+
+@pytest.mark.skipif(not takes_drafts(), reason="this transformers begins assisted generation otherwise")
+def test_draft(monkeypatch, capsys):
+    """Answers of the full model in fewer of its forwards."""
+    out = run("draft", monkeypatch, capsys, "--limit", "10")
+    found = re.fullmatch(
+        r"10 answers with hiprune at 0.1 as the draft: (\d+) forwards .* instead of (\d+)", out.strip()
+    )
+    assert int(found[1]) < 0.7 * int(found[2])

@@ -11,6 +11,7 @@ from vtc.core.errors import ConfigError, PatchError, UnsupportedError, VtcError
 
 if TYPE_CHECKING:
     from vtc.config.catalog import families, load_strategy
+    from vtc.drafting import draft
     from vtc.eval.inspect import inspect
     from vtc.patching import patch, patched, report, unpatch
     from vtc.strategies import CallablePackage
@@ -20,12 +21,13 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 __all__ = [
     "ConfigError", "PatchError", "UnsupportedError", "VtcError",
-    "families", "inspect", "load_strategy", "patch", "patched", "report", "strategies", "unpatch",
+    "draft", "families", "inspect", "load_strategy", "patch", "patched", "report", "strategies", "unpatch",
 ]  # fmt: skip
 
 _LAZY = {
     "patch": "vtc.patching", "unpatch": "vtc.patching", "patched": "vtc.patching", "report": "vtc.patching",
-    "families": "vtc.config.catalog", "load_strategy": "vtc.config.catalog", "inspect": "vtc.eval.inspect",
+    "draft": "vtc.drafting", "families": "vtc.config.catalog", "load_strategy": "vtc.config.catalog",
+    "inspect": "vtc.eval.inspect",
 }  # fmt: skip
 
 

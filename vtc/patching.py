@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 Model = TypeVar("Model", bound=nn.Module)
 
-_ATTRIBUTE = "_vtc_patch"
+ATTRIBUTE = "_vtc_patch"
 
 
 def find_family(model: nn.Module) -> "Family":
@@ -120,7 +120,7 @@ def patch(
 def _put_on(model: nn.Module, new: Patch) -> None:
     let_compiled_see_hooks()
     new.put_on()
-    setattr(model, _ATTRIBUTE, new)
+    setattr(model, ATTRIBUTE, new)
 
 
 def unpatch(model: Model) -> Model:
@@ -129,7 +129,7 @@ def unpatch(model: Model) -> Model:
     if present is not None:
         present.take_off()
         let_compiled_see_hooks()
-        delattr(model, _ATTRIBUTE)
+        delattr(model, ATTRIBUTE)
     return model
 
 
@@ -156,7 +156,7 @@ def patched(
 
 def current(model: nn.Module) -> Patch | None:
     """The patch that is on the model."""
-    present: Patch | None = vars(model).get(_ATTRIBUTE)
+    present: Patch | None = vars(model).get(ATTRIBUTE)
     return present
 
 
