@@ -12,11 +12,12 @@ import transformers
 from torch import Tensor, nn
 from transformers import GenerationMixin
 
+from vtc.config.strategy import Strategy
 from vtc.core.errors import ConfigError, UnsupportedError
 from vtc.core.hooks import Patchwork
 from vtc.core.twin import twin
 from vtc.engine.noted import note_of
-from vtc.patching import ATTRIBUTE, Strategy, current, patch
+from vtc.patching import ATTRIBUTE, current, patch
 
 REREAD = 2  # tokens that an assistant reads again in each round
 ROUND = ("input_ids", "attention_mask")  # what a round after the first is given
@@ -36,12 +37,11 @@ class Answering(threading.local):
 
 class Draft:
     """What `vtc.draft` gives. model: decides; assistant: a second model object on its weights, patched, that proposes;
-    `vtc.report(draft.assistant)` tells of it."""
+    `vtc.report(draft.assistant)` tells of it. work: what is on the assistant."""
 
-    def __init__(self, model: nn.Module, assistant: nn.Module):
+    def __init__(self, model: Any, assistant: Any, work: Patchwork):
         self.model, self.assistant = model, assistant
         self._answering = Answering()
-        work = current(assistant).patchwork
         work.method(assistant, "generate", self._one_round(assistant.generate))
         prepare = assistant.prepare_inputs_for_generation
         work.method(assistant, "prepare_inputs_for_generation", self._reading(prepare))
@@ -59,17 +59,17 @@ class Draft:
         finally:
             self._answering.media = {}
 
-    def _one_round(self, generate: Callable) -> Callable:
+    def _one_round(self, generate: Callable[..., Any]) -> Callable[..., Any]:
         """A round of proposals. The first reads the prompt with its images (transformers would hand it the features of
         the full model, without the signals that a method reads); each later one continues the draft's own cache, as
         the next turn of a conversation, after what was rejected is taken back from it."""
 
         @functools.wraps(generate)
-        def one_round(*args, **kwargs):
+        def one_round(*args: Any, **kwargs: Any) -> Any:
             kwargs.pop("mm_encoder_outputs", None)
             cache, ids, self._answering.begins = kwargs.get("past_key_values"), kwargs["input_ids"], True
             prompt = note_of(cache)
-            if prompt is None:
+            if prompt is None or cache is None:
                 return generate(*args, **{**kwargs, **self._answering.media})
             cache.crop(min(0, ids.shape[1] - REREAD - prompt.seen))
             kwargs = {k: x for k, x in kwargs.items() if k in ROUND or not isinstance(x, Tensor)}
@@ -77,11 +77,11 @@ class Draft:
 
         return one_round
 
-    def _reading(self, prepare: Callable) -> Callable:
+    def _reading(self, prepare: Callable[..., Any]) -> Callable[..., Any]:
         """To transformers the first forward of an assistant is one like the others, which would leave images out."""
 
         @functools.wraps(prepare)
-        def prepare_inputs_for_generation(*args, **kwargs):
+        def prepare_inputs_for_generation(*args: Any, **kwargs: Any) -> Any:
             if self._answering.begins:
                 self._answering.begins, kwargs["is_first_iteration"] = False, True
             return prepare(*args, **kwargs)
@@ -117,4 +117,7 @@ def draft(
         )
     vars(second).pop(ATTRIBUTE, None)
     second.generation_config = copy.deepcopy(model.generation_config)  # which assisted generation writes to
-    return Draft(model, patch(second, strategy, keep, **options))
+    patch(second, strategy, keep, **options)
+    drafting = current(second)
+    assert drafting is not None
+    return Draft(model, second, drafting.patchwork)

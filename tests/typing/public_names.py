@@ -10,6 +10,7 @@ from torch import nn
 import vtc
 from vtc.config.strategy import StrategyConfig
 from vtc.core.report import Report
+from vtc.drafting import Draft
 from vtc.strategies.uniform import Uniform
 
 
@@ -37,6 +38,7 @@ def right(model: Model, processor: object) -> None:
     assert_type(vtc.unpatch(model), Model)
     with vtc.patched(model, {"stages": [{"method": "uniform"}]}, keep=64) as same:
         assert_type(same, Model)
+    assert_type(vtc.draft(model, "hiprune", keep=0.1), Draft)
     assert_type(vtc.inspect(model, processor, "picture.png", "What is this?", keep=[0.5, 0.25]), Figure)
 
 

@@ -36,7 +36,7 @@ class Patchwork:
     MISSING where there was none.
     """
 
-    def __init__(self):
+    def __init__(self) -> None:
         self._undo: list[Callable[[], None]] = []
         self.hooks: dict[nn.Module, set[int]] = {}
         self.replaced: list[tuple[object, str, object]] = []
