@@ -100,6 +100,8 @@ distclean: clean ## remove the environments and the results too
 # --- environments -----------------------------------------------------------------------------------------------------
 # torch comes first, alone and without options: pip then takes the build that this machine is set up for.
 
+comma := ,
+
 define bare
 @$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2> /dev/null || { \
 	echo "vtc needs Python 3.11 or newer, and $(PYTHON) is not: try make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 1; }
@@ -115,17 +117,17 @@ endef
 
 define project
 @echo "$(1): installing vtc with $(2)"
-@$(1)/bin/python -m pip install -qq -c $(2) -e ".[dev]"
+@$(1)/bin/python -m pip install -qq -c $(2) -e ".[$(3)]"
 @touch $(1)/.ready
 endef
 
 .venv/.ready: pyproject.toml constraints.txt
 	$(call venv,.venv)
-	$(call project,.venv,constraints.txt)
+	$(call project,.venv,constraints.txt,dev$(comma)quantized)
 
 .venv-oldest/.ready: pyproject.toml constraints-oldest.txt
 	$(call venv,.venv-oldest)
-	$(call project,.venv-oldest,constraints-oldest.txt)
+	$(call project,.venv-oldest,constraints-oldest.txt,dev)
 
 .venv-docs/.ready: constraints-docs.txt
 	$(call bare,.venv-docs)

@@ -151,6 +151,7 @@ def _layers(model, hidden, view: View, drops, runs, written: int, entered, watch
         where = torch.cat([view.positions, view.following + torch.arange(written).expand(len(view.positions), -1)], 1)
         window = None if kinds[index] == "full_attention" else getattr(language.config, "sliding_window", None)
         mask = _mask(view, length, written, window, runs if find_family(model).block_types else [])
+        mask = mask if hidden.dtype == mask.dtype else mask.clamp(min=torch.finfo(hidden.dtype).min).to(hidden.dtype)
         options = dict(position_embeddings=_rotary(language, hidden, where, kinds[index]), position_ids=None)
         if hasattr(layer, "linear_attn"):  # a state would take in what is masked, so what is gone is taken out
             rows = torch.cat([view.order, torch.arange(length, hidden.shape[1])])

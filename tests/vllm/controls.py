@@ -25,9 +25,9 @@ def plain_hash() -> None:
 
 def no_all_reduce() -> None:
     """Each tensor-parallel rank chooses by the scores of its own heads."""
-    from vtc.vllm import model
+    from vtc.vllm import pruned_model
 
-    model.mean_over_ranks = lambda local: local
+    pruned_model.mean_over_ranks = lambda local: local
 
 
 CONTROLS = {"plain_hash": plain_hash, "no_all_reduce": no_all_reduce}
