@@ -9,10 +9,13 @@ from torch import Tensor, nn
 from vtc.core.hooks import Patchwork
 from vtc.engine.noted import recall
 from vtc.engine.state import ThreadState
+from vtc.engine.static import noting
 
 
 def put_on(work: Patchwork, model: nn.Module, thread: ThreadState) -> None:
     """Wraps the methods of a model that can generate() where it matters how many tokens the cache has seen."""
+    if hasattr(model, "_prepare_cache_for_generation"):
+        work.method(model, "_prepare_cache_for_generation", noting(model._prepare_cache_for_generation, model))
     for name, wrap in (
         ("prepare_inputs_for_generation", _prepared),
         ("_prepare_position_ids_for_generation", _placed),

@@ -18,6 +18,7 @@ from vtc.engine.question import QuestionReader
 from vtc.engine.reports import Reporter
 from vtc.engine.select import Kept
 from vtc.engine.state import Call, PrunedPrompt, Segment, ThreadState
+from vtc.engine.static import fit
 from vtc.engine.survivors import left_of
 from vtc.engine.turns import Prefix, prefix_of
 from vtc.engine.vision import Vision
@@ -146,6 +147,7 @@ class PromptCut:
             self._behind(prefix, kwargs, moved, segment)
         elif kwargs.get("past_key_values") is not None:
             remember(kwargs["past_key_values"], prompt)
+            fit(kwargs["past_key_values"], 0, prompt.dropped)
         if self.plan is not None:
             aims = [self.allocation.aim(n, len(k.offsets)) for n, k in zip(tokens, kept, strict=True)]
 

@@ -24,6 +24,7 @@ from vtc.engine.ranks import Ranks
 from vtc.engine.received import Rows
 from vtc.engine.select import Kept, Unit, choose
 from vtc.engine.state import PrunedPrompt, Segment
+from vtc.engine.static import fit
 from vtc.engine.turns import Prefix
 from vtc.engine.watch import Needs, Watch
 
@@ -104,7 +105,9 @@ class Prefill:
             self.rotary = kwargs["position_embeddings"] if self.rotary is None else self.rotary
             if self.prefix is not None:
                 self.rotary = self._behind(layer, hidden)
-            hidden = self._drop(number, layer, hidden, kwargs.get("past_key_values"))
+            before, cache = hidden.shape[1], kwargs.get("past_key_values")
+            hidden = self._drop(number, layer, hidden, cache)
+            fit(cache, layer, before - hidden.shape[1])
             self.report.spent_inside(select=clock.now() - start)
             self.done += 1
         if layer in self.plan.changed:
