@@ -2,10 +2,11 @@
 
 import copy
 import pickle
+import threading
 
 import pytest
 import torch
-from transformers import DynamicCache, StaticCache
+from transformers import DynamicCache, StaticCache, TextIteratorStreamer
 
 import vtc
 from tests.helpers import (
@@ -187,3 +188,47 @@ def test_the_report_covers_the_turns():
     assert "turn 1 had" in str(report)
     assert [turn["tokens"]["before"] for turn in report.to_dict()["earlier"]] == [report.earlier[0].tokens_before]
     assert report.kv_lengths[0] > sum(report.prompt_lengths[0][:1])
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("strategy", ["hiprune", "transprune"])
+def test_a_streamed_turn(strategy):
+    """TextIteratorStreamer: generation in a thread of its own, two turns on one cache; text, cache and report are there
+    as if it had run here."""
+    model, inputs = model_of("llava"), inputs_of("llava", images=(1,))
+    words = torch.arange(30, 36)[None]
+
+    def talk(write) -> list:
+        cache, ids, said = DynamicCache(config=model.config.get_text_config()), inputs["input_ids"], []
+        for number in range(2):
+            given = {**inputs} if number == 0 else {}
+            mask = torch.ones_like(ids)
+            written = write({**given, "input_ids": ids, "attention_mask": mask, "past_key_values": cache})
+            said.append((written, cache.get_seq_length(), vtc.report(model).average_share))
+            ids = torch.cat([ids, torch.tensor([written]), words], 1)
+        return said
+
+    def here(given: dict) -> list[int]:
+        out = model.generate(**given, max_new_tokens=6, do_sample=False)
+        return out[0, given["input_ids"].shape[1] :].tolist()
+
+    def streamed(given: dict) -> list[int]:
+        streamer = TextIteratorStreamer(Numbers(), skip_prompt=True)
+        thread = threading.Thread(
+            target=model.generate, kwargs=dict(**given, max_new_tokens=6, do_sample=False, streamer=streamer)
+        )
+        thread.start()
+        text = "".join(streamer)
+        thread.join()
+        return [int(word) for word in text.split()]
+
+    with on(model, strategy):
+        assert talk(streamed) == talk(here)
+
+
+class Numbers:
+    """A tokenizer whose text is the numbers of its tokens."""
+
+    def decode(self, ids, **options) -> str:
+        """The numbers, with a space behind each."""
+        return "".join(f"{int(i)} " for i in ids)
