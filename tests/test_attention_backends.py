@@ -9,11 +9,12 @@ from vtc.patches import FAMILIES
 from vtc.patching import find_family
 
 pytestmark = pytest.mark.product
+NAMES = ("test_flash_attention_2", "kernels-community/test-flash-attn2")  # a package's and a hub kernel's
 
 
 def fake_flash(module, query, key, value, attention_mask=None, scaling=None, cu_seq_lens_q=None, **kwargs):
     """A flash-style backend for CPUs: one call over packed sequences, cut by cu_seq_lens_q."""
-    assert module.config._attn_implementation == "test_flash_attention_2", "the backend must see its own name"
+    assert module.config._attn_implementation in NAMES, "the backend must see its own name"
     cuts = [0, query.shape[2]] if cu_seq_lens_q is None else cu_seq_lens_q.tolist()
     spans = [slice(a, b) for a, b in zip(cuts, cuts[1:], strict=False)]
     attend = torch.nn.functional.scaled_dot_product_attention
@@ -21,11 +22,11 @@ def fake_flash(module, query, key, value, attention_mask=None, scaling=None, cu_
     return torch.cat(parts, 2).transpose(1, 2).contiguous(), None
 
 
-@pytest.fixture
-def flash():
-    ALL_ATTENTION_FUNCTIONS.register("test_flash_attention_2", fake_flash)
-    yield "test_flash_attention_2"
-    ALL_ATTENTION_FUNCTIONS._global_mapping.pop("test_flash_attention_2")
+@pytest.fixture(params=NAMES)
+def flash(request):
+    ALL_ATTENTION_FUNCTIONS.register(request.param, fake_flash)
+    yield request.param
+    ALL_ATTENTION_FUNCTIONS._global_mapping.pop(request.param)
 
 
 @pytest.mark.parametrize("positions", ["keep", "compact"])
