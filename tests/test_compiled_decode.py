@@ -1,7 +1,9 @@
 """generate() with a static cache compiles its decode steps by itself on accelerators, here by its switch for all
 devices: a patched model does it in as many graphs as stock, with the tokens that it writes uncompiled."""
 
+import gc
 import logging
+import weakref
 
 import pytest
 import torch
@@ -11,7 +13,9 @@ from transformers import CompileConfig, StaticCache
 import vtc
 from tests.helpers import CASES, HYBRIDS, build, family_of, inputs_of
 from vtc.core.errors import VtcError
+from vtc.engine.compiled import CompiledSteps
 from vtc.patches import FAMILIES
+from vtc.patching import find_family
 
 LONG = 64
 QUICK = ("hiprune", "fastv")
@@ -143,6 +147,27 @@ def test_text_and_pictures_by_turns():
         assert vtc.report(model).average_share < 1
     same("llava", write(model, text, True), stock)
     assert "get_compiled_call" not in vars(model)
+
+
+def test_a_twin_is_in_no_cycle():
+    """It goes with its last name, and so does all that it shares with the model; with the mode, a new one is made."""
+    model = build("llava")
+    gc.disable()
+    try:
+        with vtc.patched(model, "fastv"):
+            steps = CompiledSteps(find_family(model).model._vtc_patch, model)
+            first = weakref.ref(steps._twin())
+            assert steps._twin() is first()
+            assert {id(p) for p in first().parameters()} == {id(p) for p in model.parameters()}
+            model.train()
+            assert steps._twin().training
+            assert first() is None
+            del steps
+            weight = weakref.ref(model.lm_head.weight)
+        del model
+        assert weight() is None
+    finally:
+        gc.enable()
 
 
 def test_what_changes_attention_decodes_uncompiled():

@@ -98,7 +98,7 @@ def kept_of(model) -> list:
     return [[step.kept.tolist() for step in image.steps] or image.kept.tolist() for image in vtc.report(model).images]
 
 
-@pytest.mark.product
+@pytest.mark.product(cases=3)
 @pytest.mark.parametrize("strategy", AFTER_THE_ENCODER)
 def test_equals_the_oracle(quantized, strategy):
     """A padded batch: the kept tokens alone, prompt by prompt, through the same quantized layers."""
@@ -110,7 +110,7 @@ def test_equals_the_oracle(quantized, strategy):
     assert all(image.after < image.before for image in report.images)
 
 
-@pytest.mark.product
+@pytest.mark.product(cases=3)
 @pytest.mark.parametrize("strategy", STRATEGIES)
 def test_a_batch_keeps_what_its_prompts_keep_alone(quantized, strategy):
     """Scores come from the quantized projections as they are, whatever else is in the batch; unpatching leaves no

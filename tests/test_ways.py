@@ -9,7 +9,7 @@ from tests.helpers_ways import FILE, SITES, WAYS, read, verdict
 from vtc.patches import FAMILIES, available
 
 
-@pytest.mark.product(cases=2)
+@pytest.mark.product(cases=1)
 @pytest.mark.slow
 @pytest.mark.parametrize("case", FAMILIES)
 @pytest.mark.parametrize("way", WAYS)

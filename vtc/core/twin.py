@@ -19,21 +19,19 @@ def twin(model: nn.Module, work: Patchwork, also: Iterable[nn.Module] = ()) -> n
     the module itself (by accelerate, or torch.compile), and would lead back to it.
     """
     changed = {*also, *work.hooks, *(target for target, _, _ in work.replaced if isinstance(target, nn.Module))}
-    before: dict[nn.Module, dict[str, object]] = {}
-    for target, name, value in reversed(work.replaced):  # the first change of an attribute tells what was there before
-        before.setdefault(target, {})[name] = value
     copies: dict[nn.Module, nn.Module] = {}
-
-    def copied(module: nn.Module) -> nn.Module:
-        if module not in copies:
-            children = {name: child and copied(child) for name, child in module._modules.items()}
-            shared = module not in changed and all(child is module._modules[name] for name, child in children.items())
-            copies[module] = module if shared else _copy(module, children, before.get(module, {}), work)
-        return copies[module]
-
-    plain = copied(model)
+    plain = _copied(model, changed, work, copies)
     new = (copy for module, copy in copies.items() if copy is not module)
     return None if any(own_forward(copy) for copy in new) else plain
+
+
+def _copied(module: nn.Module, changed: set, work: Patchwork, copies: dict) -> nn.Module:
+    """A module's counterpart, which is the module itself where neither it nor anything in it is changed."""
+    if module not in copies:
+        children = {name: child and _copied(child, changed, work, copies) for name, child in module._modules.items()}
+        shared = module not in changed and all(child is module._modules[name] for name, child in children.items())
+        copies[module] = module if shared else _copy(module, children, work)
+    return copies[module]
 
 
 def own_forward(module: nn.Module) -> bool:
@@ -48,8 +46,10 @@ def _of_class(module: nn.Module, forward: object) -> bool:
     return bound and getattr(forward, "__func__", None) is type(module).forward
 
 
-def _copy(module: nn.Module, children: dict, before: dict[str, object], work: Patchwork) -> nn.Module:
+def _copy(module: nn.Module, children: dict, work: Patchwork) -> nn.Module:
     copy = object.__new__(type(module))
+    # The first change of an attribute tells what was there before.
+    before = {name: value for target, name, value in reversed(work.replaced) if target is module}
     state = {name: value for name, value in vars(module).items() if name not in COMPILED} | before
     if _of_class(module, state.get("forward")):
         del state["forward"]

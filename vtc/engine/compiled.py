@@ -45,9 +45,9 @@ class CompiledSteps:
         return get_compiled_call
 
     def _twin(self) -> nn.Module | None:
-        """The model without hooks, made anew when modules, hooks or a forward of its own came or went since."""
+        """The model without hooks, made anew when its modules, or their hooks, mode or forward, have changed since."""
         parts = dict(self.model.named_modules())
-        now = [(n, m, own_forward(m), *m._forward_hooks, *m._forward_pre_hooks) for n, m in parts.items()]
+        now = [(n, m, m.training, own_forward(m), *m._forward_hooks, *m._forward_pre_hooks) for n, m in parts.items()]
         if self.made_of != now:
             language_model, plan = self.patch.family.language_model, self.patch.plan
             layers = () if plan is None else language_model.layers
