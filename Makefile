@@ -19,7 +19,7 @@ VLLM_VENV := .venv-vllm$(if $(filter-out $(VLLM_TESTED),$(VLLM_VERSION)),-$(VLLM
 TEST_ENV := HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false MPLBACKEND=Agg OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE=
 PYTEST = -m pytest -n $(JOBS) --dist worksteal
 
-.PHONY: help demo test test-full test-matrix test-oldest test-oldest-reduced test-lmms test-vllm lint format docs wheel-check example-check gpu-check clean distclean
+.PHONY: help demo test test-full test-matrix test-oldest test-oldest-reduced test-quantized test-lmms test-vllm lint format docs wheel-check example-check gpu-check clean distclean
 .DELETE_ON_ERROR:
 
 help: ## this list
@@ -41,6 +41,9 @@ test-oldest: .venv-oldest/.ready ## all tests, oldest supported transformers
 test-oldest-reduced: .venv-oldest/.ready ## contract, engine and golden tests, oldest supported transformers
 	@test -n "$(REDUCED)" || { echo "no file matches the reduced selection"; exit 1; }
 	@$(TEST_ENV) .venv-oldest/bin/python $(PYTEST) -m "not slow" $(PYTEST_ARGS) $(REDUCED)
+
+test-quantized: .venv-quantized/.ready ## torchao, bitsandbytes and compressed-tensors, in an environment of its own; a minute
+	@$(TEST_ENV) .venv-quantized/bin/python $(PYTEST) $(PYTEST_ARGS) tests/test_quantized.py
 
 test-lmms: .venv-lmms/.ready ## the bridge to lmms-eval, in an environment of its own (2.4 GB); about five minutes
 	@$(TEST_ENV) TQDM_DISABLE=1 .venv-lmms/bin/python tests/lmms/run_lmms.py
@@ -95,7 +98,7 @@ clean: ## remove build products and caches
 	find vtc patches eval configs tests -name __pycache__ -type d -prune -exec rm -rf {} + 2> /dev/null || true
 
 distclean: clean ## remove the environments and the results too
-	rm -rf .venv .venv-oldest .venv-docs .venv-wheel .venv-lmms .venv-vllm .venv-vllm-* results
+	rm -rf .venv .venv-oldest .venv-docs .venv-wheel .venv-quantized .venv-lmms .venv-vllm .venv-vllm-* results
 
 # --- environments -----------------------------------------------------------------------------------------------------
 # torch comes first, alone and without options: pip then takes the build that this machine is set up for.
@@ -123,11 +126,16 @@ endef
 
 .venv/.ready: pyproject.toml constraints.txt
 	$(call venv,.venv)
-	$(call project,.venv,constraints.txt,dev$(comma)quantized)
+	$(call project,.venv,constraints.txt,dev)
 
 .venv-oldest/.ready: pyproject.toml constraints-oldest.txt
 	$(call venv,.venv-oldest)
 	$(call project,.venv-oldest,constraints-oldest.txt,dev)
+
+# Apart, because transformers loads torchao wherever it is installed, which takes a second and prints warnings.
+.venv-quantized/.ready: pyproject.toml constraints.txt
+	$(call venv,.venv-quantized)
+	$(call project,.venv-quantized,constraints.txt,dev$(comma)quantized)
 
 .venv-docs/.ready: constraints-docs.txt
 	$(call bare,.venv-docs)

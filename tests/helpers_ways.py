@@ -125,7 +125,8 @@ def logits_to_keep(model, inputs: dict) -> tuple[Tensor, Tensor]:
     """The last two rows by number and by a tensor of places."""
     whole = forward(model, inputs).logits
     number = forward(model, inputs, logits_to_keep=2).logits
-    places = torch.arange(whole.shape[1] - 2, whole.shape[1])
+    length = inputs["input_ids"].shape[1]
+    places = torch.arange(length - 2, length)
     torch.testing.assert_close(number, whole[:, -2:], rtol=0, atol=1e-9)
     return forward(model, inputs, logits_to_keep=places).logits, number
 

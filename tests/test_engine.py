@@ -145,10 +145,15 @@ def test_inputs_embeds(case, positions):
 @families
 @renumbered
 def test_forward_of_many_last_tokens(case, positions):
-    """logits_to_keep as a number takes the last columns of the pruned prompt."""
+    """logits_to_keep as a number takes the last columns of the pruned prompt; as places, in any order, the text that
+    stands there in the unpruned one."""
     model, inputs = model_of(case), inputs_of(case)
+    length = inputs["input_ids"].shape[1]
     with vtc.patched(model, "uniform", keep=0.3, positions=positions):
         every = forward(model, inputs).logits
+        for places in (torch.tensor([length - 1, length - 3]), torch.tensor([-1, length - 3])):
+            found = forward(model, inputs, logits_to_keep=places).logits
+            torch.testing.assert_close(found, every[:, [-1, -3]], atol=1e-12, rtol=0)
         torch.testing.assert_close(forward(model, inputs, logits_to_keep=3).logits, every[:, -3:], atol=1e-12, rtol=0)
 
 

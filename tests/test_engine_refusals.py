@@ -119,9 +119,13 @@ def test_another_batch_on_the_cache(patched):
 
 
 def test_tensor_of_logits_to_keep(patched):
-    """Places in the unpruned prompt mean nothing after pruning."""
+    """Places in an image or before it, which may be gone; what is no list of places; and places beside labels."""
     model, inputs = patched
-    rejected(lambda: forward(model, inputs, logits_to_keep=torch.tensor([0, 1])), "logits_to_keep")
+    rejected(lambda: forward(model, inputs, logits_to_keep=torch.tensor([0, 1])), "logits_to_keep", "behind the last")
+    rejected(lambda: forward(model, inputs, logits_to_keep=torch.tensor([[1], [2]])), "(2, 1)", "list of places")
+    rejected(lambda: forward(model, inputs, logits_to_keep=torch.tensor([True, False])), "bool", "list of places")
+    given = {"labels": inputs["input_ids"], "logits_to_keep": torch.tensor([-1])}
+    rejected(lambda: forward(model, inputs, **given), "beside labels")
 
 
 @pytest.mark.parametrize("case", ["qwen2_vl", "qwen2_5_vl"])

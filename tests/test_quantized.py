@@ -22,9 +22,9 @@ from vtc.patches import FAMILIES
 from vtc.patches._tiny import BOS, EOS, PAD, TEXT
 from vtc.patching import find_family
 
-torchao = pytest.importorskip("torchao.quantization", reason="torchao is not installed")
-pytest.importorskip("bitsandbytes", reason="bitsandbytes is not installed")
-pytest.importorskip("compressed_tensors", reason="compressed-tensors is not installed")
+torchao = pytest.importorskip("torchao.quantization", reason="torchao is not installed: make test-quantized")
+pytest.importorskip("bitsandbytes", reason="bitsandbytes is not installed: make test-quantized")
+pytest.importorskip("compressed_tensors", reason="compressed-tensors is not installed: make test-quantized")
 
 WIDE = {**TEXT, "hidden_size": 128, "intermediate_size": 256, "num_attention_heads": 4, "num_key_value_heads": 4}
 PLAIN = ["model.vision_tower", "model.multi_modal_projector", "lm_head"]  # too narrow for blocks of 64 weights
@@ -98,7 +98,6 @@ def kept_of(model) -> list:
     return [[step.kept.tolist() for step in image.steps] or image.kept.tolist() for image in vtc.report(model).images]
 
 
-@pytest.mark.product(cases=3)
 @pytest.mark.parametrize("strategy", AFTER_THE_ENCODER)
 def test_equals_the_oracle(quantized, strategy):
     """A padded batch: the kept tokens alone, prompt by prompt, through the same quantized layers."""
@@ -110,7 +109,6 @@ def test_equals_the_oracle(quantized, strategy):
     assert all(image.after < image.before for image in report.images)
 
 
-@pytest.mark.product(cases=3)
 @pytest.mark.parametrize("strategy", STRATEGIES)
 def test_a_batch_keeps_what_its_prompts_keep_alone(quantized, strategy):
     """Scores come from the quantized projections as they are, whatever else is in the batch; unpatching leaves no

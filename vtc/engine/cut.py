@@ -10,6 +10,7 @@ from vtc.core.errors import UnsupportedError
 from vtc.core.layout import VisionRun, crop_groups
 from vtc.engine import clock, prefill
 from vtc.engine.inside import Images, Plan, Prefill
+from vtc.engine.labels import check_places
 from vtc.engine.masks import padding_mask
 from vtc.engine.noted import remember
 from vtc.engine.placement import Batch, place, token_numbers
@@ -56,6 +57,8 @@ class PromptCut:
             masks = {kind: mask.to(embeds.device) for kind, mask in call.placeholders().items()}
             runs = [call.runs[kind] for kind in masks]
             is_visual = masks["image"] | masks["video"] if len(masks) > 1 else next(iter(masks.values()))
+            if self.thread.outer is not None and self.thread.outer.places is not None:
+                check_places(self.thread.outer.places, is_visual, real)
             batch = Batch(is_visual, real, call.ids, masks["video"] if len(masks) > 1 else None)
         run = VisionRun.joined(runs)
         if self.family.groups_crops:

@@ -26,11 +26,12 @@ class Labels:
         given = named(module, args, kwargs)
         images = bool(given_kinds(given))
         logits = given.get("logits_to_keep")
-        if images and isinstance(logits, torch.Tensor):
-            raise UnsupportedError(
-                "logits_to_keep as a tensor of places is not supported; possible: a number of last tokens"
-            )
-        outer = self.thread.outer = OuterCall(images, from_end=isinstance(logits, int) and logits > 0)
+        places = images and isinstance(logits, torch.Tensor)
+        outer = self.thread.outer = OuterCall(images, from_end=places or isinstance(logits, int) and logits > 0)
+        if places:
+            outer.places = given["logits_to_keep"] = from_the_end(given)
+            kwargs = given
+            args = ()
         outer.routers = asks_for_routers(module, given)
         if given.get("labels") is None and not outer.routers or not images and not self.thread.pending:
             outer.routers = False
@@ -64,6 +65,35 @@ class Labels:
         if losses:
             loss = loss + module.config.get_text_config().router_aux_loss_coef * losses["aux_loss"].to(loss.device)
         return type(output)(**{**dict(output.items()), **losses, "loss": loss})
+
+
+def from_the_end(given: dict) -> torch.Tensor:
+    """The places of `logits_to_keep` counted back from the last column, where text stays what it was. Raises
+    UnsupportedError for a tensor that is no list of places, and beside labels."""
+    places, tokens = given["logits_to_keep"], given.get("input_ids")
+    tokens = given.get("inputs_embeds") if tokens is None else tokens
+    if places.ndim != 1 or places.dtype.is_floating_point or places.dtype == torch.bool or tokens is None:
+        raise UnsupportedError(
+            f"logits_to_keep of shape {tuple(places.shape)} and type {places.dtype} is not supported; possible: a "
+            "number of last tokens, or a list of places"
+        )
+    if given.get("labels") is not None:
+        raise UnsupportedError("logits_to_keep as places, beside labels, is not supported; possible: one of the two")
+    return torch.where(places < 0, places, places - tokens.shape[1])
+
+
+def check_places(places: torch.Tensor, is_visual: torch.Tensor, real: torch.Tensor | None) -> None:
+    """Raises UnsupportedError where a place [n], counted back from the end, is not in the text behind the last image of
+    every prompt, since its column would hold another token. is_visual, real [B, L] bool; real: not padding."""
+    back = -int(places.min()) if len(places) else 0
+    behind = is_visual[:, is_visual.shape[1] - back :].any()
+    if real is not None:
+        behind = behind | ~real[:, real.shape[1] - back :].all()
+    if bool(behind):
+        raise UnsupportedError(
+            f"logits_to_keep asks for the token {back} from the end, which is in an image, before one, or padding, in "
+            "some prompt; possible: places in the text behind the last image"
+        )
 
 
 def cut_labels(labels: torch.Tensor, pruned: PrunedPrompt) -> torch.Tensor:

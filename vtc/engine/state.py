@@ -144,13 +144,14 @@ class Call:
 @dataclass
 class OuterCall:
     """One forward of the whole model. images: it has image inputs; labels [B, L]: held back; from_end: its caller
-    counts logits back from the last column; entered: the inner model ran; pruned: the prompt that was pruned in it;
-    routers, router_logits, mask: whether it is to return router logits, those, and its mask, see
-    `vtc.engine.experts`."""
+    counts logits back from the last column; places: those, negative, if there is a list of them; entered: the inner
+    model ran; pruned: the prompt that was pruned in it; routers, router_logits, mask: whether it is to return router
+    logits, those, and its mask, see `vtc.engine.experts`."""
 
     images: bool = False
     labels: Tensor | None = None
     from_end: bool = False
+    places: Tensor | None = None
     entered: bool = False
     pruned: PrunedPrompt | None = None
     routers: bool = False
