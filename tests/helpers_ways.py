@@ -11,7 +11,7 @@ from torch import Tensor
 from transformers import CompileConfig, DynamicCache, StaticCache
 
 import vtc
-from tests.helpers import build, by_hand, forward, generate, inputs_of, patched
+from tests.helpers import build, forward, generate, inputs_of, patched
 from vtc.core.errors import VtcError
 
 FILE = Path(__file__).parent / "fixtures" / "ways.json"
@@ -93,12 +93,6 @@ def chunked(model, inputs: dict) -> Tensor:
     return of(model, inputs, prefill_chunk_size=16)
 
 
-def own_loop(model, inputs: dict) -> Tensor:
-    """forward() with a cache, token by token, as a caller's own loop does it."""
-    banned = torch.tensor(model.generation_config.suppress_tokens)
-    return by_hand(model, inputs, STEPS, lambda x: x.index_fill(1, banned, -torch.inf).argmax(-1, keepdim=True))
-
-
 def backend(name: str) -> Callable:
     def run(model, inputs: dict) -> Tensor:
         before = model.config._attn_implementation
@@ -139,7 +133,6 @@ def drafted(model, inputs: dict) -> tuple[Tensor, Tensor]:
 
 
 WAYS: dict[str, Callable] = {
-    "a loop of one's own over `forward`": own_loop,
     "beams": beams,
     "static cache": functools.partial(of, cache_implementation="static"),
     "static cache, steps compiled by `generate`": compiled,

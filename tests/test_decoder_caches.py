@@ -39,23 +39,27 @@ def test_static_cache_again_and_again(strategy, case):
 @families
 def test_a_static_cache_has_no_room_for_dropped_tokens(strategy, case):
     """Each layer's buffer is as long as what it keeps and the answer; a cache for several answers stays as it is."""
-    model, inputs = model_of(case), inputs_of(case, images=(2,))
-    if hasattr(model, "_cache"):
-        pytest.skip("this transformers keeps the static cache of generate() for later calls")
+    model, inputs, longer = build(case), inputs_of(case, images=(2,)), inputs_of(case, images=(3,))
     with on(model, strategy):
         dynamic = generate(model, inputs, 6)
         lengths = [n for n in vtc.report(model).kv_lengths if n is not None]
         static = generate(model, inputs, 6, cache_implementation="static")
+        if hasattr(model, "_cache"):
+            pytest.skip("this transformers keeps the static cache of generate() for later calls")
+        long = generate(model, longer, 6, cache_implementation="static").output.past_key_values
+        again = generate(model, inputs, 6, cache_implementation="static")
         whole = generate(model, inputs, 6, cache_implementation="static", max_cache_len=500)
-    for found in (static, whole):
+    for found in (static, again, whole):
         assert torch.equal(found.tokens, dynamic.tokens)
         torch.testing.assert_close(found.logits, dynamic.logits, atol=1e-9, rtol=0)
-    wide = [layer for layer in static.output.past_key_values.layers if hasattr(layer, "keys")]
-    if not any(layer.is_sliding for layer in wide):
-        assert [layer.keys.shape[2] - n for layer, n in zip(wide, lengths, strict=True)] == [5] * len(
-            lengths
-        )  # the last token is not read
-        assert {layer.keys.shape[2] for layer in whole.output.past_key_values.layers if hasattr(layer, "keys")} == {500}
+    first, second, third, last = (
+        [layer.keys.shape[2] for layer in cache.layers if hasattr(layer, "keys")]
+        for cache in (static.output.past_key_values, long, again.output.past_key_values, whole.output.past_key_values)
+    )
+    if not any(getattr(layer, "is_sliding", False) for layer in long.layers):
+        assert [size - n for size, n in zip(first, lengths, strict=True)] == [5] * len(lengths)  # the last is not read
+        assert third == second > first
+        assert {*last} == {500}
 
 
 @both

@@ -42,6 +42,15 @@ def test_answers_are_those_of_the_full_model(case, strategy):
     assert torch.equal(forward(model, inputs).logits, before)
 
 
+def test_a_model_that_drops_inside_its_encoder_is_assisted():
+    """transformers copies the encoder's outputs for the assistant, with what is noted on them."""
+    model, inputs = build("llava"), inputs_of("llava", images=(1,))
+    with vtc.patched(model, "tome"):
+        expected = generate(model, inputs, STEPS, eos_token_id=2)
+        draft = vtc.draft(model, "divprune", keep=0.2)
+        assert torch.equal(answer(draft, inputs), expected.tokens)
+
+
 @pytest.fixture
 def pair():
     model = build("llava")

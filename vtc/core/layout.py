@@ -151,6 +151,10 @@ class VisionRun:
     left: list[Left] | None = None
     places: dict[Signal, object] = field(default_factory=dict)
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> "VisionRun":
+        """The same record: assisted generation copies the encoder's outputs, on which it is noted."""
+        return self
+
     @property
     def inside(self) -> Any:
         """The (first) run of the stage inside the encoder, None without one."""

@@ -130,6 +130,8 @@ class PromptCut:
             segment = Segment(0, index, unpruned.valid, None, whole=True)
         else:
             packing = prefill.pack(batch, placement, grouped)
+            if call.prefix is None:  # masks are made for the cache as it will be
+                fit(kwargs.get("past_key_values"), 0, length, packing.index.shape[1])
             if call.blocks is not None:
                 kwargs["attention_mask"] = call.blocks.mask
             moved = prefill.apply(kwargs, packing, unpruned, self.reporter.front.positions, places, grouped)
@@ -150,7 +152,6 @@ class PromptCut:
             self._behind(prefix, kwargs, moved, segment)
         elif kwargs.get("past_key_values") is not None:
             remember(kwargs["past_key_values"], prompt)
-            fit(kwargs["past_key_values"], 0, prompt.dropped)
         if self.plan is not None:
             aims = [self.allocation.aim(n, len(k.offsets)) for n, k in zip(tokens, kept, strict=True)]
 

@@ -105,9 +105,10 @@ class Prefill:
             self.rotary = kwargs["position_embeddings"] if self.rotary is None else self.rotary
             if self.prefix is not None:
                 self.rotary = self._behind(layer, hidden)
-            before, cache = hidden.shape[1], kwargs.get("past_key_values")
+            cache = kwargs.get("past_key_values")
             hidden = self._drop(number, layer, hidden, cache)
-            fit(cache, layer, before - hidden.shape[1])
+            if self.prefix is None:
+                fit(cache, layer, self.prompt.length, hidden.shape[1])
             self.report.spent_inside(select=clock.now() - start)
             self.done += 1
         if layer in self.plan.changed:
