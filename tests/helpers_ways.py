@@ -20,7 +20,7 @@ SITES = {  # a strategy for each site, and one that changes attention
     "changing attention": "var",
 }  # fmt: skip
 STEPS, END = 6, {"eos_token_id": 2}
-YES, STOCK = "yes", "stock"  # as on the stock model; the stock model itself cannot
+YES, STOCK, NONE = "yes", "stock", "none"  # the same ids; the stock model itself cannot; the family has no such site
 
 
 def of(model, inputs: dict, **options) -> Tensor:
@@ -145,7 +145,6 @@ WAYS: dict[str, Callable] = {
     "labels and gradients": labels,
     "`logits_to_keep` as a number and as a tensor": logits_to_keep,
     "eager attention": backend("eager"),
-    "`flex_attention`": backend("flex_attention"),
 }
 
 
@@ -156,8 +155,14 @@ def _case(model) -> str:
 
 
 def verdict(case: str, way: str, site: str) -> str:
-    """YES; STOCK and the stock model's error; or the line that refuses. Anything else is a failure, and is raised."""
+    """YES; NONE; STOCK and the stock model's error; or the line that refuses. Anything else is a failure, and is
+    raised."""
     model, inputs, run = build(case), inputs_of(case, images=(1,)), WAYS[way]
+    try:
+        with patched(model, SITES[site]):
+            pass
+    except VtcError:
+        return NONE
     try:
         run(model, inputs)
     except VtcError as error:
@@ -188,7 +193,7 @@ def read() -> dict[str, dict[str, dict[str, str]]]:
 
 
 def table() -> str:
-    """A row for each way, a column for each site. Numbers lead to the notes below: which families, and why."""
+    """A row for each way, a column for each site; families that have the site. Numbers lead to the notes below."""
     notes: dict[str, int] = {}
     rows = [f"| | {' | '.join(SITES)} |", "|---|" + "---|" * len(SITES)]
     for way, sites in read().items():
@@ -196,14 +201,14 @@ def table() -> str:
         for families in sites.values():
             reasons: dict[str, list[str]] = {}
             for family, said in families.items():
-                reasons.setdefault(said, []).append(family)
+                if said != NONE:
+                    reasons.setdefault(said.split(", such as")[0], []).append(family)
             marks = [
-                f"not {', '.join(names)} [{notes.setdefault(said, len(notes) + 1)}]"
+                f"{', '.join(names) if len(reasons) > 1 else 'none'} [{notes.setdefault(said, len(notes) + 1)}]"
                 for said, names in reasons.items() if said != YES
             ]  # fmt: skip
-            if YES not in reasons and len(reasons) == 1:
-                marks = [f"no [{notes[next(iter(reasons))]}]"]
-            cells.append("; ".join(["yes", *marks] if YES in reasons else marks))
+            yes = ["yes"] if YES in reasons else []
+            cells.append("; not ".join([*yes, *marks]) if yes else "; ".join(marks))
         rows.append(f"| {way} | {' | '.join(cells)} |")
     said = [f"{number}. {_escaped(text)}" for text, number in notes.items()]
     return "\n".join([*rows, "", *said])

@@ -5,6 +5,7 @@ import torch
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 import vtc
+from tests.helpers import build, generate, inputs_of
 from vtc.patches import FAMILIES
 from vtc.patching import find_family
 
@@ -47,3 +48,23 @@ def test_flash_style_backend_selects_and_answers_like_sdpa(flash, name, strategy
     found = model(**inputs).logits
     assert [image.kept.tolist() for image in vtc.report(model).images] == kept
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-9)
+
+
+@pytest.mark.full
+@pytest.mark.slow
+@pytest.mark.parametrize("strategy", ["hiprune", "transprune", "tome"])
+def test_flex_attention(strategy):
+    """Compiled for the CPU, in float32: the same ids and tokens as with SDPA."""
+    model, inputs = build("llava", torch.float32), inputs_of("llava", images=(1,), dtype=torch.float32)
+    found = []
+    with vtc.patched(model, strategy):
+        for backend in ("sdpa", "flex_attention"):
+            model.set_attn_implementation(backend)
+            written = generate(model, inputs, 4)
+            report = vtc.report(model)
+            kept = [[step.kept.tolist() for step in image.steps] or image.kept.tolist() for image in report.images]
+            found.append((written, kept))
+    (sdpa, kept), (flex, same) = found
+    assert torch.equal(flex.tokens, sdpa.tokens)
+    torch.testing.assert_close(flex.logits, sdpa.logits, rtol=0, atol=1e-4)
+    assert same == kept

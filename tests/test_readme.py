@@ -11,6 +11,7 @@ import pytest
 import transformers
 
 import vtc
+from tests import helpers_ways
 from vtc.config.catalog import refused_table, support_table
 from vtc.core import signals
 from vtc.core.selection import Extra, Merge, Selection
@@ -29,6 +30,7 @@ MARKS = {
     "support": ("families.md", support_table),
     "refused": ("families.md", refused_table),
     "served": ("serving.md", table),
+    "ways": ("running.md", helpers_ways.table),
 }
 
 METHODS_TOP = """# Methods

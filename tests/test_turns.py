@@ -26,6 +26,7 @@ from tests.helpers import (
     proceed,
     refused,
     split,
+    spy,
 )
 from tests.helpers_decoder import exact, on
 from tests.helpers_oracle import unpruned
@@ -110,6 +111,27 @@ def test_assisted_generation_equals_greedy(strategy, case, how):
                 raise
             pytest.skip(f"transformers itself cannot: {error}")
     assert torch.equal(found.tokens, expected.tokens)
+
+
+@everywhere
+@families
+def test_chunked_prefill(strategy, case):
+    """A prompt with images, and a later turn behind them, are read in one piece; text alone in chunks."""
+    model, inputs = model_of(case), inputs_of(case, images=(1,))
+    words = torch.arange(30, 50)[None]
+    with on(model, strategy):
+        found = []
+        for chunks in ({}, {"prefill_chunk_size": 8}):
+            cache = DynamicCache(config=model.config.get_text_config())
+            first = generate(model, inputs, 4, past_key_values=cache, **chunks)
+            ids = torch.cat([inputs["input_ids"], first.tokens, words], 1)
+            given = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+            found.append((first.tokens, generate(model, given, 4, past_key_values=cache, **chunks).tokens))
+        assert all(map(torch.equal, *found))
+        with spy(model) as seen:
+            cache = DynamicCache(config=model.config.get_text_config())
+            generate(model, {"input_ids": words}, 1, past_key_values=cache, prefill_chunk_size=8)
+        assert [given["inputs_embeds"].shape[1] for given in seen] == [8, 8, 4]
 
 
 @everywhere

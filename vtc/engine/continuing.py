@@ -1,5 +1,6 @@
 """What generate() derives from the length of the cache that it continues, which is a pruned one: put right."""
 
+import copy
 import functools
 from collections.abc import Callable
 
@@ -7,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from vtc.core.hooks import Patchwork
+from vtc.engine.media import given_kinds
 from vtc.engine.noted import recall
 from vtc.engine.state import ThreadState
 from vtc.engine.static import noting
@@ -20,6 +22,7 @@ def put_on(work: Patchwork, model: nn.Module, thread: ThreadState) -> None:
         ("prepare_inputs_for_generation", _prepared),
         ("_prepare_position_ids_for_generation", _placed),
         ("_get_candidate_generator", _later),
+        ("_prefill", _in_one_piece),
     ):
         if hasattr(model, name):
             work.method(model, name, wrap(getattr(model, name), thread))
@@ -87,3 +90,20 @@ def _later(make: Callable, thread: ThreadState) -> Callable:
         return generator
 
     return get_candidate_generator
+
+
+def _in_one_piece(prefill: Callable, thread: ThreadState) -> Callable:
+    """A prompt with images, or behind pruned ones, is not read in chunks (`prefill_chunk_size`): tokens are chosen once
+    for the whole prompt, and the layers behind a drop see few of them anyway."""
+
+    @functools.wraps(prefill)
+    def whole(input_ids, generation_config, model_kwargs, *args, **kwargs):
+        if generation_config.prefill_chunk_size is not None:
+            cache = model_kwargs.get("past_key_values")
+            pruned = hasattr(cache, "get_seq_length") and recall(cache, 2) is not None
+            if pruned or given_kinds(model_kwargs):
+                generation_config = copy.copy(generation_config)
+                generation_config.prefill_chunk_size = None
+        return prefill(input_ids, generation_config, model_kwargs, *args, **kwargs)
+
+    return whole
