@@ -16,7 +16,7 @@ from tests.helpers import (
     refused,
     unharmed,
 )
-from tests.helpers_decoder import on, options_of
+from tests.helpers_decoder import on
 from vtc.core.errors import PatchError, VtcError
 from vtc.patches import FAMILIES
 
@@ -58,19 +58,6 @@ def continued(inputs, first, *more):
     if "mm_token_type_ids" in inputs:
         turn["mm_token_type_ids"] = (ids == 120).int()
     return turn
-
-
-def test_chunked_prefill(patched, strategy):
-    """Prefill in chunks would cut through images. (Transformers itself cannot where images are not encoded first.)"""
-    model, inputs = patched
-    vtc.unpatch(model)
-    try:
-        generate(model, inputs, 2, prefill_chunk_size=16)
-    except (ValueError, RuntimeError) as error:
-        pytest.skip(f"the stock model cannot either: {error}")
-    finally:
-        vtc.patch(model, strategy, **options_of(strategy))
-    rejected(lambda: generate(model, inputs, 2, prefill_chunk_size=16), "chunked prefill")
 
 
 @pytest.mark.parametrize("copied", [False, True], ids=["same", "copied"])

@@ -35,8 +35,8 @@ def encoded(given: dict, kinds: list[str], thread: ThreadState) -> dict[str, Vis
         run = run_of(outputs[kind], kind, thread)
         if run is None:
             raise UnsupportedError(
-                "precomputed image features without vtc's signals (chunked prefill, features from "
-                "before the patch) are not supported; possible: pass pixel_values"
+                "precomputed image features without vtc's signals (from before the patch, or of another model) are not "
+                "supported; possible: pass pixel_values"
             )
         runs[kind] = run
     thread.pending = {}
