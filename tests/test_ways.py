@@ -11,7 +11,7 @@ from vtc.patches import FAMILIES, available
 
 @pytest.mark.product(cases=1)
 @pytest.mark.slow
-@pytest.mark.parametrize("case", FAMILIES)
+@pytest.mark.parametrize("case", [*FAMILIES])
 @pytest.mark.parametrize("way", WAYS)
 def test_it_is_as_the_table_says(way, case):
     """At every site."""
