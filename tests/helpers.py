@@ -1,6 +1,7 @@
 """What the tests share: tiny models of every family, a batch taken apart, spies, and an oracle that knows no engine."""
 
 import functools
+import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -31,6 +32,10 @@ VARIANTS = {
     "llava-qwen2": ("llava", lambda: dict(text=Qwen2Config(**TEXT, **SPECIAL))),
     "internvl-qwen3": ("internvl", lambda: dict(text=Qwen3Config(**TEXT, **SPECIAL, head_dim=24))),
 }
+INDUCTOR = pytest.mark.skipif(
+    shutil.which("g++") is None or " " in torch.__file__,
+    reason="Inductor needs g++, and cannot include torch's headers from a path with a space",
+)
 CASES = [*vtc.families(), *(case for case in VARIANTS if case != "internvl-qwen3")]  # which test_crops.py looks at
 HYBRIDS = [name for name in vtc.families() if FAMILIES[name].softmax_layers(4) is not None]  # see test_hybrid.py
 WITH_ENCODER_SITE = [case for case in CASES if "encoder" not in FAMILIES[case.partition("-")[0]].refuses]

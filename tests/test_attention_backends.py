@@ -5,7 +5,7 @@ import torch
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 import vtc
-from tests.helpers import build, generate, inputs_of
+from tests.helpers import INDUCTOR, build, generate, inputs_of
 from vtc.patches import FAMILIES
 from vtc.patching import find_family
 
@@ -50,6 +50,7 @@ def test_flash_style_backend_selects_and_answers_like_sdpa(flash, name, strategy
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-9)
 
 
+@INDUCTOR
 @pytest.mark.full
 @pytest.mark.slow
 @pytest.mark.parametrize("strategy", ["hiprune", "transprune", "tome"])

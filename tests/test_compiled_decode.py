@@ -11,7 +11,7 @@ from torch._dynamo.utils import counters
 from transformers import CompileConfig, StaticCache
 
 import vtc
-from tests.helpers import CASES, HYBRIDS, build, family_of, inputs_of
+from tests.helpers import CASES, HYBRIDS, INDUCTOR, build, family_of, inputs_of
 from vtc.core.errors import VtcError
 from vtc.engine.compiled import CompiledSteps
 from vtc.patches import FAMILIES
@@ -216,6 +216,7 @@ def test_a_forward_replaced_on_a_module():
     assert found[2][1] > 0
 
 
+@INDUCTOR
 @pytest.mark.slow
 @pytest.mark.full
 @pytest.mark.parametrize("strategy", QUICK)

@@ -28,8 +28,9 @@ def twin(model: nn.Module, work: Patchwork, also: Iterable[nn.Module] = ()) -> n
 def _copied(module: nn.Module, changed: set, work: Patchwork, copies: dict) -> nn.Module:
     """A module's counterpart, which is the module itself where neither it nor anything in it is changed."""
     if module not in copies:
-        children = {name: child and _copied(child, changed, work, copies) for name, child in module._modules.items()}
-        shared = module not in changed and all(child is module._modules[name] for name, child in children.items())
+        own = module._modules
+        children = {n: None if m is None else _copied(m, changed, work, copies) for n, m in own.items()}
+        shared = module not in changed and all(child is own[name] for name, child in children.items())
         copies[module] = module if shared else _copy(module, children, work)
     return copies[module]
 
