@@ -201,6 +201,24 @@ def test_hooks_of_others_run_in_compiled_steps(when):
 
 
 @pytest.mark.full
+@pytest.mark.parametrize("how", ["wrapped", "in place"])
+def test_a_language_model_that_is_compiled_itself(how):
+    """With a static cache, and with steps that generate() compiles around it; the model is left as it was."""
+    model, inputs = build("llava"), inputs_of("llava", images=(1,))
+    with vtc.patched(model, "fastv"):
+        expected = write(model, inputs, False)
+        stock = model.model.language_model
+        if how == "wrapped":
+            model.model.language_model = torch.compile(stock, backend="eager")
+        else:
+            stock.compile(backend="eager")
+        same("llava", write(model, inputs, False), expected)
+        same("llava", write(model, inputs, True, fullgraph=False), expected)
+        model.model.language_model = stock
+    assert "layers" in stock._modules
+
+
+@pytest.mark.full
 def test_a_forward_replaced_on_a_module():
     """As accelerate does it: the graph breaks at the hooks, and the answer is the same."""
     model, inputs = build("llava"), inputs_of("llava", images=(1,))

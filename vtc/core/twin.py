@@ -55,7 +55,7 @@ def _copy(module: nn.Module, children: dict, work: Patchwork) -> nn.Module:
     if _of_class(module, state.get("forward")):
         del state["forward"]
     vars(copy).update({name: value for name, value in state.items() if value is not MISSING})
-    copy._modules, copy._compiled_call_impl = children, None
+    vars(copy).update(_modules=children, _compiled_call_impl=None)  # torch.compile's modules hand attributes on
     removed = work.hooks.get(module, ())
     for name in (*HOOKS, *BESIDE):
         kept = {number: hook for number, hook in vars(module)[name].items() if number not in removed}
