@@ -19,7 +19,7 @@ from vtc.patching import find_family
 
 LONG = 64
 QUICK = ("hiprune", "fastv")
-SHOWN = (*QUICK, "visionzip", "tome", "todre", "pyramiddrop", "transprune", "autoprune")  # each kind of drop
+SHOWN = (*QUICK, "visionzip", "tome", "transprune")  # each kind of drop
 COMPACT = {"keep": 0.4, "stages": [{"method": "divprune", "positions": "compact"}]}
 TWICE = {"stages": [{"method": "hiprune", "keep": 0.6}, {"method": "pyramiddrop"}]}
 # Whose experts are called one by one outside of the graph, in the stock model too.
