@@ -8,7 +8,6 @@ import pytest
 from tests.helpers_ways import FILE, SITES, WAYS, read, verdict
 from vtc.patches import FAMILIES, available
 
-
 TRIED = [way for way in WAYS if "compiled" not in way]  # that one has tests of its own: test_compiled_decode.py
 
 
