@@ -79,7 +79,7 @@ wheel-check: .venv/.ready .venv-wheel/.torch ## build the wheel, install it else
 
 # The package is built from a copy, so that nothing is left in examples/, and without the network.
 example-check: .venv-wheel/.torch ## install examples/own_method beside the wheel, list it, check it
-	@.venv-wheel/bin/python -c 'import vtc, setuptools' 2> /dev/null || $(MAKE) wheel-check
+	@.venv-wheel/bin/python -I -c 'import vtc, setuptools' 2> /dev/null || $(MAKE) wheel-check
 	@set -eu; tmp=$$(mktemp -d); python="$(CURDIR)/.venv-wheel/bin/python"; \
 	trap '"$$python" -m pip uninstall -q -y own-method; rm -rf "$$tmp"' EXIT; \
 	cp -r examples/own_method "$$tmp/package"; mkdir "$$tmp/outside"; cd "$$tmp/outside"; unset PYTHONPATH; \
