@@ -1,25 +1,25 @@
 """One row of `vtc bench`: baseline, strategy and oracle take turns on one model, in one process.
 
-Times to the first token and of decoding come from undisturbed runs: marks at the end of each forward, which on a GPU
-are CUDA events that the host does not wait for during the run. Vision, selection and prefill come from runs of one
+Times to the first token and of decoding come from undisturbed runs: marks when the logits of a forward are read, which
+on a GPU are CUDA events that the host does not wait for during the run. Vision, selection and prefill come from runs of one
 token in which the clock waits for the device; these go first, and warm up the system whose turn it is.
 """
 
 import gc
-import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from vtc.bench.memory import peak_bytes
 from vtc.bench.oracle import NoOracle, Oracle, Recording, difference, record
 from vtc.bench.prompts import inputs_of, pictures
 from vtc.bench.results import spread
 from vtc.bench.subject import Subject
+from vtc.bench.systems import System, compiled, graphs
 from vtc.config.resolve import resolve
 from vtc.core.errors import ConfigError
 from vtc.core.signals import TextRelevance
@@ -50,46 +50,41 @@ class SpeedCase:
         return self.strategy, self.keep, self.batch, self.prompt, self.visual
 
 
-@dataclass(frozen=True)
-class System:
-    """One way of answering. context: what is applied to the model while it runs; inputs: of generate(); get_report:
-    gives the vtc report of the last run, or None."""
-
-    name: str
-    context: Callable[[], AbstractContextManager]
-    inputs: dict[str, Tensor]
-    get_report: Callable[[], object]
-
-
 def measure(
     subject: Subject, case: SpeedCase, new_tokens: int, rounds: int, warmup: int, kernels: str, overrides: dict,
-    seed: int, advance: Callable[[], None] = lambda: None,
+    seed: int, compile_steps: bool = False, advance: Callable[[], None] = lambda: None,
 ) -> dict:  # fmt: skip
-    """A row as plain data: seconds, bytes, ratios. `advance` is called after each round.
+    """A row as plain data: seconds, bytes, ratios. compile_steps: decode with a static cache, in compiled steps;
+    `advance` is called after each round.
 
     Raises ConfigError where the visual tokens or the strategy are not possible for this model.
     """
-    with use(kernels), _frozen():
+    with ExitStack() as stack:
+        stack.enter_context(use(kernels))
+        stack.enter_context(_frozen())
         family, inputs = prepare(subject, case, overrides, seed)
-        systems = [
-            System("baseline", nullcontext, inputs, lambda: None),
-            System("strategy", _putting(subject.model, case, overrides), inputs, lambda: report(subject.model)),
-        ]
-        recording, oracle = _oracle(subject.model, family, systems[1], new_tokens)
-        if isinstance(oracle, Oracle):
-            systems.append(System("oracle", oracle.fed, oracle.inputs, lambda: None))
-            oracle = _check(subject.model, systems[-1], recording)
+        strategy = System("strategy", family, inputs, partial(_putting, case, overrides), report)
+        recording, fed = _oracle(strategy, new_tokens, compile_steps)
+        systems = [System("baseline", family, inputs), strategy, *([fed] if isinstance(fed, System) else [])]
+        if compile_steps:
+            systems = stack.enter_context(compiled(systems))
+        oracle = _check(systems[2], recording) if isinstance(fed, System) else fed
         systems = [s for s in systems if s.name != "oracle" or "missing" not in oracle]
         seconds = {system.name: {part: [] for part in TIMES} for system in systems}
         for number in range(warmup + rounds):
-            turn = number % len(systems)
+            turn, before = number % len(systems), graphs() if compile_steps else 0
             for system in systems[turn:] + systems[:turn]:
-                figures = _round(subject.model, family, system, new_tokens)
+                figures = _round(system, new_tokens)
                 if number >= warmup:
                     for part, value in figures.items():
                         seconds[system.name][part].append(value)
+            if compile_steps and number >= warmup and graphs() > before:
+                raise ConfigError(
+                    f"steps of {case.strategy} were compiled anew in round {number - warmup + 1}, which would be timed; "
+                    "possible: --warmup 2 or more"
+                )
             advance()
-        spaces = {system.name: _memory(subject.model, system, new_tokens) for system in systems}
+        spaces = {system.name: _memory(system, new_tokens) for system in systems}
     outcome = recording.report
     counts = {
         "visual": outcome.tokens_before // case.batch,
@@ -106,7 +101,7 @@ def measure(
             for name, parts in seconds.items()
         },
         "ratios": ratios(seconds, spaces), "scoring": _scoring(family, case, overrides, seconds["strategy"]),
-        "rounds": seconds,
+        "rounds": seconds, **({"compiled": compile_steps} if compile_steps else {}),
     }  # fmt: skip
 
 
@@ -115,7 +110,7 @@ def prepare(subject: Subject, case: SpeedCase, overrides: dict, seed: int) -> tu
     images = pictures(find_family(subject.model), case.visual, subject.native, seed, case.frames)
     family = find_family(subject.model)
     resolved(case, family, overrides)
-    with _putting(subject.model, case, overrides)():
+    with _putting(case, overrides, family):
         pass
     return family, inputs_of(family, images, case.prompt, case.batch, seed)
 
@@ -168,38 +163,37 @@ def _rate(parts: dict, tokens: int) -> dict:
     return {"rate": spread([tokens / seconds for seconds in parts["total"]])}
 
 
-def _putting(model: nn.Module, case: SpeedCase, overrides: dict) -> Callable[[], AbstractContextManager]:
-    return lambda: patched(model, case.strategy, **_given(case, overrides))
+def _putting(case: SpeedCase, overrides: dict, family) -> AbstractContextManager:
+    return patched(family.model, case.strategy, **_given(case, overrides))
 
 
 def _given(case: SpeedCase, overrides: dict) -> dict:
     return overrides if case.keep == OWN else {**overrides, "keep": case.keep}
 
 
-def generate(model: nn.Module, inputs: dict[str, Tensor], new_tokens: int, **more) -> object:
-    """Stock generate()."""
-    return model.generate(**inputs, max_new_tokens=new_tokens, **more)
-
-
-def _oracle(model: nn.Module, family, strategy: System, new_tokens: int) -> tuple[Recording, Oracle | dict]:
-    """The recording of the strategy, and its oracle or {"missing": why there is none}."""
+def _oracle(strategy: System, new_tokens: int, static: bool) -> tuple[Recording, System | dict]:
+    """The recording of the strategy, and its oracle or {"missing": why there is none}. static: with a static cache."""
+    family, inputs = strategy.family, strategy.inputs
     with strategy.context():
-        run = partial(generate, model, strategy.inputs, new_tokens, output_logits=True)
-        recording = record(family, run, strategy.get_report)
+        run = partial(strategy.generate, new_tokens, output_logits=True)
+        recording = record(family, run, strategy.report)
     try:
-        return recording, Oracle(family, strategy.inputs, recording)
+        oracle = Oracle(family, inputs, recording)
+        if static and oracle.columns:
+            raise NoOracle("layers of a static cache that hold different numbers of tokens need masks of their own")
     except NoOracle as error:
         return recording, {"missing": str(error)}
+    return recording, System("oracle", family, oracle.inputs, lambda own: Oracle(own, inputs, recording).fed())
 
 
-def _check(model: nn.Module, oracle: System, recording: Recording) -> dict:
+def _check(oracle: System, recording: Recording) -> dict:
     """Checks that the oracle computes what the strategy does, by the logits of the first token."""
     try:
         with oracle.context():
-            error = difference(recording, generate(model, oracle.inputs, 2, output_logits=True))
+            error = difference(recording, oracle.uncompiled(2, output_logits=True))
     except NoOracle as missing:
         return {"missing": str(missing)}
-    if not error <= SAME[model.dtype]:
+    if not error <= SAME[oracle.model.dtype]:
         return {"missing": f"fed the strategy's tokens, the model gives other logits (by {error:.2g} of the largest)"}
     return {"difference": error}
 
@@ -227,45 +221,18 @@ def _frozen() -> Iterator[None]:
         gc.unfreeze()
 
 
-def _round(model: nn.Module, family, system: System, new_tokens: int) -> dict[str, float]:
+def _round(system: System, new_tokens: int) -> dict[str, float]:
     from vtc.eval.running.timing import Stopwatch
 
     with system.context(), _no_collection():
-        with Stopwatch(family) as watch:
-            _, round_report, parts = watch.measure(lambda: generate(model, system.inputs, 1), system.get_report)
-        ends = _ends(model, lambda: generate(model, system.inputs, new_tokens))
+        with Stopwatch(system.family) as watch:
+            _, round_report, parts = watch.measure(lambda: system.uncompiled(1), system.report)
+        ends = system.ends(new_tokens)
     return {
         "vision": parts["vision"], "observing": 0.0 if round_report is None else round_report.observe_seconds,
         "selection": parts["selection"], "prefill": parts["prefill"],
         "ttft": ends[0], "decode": (ends[-1] - ends[0]) / (len(ends) - 1), "total": ends[-1],
     }  # fmt: skip
-
-
-def _ends(model: nn.Module, run: Callable[[], object]) -> list[float]:
-    """Seconds from the start of `run` to the end of each forward of the model."""
-    marks: list = []
-    gpu = model.device.type == "cuda"
-
-    def mark(*_) -> None:
-        if gpu:
-            event = torch.cuda.Event(enable_timing=True)
-            event.record()
-            marks.append(event)
-        else:
-            marks.append(time.perf_counter())
-
-    handle = model.register_forward_hook(mark)
-    try:
-        if gpu:
-            torch.cuda.synchronize(model.device)
-        mark()
-        run()
-    finally:
-        handle.remove()
-    if not gpu:
-        return [end - marks[0] for end in marks[1:]]
-    torch.cuda.synchronize(model.device)
-    return [marks[0].elapsed_time(end) / 1000 for end in marks[1:]]
 
 
 def _tensors(layer: object) -> list[torch.Tensor]:
@@ -275,15 +242,15 @@ def _tensors(layer: object) -> list[torch.Tensor]:
     return [x for states in (layer.conv_states, layer.recurrent_states) for x in states.values() if x is not None]
 
 
-def _memory(model: nn.Module, system: System, new_tokens: int) -> dict[str, int]:
+def _memory(system: System, new_tokens: int) -> dict[str, int]:
     """Peak memory and KV bytes, from one more run."""
-    existing = [*model.parameters(), *model.buffers(), *system.inputs.values()]
+    existing = [*system.model.parameters(), *system.model.buffers(), *system.inputs.values()]
     kv_bytes = []
 
     def run() -> None:
-        cache = generate(model, system.inputs, new_tokens).past_key_values
+        cache = system.uncompiled(new_tokens).past_key_values
         kv_bytes.extend(x.nbytes for layer in cache.layers for x in _tensors(layer))
 
     with system.context(), _no_collection():
-        peak = peak_bytes(run, model.device, existing)
+        peak = peak_bytes(run, system.model.device, existing)
     return {"peak_bytes": peak, "kv_bytes": sum(kv_bytes)}

@@ -25,7 +25,8 @@ LIST = "possible: values with commas between, such as {}"
 @dataclass(frozen=True)
 class SpeedOptions:
     """The command line. keeps: as text; warmup: rounds before those that count (default: 1 on a CPU, 3 on a GPU);
-    overrides: of every strategy; frames: pictures of a clip that is shown instead of images."""
+    overrides: of every strategy; frames: pictures of a clip that is shown instead of images; compiled: decode with a
+    static cache, in compiled steps."""
 
     output: Path
     preset: str | None = None
@@ -45,6 +46,7 @@ class SpeedOptions:
     seed: int = 0
     overrides: dict = field(default_factory=dict)
     frames: int | None = None
+    compiled: bool = False
     overwrite: bool = False
 
     def __post_init__(self):
@@ -52,6 +54,8 @@ class SpeedOptions:
             if getattr(self, name) is not None and getattr(self, name) < minimum:
                 option = name.replace("_", "-")
                 raise ConfigError(f"--{option} {getattr(self, name)} is out of range; possible: {minimum} or more")
+        if self.compiled and self.warmup == 0:
+            raise ConfigError("--warmup 0 would time the compiler; possible with --compiled: 1 or more")
         if self.kernels not in CHOICES:
             raise ConfigError(f"--kernels {self.kernels!r} is unknown; possible: {', '.join(CHOICES)}")
         for keep in self.keeps:
@@ -87,7 +91,7 @@ def run(options: SpeedOptions, watch: Callable[[list[SpeedCase], int], object]) 
             progress.begin(case)
             row = measure(
                 subject, case, options.new_tokens, options.rounds, warmup, options.kernels, options.overrides,
-                options.seed, progress.advance,
+                options.seed, options.compiled, progress.advance,
             )  # fmt: skip
             results.add(row)
     return results
@@ -98,6 +102,7 @@ def _settings(options: SpeedOptions, warmup: int, chosen: Chosen) -> dict:
         **chosen.identity, "kernels": options.kernels, "new tokens": options.new_tokens, "rounds": options.rounds,
         "warm-up rounds": warmup, "seed": options.seed, "set": options.overrides,
         **({} if options.frames is None else {"frames": options.frames}),
+        **({"decoding": "static cache, compiled steps"} if options.compiled else {}),
     }  # fmt: skip
 
 

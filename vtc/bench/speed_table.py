@@ -67,12 +67,12 @@ def lines(rows: list[dict]) -> list[str]:
         for row in rows
         if "missing" in row["oracle"]
     ]
+    messages += [_steps(row) for row in rows if row.get("compiled")]
     for row in rows:
         cost = row["scoring"]
         if cost is not None:
-            which = f"{row['strategy']} {row['keep']}, {row['tokens']['visual']} visual tokens, batch {row['batch']}"
             share = f"{cost['median']:.0%} of the layer ({cost['observed']} of {cost['depth']} layers)"
-            messages.append(f"{which}: scoring a layer of the encoder costs {share}")
+            messages.append(f"{_which(row)}: scoring a layer of the encoder costs {share}")
         ttft = row["systems"]["baseline"]["ttft"]
         if ttft["max"] > NOISY * ttft["min"]:
             messages.append(
@@ -83,6 +83,19 @@ def lines(rows: list[dict]) -> list[str]:
         where = f"{entry['strategy']} {entry['keep']}, batch {entry['batch']}, {entry['prompt']} text tokens"
         messages.append(f"{where}, break-even in visual tokens: {entry['words']}")
     return list(dict.fromkeys(messages))
+
+
+def _which(row: dict) -> str:
+    return f"{row['strategy']} {row['keep']}, {row['tokens']['visual']} visual tokens, batch {row['batch']}"
+
+
+def _steps(row: dict) -> str:
+    """How fast compiled steps write."""
+    rates = {name: _short(row["batch"] / x["decode"]["median"]) for name, x in row["systems"].items()}
+    words = f"{rates['strategy']} new tokens per second, unpruned {rates['baseline']}"
+    if "oracle" in rates:
+        words += f", the oracle {rates['oracle']} (a step takes {_ratio(row, 'decode/oracle')} of its time)"
+    return f"{_which(row)}: compiled steps write {words}"
 
 
 def compared(a: dict, b: dict):

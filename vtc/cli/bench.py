@@ -46,6 +46,9 @@ def speed(
         typer.Option("--break-even", help="Also 64,144,256,400,576 visual tokens, to find where it starts to pay."),
     ] = False,
     new_tokens: Annotated[int, typer.Option(metavar="N", help="Written by each run, 2 or more.")] = 16,
+    compiled: Annotated[
+        bool, typer.Option("--compiled", help="Decode with a static cache, in steps that generate() compiles.")
+    ] = False,
     rounds: Annotated[int, typer.Option(metavar="N", help="Of baseline, strategy and oracle in turn.")] = 9,
     warmup: Annotated[int | None, typer.Option(metavar="N", help="Rounds before that. Default: 1; on a GPU 3.")] = None,
     dtype: Annotated[
@@ -87,7 +90,7 @@ def speed(
         output, preset, model, texts("--strategy", strategy), texts("--keep", keep, "0.25,192"),
         numbers("--batch-sizes", batch_sizes, "1,8"), numbers("--prompt-lengths", prompt_lengths, "64,512"),
         (*SWEEP, *visual) if break_even else visual, new_tokens, rounds, warmup, dtype, device, attention, kernels,
-        seed, overrides(settings), frames, overwrite,
+        seed, overrides(settings), frames, compiled, overwrite,
     )  # fmt: skip
     results = run(options, Bar)
     Terminal(width=150).print(table(results.rows))
