@@ -87,9 +87,9 @@ def test_the_command(untranslated, tmp_path):
     model.generation_config = type(model.generation_config)()
     model.save_pretrained(path)
     screen = io.StringIO()
+    command = ["bench", "--model", str(path), "--strategy", "hiprune,fastv", "--compiled", *SMALL, "--output", str(out)]
     with redirect_stdout(screen), pytest.raises(SystemExit) as stopped:
-        command = ["bench", "--model", str(path), "--strategy", "hiprune,fastv", "--compiled", *SMALL]
-        main([*command, "--output", str(out)])
+        main(command)
     assert stopped.value.code == 0
     data = json.loads((out / "results.json").read_text())
     assert data["settings"]["decoding"] == "static cache, compiled steps"

@@ -1,8 +1,8 @@
 """One row of `vtc bench`: baseline, strategy and oracle take turns on one model, in one process.
 
 Times to the first token and of decoding come from undisturbed runs: marks when the logits of a forward are read, which
-on a GPU are CUDA events that the host does not wait for during the run. Vision, selection and prefill come from runs of one
-token in which the clock waits for the device; these go first, and warm up the system whose turn it is.
+on a GPU are CUDA events that the host does not wait for during the run. Vision, selection and prefill come from runs of
+one token in which the clock waits for the device; these go first, and warm up the system whose turn it is.
 """
 
 import gc
@@ -80,8 +80,8 @@ def measure(
                         seconds[system.name][part].append(value)
             if compile_steps and number >= warmup and graphs() > before:
                 raise ConfigError(
-                    f"steps of {case.strategy} were compiled anew in round {number - warmup + 1}, which would be timed; "
-                    "possible: --warmup 2 or more"
+                    f"steps of {case.strategy} were compiled anew in round {number - warmup + 1}, which would be "
+                    "timed; possible: --warmup 2 or more"
                 )
             advance()
         spaces = {system.name: _memory(system, new_tokens) for system in systems}

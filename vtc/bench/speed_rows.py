@@ -18,7 +18,7 @@ DEFINITIONS = {
     "kv_bytes": "bytes of the KV cache after the last step",
     "scoring": "observing one encoder layer (of `observed`) as a share of one layer of the encoder (of `depth`)",
     "ratios": "taken in each round, then the median; peak: one run each",
-    "compiled": "whether generate() decoded with a static cache in compiled steps; peak_bytes and the times of the parts "
+    "compiled": "whether generate() decoded with a static cache in compiled steps; peak_bytes and the times of parts "
     "are of uncompiled runs with that cache",
     "oracle": "the unpatched model fed the tokens that the strategy chose; difference: of the first token's logits",
 }

@@ -62,7 +62,8 @@ class System:
 
 
 class _Marks:
-    """A logits processor that notes the time whenever generate() has read the logits of a forward; outside of what may be compiled."""
+    """A logits processor that notes the time whenever generate() has read the logits of a forward, outside of what may
+    be compiled."""
 
     def __init__(self, device: torch.device):
         self.device, self.gpu, self.noted = device, device.type == "cuda", []
@@ -110,8 +111,8 @@ def _compiled(system: System, stack: ExitStack) -> System:
     model = twin(system.model, Patchwork(), system.model.modules())
     if model is None:
         raise ConfigError(
-            "--compiled needs a model whose modules can be copied, and the forward of one was replaced (by accelerate or "
-            "torch.compile); possible: without --compiled"
+            "--compiled needs a model whose modules can be copied, and the forward of one was replaced (by accelerate "
+            "or torch.compile); possible: without --compiled"
         )
     config = CompileConfig(dynamic=False)
     if model.device.type == "cpu":
