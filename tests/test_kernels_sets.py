@@ -8,6 +8,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import vtc.kernels.cosine as cosine
 import vtc.kernels.coverage.reference as coverage_reference
+import vtc.kernels.dpp.leaders as leaders
 from tests import naive_sets
 from vtc.kernels.cosine import Cosines
 from vtc.kernels.coverage import coverage_greedy
@@ -189,6 +190,7 @@ def test_cosines(monkeypatch):
     monkeypatch.setattr(cosine, "BLOCK", 3)
     for limit in (2 * 11 * 11, 0):
         monkeypatch.setattr(cosine, "GRAM", limit)
+        monkeypatch.setattr(cosine, "ONE", limit)
         found = Cosines(features)
         assert (found.matrix is None) == (limit == 0)
         rows = torch.stack([found.rows(torch.tensor([j, 10 - j])) for j in range(11)], 1)
@@ -205,6 +207,8 @@ def test_long_units_have_the_same_picks(monkeypatch):
     names = ("maxmin", "maxsum", "dpp")
     expected = choices(features, 15)
     monkeypatch.setattr(cosine, "GRAM", 0)
+    monkeypatch.setattr(cosine, "ONE", 0)
+    monkeypatch.setattr(leaders, "MOST", 0)
     found = choices(features, 15)
     assert all(torch.equal(found[name], expected[name]) for name in names)
 
@@ -221,8 +225,10 @@ class Largest(TorchDispatchMode):
         return out
 
 
-def test_long_units_hold_no_matrix():
+def test_long_units_hold_no_matrix(monkeypatch):
     features = make((1, 4200, 4))
+    monkeypatch.setattr(leaders, "MOST", 4096)
+    monkeypatch.setattr(cosine, "ONE", 4096**2)
     with Largest() as seen:
         maxmin_greedy(features, 3)
         maxsum_greedy(features, torch.tensor([1]), 3)

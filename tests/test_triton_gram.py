@@ -6,6 +6,7 @@ import torch
 import vtc.kernels.cosine as cosine
 import vtc.kernels.gram.reference as reference
 import vtc.kernels.gram.triton as gram
+import vtc.kernels.products as products
 from tests.helpers_triton import DEVICE, DTYPES, both
 from vtc.kernels import backend
 from vtc.kernels.cosine import Cosines
@@ -112,7 +113,7 @@ def test_reference_in_blocks(monkeypatch):
     x = draw(2, 11, 5).double()
     x[0, 3] = 0
     expected = torch.nn.functional.cosine_similarity(x[:, :, None], x[:, None], dim=3)
-    monkeypatch.setattr(reference, "BLOCK", 3)
+    monkeypatch.setattr(products, "LEAF", 3)
     for found in both(lambda: cosine_matrix(x)):
         torch.testing.assert_close(found, expected)
         assert torch.equal(found, found.mT)

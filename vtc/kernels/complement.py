@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from vtc.kernels.gram.reference import product
+from vtc.kernels.products import product
 
 
 class Complement(NamedTuple):

@@ -6,7 +6,7 @@ Source: PruneSID (ICLR 2026), whose code takes the factors from a randomised rou
 import torch
 from torch import Tensor
 
-from vtc.kernels.gram.reference import product
+from vtc.kernels.products import product
 from vtc.kernels.transfer import upload
 
 ROUNDING = 64  # times the machine epsilon and the number of tokens: a squared singular value below this is rounding

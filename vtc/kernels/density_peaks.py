@@ -6,7 +6,7 @@ Source: Rodriguez and Laio, Science 2014, in the k-nearest-neighbour form that S
 import torch
 from torch import Tensor
 
-from vtc.kernels.gram.reference import float_type, product
+from vtc.kernels.products import float_type, product
 
 
 @torch.no_grad()

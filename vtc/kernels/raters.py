@@ -6,7 +6,7 @@ Source: SparseVLM (arXiv 2410.04417).
 import torch
 from torch import Tensor
 
-from vtc.kernels.gram.reference import float_type, product
+from vtc.kernels.products import float_type, product
 
 BLOCK = 2**22  # products held at a time
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from vtc.kernels.density_peaks import density_peaks
-from vtc.kernels.gram.reference import product, unit_vectors
+from vtc.kernels.products import product, unit_vectors
 
 NEIGHBOURS = 7  # of a token whose density is estimated
 LOWEST = -1 + 1e-6

@@ -10,8 +10,8 @@ from torch.nn.functional import pad
 from vtc.core.errors import ConfigError, shown
 from vtc.core.selection import Extra, Merge, Selection
 from vtc.core.signals import Context, Encoder, EncoderFeatures, Features, Signal, Unprojected
-from vtc.kernels.gram.reference import float_type, product
 from vtc.kernels.merge import most_similar
+from vtc.kernels.products import float_type, product
 from vtc.kernels.transfer import upload
 from vtc.strategies import METHODS
 from vtc.strategies.base import Stage

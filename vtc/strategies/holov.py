@@ -9,8 +9,8 @@ from torch import Tensor
 from vtc.core.errors import ConfigError
 from vtc.core.selection import Selection
 from vtc.core.signals import AttentionColumns, ClsAttention, Context, Encoder, Features, Signal
-from vtc.kernels.gram.reference import product
 from vtc.kernels.groups import fill, take
+from vtc.kernels.products import product
 from vtc.strategies import METHODS
 from vtc.strategies.base import Stage
 

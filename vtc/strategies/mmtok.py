@@ -10,10 +10,12 @@ from vtc.core.errors import ConfigError
 from vtc.core.selection import Selection
 from vtc.core.signals import Context, Encoder, EncoderFeatures, Features, Signal, TextEmbeddings
 from vtc.kernels.coverage import coverage_greedy
+from vtc.kernels.products import half_product, product
 from vtc.strategies import METHODS
 from vtc.strategies.base import Stage
 
 TOGETHER = 2**20  # weight entries of several images in memory at once
+NONE = 1e-8  # a norm below this counts as this
 
 
 @torch.no_grad()
@@ -27,20 +29,24 @@ def weights(
     The memory layout is [B, N, m + N], token by token as `coverage_greedy` reads it, without a second N x N matrix.
     """
     device, dtype = projected.device, torch.promote_types(projected.dtype, torch.float32)
-    text, projected, unprojected = (
-        normalize(x.to(device, dtype), dim=-1, eps=1e-8) for x in (text, projected, unprojected)
-    )
+    text, projected, unprojected = (x.to(device, dtype) for x in (text, projected, unprojected))
+    text, unprojected = normalize(text, dim=-1, eps=NONE), normalize(unprojected, dim=-1, eps=NONE)
+    norms = torch.linalg.vector_norm(projected, dim=-1).clamp(min=NONE)
     (batch, words), tokens = text.shape[:2], projected.shape[1]
     out = projected.new_empty(batch, tokens, words + tokens)
-    for rows, t, v, u in zip(out, text, projected, unprojected):
-        _spread(torch.mm(v, t.t(), out=rows[:, :words]), tau_t, 1 / max(words, 1))
-        _spread(torch.mm(u, u.t(), out=rows[:, words:]), tau_v, alpha / tokens)
+    for rows, t, v, norm, u in zip(out, text, projected, norms, unprojected):
+        of_words, of_tokens = rows[:, :words], rows[:, words:]
+        torch.mul(product(t, v.t()).t(), (1 / norm)[:, None], out=of_words)
+        _spread(of_words, of_words.amax(0), tau_t, 1 / max(words, 1))
+        half_product(u, of_tokens) if device.type == "cpu" else torch.mm(u, u.t(), out=of_tokens)
+        # The largest cosine of a token is its own: 1 but for rounding, or 0 of a vector that is 0.
+        _spread(of_tokens, (of_tokens.diagonal() > 0).to(dtype), tau_v, alpha / tokens)
     return out.transpose(1, 2)
 
 
-def _spread(cosines: Tensor, temperature: float, total: float) -> None:
-    """Softmax over the first axis, in place; each column then sums to `total`."""
-    cosines.sub_(cosines.amax(0)).div_(temperature).exp_()
+def _spread(cosines: Tensor, largest: Tensor, temperature: float, total: float) -> None:
+    """Softmax over the first axis, in place; each column then sums to `total`. largest: about the largest of each."""
+    cosines.sub_(largest).div_(temperature).exp_()
     cosines.mul_(total / cosines.sum(0))
 
 

@@ -9,7 +9,7 @@ from vtc.core.errors import ConfigError, shown
 from vtc.core.selection import Selection
 from vtc.core.signals import Context, Encoder, Features
 from vtc.kernels.dpp.reference import greedy
-from vtc.kernels.gram.reference import product
+from vtc.kernels.products import product
 from vtc.strategies import METHODS
 from vtc.strategies.base import Stage
 

@@ -21,8 +21,8 @@ from vtc.core.signals import (
     TextRelevance,
     Unprojected,
 )
-from vtc.kernels.gram.reference import product, unit_vectors
 from vtc.kernels.outliers import local_outliers
+from vtc.kernels.products import product, unit_vectors
 from vtc.strategies import METHODS
 from vtc.strategies.base import Stage
 from vtc.strategies.cdpruner import cosine_with_words

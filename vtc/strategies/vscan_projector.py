@@ -9,7 +9,7 @@ from torch import Tensor
 from vtc.core.errors import ConfigError
 from vtc.core.selection import Merge, Selection
 from vtc.core.signals import AttentionColumns, ClsAttention, Context, Encoder, Features, Signal
-from vtc.kernels.gram.reference import product, unit_vectors
+from vtc.kernels.products import product, unit_vectors
 from vtc.kernels.topk import topk_sorted
 from vtc.kernels.transfer import upload
 from vtc.strategies import METHODS

@@ -5,7 +5,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from vtc.kernels.cosine import Cosines, features_of, float_type, product, units_at_once
+import vtc.kernels.dpp.leaders as leaders
+from vtc.kernels.cosine import Cosines, features_of, units_at_once
+from vtc.kernels.products import float_type, product
 
 # Times the machine epsilon: a squared sine below this is rounding. Measured in float32: 13 epsilons after 200 picks,
 # one of each of 200 tokens that come several times, in 4096 dimensions; 35 once all of 256 dimensions are used up.
@@ -31,7 +33,8 @@ def dpp_greedy(features: Tensor | Cosines, quality: Tensor, k: int) -> Tensor:
 
     Returns:
         LongTensor [B, k], in the order of the picks, without duplicates. Computed in float32 (float64 if an input is).
-        Extra memory: the cosines (see `vtc.kernels.cosine.Cosines`) and [k, N] per unit.
+        Extra memory: the cosines (see `vtc.kernels.cosine.Cosines`) and [k, N] per unit; on a CPU of the tokens that
+        could be picks alone (see `vtc.kernels.dpp.leaders`).
 
     Raises:
         ValueError: a shape, a dtype or k that doesn't fit.
@@ -46,10 +49,13 @@ def dpp_greedy(features: Tensor | Cosines, quality: Tensor, k: int) -> Tensor:
     units = features.shape[0]
     order = torch.empty(units, k, dtype=torch.long, device=features.device)
     # Batched products round differently from single ones on a CPU, and a unit must not depend on its neighbours.
-    size = 1 if features.device.type == "cpu" else units_at_once(features)
+    cpu = features.device.type == "cpu"
+    size = 1 if cpu else units_at_once(features)
     for b in range(0, units if k else 0, size):
         part = slice(b, b + size)
-        order[part] = choose(Cosines(features[part].to(dtype)), quality[part].to(dtype), k)
+        q = quality[part].to(dtype)
+        picks = leaders.choose(features[b], q[0], k, DEPENDENT * torch.finfo(dtype).eps) if cpu else None
+        order[part] = choose(Cosines(features[part].to(dtype)), q, k) if picks is None else picks
     return order
 
 
@@ -72,7 +78,14 @@ def choose(cosines: Cosines, quality: Tensor, k: int) -> Tensor:
     def row(pick: Tensor) -> Tensor:
         return cosines.rows(pick) * quality * quality[unit, pick][:, None]
 
-    return greedy(quality.square() * cosines.x.square().sum(-1), row, k)
+    return greedy(quality.square() * own(cosines), row, k)
+
+
+def own(cosines: Cosines) -> Tensor:
+    """Cosines of tokens with themselves, [B, N]: 1, and 0 of a zero vector."""
+    if cosines.matrix is None:
+        return (cosines.x != 0).any(-1).to(cosines.dtype)
+    return (cosines.matrix.diagonal(dim1=1, dim2=2) > 0).to(cosines.dtype)
 
 
 def greedy(diagonal: Tensor, row_of: Callable[[Tensor], Tensor], k: int) -> Tensor:

@@ -2,9 +2,8 @@
 
 A step goes over the tokens block by block: it subtracts what the factor already explains from the pick's row of K,
 writes the factor's next row, lowers the rest of the determinants, and looks for the largest of them, which is the next
-pick. Factor and rest are in memory (in a GPU's cache, unless units are very long), so registers set no limit. The
-diagonal of L is that of the matrix of cosines; the reference sums the squares of unit vectors. Units without a matrix
-(see `vtc.kernels.cosine.Cosines`) are the reference's.
+pick. Factor and rest are in memory (in a GPU's cache, unless units are very long), so registers set no limit. Units
+without a matrix (see `vtc.kernels.cosine.Cosines`) are the reference's.
 
 The tests that hold it to the reference are in `tests/test_triton_sets.py`.
 """
@@ -92,7 +91,7 @@ def _dpp(matrix: Tensor, quality: Tensor, k: int) -> Tensor:
     if not order.numel():
         return order
     quality = quality.contiguous()
-    rest = quality.square() * matrix.diagonal(dim1=1, dim2=2)
+    rest = quality.square() * (matrix.diagonal(dim1=1, dim2=2) > 0)
     floor = rest * (reference.DEPENDENT * torch.finfo(torch.float32).eps)
     block = max(32, min(512, triton.next_power_of_2(tokens)))
     with torch.cuda.device_of(matrix):

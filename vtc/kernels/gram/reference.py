@@ -1,11 +1,9 @@
 """Cosines of all pairs of tokens in plain torch: half of each matrix is multiplied, the other half mirrored."""
 
-from contextlib import nullcontext
-
 import torch
 from torch import Tensor
 
-BLOCK = 512  # rows of a matrix product: half of a symmetric matrix is enough, and a block that is not kept stays small
+from vtc.kernels.products import half_product, unit_vectors
 
 
 @torch.no_grad()
@@ -29,37 +27,12 @@ def cosine_matrix(features: Tensor) -> Tensor:
     check(features)
     x = unit_vectors(features)
     units, n = x.shape[:2]
+    if units == 1:
+        return half_product(x[0])[None]
     matrix = x.new_empty(units, n, n)
     for unit, out in zip(x, matrix):
-        unit = unit if units == 1 else unit.clone()  # a product may round by where its operand starts in memory
-        for i in range(0, n, BLOCK):
-            block = product(unit[i : i + BLOCK], unit[i:].t())
-            square = block[:, :BLOCK].triu()
-            block[:, :BLOCK] = square + square.triu(1).t()
-            out[i : i + BLOCK, i:] = block
-            out[i:, i : i + BLOCK] = block.t()
+        half_product(unit.clone(), out)  # a product may round by where its operand starts in memory
     return matrix
-
-
-def unit_vectors(features: Tensor) -> Tensor:
-    """Each vector divided by its norm, [B, N, D] in float32 (float64 for float64 features); 0 where the norm is 0 or
-    not finite."""
-    x = features.to(float_type(features))
-    norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
-    return (x / norm).masked_fill_(~((norm > 0) & norm.isfinite()), 0)
-
-
-def product(left: Tensor, right: Tensor) -> Tensor:
-    """left @ right in the dtype of both, inside autocast too."""
-    device = left.device.type
-    known = torch.amp.is_autocast_available(device)
-    with torch.autocast(device, enabled=False) if known else nullcontext():
-        return left @ right
-
-
-def float_type(*tensors: Tensor) -> torch.dtype:
-    """float64 if one of the tensors is, otherwise float32."""
-    return torch.float64 if any(tensor.dtype == torch.float64 for tensor in tensors) else torch.float32
 
 
 def check(features: Tensor) -> None:
