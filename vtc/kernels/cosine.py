@@ -16,11 +16,11 @@ class Cosines:
     """Cosines between the tokens of B units, features [B, N, D], in float32 (float64 for float64 features).
 
     The N x N matrix (see `vtc.kernels.gram`) is computed once where all B of them have at most GRAM entries (GRAM_CUDA
-    on a GPU), a single one at most ONE. Otherwise (longer units) nothing of size N x N exists: a row is a
-    matrix-vector product when it is asked for. Which of the two it is depends on N, B and the kind of device alone; the two differ by rounding. The products
-    of a unit are the same whatever stands beside it in the batch. A vector whose norm is 0 or not finite has cosine 0
-    with every token, itself too. Without the matrix products follow torch's setting for float32 matmul precision, with
-    autocast off.
+    on a GPU), a single one at most ONE. Otherwise (longer units) nothing of size N x N exists: a row is a matrix-vector
+    product when it is asked for. Which of the two it is depends on N, B and the kind of device alone; the two differ by
+    rounding. The products of a unit are the same whatever stands beside it in the batch. A vector whose norm is 0 or
+    not finite has cosine 0 with every token, itself too. Without the matrix products follow torch's setting for float32
+    matmul precision, with autocast off.
 
     Attributes: features, as given, not copied. shape: theirs. device, dtype: of the cosines. matrix: [B, N, N] or None.
     """

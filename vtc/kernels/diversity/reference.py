@@ -4,7 +4,8 @@ Both keep one number per token and update it from the similarities of the last p
 is taken anew over all picks; the number is the same bit by bit, because a minimum does not round and a sum is taken in
 the order of the picks. The similarities are `vtc.kernels.cosine.Cosines`: the whole matrix for units of up to 16384
 tokens, computed once, and beyond that one matrix-vector product per pick. (2880 tokens of width 4096 on two CPU cores:
-0.3 s for the matrix, which the first pick of `maxmin_greedy` needs anyway, against 0.7 s for 320 single rows.) A token that is not finite counts as a zero vector.
+0.3 s for the matrix, which the first pick of `maxmin_greedy` needs anyway, against 0.7 s for 320 single rows.) A token
+that is not finite counts as a zero vector.
 """
 
 from collections.abc import Callable
