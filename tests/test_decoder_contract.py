@@ -8,6 +8,7 @@ import torch
 import vtc
 from tests.helpers import (
     CASES,
+    HYBRIDS,
     INSIDE,
     check_no_trace,
     forward,
@@ -116,7 +117,8 @@ def test_deterministic(strategy, case):
 @cases
 def test_batched_equals_one_by_one(strategy, case):
     """Each prompt alone, without padding, keeps the same tokens at each step and gives the same last logits."""
-    behaviour.batch(subject_of(strategy, case, **options_of(strategy)), near=1e-9)
+    near = 1e-6 if case in HYBRIDS else 1e-9  # linear attention computes in float32
+    behaviour.batch(subject_of(strategy, case, **options_of(strategy)), near=near)
 
 
 @both
