@@ -8,34 +8,67 @@ import torch
 from tests.test_cli import run
 from vtc.bench.memory import peak_bytes
 from vtc.bench.results import FILE
-from vtc.bench.selectors import SELECTORS, measure
+from vtc.bench.selectors import AGAINST, SELECTORS, inputs_of, measure
+from vtc.bench.selectors_run import SelectionOptions
+from vtc.bench.selectors_run import run as run_selection
 from vtc.core.errors import ConfigError
 
 
+@pytest.mark.parametrize("against", AGAINST)
 @pytest.mark.parametrize("name", SELECTORS)
-@pytest.mark.parametrize("tokens, picks", [(40, 7), (40, 40), (3, 1)])
-def test_both_forms_pick_the_same(name, tokens, picks):
-    """The plain loop and vtc's own, in order; every figure is there."""
-    row = measure(name, tokens, picks, "cpu", repeats=1, limit=60)
+@pytest.mark.parametrize("tokens, picks", [(40, 7), (40, 40), (3, 1), (700, 170)])
+def test_both_forms_pick_the_same(name, tokens, picks, against):
+    """What it is compared with and vtc's own, in order; every figure is there."""
+    if getattr(SELECTORS[name], against) is None:
+        pytest.skip(f"no code of {SELECTORS[name].method} was released")
+    row = measure(name, tokens, picks, "cpu", repeats=1, limit=60, against=against)
     assert row.equal
-    assert min(row.similarities, row.loop, row.total, row.plain_loop, row.plain_total, row.random) > 0
-    assert row.memory > 4 * tokens * tokens
-    assert row.total_ratio == pytest.approx(row.plain_total / row.total)
+    assert min(row.ours, row.other, row.random, row.memory) > 0
+    assert row.ratio == pytest.approx(row.other / row.ours)
 
 
-def test_a_plain_loop_beyond_the_limit_is_left_out():
+@pytest.mark.parametrize("quality", ["equal", "steep", "zeros"])
+def test_released_dpp_is_the_same_whatever_the_qualities(quality):
+    """Few tokens or all could be picked; those of quality 0 come last."""
+    inputs = inputs_of(300, torch.device("cpu"))
+    values = inputs["quality"]
+    steep = {"equal": torch.ones_like(values), "steep": (-9 * values).exp(), "zeros": values * (values > 0.6)}[quality]
+    inputs["quality"], k = steep, min(90, int((steep > 0).sum()))
+    ours = SELECTORS["dpp"].ours(inputs, k)
+    assert ours[0] == steep.argmax()  # of equal ones the first; the released code takes rounding for a difference
+    shifted = {**inputs, "quality": steep.index_fill(0, ours[:1], float(steep.max()) * 1.001)}
+    found, expected = (getattr(SELECTORS["dpp"], form)(shifted, k) for form in ("ours", "released"))
+    assert torch.equal(found, expected)
+
+
+def test_another_form_beyond_the_limit_is_left_out():
     """No figure is invented for it."""
     row = measure("coverage", 64, 8, "cpu", repeats=1, limit=0)
-    assert (row.plain_loop, row.plain_total, row.loop_ratio, row.total_ratio, row.equal) == (None,) * 5
+    assert (row.other, row.ratio, row.equal) == (None,) * 3
 
 
 @pytest.mark.parametrize(
-    "name, picks, words", [("covrage", 3, "'covrage'"), ("coverage", 0, "0 picks"), ("dpp", 9, "9")]
+    "name, picks, against, words",
+    [
+        ("covrage", 3, "definition", "'covrage'"),
+        ("coverage", 0, "definition", "0 picks"),
+        ("dpp", 9, "definition", "9"),
+        ("dpp", 3, "paper", "--against 'paper'"),
+        ("max-sum", 3, "released", "todre"),
+    ],
 )
-def test_refusals(name, picks, words):
-    """Unknown selectors, and more picks than tokens."""
+def test_refusals(name, picks, against, words):
+    """Unknown selectors and comparisons, no released code, and more picks than tokens."""
     with pytest.raises(ConfigError, match=f"{words}.*possible"):
-        measure(name, 8, picks, "cpu", 1, 1)
+        measure(name, 8, picks, "cpu", 1, 1, against=against)
+
+
+def test_threads_are_set_back(tmp_path):
+    """They are in the environment of the result."""
+    before = torch.get_num_threads()
+    options = SelectionOptions(tmp_path, ("max-min",), (16,), (4,), repeats=1, threads=before + 1)
+    assert run_selection(options, lambda row: None).environment["threads"] == before + 1
+    assert torch.get_num_threads() == before
 
 
 def test_peak_bytes():
@@ -107,7 +140,7 @@ def test_files_of_earlier_versions_are_refused(capsys, tmp_path):
     code, _, err = measured(capsys, tmp_path)
     assert (code, err.count("\n")) == (2, 1)
     assert f"{tmp_path / FILE}" in err
-    assert "schema='vtc.bench.selection/1'; possible: 'vtc.bench.selection/2'" in err
+    assert "schema='vtc.bench.selection/1'; possible: 'vtc.bench.selection/3'" in err
     assert measured(capsys, tmp_path, "--overwrite")[0] == 0
 
 

@@ -1,7 +1,8 @@
-"""Greedy set selection as the papers define it: one loop of whole-matrix steps, nothing cached between steps.
+"""What `vtc bench selection` compares with: the steps of the released code, and the definitions as plain loops.
 
-The baseline of `vtc bench selection`. Each takes the similarities of its selector for one unit and returns the picks
-[k].
+The released steps go from features of one image to picks [k], as the authors' repositories do it in float32, written
+anew; what a repository does only for its batch of one is left out. The definitions take the similarities of one unit:
+one loop of whole-matrix steps, nothing cached between steps.
 """
 
 import torch
@@ -56,3 +57,47 @@ def dpp(kernel: Tensor, k: int) -> Tensor:
         gain[picks] = -torch.inf
         picks.append(int(gain.argmax()))
     return torch.tensor(picks)
+
+
+@torch.no_grad()
+def released_cdpruner(projected: Tensor, quality: Tensor, k: int) -> Tensor:
+    """projected [N, D], quality [N]: the whole kernel, then a Cholesky factor that grows by a row a step (Theia-4869/
+    CDPruner)."""
+    unit = projected / projected.norm(dim=-1, keepdim=True)
+    kernel = quality[:, None] * (unit @ unit.T) * quality
+    left, factor, picks = kernel.diagonal().clone(), kernel.new_zeros(k, len(kernel)), []
+    for i in range(k):
+        pick = int(left.argmax())
+        row = (kernel[pick] - factor[:i, pick] @ factor[:i]) / left[pick].sqrt()
+        factor[i] = row
+        left -= row.square()
+        left[pick] = -torch.inf
+        picks.append(pick)
+    return torch.tensor(picks)
+
+
+@torch.no_grad()
+def released_mmtok(text: Tensor, projected: Tensor, unprojected: Tensor, k: int) -> Tensor:
+    """text [m, D], projected [N, D], unprojected [N, E]: weights rows by tokens, all gains in every step
+    (Ironieser/MMTok)."""
+    text, projected, unprojected = (
+        x / x.norm(dim=-1, keepdim=True).clamp(min=1e-8) for x in (text, projected, unprojected)
+    )
+    words = torch.softmax(text @ projected.T / 0.02, 1) / len(text)
+    tokens = torch.softmax(unprojected @ unprojected.T / 0.2, 1) / len(unprojected)
+    return coverage(torch.cat([words, 0.5 * tokens]), k)
+
+
+@torch.no_grad()
+def released_divprune(projected: Tensor, k: int) -> Tensor:
+    """projected [N, D]: all distances, and in every step the smallest over the rows of all picks (vbdi/divprune)."""
+    unit = projected / projected.norm(dim=-1, keepdim=True)
+    distance = 1 - unit @ unit.T
+    picks = torch.empty(k, dtype=torch.long)
+    for i in range(k):
+        if i == 0:
+            nearest = distance.topk(2, dim=0, largest=False).values[1]
+        else:
+            nearest = distance.index_select(0, picks[:i].to(distance.device)).amin(0)
+        picks[i] = nearest.argmax()
+    return picks

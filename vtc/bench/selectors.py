@@ -1,7 +1,7 @@
-"""`vtc bench selection`: what choosing a set costs, against the definition as a plain loop and against a random draw.
+"""`vtc bench selection`: what choosing a set costs, against released code or the definition, and a random draw.
 
-Inputs are random. For each selector, N tokens and k picks: the similarities (common to both forms), vtc's greedy loop,
-the plain loop, and their totals, as medians over repeats in which the forms take turns. Times are this machine's.
+Inputs are random. For each selector, N tokens and k picks: seconds from features to picks, of vtc and of what it is
+compared with, as medians over repeats in which the two take turns. Times are this machine's.
 """
 
 import statistics
@@ -15,26 +15,26 @@ from torch import Tensor
 from vtc.bench import naive
 from vtc.bench.memory import peak_bytes
 from vtc.core.errors import ConfigError
-from vtc.kernels.cosine import Cosines
 from vtc.kernels.coverage import coverage_greedy
 from vtc.kernels.diversity import maxmin_greedy, maxsum_greedy
 from vtc.kernels.dpp import dpp_greedy
+from vtc.kernels.gram import cosine_matrix
 
 SIZES, PICKS = (256, 576, 1024, 2880, 4096, 16384), (64, 160, 320)
 WIDTH, UNPROJECTED, WORDS = 4096, 1024, 15  # LLaVA-1.5-7B: projected, before the projector; a short question
+AGAINST = ("released", "definition")
+Chooser = Callable[[dict, int], Tensor]
 
 
 @dataclass(frozen=True)
 class SetSelector:
-    """One way of choosing a set. similarities: computes from the inputs what the loops read; matrix: the same as the
-    definition has it, of one unit, rows by tokens; fast: vtc's loop on similarities and inputs; plain: the definition
-    on the matrix."""
+    """One way of choosing a set, each from inputs and k to picks [k]: vtc's, the definition as a plain loop, and the
+    steps of the released code (None: none was released)."""
 
     method: str
-    similarities: Callable[[dict], object]
-    matrix: Callable[[object, dict], Tensor]
-    fast: Callable[[object, dict, int], Tensor]
-    plain: Callable[[Tensor, int], Tensor]
+    ours: Chooser
+    definition: Chooser
+    released: Chooser | None = None
 
 
 def _weights(inputs: dict) -> Tensor:
@@ -43,30 +43,38 @@ def _weights(inputs: dict) -> Tensor:
     return weights(inputs["text"][None], inputs["projected"][None], inputs["unprojected"][None])
 
 
-def _cosines(inputs: dict) -> Cosines:
-    return Cosines(inputs["projected"][None])
+def _cosines(inputs: dict) -> Tensor:
+    return cosine_matrix(inputs["projected"][None])[0]
 
 
-def _square(cosines: Cosines, inputs: dict) -> Tensor:
-    return cosines.x[0] @ cosines.x[0].T if cosines.matrix is None else cosines.matrix[0]
+def _kernel(inputs: dict) -> Tensor:
+    return inputs["quality"][:, None] * _cosines(inputs) * inputs["quality"]
 
 
-def _kernel(cosines: Cosines, inputs: dict) -> Tensor:
-    return inputs["quality"][:, None] * _square(cosines, inputs) * inputs["quality"]
-
-
-def _max_sum(cosines: Cosines, inputs: dict, k: int) -> Tensor:
-    return maxsum_greedy(cosines, torch.zeros(1, dtype=torch.long, device=cosines.device), k)[0]
+def _max_sum(inputs: dict, k: int) -> Tensor:
+    features = inputs["projected"][None]
+    return maxsum_greedy(features, torch.zeros(1, dtype=torch.long, device=features.device), k)[0]
 
 
 SELECTORS = {
     "coverage": SetSelector(
-        "mmtok", _weights, lambda w, i: w[0].contiguous(), lambda w, i, k: coverage_greedy(w, k)[0], naive.coverage
+        "mmtok",
+        lambda i, k: coverage_greedy(_weights(i), k)[0],
+        lambda i, k: naive.coverage(_weights(i)[0].contiguous(), k),
+        lambda i, k: naive.released_mmtok(i["text"], i["projected"], i["unprojected"], k),
     ),
-    "max-min": SetSelector("divprune", _cosines, _square, lambda c, i, k: maxmin_greedy(c, k)[0], naive.max_min),
-    "max-sum": SetSelector("todre", _cosines, _square, _max_sum, naive.max_sum),
+    "max-min": SetSelector(
+        "divprune",
+        lambda i, k: maxmin_greedy(i["projected"][None], k)[0],
+        lambda i, k: naive.max_min(_cosines(i), k),
+        lambda i, k: naive.released_divprune(i["projected"], k),
+    ),
+    "max-sum": SetSelector("todre", _max_sum, lambda i, k: naive.max_sum(_cosines(i), k)),
     "dpp": SetSelector(
-        "cdpruner", _cosines, _kernel, lambda c, i, k: dpp_greedy(c, i["quality"][None], k)[0], naive.dpp
+        "cdpruner",
+        lambda i, k: dpp_greedy(i["projected"][None], i["quality"][None], k)[0],
+        lambda i, k: naive.dpp(_kernel(i), k),
+        lambda i, k: naive.released_cdpruner(i["projected"], i["quality"], k),
     ),
 }
 
@@ -79,13 +87,9 @@ class SelectorRow:
     method: str
     tokens: int
     picks: int
-    similarities: float
-    loop: float
-    total: float
-    plain_loop: float | None
-    plain_total: float | None
-    loop_ratio: float | None
-    total_ratio: float | None
+    ours: float
+    other: float | None
+    ratio: float | None
     random: float
     memory: int
     equal: bool | None
@@ -112,20 +116,28 @@ def inputs_of(tokens: int, device: torch.device, seed: int = 0) -> dict[str, Ten
     }
 
 
-def check_known(name: str) -> None:
-    """Raises ConfigError for an unknown selector."""
+def check_known(name: str, against: str) -> None:
+    """Raises ConfigError for an unknown selector or comparison, and for one without released code."""
     if name not in SELECTORS:
         raise ConfigError(f"selector {name!r} is unknown; possible: {', '.join(SELECTORS)}")
+    if against not in AGAINST:
+        raise ConfigError(f"--against {against!r} is unknown; possible: {', '.join(AGAINST)}")
+    if against == "released" and SELECTORS[name].released is None:
+        released = [name for name, selector in SELECTORS.items() if selector.released is not None]
+        raise ConfigError(f"of {name} ({SELECTORS[name].method}) no code was released; possible: {', '.join(released)}")
 
 
-def measure(name: str, tokens: int, picks: int, device: str, repeats: int, limit: float, seed: int = 0) -> SelectorRow:
-    """One row. limit: seconds that the plain loop may take, extrapolated from its first tenth of picks; a longer one is
+def measure(
+    name: str, tokens: int, picks: int, device: str, repeats: int, limit: float, seed: int = 0,
+    against: str = "definition",
+) -> SelectorRow:  # fmt: skip
+    """One row. limit: seconds that the other form may take, extrapolated from its first tenth of picks; a longer one is
     left out. Raises ConfigError for an unknown selector or more picks than tokens."""
-    check_known(name)
+    check_known(name, against)
     if not 1 <= picks <= tokens:
         raise ConfigError(f"{picks} picks of {tokens} tokens; possible: 1 to {tokens}")
     where, selector = torch.device(device), SELECTORS[name]
-    inputs = inputs_of(tokens, where, seed)
+    inputs, other = inputs_of(tokens, where, seed), getattr(selector, against)
 
     def timed(run: Callable[[], object]) -> tuple[float, object]:
         _wait(where)
@@ -134,35 +146,32 @@ def measure(name: str, tokens: int, picks: int, device: str, repeats: int, limit
         _wait(where)
         return time.perf_counter() - start, result
 
-    matrix = selector.matrix(selector.similarities(inputs), inputs)
-    seconds: dict[str, list[float]] = {"similarities": [], "loop": [], "plain": [], "random": []}
-    plain = _fits(timed, selector, matrix, picks, limit)
-    fast_picks = plain_picks = None
+    seconds: dict[str, list[float]] = {"ours": [], "other": [], "random": []}
+    fits = _fits(timed, other, inputs, picks, limit)
+    selector.ours(inputs, picks)
+    found = expected = None
     for _ in range(repeats):
-        elapsed, similarities = timed(lambda: selector.similarities(inputs))
-        seconds["similarities"].append(elapsed)
-        elapsed, fast_picks = timed(lambda values=similarities: selector.fast(values, inputs, picks))
-        seconds["loop"].append(elapsed)
-        if plain:
-            elapsed, plain_picks = timed(lambda: selector.plain(matrix, picks))
-            seconds["plain"].append(elapsed)
+        elapsed, found = timed(lambda: selector.ours(inputs, picks))
+        seconds["ours"].append(elapsed)
+        if fits:
+            elapsed, expected = timed(lambda: other(inputs, picks))
+            seconds["other"].append(elapsed)
         seconds["random"].append(timed(lambda: torch.randperm(tokens, device=where)[:picks].sort().values)[0])
     median = {part: statistics.median(values) if values else None for part, values in seconds.items()}
-    total = median["similarities"] + median["loop"]
-    plain_total = median["similarities"] + median["plain"] if plain else None
-    memory = peak_bytes(lambda: selector.fast(selector.similarities(inputs), inputs, picks), where)
+    ratios = [b / a for a, b in zip(seconds["ours"], seconds["other"])]
     return SelectorRow(
-        name, selector.method, tokens, picks, median["similarities"], median["loop"], total, median["plain"],
-        plain_total, median["plain"] / median["loop"] if plain else None, plain_total / total if plain else None,
-        median["random"], memory, bool(torch.equal(fast_picks.cpu(), plain_picks.cpu())) if plain else None,
+        name, selector.method, tokens, picks, median["ours"], median["other"],
+        statistics.median(ratios) if fits else None, median["random"],
+        peak_bytes(lambda: selector.ours(inputs, picks), where),
+        bool(torch.equal(found.cpu(), expected.cpu())) if fits else None,
     )  # fmt: skip
 
 
-def _fits(timed: Callable, selector: SetSelector, matrix: Tensor, picks: int, limit: float) -> bool:
-    """Whether the plain loop stays within the limit. Its steps get longer with the picks, so the time of a tenth of
+def _fits(timed: Callable, other: Chooser, inputs: dict, picks: int, limit: float) -> bool:
+    """Whether the other form stays within the limit. Its steps get longer with the picks, so the time of a tenth of
     them is scaled up by more than ten."""
     tenth = max(1, picks // 10)
-    return timed(lambda: selector.plain(matrix, tenth))[0] * (picks / tenth) ** 1.5 <= limit
+    return timed(lambda: other(inputs, tenth))[0] * (picks / tenth) ** 1.5 <= limit
 
 
 def _wait(device: torch.device) -> None:

@@ -4,6 +4,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+
 from vtc.bench.results import Kind, Results, environment
 from vtc.bench.selectors import check_known, measure
 from vtc.bench.subject import device_of
@@ -11,23 +13,19 @@ from vtc.core.errors import ConfigError
 from vtc.io.shapes import number, one_of, or_none, record, text, whole
 
 DEFINITIONS = {
-    "similarities": "seconds to compute what both loops read, median over the repeats",
-    "loop": "seconds of vtc's greedy loop, median over the repeats",
-    "total": "similarities and loop",
-    "plain_loop": "seconds of the definition as a plain loop; null where it would take longer than the limit",
-    "plain_total": "similarities and plain loop",
-    "loop_ratio": "plain_loop over loop",
-    "total_ratio": "plain_total over total",
+    "ours": "seconds of vtc from features to picks, median over the repeats",
+    "other": "seconds of what it is compared with (setting `against`): the steps of the released code, or the "
+    "definition as a plain loop; null where that would take longer than the limit",
+    "ratio": "other over ours, median of the repeats' ratios",
     "random": "seconds of a random draw of as many tokens",
-    "memory": "peak bytes of similarities and loop beyond their inputs",
-    "equal": "the picks are the plain loop's, in the same order",
+    "memory": "peak bytes of ours beyond its inputs",
+    "equal": "the picks are the other's, in the same order",
 }
 _row = record(
     {
         "selector": text, "method": text, "tokens": whole(1), "picks": whole(1),
-        **dict.fromkeys(("similarities", "loop", "total", "random"), number(0)), "memory": whole(),
-        **dict.fromkeys(("plain_loop", "plain_total", "loop_ratio", "total_ratio"), or_none(number(0))),
-        "equal": or_none(one_of(True, False)),
+        **dict.fromkeys(("ours", "random"), number(0)), "memory": whole(),
+        **dict.fromkeys(("other", "ratio"), or_none(number(0))), "equal": or_none(one_of(True, False)),
     }
 )  # fmt: skip
 
@@ -37,15 +35,15 @@ def _grid(row: dict) -> dict:
 
 
 SELECTION = Kind(
-    "vtc.bench.selection/2", _row, ("selector", "tokens", "picks"), DEFINITIONS, _grid, varies="their times"
+    "vtc.bench.selection/3", _row, ("selector", "tokens", "picks"), DEFINITIONS, _grid, varies="their times"
 )
 """The results of `vtc bench selection`."""
 
 
 @dataclass(frozen=True)
 class SelectionOptions:
-    """The command line. limit: seconds that a plain loop may take. Raises ConfigError for what is unknown or cannot
-    be."""
+    """The command line. limit: seconds that the other form may take; against: see `vtc.bench.selectors.AGAINST`;
+    threads: of torch on a CPU (default: as it is). Raises ConfigError for what is unknown or cannot be."""
 
     output: Path
     selectors: tuple[str, ...]
@@ -55,10 +53,12 @@ class SelectionOptions:
     repeats: int = 3
     limit: float = 60
     seed: int = 0
+    against: str = "definition"
+    threads: int | None = None
 
     def __post_init__(self):
         for name in self.selectors:
-            check_known(name)
+            check_known(name, self.against)
         device_of(self.device)
         if not self.cells():
             raise ConfigError(
@@ -72,7 +72,8 @@ class SelectionOptions:
 
     def settings(self) -> dict:
         """What all rows of a folder have in common."""
-        return {"device": self.device, "repeats": self.repeats, "limit": self.limit, "seed": self.seed}
+        names = ("device", "repeats", "limit", "seed", "against")
+        return {name: getattr(self, name) for name in names}
 
 
 def run(
@@ -80,12 +81,23 @@ def run(
 ) -> Results:
     """Measures the rows that the output folder does not have yet; calls `progress` with each one's name before. Raises
     ConfigError when the folder holds rows that were measured otherwise."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(options.threads or before)
+    try:
+        return _measured(options, progress, command, overwrite)
+    finally:
+        torch.set_num_threads(before)
+
+
+def _measured(options: SelectionOptions, progress: Callable[[str], None], command: str, overwrite: bool) -> Results:
     machine = environment(device_of(options.device))
     results = Results(SELECTION, options.output, options.settings(), machine, overwrite, command)
     for name, tokens, picks in options.cells():
         if not results.has((name, tokens, picks)):
             progress(f"{name}, N = {tokens}, k = {picks}")
-            row = measure(name, tokens, picks, options.device, options.repeats, options.limit, options.seed)
+            row = measure(
+                name, tokens, picks, options.device, options.repeats, options.limit, options.seed, options.against
+            )
             results.add(row.to_dict())
     return results
 

@@ -7,10 +7,7 @@ from vtc.bench.results import check_comparable
 from vtc.bench.selectors_run import SELECTION
 from vtc.io.drawing import plain_text, save
 
-HEADS = (
-    "selector", "N", "k", "similar. ms", "loop ms", "total ms", "plain loop", "plain total", "picks", "random",
-    "peak MB",
-)  # fmt: skip
+HEADS = ("selector", "N", "k", "ours ms", "other ms", "ratio", "picks", "random", "peak MB")
 
 
 def plot(rows: list[dict], folder: Path) -> Path:
@@ -22,7 +19,7 @@ def plot(rows: list[dict], folder: Path) -> Path:
 
 
 def table(rows: list[dict]):
-    """A rich table: seconds in ms, the plain loop relative to vtc's, a random draw as a fraction of the total."""
+    """A rich table: milliseconds, the other form relative to vtc's, a random draw as a fraction of vtc's."""
     return _filled(HEADS, map(_line, rows))
 
 
@@ -48,12 +45,10 @@ def _filled(heads: tuple[str, ...], lines: Iterable[list[str]]):
 
 
 def _line(row: dict) -> list[str]:
-    ratios = [row["loop_ratio"], row["total_ratio"]]
     return [
-        row["selector"], str(row["tokens"]), str(row["picks"]),
-        *[f"{1000 * row[part]:.3g}" for part in ("similarities", "loop", "total")],
-        *["too long" if ratio is None else f"{ratio:.1f} x" for ratio in ratios],
-        {None: "", True: "equal", False: "DIFFER"}[row["equal"]], f"1/{row['total'] / row['random']:.0f}",
+        row["selector"], str(row["tokens"]), str(row["picks"]), f"{1000 * row['ours']:.3g}",
+        *(["too long", ""] if row["other"] is None else [f"{1000 * row['other']:.3g}", f"{row['ratio']:.2f} x"]),
+        {None: "", True: "equal", False: "DIFFER"}[row["equal"]], f"1/{row['ours'] / row['random']:.0f}",
         f"{row['memory'] / 1e6:.0f}",
     ]  # fmt: skip
 
@@ -71,12 +66,12 @@ def _plot(rows: list[dict], file: Path) -> None:
             series = sorted(
                 (row for row in rows if (row["selector"], row["picks"]) == (name, picks)), key=lambda row: row["tokens"]
             )
-            (line,) = axis.loglog(*_points(series, "total"), "o-", label=f"k = {picks}")
-            axis.loglog(*_points(series, "plain_total"), "x--", color=line.get_color(), alpha=0.6)
+            (line,) = axis.loglog(*_points(series, "ours"), "o-", label=f"k = {picks}")
+            axis.loglog(*_points(series, "other"), "x--", color=line.get_color(), alpha=0.6)
         axis.set_title(f"{name} ({method})")
         axis.set_xlabel("visual tokens N")
         axis.grid(True, alpha=0.3)
-    axes[0][0].set_ylabel("ms: similarities and loop (dashed: the plain loop)")
+    axes[0][0].set_ylabel("ms from features to picks (dashed: what it is compared with)")
     axes[0][0].legend()
     figure.tight_layout()
     save(figure, file, dpi=110)

@@ -195,20 +195,28 @@ def selection(
     picks: Annotated[str, typer.Option(metavar="K,K", help="Tokens kept.")] = "64,160,320",
     device: Annotated[str, typer.Option(metavar="D", help="cpu, or cuda.")] = "cpu",
     repeats: Annotated[int, typer.Option(min=1, help="Runs of each, taken in turn; medians are shown.")] = 3,
-    limit: Annotated[float, typer.Option(min=0, help="Seconds that a plain loop may take; else it is left out.")] = 60,
+    limit: Annotated[float, typer.Option(min=0, help="Seconds that the other form may take; else left out.")] = 60,
+    against: Annotated[
+        str, typer.Option(metavar="A", help="released: the authors' steps; definition: a plain loop.")
+    ] = "definition",
+    threads: Annotated[
+        int | None, typer.Option(metavar="N", min=1, help="Of torch on a CPU. Default: one for each core.")
+    ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Of the random inputs.")] = 0,
     output: Annotated[Path, typer.Option(metavar="DIR", help="For results.json and selection.png.")] = Path(
         "results/bench-selection"
     ),
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Start anew.")] = False,
 ) -> None:
-    """Time each set selector alone: against the definition as a plain loop, and against a random draw.
+    """Time each set selector alone, from features to picks: against the steps of the released code, or the definition
+    as a plain loop, and against a random draw.
 
     Rows are written as they come; the same command goes on where it stopped.
 
     \b
     Examples:
       vtc bench selection --sizes 2880 --picks 320
+      vtc bench selection --against released --selectors coverage,max-min,dpp --threads 1 --output results/released
       vtc bench selection --selectors coverage --device cuda --output results/h200
     """
     from vtc.bench.selectors_run import SelectionOptions, run
@@ -217,7 +225,7 @@ def selection(
 
     options = SelectionOptions(
         output, texts("--selectors", selectors), numbers("--sizes", sizes), numbers("--picks", picks), device, repeats,
-        limit, seed,
+        limit, seed, against, threads,
     )  # fmt: skip
     command = shlex.join(["vtc", *sys.argv[1:]])
     with Terminal(stderr=True).status("") as status:
