@@ -13,6 +13,7 @@ from torch.nn.functional import pad
 
 from vtc.core.errors import UnsupportedError
 from vtc.core.hooks import Patchwork, Stop
+from vtc.patches._ahead import looking_ahead
 
 
 @functools.cache
@@ -103,9 +104,10 @@ class DecoderSite:
             else:
                 patchwork.post_hook(module, whole)
 
-    def run_up_to_attention(self, layer: int, hidden: Tensor, rotary: tuple[Tensor, Tensor]) -> None:
+    def run_up_to_attention(self, layer: int, hidden: Tensor, rotary: tuple[Tensor, Tensor], first: int = 0) -> None:
         """Runs a layer's norm and projections on hidden [B, S, D] up to its (observed) attention, whose `record` must
-        raise Stop. The cache is not changed."""
+        raise Stop; queries from column `first` on, others are meaningless, as all values are. The cache is not
+        changed."""
         block = self.layers[layer]
         device = next(block.parameters()).device
         if device.type != "meta":  # the layer may be on another device; accelerate moves what it offloaded itself
@@ -114,7 +116,7 @@ class DecoderSite:
         if "cache_position" in _parameters(type(block.self_attn).forward):
             options["cache_position"] = None
         try:
-            block.self_attn(hidden_states=block.input_layernorm(hidden), **options)
+            looking_ahead(block.self_attn, first)(hidden_states=block.input_layernorm(hidden), **options)
         except Stop:
             return
         raise UnsupportedError(

@@ -93,7 +93,9 @@ def test_our_count_of_a_report_by_hand(model):
     def layer(n: int) -> int:
         return 2 * n * 4 * 4096 * 4096 + 4 * n * n * 4096 + 2 * n * 4096 * 11008 * 3
 
-    assert report.prefill_flops == (32 * layer(596), sum(layer(n + 20) for n in per_layer))
+    ahead = sum(2 * (tokens + 20 + 10) * 4096 * 4096 for tokens in (576, 504, 360))  # keys, and the queries
+    assert report.ahead_flops() == ahead
+    assert report.prefill_flops == (32 * layer(596), sum(layer(n + 20) for n in per_layer) + ahead)
     each = 2 * 32 * 128 * 2
     assert report.kv_bytes == (32 * 596 * each, sum(n + 20 for n in per_layer) * each)
 

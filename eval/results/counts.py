@@ -11,7 +11,7 @@ def of_report(report: object) -> list[dict]:
 
     visual_before, visual_after, visual_average: visual tokens without pruning, in the last decoder layer, and on
     average over the decoder layers. prefill_flops: [before, after] of the language model, each layer with the tokens
-    that it processes. paper_flops: the same for only the visual tokens, as the papers count (None for a prompt without
+    that it processes, and what is projected ahead of a drop. paper_flops: the same for only the visual tokens, as the papers count (None for a prompt without
     images). See `vtc.core.flops`.
     """
     rows = []
@@ -23,7 +23,7 @@ def of_report(report: object) -> list[dict]:
                 "visual_before": sum(image.before for image in images),
                 "visual_after": sum(image.after for image in images),
                 "visual_average": sum(sum(image.per_layer) for image in images) / layers,
-                "prefill_flops": [cost([whole] * layers), cost(lengths)],
+                "prefill_flops": [cost([whole] * layers), cost(lengths) + report.ahead_flops(b)],
                 "paper_flops": list(dataclasses.replace(report, images=images).paper_flops) if images else [None, None],
             }
         )

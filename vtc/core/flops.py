@@ -6,7 +6,8 @@ from torch import Tensor
 
 FORMULA = (
     "per layer and prompt of n tokens, a multiply-add counts 2: 2n[2d*h*e + 2d*g*e] (q, o; k, v) + 4n^2*h*e (scores, "
-    "values, causal half not deducted) + 2n*m*d*(3 if the MLP is gated else 2); embedding and LM head not counted"
+    "values, causal half not deducted) + 2n*m*d*(3 if the MLP is gated else 2); a drop that looks at n tokens ahead "
+    "adds 2n*d*g*e, and 2d*h*e for each query; embedding and LM head not counted"
 )
 
 LINEAR_FORMULA = (
@@ -94,6 +95,12 @@ class LanguageShape:
         query, key = self.heads * self.head_dim, self.kv_heads * self.head_dim
         projections = 2 * tokens * self.hidden * ((3 if self.output_gate else 2) * query + 2 * key)
         return projections + 4 * tokens * tokens * query + mlp
+
+    def ahead_flops(self, tokens: int, queries: int) -> int:
+        """FLOPs of looking at a layer's attention ahead: keys of `tokens` tokens and `queries` queries, projected
+        before any is dropped."""
+        query = (2 if self.output_gate else 1) * self.heads * self.head_dim
+        return 2 * self.hidden * (tokens * self.kv_heads * self.head_dim + queries * query)
 
     def prefill_flops(self, lengths: list[int]) -> int:
         """FLOPs of the prefill of one prompt whose layer l sees lengths[l] tokens."""

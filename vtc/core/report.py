@@ -19,7 +19,8 @@ class Report:
     `vtc.engine.clock.exact` is on; selection inside the encoder is part of the encoder's own time); encoder: the
     work of each run of the encoder, none without a stage inside it; attention: the changes at prefill in each layer
     whose attention a stage may change; observe_inside, select_inside: the part of these seconds spent within the
-    language model; earlier: the reports of the earlier turns with images on the same cache, not counted in this one.
+    language model; earlier: the reports of the earlier turns with images on the same cache, not counted in this one;
+    ahead: each look ahead at a layer's attention, as prompt, its tokens then, and the queries that it needed.
     """
 
     family: str
@@ -38,6 +39,7 @@ class Report:
     encoder: list[EncoderWork] = field(default_factory=list, repr=False)
     attention: list[LayerChange] = field(default_factory=list, repr=False)
     earlier: tuple["Report", ...] = field(default=(), repr=False)
+    ahead: list[tuple[int, int, int]] = field(default_factory=list, repr=False)
 
     @property
     def kv_lengths(self) -> list[int | None]:
@@ -87,7 +89,7 @@ class Report:
     def prefill_flops(self) -> tuple[int, int]:
         """Language-model prefill FLOPs (before, after), summed over prompts; see `LanguageShape.formula`."""
         cost = self.shape.prefill_flops
-        return sum(map(cost, self._unpruned())), sum(map(cost, self.prompt_lengths))
+        return sum(map(cost, self._unpruned())), sum(map(cost, self.prompt_lengths)) + self.ahead_flops()
 
     @property
     def encoder_flops(self) -> tuple[int, int] | None:
@@ -108,6 +110,15 @@ class Report:
         """Bytes of the prompts' KV cache (before, after), not counting padding."""
         cost = self.shape.kv_bytes
         return sum(map(cost, self._unpruned())), sum(map(cost, self.prompt_lengths))
+
+    def ahead_flops(self, prompt: int | None = None) -> int:
+        """FLOPs of looking ahead, of one prompt or all; part of `prefill_flops`."""
+        cost = self.shape.ahead_flops
+        return sum(cost(tokens, queries) for b, tokens, queries in self.ahead if prompt in (None, b))
+
+    def looked_ahead(self, tokens: list[int], queries: list[int]) -> None:
+        """Adds a look ahead, by prompt; those without images would need none."""
+        self.ahead += [(b, tokens[b], queries[b]) for b in sorted({image.prompt for image in self.images})]
 
     def spent_inside(self, observe: float = 0.0, select: float = 0.0) -> None:
         """Adds seconds that were spent within the language model."""

@@ -168,7 +168,9 @@ class Prefill:
         rows = self._rows(layer)
         with torch.no_grad():
             held = None if self.prefix is None else functools.partial(self.prefix.keys, cache, layer)
-            self.watch.look_ahead(plan.needs[number], layer, hidden, self.rotary, held)
+            queries = self.watch.look_ahead(plan.needs[number], layer, hidden, self.rotary, rows, held)
+        if queries is not None:
+            self.report.looked_ahead(self._lengths(), queries)
 
         @torch.no_grad()
         def look(signal: Signal, unit: Unit) -> Tensor:
@@ -251,6 +253,13 @@ class Prefill:
                 layer, hidden, flat, cache, kwargs.get("cache_position"), flat is not None
             )
         return self.masks[key]
+
+    def _lengths(self) -> list[int]:
+        """Real tokens of each prompt before a layer's next drop."""
+        return [
+            entered - sum(image.entered - image.after for image in self.report.images if image.prompt == prompt)
+            for prompt, entered in enumerate(self.report.prompts_entered)
+        ]
 
     def _rows(self, layer: int | None = None) -> Rows:
         images, segment = self.images, self.prompt.segments[-1]

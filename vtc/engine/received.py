@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from vtc.core.signals import DecoderAttention, Signal
 from vtc.engine.placement import Batch, Placement
 from vtc.engine.ranks import WHOLE, Ranks
 from vtc.engine.state import Segment
@@ -71,6 +72,15 @@ class Rows:
         text = text if self.valid is None else text & self.valid[b]
         order = text[start : self.ends[b]].to(torch.uint8).sort(descending=True, stable=True).indices
         return order[: self.text_after(b, ordinal)] + start
+
+    def first_queries(self, needs: tuple[Signal, ...]) -> list[int]:
+        """The first column of each prompt whose query any of these signals reads; its end if there is none."""
+        asked = {s.queries for s in needs if isinstance(s, DecoderAttention) and s.ahead}
+        firsts = list(self.ends)
+        for b in (b for b, kept in enumerate(self.kept) if kept and asked):
+            after = [self.ends[b] - 1, *(self.after(b, j) for j in range(len(self.kept[b])))]
+            firsts[b] = 0 if "image" in asked else self.ends[b] - 1 if asked == {"last"} else min(after)
+        return firsts
 
     def visual(self, b: int) -> Tensor:
         """Which columns [S] bool of a prompt are visual tokens."""

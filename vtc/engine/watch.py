@@ -130,15 +130,20 @@ class Watch:
                 chosen = self.seen.get((RATERS, ordinal))
                 self.seen[signal, ordinal] = ranks.mean(received(query, key, scale, rows, queries, ordinal, chosen))
 
-    def look_ahead(self, needs: tuple[Signal, ...], layer: int, hidden: Tensor, rotary, held=None) -> None:
+    def look_ahead(
+        self, needs: tuple[Signal, ...], layer: int, hidden: Tensor, rotary, rows: Rows, held=None
+    ) -> list[int] | None:  # fmt: skip
         """Computes what these signals need from a layer before it runs on hidden [B, S, D]. held(): the keys that it
-        holds from earlier turns, None in a first one."""
-        self.probed = self.final = None
+        holds from earlier turns, None in a first one. Returns how many queries each prompt needed, None where the layer
+        was not looked at."""
+        self.probed = self.final = queries = None
         self.hidden = hidden
         if any(map(is_ahead, needs)):
-            self.probing = True
+            self.probing, firsts = True, rows.first_queries(needs)
+            queries = [end - first for end, first in zip(rows.ends, firsts, strict=True)]
+            first = min(rows.width - 1, *firsts)
             try:
-                self.site.run_up_to_attention(layer, hidden, rotary)
+                self.site.run_up_to_attention(layer, hidden, rotary, first)
             finally:
                 self.probing = False
             self.own_keys = self.probed[1]
@@ -147,6 +152,7 @@ class Watch:
                 self.probed = query, torch.cat([held().to(key), key], 2), scale
         if any(isinstance(s, (FinalHidden, TextPivots)) for s in needs):
             self.final = self.site.final_norm(hidden)
+        return queries
 
     def look(self, signal: Signal, b: int, ordinal: int, columns: Tensor, rows: Rows) -> Tensor:
         """One signal of one image: its columns [n] of prompt b; shapes as in `vtc.core.signals`, without [B]."""
