@@ -181,7 +181,8 @@ def test_report_is_true(strategy, case):
     assert output.logits.shape[1] == longest[-1]
     full = inputs["attention_mask"].sum(1).tolist()
     both_rows = [[n] * DEPTH for n in full], rows
-    assert report.prefill_flops == tuple(sum(prompt_flops(config, row) for row in each) for each in both_rows)
+    before, after = (sum(prompt_flops(config, row) for row in each) for each in both_rows)
+    assert report.prefill_flops == (before, after + report.ahead_flops())  # see test_looking_ahead.py
     cache = output.past_key_values
     assert report.kv_bytes == tuple(cached_bytes(model_of(case), cache, each) for each in both_rows)
     visual = [sum(seen_by_layer(image)[layer] for image in report.images) for layer in range(DEPTH)]
