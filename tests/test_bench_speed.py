@@ -11,14 +11,25 @@ import torch
 from tests.helpers import model_of
 from tests.test_cli import run
 from vtc.bench.results import Results, check_comparable, read
-from vtc.bench.rounds import SpeedCase, ratios
-from vtc.bench.speed_rows import SPEED, break_even, break_evens
+from vtc.bench.rounds import SpeedCase, noisy, ratios
+from vtc.bench.speed_rows import SPEED, break_even, break_evens, verdict
 from vtc.bench.speed_table import lines
 from vtc.cli import main
 from vtc.core.errors import ConfigError
 
 SMALL = ("--prompt-lengths", "9", "--new-tokens", "3", "--rounds", "2", "--warmup", "0", "--device", "cpu")
-TIMES = ("vision", "observing", "selection", "prefill", "ttft", "decode", "total")
+TIMES = (
+    "vision",
+    "observing",
+    "selection",
+    "prefill",
+    "ttft",
+    "decode",
+    "total",
+    "ttft_cpu",
+    "decode_cpu",
+    "total_cpu",
+)
 
 
 @pytest.fixture(scope="module")
@@ -216,6 +227,65 @@ def test_noise_is_said(most, noisy):
     row |= {"systems": {"baseline": {"ttft": {"min": 1.0, "median": 1.1, "max": most}}}}
     row |= {"ratios": {"ttft/baseline": {"median": 0.5}}}
     assert [line.startswith("noisy: with 64 visual tokens") for line in lines([row])] == [True] * noisy
+
+
+def row_of(clock: float, cpu: float | None, **more) -> dict:
+    """A row with one ratio, by the clock and of CPU time."""
+    system = {"ttft": {"min": 1.0, "median": 1.1, "max": 1.2}}
+    both = {"ttft/baseline": clock, **({} if cpu is None else {"ttft_cpu/baseline": cpu})}
+    row = {"strategy": "a", "keep": "1", "batch": 1, "prompt": 9, "tokens": {"visual": 64}, "scoring": None}
+    row |= {"oracle": {"difference": 0.0}, "systems": {"baseline": system}}
+    return {**row, "ratios": {key: {"median": value} for key, value in both.items()}, **more}
+
+
+@pytest.mark.parametrize(
+    "clock, cpu, value", [(1.235, 0.565, (0.565, True)), (0.57, 0.565, (0.57, False)), (1.2, None, (1.2, False))]
+)
+def test_cpu_time_decides_where_the_clock_disagrees(clock, cpu, value):
+    """And both are said."""
+    row = row_of(clock, cpu)
+    assert verdict(row, "ttft/baseline") == value
+    said = [line for line in lines([row]) if "of CPU time" in line]
+    assert len(said) == value[1]
+    assert verdict(row, "ttft/oracle") == (None, False)
+
+
+@pytest.mark.parametrize(
+    "times, noise", [([1, 1.1, 1.1, 1.1, 9], False), ([1, 1, 1.3, 1.3, 1.3], True), ([1, 2, 3, 4], False)]
+)
+def test_noise_is_that_of_the_middle_half(times, noise):
+    """One slow round is none; of too few nothing is said; a GPU has the clock alone."""
+    assert noisy({"ttft": [1.0] * 5, "ttft_cpu": times}) == noise
+    assert noisy({"ttft": times}) == noise
+
+
+def test_a_noisy_row_goes_on(monkeypatch):
+    """Up to twice the rounds, and no further once it is calm."""
+    from vtc.bench.rounds import measure
+    from vtc.bench.subject import Subject, _prepare
+
+    model = copy.deepcopy(model_of("llava")).float()
+    _prepare(model)
+    for calm, expected in ((None, 6), (4, 4)):
+        seen = []
+
+        def is_noisy(baseline, calm=calm):
+            return len(baseline["ttft"]) != calm
+
+        monkeypatch.setattr("vtc.bench.rounds.noisy", is_noisy)
+        row = measure(
+            Subject(model, None), SpeedCase("hiprune", "0.25", 1, 9, 64), 2, 3, 0, "auto", {}, 0,
+            advance=lambda seen=seen: seen.append(1),
+        )  # fmt: skip
+        assert (len(row["rounds"]["oracle"]["ttft"]), len(seen), row["noisy"]) == (expected, 3, calm is None)
+
+
+def test_a_row_that_stays_noisy_has_an_exit_code(capsys, monkeypatch, tmp_path, folder):
+    """Of its own; the results are there."""
+    monkeypatch.setattr("vtc.bench.rounds.noisy", lambda baseline: True)
+    code, out, _ = run(capsys, "bench", "--model", folder, "--visual-tokens", "64", *SMALL, "--output", tmp_path)
+    assert (code, "still noisy after twice the rounds" in " ".join(out.split())) == (3, True)
+    assert (tmp_path / "results.json").exists()
 
 
 def test_ratios_are_paired():

@@ -6,6 +6,7 @@ one token in which the clock waits for the device; these go first, and warm up t
 """
 
 import gc
+import statistics
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
@@ -27,8 +28,9 @@ from vtc.kernels.backend import use
 from vtc.patching import find_family, patched, report
 
 OWN = "own"  # as a keep: the strategy's own budget
-TIMES = ("vision", "observing", "selection", "prefill", "ttft", "decode", "total")
 RATIOS = (("ttft", "baseline"), ("ttft", "oracle"), ("decode", "baseline"), ("decode", "oracle"), ("total", "baseline"))
+NOISY = 1.15  # of the middle half of the rounds, the largest over the smallest
+FEW = 5  # rounds of which nothing is said about noise
 SAME = {torch.float32: 1e-4, torch.bfloat16: 2e-2, torch.float16: 5e-3}  # logits of strategy and oracle, rounding apart
 
 
@@ -55,7 +57,7 @@ def measure(
     seed: int, compile_steps: bool = False, advance: Callable[[], None] = lambda: None,
 ) -> dict:  # fmt: skip
     """A row as plain data: seconds, bytes, ratios. compile_steps: decode with a static cache, in compiled steps;
-    `advance` is called after each round.
+    `advance` is called after each round. A noisy row goes on for up to as many rounds again.
 
     Raises ConfigError where the visual tokens or the strategy are not possible for this model.
     """
@@ -70,20 +72,23 @@ def measure(
             systems = stack.enter_context(compiled(systems))
         oracle = _check(systems[2], recording) if isinstance(fed, System) else fed
         systems = [s for s in systems if s.name != "oracle" or "missing" not in oracle]
-        seconds = {system.name: {part: [] for part in TIMES} for system in systems}
-        for number in range(warmup + rounds):
+        seconds: dict[str, dict[str, list[float]]] = {system.name: {} for system in systems}
+        for number in range(warmup + 2 * rounds):
+            if number >= warmup + rounds and not noisy(seconds["baseline"]):
+                break
             turn, before = number % len(systems), graphs() if compile_steps else 0
             for system in systems[turn:] + systems[:turn]:
                 figures = _round(system, new_tokens)
                 if number >= warmup:
                     for part, value in figures.items():
-                        seconds[system.name][part].append(value)
+                        seconds[system.name].setdefault(part, []).append(value)
             if compile_steps and number >= warmup and graphs() > before:
                 raise ConfigError(
                     f"steps of {case.strategy} were compiled anew in round {number - warmup + 1}, which would be "
                     "timed; possible: --warmup 2 or more"
                 )
-            advance()
+            if number < warmup + rounds:
+                advance()
         spaces = {system.name: _memory(system, new_tokens) for system in systems}
     outcome = recording.report
     counts = {
@@ -101,7 +106,8 @@ def measure(
             for name, parts in seconds.items()
         },
         "ratios": ratios(seconds, spaces), "scoring": _scoring(family, case, overrides, seconds["strategy"]),
-        "rounds": seconds, **({"compiled": compile_steps} if compile_steps else {}),
+        "rounds": seconds, "noisy": noisy(seconds["baseline"]),
+        **({"compiled": compile_steps} if compile_steps else {}),
     }  # fmt: skip
 
 
@@ -136,8 +142,9 @@ def resolved(case: SpeedCase, family, overrides: dict) -> dict:
 def ratios(seconds: dict, spaces: dict) -> dict:
     """Ratios of the strategy to the other systems, part by part; those of times are taken within each round."""
     result = {}
-    for part, other in RATIOS:
-        if other in seconds:
+    measured = [*RATIOS, *((f"{part}_cpu", other) for part, other in RATIOS)]
+    for part, other in measured:
+        if part in seconds.get(other, ()):
             pairs = zip(seconds["strategy"][part], seconds[other][part], strict=True)
             result[f"{part}/{other}"] = spread([a / b for a, b in pairs])
     for key in ("peak_bytes", "kv_bytes"):
@@ -227,12 +234,27 @@ def _round(system: System, new_tokens: int) -> dict[str, float]:
     with system.context(), _no_collection():
         with Stopwatch(system.family) as watch:
             _, round_report, parts = watch.measure(lambda: system.uncompiled(1), system.report)
-        ends = system.ends(new_tokens)
+        clock, cpu = system.ends(new_tokens)
     return {
         "vision": parts["vision"], "observing": 0.0 if round_report is None else round_report.observe_seconds,
-        "selection": parts["selection"], "prefill": parts["prefill"],
-        "ttft": ends[0], "decode": (ends[-1] - ends[0]) / (len(ends) - 1), "total": ends[-1],
+        "selection": parts["selection"], "prefill": parts["prefill"], **_of_ends(clock, ""),
+        **({} if cpu is None else _of_ends(cpu, "_cpu")),
     }  # fmt: skip
+
+
+def _of_ends(ends: list[float], suffix: str) -> dict[str, float]:
+    parts = {"ttft": ends[0], "decode": (ends[-1] - ends[0]) / (len(ends) - 1), "total": ends[-1]}
+    return {part + suffix: value for part, value in parts.items()}
+
+
+def noisy(baseline: dict[str, list[float]]) -> bool:
+    """Whether the middle half of the baseline's times to the first token lies more than NOISY apart: of its CPU time,
+    which other work disturbs less, or by the clock on a GPU."""
+    times = sorted(baseline.get("ttft_cpu", baseline["ttft"]))
+    if len(times) < FEW:
+        return False
+    low, _, high = statistics.quantiles(times, n=4, method="inclusive")
+    return high > NOISY * low
 
 
 def _tensors(layer: object) -> list[torch.Tensor]:

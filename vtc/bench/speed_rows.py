@@ -16,6 +16,9 @@ DEFINITIONS = {
     "rate": "new tokens per second of the whole batch over `total`",
     "peak_bytes": "most bytes allocated at once on top of weights and inputs",
     "kv_bytes": "bytes of the KV cache after the last step",
+    "_cpu": "the same of the process's CPU time (all threads), on a CPU",
+    "noisy": "whether the middle half of the baseline's times to the first token (CPU time on a CPU) lies more than "
+    "15 % apart; such a row was given up to twice the rounds",
     "scoring": "observing one encoder layer (of `observed`) as a share of one layer of the encoder (of `depth`)",
     "ratios": "taken in each round, then the median; peak: one run each",
     "compiled": "whether generate() decoded with a static cache in compiled steps; peak_bytes and the times of parts "
@@ -23,6 +26,8 @@ DEFINITIONS = {
     "oracle": "the unpatched model fed the tokens that the strategy chose; difference: of the first token's logits",
 }
 RATIOS = ("ttft/oracle", "decode/baseline", "decode/oracle", "peak/baseline", "kv/baseline")
+CPU = ("ttft_cpu/baseline", "ttft_cpu/oracle", "decode_cpu/baseline", "decode_cpu/oracle")
+APART = 1.05  # clock and CPU time disagree by more: other work took the clock's time
 _system = record(
     {**dict.fromkeys(("vision", "selection", "prefill", "ttft", "decode", "rate"), SPREAD),
      **dict.fromkeys(("peak_bytes", "kv_bytes"), number(0))}
@@ -32,11 +37,22 @@ _row = record(
         "strategy": text, "keep": text, "batch": whole(1), "prompt": whole(), "asked": whole(), "resolved": anything,
         "tokens": record({"visual": whole(), "average": number(0)}),
         "systems": record({"baseline": _system, "strategy": _system}, {"oracle": _system}),
-        "ratios": record({"ttft/baseline": SPREAD}, dict.fromkeys(RATIOS, SPREAD)),
+        "ratios": record({"ttft/baseline": SPREAD}, dict.fromkeys((*RATIOS, *CPU), SPREAD)),
         "oracle": record({}, {"missing": text}),
         "scoring": or_none(record({"median": number(), "observed": whole(), "depth": whole()})),
     }
 )  # fmt: skip
+
+
+def verdict(row: dict, key: str) -> tuple[float | None, bool]:
+    """A ratio of a row, such as ttft/oracle, and whether it is that of CPU time, because the clock disagrees; None
+    where it was not measured."""
+    clock = row["ratios"].get(key)
+    cpu = row["ratios"].get(key.replace("/", "_cpu/"))
+    if clock is None or cpu is None:
+        return (None if clock is None else clock["median"]), False
+    a, b = clock["median"], cpu["median"]
+    return (b, True) if max(a, b) > APART * min(a, b) else (a, False)
 
 
 def _grid(row: dict) -> dict:

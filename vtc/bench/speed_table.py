@@ -4,11 +4,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 from vtc.bench.results import check_comparable
-from vtc.bench.speed_rows import SPEED, break_evens
+from vtc.bench.speed_rows import CPU, SPEED, break_evens, verdict
 from vtc.io.drawing import plain_text, save
 
 PARTS = ("vision", "selection", "prefill")
 SYSTEMS = ("baseline", "strategy", "oracle")
+STILL_NOISY = 3  # exit code of `vtc bench`
 NOISY = 1.3  # largest over smallest baseline from which on a row is called noisy
 COLORS = {"vision": "#4c78a8", "selection": "#e45756", "prefill": "#72b7b2", "rest": "#bab0ac"}
 
@@ -57,7 +58,8 @@ def _short(value: float) -> str:
 
 
 def _ratio(row: dict, key: str) -> str:
-    return f"{row['ratios'][key]['median']:.3f}" if key in row["ratios"] else "-"
+    value, of_cpu = verdict(row, key)
+    return "-" if value is None else f"{value:.3f}{'c' if of_cpu else ''}"
 
 
 def lines(rows: list[dict]) -> list[str]:
@@ -73,6 +75,15 @@ def lines(rows: list[dict]) -> list[str]:
         if cost is not None:
             share = f"{cost['median']:.0%} of the layer ({cost['observed']} of {cost['depth']} layers)"
             messages.append(f"{_which(row)}: scoring a layer of the encoder costs {share}")
+        for key in (key.replace("_cpu", "") for key in CPU):
+            value, of_cpu = verdict(row, key)
+            if of_cpu:
+                messages.append(
+                    f"{_which(row)}: {key} is {row['ratios'][key]['median']:.3f} by the clock and {value:.3f} of CPU "
+                    "time (c in the table): other work on this machine?"
+                )
+        if row.get("noisy"):
+            messages.append(f"{_which(row)}: still noisy after twice the rounds; exit code {STILL_NOISY}")
         ttft = row["systems"]["baseline"]["ttft"]
         if ttft["max"] > NOISY * ttft["min"]:
             messages.append(

@@ -53,8 +53,9 @@ class System:
         """The same with the same cache; steps are not compiled."""
         return self.generate(new_tokens, **({"disable_compile": True} if self.options else {}), **more)
 
-    def ends(self, new_tokens: int) -> list[float]:
-        """Seconds from the start of generate() to the end of each forward of the model: when its logits are read."""
+    def ends(self, new_tokens: int) -> tuple[list[float], list[float] | None]:
+        """Seconds from the start of generate() to the end of each forward of the model, which is when its logits are
+        read: by the clock, and of this process's CPU time (None on a GPU)."""
         marks = _Marks(self.model.device)
         marks.set()
         self.generate(new_tokens, logits_processor=[marks])
@@ -77,19 +78,19 @@ class _Marks:
             event.record()
             self.noted.append(event)
         else:
-            self.noted.append(time.perf_counter())
+            self.noted.append((time.perf_counter(), time.process_time()))
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         self.set()
         return scores
 
-    def seconds(self) -> list[float]:
-        """From the first mark to each later one."""
+    def seconds(self) -> tuple[list[float], list[float] | None]:
+        """From the first mark to each later one: by the clock, and of CPU time."""
         first, *later = self.noted
         if not self.gpu:
-            return [mark - first for mark in later]
+            return [mark[0] - first[0] for mark in later], [mark[1] - first[1] for mark in later]
         torch.cuda.synchronize(self.device)
-        return [first.elapsed_time(mark) / 1000 for mark in later]
+        return [first.elapsed_time(mark) / 1000 for mark in later], None
 
 
 @contextmanager
