@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 BLOCK = 512  # rows of a matrix product that is not kept
-LEAF = 96  # rows of a symmetric product that are multiplied in full
+LEAF = 144  # rows of a symmetric product that are multiplied in full
+STRIP = 64  # rows that are mirrored at once: copying a large transposed matrix as a whole takes twice as long
 
 
 def product(left: Tensor, right: Tensor) -> Tensor:
@@ -28,7 +29,9 @@ def half_product(x: Tensor, out: Tensor | None = None) -> Tensor:
         return out
     middle = n // 2
     torch.mm(x[:middle], x[middle:].t(), out=out[:middle, middle:])  # autocast leaves it alone
-    out[middle:, :middle] = out[:middle, middle:].t()
+    for i in range(0, middle, STRIP):
+        end = min(i + STRIP, middle)
+        out[middle:, i:end] = out[i:end, middle:].t()
     half_product(x[:middle], out[:middle, :middle])
     half_product(x[middle:], out[middle:, middle:])
     return out
