@@ -15,7 +15,7 @@ from tests.helpers import model_of
 from tests.test_cli import run
 from vtc.bench.prompts import inputs_of, pictures
 from vtc.bench.subject import _prepare
-from vtc.bench.systems import System, compiled, graphs
+from vtc.bench.systems import System, check_compiler, compiled, graphs
 from vtc.cli import main
 from vtc.core.errors import ConfigError
 from vtc.patching import find_family
@@ -28,6 +28,7 @@ def untranslated(monkeypatch):
     """Graphs are made, and run as they are; pytest would keep every line of the compiler's trace."""
     monkeypatch.setattr(logging.getLogger("torch.__trace"), "propagate", False)
     config = transformers.CompileConfig
+    monkeypatch.setattr("vtc.bench.speed.check_compiler", lambda device: None)
     monkeypatch.setattr("transformers.CompileConfig", lambda **given: config(backend="eager", **given))
 
 
@@ -106,6 +107,21 @@ def test_the_compiler_is_not_timed(capsys, tmp_path):
     """Without a warm-up the first round would compile."""
     code, _, err = run(capsys, "bench", "--preset", "tiny", "--compiled", "--warmup", "0", "--output", tmp_path)
     assert (code, "--warmup 0 would time the compiler" in err) == (2, True)
+
+
+@pytest.mark.parametrize(
+    "place, compiler, words",
+    [("/a place/torch.py", "cc", "a path with a space"), ("/torch.py", None, "compiler 'g++'")],
+)
+def test_a_compiler_that_cannot_work(capsys, tmp_path, monkeypatch, place, compiler, words):
+    """One line before anything is built; a GPU's is torch's own."""
+    monkeypatch.setattr("torch.__file__", place)
+    monkeypatch.setattr("shutil.which", lambda name: compiler)
+    monkeypatch.delenv("CXX", raising=False)
+    options = ("--preset", "tiny", "--compiled", "--device", "cpu", "--output", tmp_path)
+    code, _, err = run(capsys, "bench", *options)
+    assert (code, err.count("\n"), words in err) == (2, 1, True)
+    check_compiler(torch.device("cuda"))
 
 
 def test_a_step_that_is_compiled_in_a_round_is_refused(untranslated, model, monkeypatch):

@@ -32,7 +32,7 @@ class SetSelector:
     steps of the released code (None: none was released)."""
 
     method: str
-    ours: Chooser
+    vtc: Chooser
     definition: Chooser
     released: Chooser | None = None
 
@@ -87,7 +87,7 @@ class SelectorRow:
     method: str
     tokens: int
     picks: int
-    ours: float
+    vtc: float
     other: float | None
     ratio: float | None
     random: float
@@ -146,24 +146,24 @@ def measure(
         _wait(where)
         return time.perf_counter() - start, result
 
-    seconds: dict[str, list[float]] = {"ours": [], "other": [], "random": []}
+    seconds: dict[str, list[float]] = {"vtc": [], "other": [], "random": []}
     fits = _fits(timed, other, inputs, picks, limit)
-    selector.ours(inputs, picks)
-    found = expected = None
+    selector.vtc(inputs, picks)
+    picked = expected = None
     for _ in range(repeats):
-        elapsed, found = timed(lambda: selector.ours(inputs, picks))
-        seconds["ours"].append(elapsed)
+        elapsed, picked = timed(lambda: selector.vtc(inputs, picks))
+        seconds["vtc"].append(elapsed)
         if fits:
             elapsed, expected = timed(lambda: other(inputs, picks))
             seconds["other"].append(elapsed)
         seconds["random"].append(timed(lambda: torch.randperm(tokens, device=where)[:picks].sort().values)[0])
     median = {part: statistics.median(values) if values else None for part, values in seconds.items()}
-    ratios = [b / a for a, b in zip(seconds["ours"], seconds["other"])]
+    ratios = [b / a for a, b in zip(seconds["vtc"], seconds["other"])]
     return SelectorRow(
-        name, selector.method, tokens, picks, median["ours"], median["other"],
+        name, selector.method, tokens, picks, median["vtc"], median["other"],
         statistics.median(ratios) if fits else None, median["random"],
-        peak_bytes(lambda: selector.ours(inputs, picks), where),
-        bool(torch.equal(found.cpu(), expected.cpu())) if fits else None,
+        peak_bytes(lambda: selector.vtc(inputs, picks), where),
+        bool(torch.equal(picked.cpu(), expected.cpu())) if fits else None,
     )  # fmt: skip
 
 

@@ -13,18 +13,18 @@ from vtc.core.errors import ConfigError
 from vtc.io.shapes import number, one_of, or_none, record, text, whole
 
 DEFINITIONS = {
-    "ours": "seconds of vtc from features to picks, median over the repeats",
+    "vtc": "seconds of vtc from features to picks, median over the repeats",
     "other": "seconds of what it is compared with (setting `against`): the steps of the released code, or the "
     "definition as a plain loop; null where that would take longer than the limit",
-    "ratio": "other over ours, median of the repeats' ratios",
+    "ratio": "other over vtc, median of the repeats' ratios",
     "random": "seconds of a random draw of as many tokens",
-    "memory": "peak bytes of ours beyond its inputs",
+    "memory": "peak bytes of vtc beyond its inputs",
     "equal": "the picks are the other's, in the same order",
 }
 _row = record(
     {
         "selector": text, "method": text, "tokens": whole(1), "picks": whole(1),
-        **dict.fromkeys(("ours", "random"), number(0)), "memory": whole(),
+        **dict.fromkeys(("vtc", "random"), number(0)), "memory": whole(),
         **dict.fromkeys(("other", "ratio"), or_none(number(0))), "equal": or_none(one_of(True, False)),
     }
 )  # fmt: skip

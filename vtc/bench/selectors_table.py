@@ -7,7 +7,7 @@ from vtc.bench.results import check_comparable
 from vtc.bench.selectors_run import SELECTION
 from vtc.io.drawing import plain_text, save
 
-HEADS = ("selector", "N", "k", "ours ms", "other ms", "ratio", "picks", "random", "peak MB")
+HEADS = ("selector", "N", "k", "vtc ms", "other ms", "ratio", "picks", "random", "peak MB")
 
 
 def plot(rows: list[dict], folder: Path) -> Path:
@@ -46,9 +46,9 @@ def _filled(heads: tuple[str, ...], lines: Iterable[list[str]]):
 
 def _line(row: dict) -> list[str]:
     return [
-        row["selector"], str(row["tokens"]), str(row["picks"]), f"{1000 * row['ours']:.3g}",
+        row["selector"], str(row["tokens"]), str(row["picks"]), f"{1000 * row['vtc']:.3g}",
         *(["too long", ""] if row["other"] is None else [f"{1000 * row['other']:.3g}", f"{row['ratio']:.2f} x"]),
-        {None: "", True: "equal", False: "DIFFER"}[row["equal"]], f"1/{row['ours'] / row['random']:.0f}",
+        {None: "", True: "equal", False: "DIFFER"}[row["equal"]], f"1/{row['vtc'] / row['random']:.0f}",
         f"{row['memory'] / 1e6:.0f}",
     ]  # fmt: skip
 
@@ -66,7 +66,7 @@ def _plot(rows: list[dict], file: Path) -> None:
             series = sorted(
                 (row for row in rows if (row["selector"], row["picks"]) == (name, picks)), key=lambda row: row["tokens"]
             )
-            (line,) = axis.loglog(*_points(series, "ours"), "o-", label=f"k = {picks}")
+            (line,) = axis.loglog(*_points(series, "vtc"), "o-", label=f"k = {picks}")
             axis.loglog(*_points(series, "other"), "x--", color=line.get_color(), alpha=0.6)
         axis.set_title(f"{name} ({method})")
         axis.set_xlabel("visual tokens N")

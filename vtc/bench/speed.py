@@ -13,6 +13,7 @@ from vtc.bench.results import Results, environment
 from vtc.bench.rounds import OWN, SpeedCase, measure, prepare, resolved
 from vtc.bench.speed_rows import SPEED
 from vtc.bench.subject import Chosen, attention_of, choose, device_of, dtype_of
+from vtc.bench.systems import check_compiler
 from vtc.core.budget import parse_keep
 from vtc.core.errors import ConfigError
 from vtc.kernels.backend import CHOICES, INSTALLED, interpreted
@@ -75,6 +76,8 @@ def run(options: SpeedOptions, watch: Callable[[list[SpeedCase], int], object]) 
     dtype = dtype_of(options.dtype, device)
     if options.kernels == "triton" and not (INSTALLED and (device.type == "cuda" or interpreted())):
         raise ConfigError(f"--kernels 'triton' does not run on {device.type} here; possible: auto, reference")
+    if options.compiled:
+        check_compiler(device)
     attention = attention_of(options.attention, device, dtype)
     chosen = choose(options.preset, options.model, device, dtype, attention, options.seed)
     warmup = options.warmup if options.warmup is not None else 3 if device.type == "cuda" else 1

@@ -4,6 +4,8 @@ Usually they are one model object, patched or fed while its turn lasts. With com
 its own on the same weights, patched once: what was compiled for it stays valid over all rounds.
 """
 
+import os
+import shutil
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
@@ -12,7 +14,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor, nn
 
-from vtc.core.errors import ConfigError
+from vtc.core.errors import ConfigError, shown
 from vtc.core.hooks import Patchwork
 from vtc.core.twin import twin
 from vtc.patching import find_family
@@ -93,6 +95,20 @@ class _Marks:
         return [first.elapsed_time(mark) / 1000 for mark in later], None
 
 
+def check_compiler(device: torch.device) -> None:
+    """Raises ConfigError where torch.compile cannot translate what it traced."""
+    if device.type != "cpu":
+        return
+    compiler = os.environ.get("CXX", "g++")
+    if shutil.which(compiler) is None:
+        raise ConfigError(f"--compiled needs the C++ compiler {compiler!r} on a CPU; possible: install it, or set CXX")
+    if " " in torch.__file__:
+        raise ConfigError(
+            f"--compiled: torch lies in a path with a space, {shown(torch.__file__)}, which its compiler cannot read; "
+            "possible: an environment elsewhere"
+        )
+
+
 @contextmanager
 def compiled(systems: list[System]) -> Iterator[list[System]]:
     """The same systems with a static cache and compiled decode steps, each on a model object of its own.
@@ -101,9 +117,11 @@ def compiled(systems: list[System]) -> Iterator[list[System]]:
     for any size. Raises ConfigError for a model whose modules cannot be copied.
     """
     torch.compiler.reset()
-    with ExitStack() as stack:
-        yield [_compiled(system, stack) for system in systems]
-    torch.compiler.reset()
+    try:
+        with ExitStack() as stack:
+            yield [_compiled(system, stack) for system in systems]
+    finally:
+        torch.compiler.reset()
 
 
 def _compiled(system: System, stack: ExitStack) -> System:

@@ -3,8 +3,8 @@
 A token's gain begins at K_jj = q_j^2 and only falls. So tokens enter in the order of K_jj, a batch at a time, and only
 when the best gain among those that have entered is below the next K_jj: all others cannot be the pick. What has entered
 is treated as in the plain algorithm, with the same picks; cosines are computed between tokens that have entered, and
-their rows of the Cholesky factor are made up for by one triangular solve. With the qualities of pictures a tenth to a
-half of the tokens enter for a quarter of picks; with equal qualities all do at once, which is the plain algorithm.
+their rows of the Cholesky factor are made up for by one triangular solve. With evenly spread qualities 1.5 to 5 tokens
+enter for each pick (k = N / 4 to N / 20); with equal ones all do at once, which is the plain algorithm.
 """
 
 import torch
