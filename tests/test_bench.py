@@ -35,9 +35,7 @@ def test_released_dpp_is_the_same_whatever_the_qualities(quality):
     steep = {"equal": torch.ones_like(values), "steep": (-9 * values).exp(), "zeros": values * (values > 0.6)}[quality]
     inputs["quality"], k = steep, min(90, int((steep > 0).sum()))
     first_picks = SELECTORS["dpp"].vtc(inputs, k)
-    assert (
-        first_picks[0] == steep.argmax()
-    )  # the first of equal ones, not the largest by rounding
+    assert first_picks[0] == steep.argmax()  # the first of equal ones, not the largest by rounding
     shifted = {**inputs, "quality": steep.index_fill(0, first_picks[:1], float(steep.max()) * 1.001)}
     found, expected = (getattr(SELECTORS["dpp"], form)(shifted, k) for form in ("vtc", "released"))
     assert torch.equal(found, expected)
