@@ -1,10 +1,12 @@
 """Compiles Triton kernels for a GPU that need not be there: launches are caught, compiled to machine code, not run.
 
 The interpreter accepts much that the compiler refuses. Only for a process of its own without TRITON_INTERPRET, because
-a kernel decides when it is defined whether it is interpreted. `python -m tests.helpers_compile` prints what each kernel
-that the files `tests/compiled_*.py` call takes of a GPU. Each of these has a list CALLS of functions without arguments
-that call `vtc/kernels/<op>/triton.py` directly, in every form that differs to the compiler, with CPU tensors that hold
-anything.
+a kernel decides when it is defined whether it is interpreted. A launch tells the compiler that pointers and sizes are
+divisible by 16 where they are, and code for these may need more shared memory and registers; so kernels are compiled
+with that said of all of them (`aligned`), and for one GPU without. `python -m tests.helpers_compile` prints what each
+kernel that the files `tests/compiled_*.py` call takes of a GPU. Each of these has a list CALLS of functions without
+arguments that call `vtc/kernels/<op>/triton.py` directly, in every form that differs to the compiler, with CPU tensors
+that hold anything.
 """
 
 from collections.abc import Iterator
@@ -21,11 +23,13 @@ NAMES = {
 
 @dataclass(frozen=True)
 class Compiled:
-    """One kernel as compiled. capability: 80, 90, ...; shared: bytes; options: of the launch that differ between
-    configurations; spills: bytes of local memory as the assembler reports them, -1 if it does not."""
+    """One kernel as compiled. capability: 80, 90, ...; aligned: see the top of the file; shared: bytes; options: of the
+    launch that differ between configurations; spills: bytes of local memory as the assembler reports them, -1 if it
+    does not."""
 
     name: str
     capability: int
+    aligned: bool
     signature: tuple
     options: tuple
     shared: int
@@ -42,9 +46,15 @@ def _type_of(value: object) -> str:
     return "fp32"
 
 
+TARGETS = ((80, False), (86, True), (90, True))
+SHARED = {80: 163 * 1024, 86: 99 * 1024, 89: 99 * 1024, 90: 227 * 1024}
+"""Bytes of shared memory that a kernel may have at most (CUDA programming guide, technical specifications)."""
+
+
 @contextmanager
-def compiling(capabilities: tuple[int, ...] = (80, 90)) -> Iterator[list[Compiled]]:
-    """Within this context launches are compiled for each capability and not run; gives what was compiled."""
+def compiling(targets: tuple[tuple[int, bool], ...] = TARGETS) -> Iterator[list[Compiled]]:
+    """Within this context launches are compiled for each capability, aligned or not, and not run; gives what was
+    compiled."""
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
     from triton.compiler import compile as compile_kernel
@@ -61,17 +71,21 @@ def compiling(capabilities: tuple[int, ...] = (80, 90)) -> Iterator[list[Compile
         signature = {n: "constexpr" if n in fixed else _type_of(given[n]) for n in self.arg_names}
         shapes = tuple(grid(given)) if callable(grid) else tuple(grid)
         assert 1 <= len(shapes) <= 3, f"{self.__name__}: grid {shapes}"
-        for capability in capabilities:
-            key = self.__name__, capability, tuple(signature.items()), tuple(map(repr, fixed.items())), repr(options)
+        for capability, aligned in targets:
+            given_types, constants = tuple(signature.items()), tuple(map(repr, fixed.items()))
+            key = self.__name__, capability, aligned, given_types, constants, repr(options)
             if key in found:
                 continue
-            source = ASTSource(self, signature=signature, constexprs=fixed)
+            numbers = [i for i, n in enumerate(self.arg_names) if signature[n] not in ("constexpr", "fp32", "i1")]
+            attrs = {(i,): [["tt.divisibility", 16]] for i in numbers if aligned}
+            source = ASTSource(self, signature=signature, constexprs=fixed, attrs=attrs)
             done = compile_kernel(source, target=GPUTarget("cuda", capability, 32), options=options)
             spills = _spills(done.asm["ptx"], capability)
             found[key] = Compiled(
                 self.__name__,
                 capability,
-                key[2],
+                aligned,
+                given_types,
                 tuple(options.items()),
                 done.metadata.shared,
                 spills,
@@ -130,7 +144,9 @@ def main() -> None:
             for call in importlib.import_module(f"tests.{file.stem}").CALLS:
                 call()
     for c in sorted(found, key=lambda c: (c.name, c.capability)):
-        print(f"{c.name:32} sm_{c.capability}  {str(dict(c.options)):40} shared {c.shared:>7}  spills {c.spills}")
+        form = "aligned" if c.aligned else "any"
+        options = str(dict(c.options))
+        print(f"{c.name:32} sm_{c.capability}  {form:7} {options:40} shared {c.shared:>7}  spills {c.spills}")
 
 
 if __name__ == "__main__":
